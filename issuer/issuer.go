@@ -1,0 +1,168 @@
+// Package issuer makes X.509 credentials for pods: it generates the key and
+// the CSR, has a Signer sign it, and checks the answer as if the authority
+// were hostile.
+//
+// It knows neither CSI nor Kubernetes objects: a pod is a few plain fields.
+package issuer
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"time"
+)
+
+var (
+	// ErrDenied says that the policy or the authority refused the request.
+	// Asking again with the same request gives the same answer.
+	ErrDenied = errors.New("denied")
+	// ErrUnavailable says that the authority could not be asked, or could not
+	// answer. Asking again later may succeed.
+	ErrUnavailable = errors.New("authority unavailable")
+)
+
+// Pod is the identity of a pod as the kubelet or the API server states it,
+// never as the pod's own spec does.
+type Pod struct {
+	Namespace      string `json:"namespace"`
+	Name           string `json:"name"`
+	UID            string `json:"uid"`
+	ServiceAccount string `json:"serviceAccount"`
+	Node           string `json:"node"`
+}
+
+// Request is what a pod wants in its certificate. All names are normalized:
+// DNS names are lower-case A-labels without a trailing dot.
+type Request struct {
+	CommonName     string
+	DNSNames       []string
+	IPAddresses    []netip.Addr
+	URIs           []*url.URL
+	EmailAddresses []string
+	// Duration is the wanted lifetime, counted from the moment of signing.
+	Duration time.Duration
+	KeyType  KeyType
+}
+
+// SigningRequest is what a Signer turns into a certificate. The names of CSR
+// are those of Request.
+type SigningRequest struct {
+	Pod     Pod
+	Request Request
+	CSR     *x509.CertificateRequest
+}
+
+// Signer is an authority that signs CSRs. Errors wrap ErrDenied or
+// ErrUnavailable where one of the two applies. It is safe for concurrent use.
+type Signer interface {
+	// Sign returns the leaf, followed by its intermediates.
+	Sign(context.Context, SigningRequest) ([]*x509.Certificate, error)
+	// Roots returns the authority's root certificates, all of them, obtained
+	// over a verified connection.
+	Roots(context.Context) ([]*x509.Certificate, error)
+}
+
+// Policy decides whether a pod may have what it requests. An error that wraps
+// ErrDenied says why not.
+type Policy func(context.Context, Pod, Request) error
+
+// Credential is a private key with the certificate for it.
+type Credential struct {
+	Key PrivateKey
+	// Chain is the leaf and its intermediates, without the root.
+	Chain []*x509.Certificate
+	// Roots are all roots of the authority, not only the one Chain ends in.
+	Roots []*x509.Certificate
+}
+
+// Leaf is the pod's own certificate.
+func (c *Credential) Leaf() *x509.Certificate { return c.Chain[0] }
+
+// PrivateKey is a private key that does not print.
+type PrivateKey struct{ crypto.Signer }
+
+// Format keeps the key out of logs and error messages, whatever the verb.
+func (PrivateKey) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte("[private key]")) }
+
+// MarshalJSON keeps the key out of structured logs.
+func (PrivateKey) MarshalJSON() ([]byte, error) { return []byte(`"[private key]"`), nil }
+
+// Config is what an Issuer needs.
+type Config struct {
+	Signer Signer
+	Policy Policy
+}
+
+// Issuer makes credentials.
+type Issuer struct {
+	signer Signer
+	policy Policy
+}
+
+// New refuses a configuration without a signer or a policy: an issuer that
+// lets everyone have every name must say so in its policy.
+func New(c Config) (*Issuer, error) {
+	if c.Signer == nil || c.Policy == nil {
+		return nil, errors.New("an issuer needs a signer and a policy")
+	}
+	return &Issuer{signer: c.Signer, policy: c.Policy}, nil
+}
+
+// Issue makes a credential for the pod. It uses key where that is not the zero
+// value, and a new one of the requested type otherwise. Errors wrap ErrDenied
+// or ErrUnavailable where one of the two applies.
+func (i *Issuer) Issue(ctx context.Context, pod Pod, req Request, key PrivateKey) (*Credential, error) {
+	if err := i.policy(ctx, pod, req); err != nil {
+		return nil, err
+	}
+	if key.Signer == nil {
+		var err error
+		if key, err = req.KeyType.Generate(); err != nil {
+			return nil, err
+		}
+	}
+	csr, err := NewCSR(req, key)
+	if err != nil {
+		return nil, err
+	}
+	// The clock is read before the call: how long the answer takes is no
+	// excuse for a certificate that lives longer.
+	asked := time.Now()
+	answer, err := i.signer.Sign(ctx, SigningRequest{Pod: pod, Request: req, CSR: csr})
+	if err != nil {
+		return nil, err
+	}
+	roots, err := i.signer.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := check(answer, roots, req, key.Public(), asked)
+	if err != nil {
+		return nil, fmt.Errorf("the authority's answer is not what was asked for: %w", err)
+	}
+	return &Credential{Key: key, Chain: chain, Roots: roots}, nil
+}
+
+// NewCSR returns a CSR for exactly the names of req, signed by key.
+func NewCSR(req Request, key crypto.Signer) (*x509.CertificateRequest, error) {
+	template := &x509.CertificateRequest{
+		DNSNames:       req.DNSNames,
+		URIs:           req.URIs,
+		EmailAddresses: req.EmailAddresses,
+	}
+	template.Subject.CommonName = req.CommonName
+	for _, ip := range req.IPAddresses {
+		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	if err != nil {
+		return nil, fmt.Errorf("make the CSR: %w", err)
+	}
+	return x509.ParseCertificateRequest(der)
+}

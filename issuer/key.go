@@ -1,0 +1,78 @@
+package issuer
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"fmt"
+)
+
+// KeyType is an algorithm with its size, as users write it.
+type KeyType string
+
+// The key types, from the cheapest to make to the most expensive.
+const (
+	ECDSAP256 KeyType = "ecdsa-p256"
+	Ed25519   KeyType = "ed25519"
+	ECDSAP384 KeyType = "ecdsa-p384"
+	ECDSAP521 KeyType = "ecdsa-p521"
+	RSA2048   KeyType = "rsa-2048"
+	RSA3072   KeyType = "rsa-3072"
+	RSA4096   KeyType = "rsa-4096"
+)
+
+// KeyTypes lists all key types.
+func KeyTypes() []KeyType {
+	return []KeyType{ECDSAP256, ECDSAP384, ECDSAP521, Ed25519, RSA2048, RSA3072, RSA4096}
+}
+
+// Generate makes a new key.
+func (t KeyType) Generate() (PrivateKey, error) {
+	var key crypto.Signer
+	var err error
+	switch t {
+	case ECDSAP256:
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case ECDSAP384:
+		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case ECDSAP521:
+		key, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	case Ed25519:
+		_, key, err = ed25519.GenerateKey(rand.Reader)
+	case RSA2048:
+		key, err = rsa.GenerateKey(rand.Reader, 2048)
+	case RSA3072:
+		key, err = rsa.GenerateKey(rand.Reader, 3072)
+	case RSA4096:
+		key, err = rsa.GenerateKey(rand.Reader, 4096)
+	default:
+		return PrivateKey{}, fmt.Errorf("unknown key type %q", string(t))
+	}
+	if err != nil {
+		return PrivateKey{}, fmt.Errorf("generate an %s key: %w", t, err)
+	}
+	return PrivateKey{key}, nil
+}
+
+// Matches tells whether key is of this type.
+func (t KeyType) Matches(key crypto.Signer) bool {
+	switch k := key.(type) {
+	case *ecdsa.PrivateKey:
+		switch k.Curve {
+		case elliptic.P256():
+			return t == ECDSAP256
+		case elliptic.P384():
+			return t == ECDSAP384
+		case elliptic.P521():
+			return t == ECDSAP521
+		}
+	case ed25519.PrivateKey:
+		return t == Ed25519
+	case *rsa.PrivateKey:
+		return t == KeyType(fmt.Sprintf("rsa-%d", k.N.BitLen()))
+	}
+	return false
+}
