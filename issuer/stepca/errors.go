@@ -1,0 +1,84 @@
+package stepca
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+
+	"github.com/smallstep/certificates/errs"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+var (
+	errRubbish       = errors.New("the answer is not step-ca's")
+	errNoSuchRoot    = errors.New("the CA has no root with the fingerprint")
+	errWrongPassword = errors.New("the password does not open the key of provisioner")
+	errNoProvisioner = errors.New("the CA has no JWK provisioner")
+)
+
+// explain says which CA did not do what, and whether it refused or could not.
+// A refusal is a refusal only if step-ca itself says so.
+func (s *Signer) explain(what string, err error) error {
+	if errors.Is(err, issuer.ErrDenied) || errors.Is(err, issuer.ErrUnavailable) {
+		return err
+	}
+	kind := issuer.ErrUnavailable
+	var answer *errs.Error
+	if errors.As(err, &answer) && isRefusal(answer.Status) {
+		kind = issuer.ErrDenied
+	}
+	return fmt.Errorf("%s: %s: %w: %w%s", s.url, what, kind, plain(err), hint(err))
+}
+
+func isRefusal(status int) bool {
+	return status == http.StatusBadRequest || status == http.StatusUnauthorized || status == http.StatusForbidden
+}
+
+// plain takes the client's wrapping off a message of the CA, which has one for
+// the user.
+func plain(err error) error {
+	var answer *errs.Error
+	if errors.As(err, &answer) && (answer.Msg != "" || answer.Err != nil) {
+		return errors.New(answer.Message())
+	}
+	return err
+}
+
+func hint(err error) string {
+	var unknown x509.UnknownAuthorityError
+	var answer *errs.Error
+	switch {
+	case errors.As(err, &unknown):
+		return " (is the fingerprint or caBundleFile that of this CA?)"
+	case errors.As(err, &answer) && answer.Status == http.StatusUnauthorized:
+		return " (the CA's log says why; often its clock differs, or the host of the URL is none of its dnsNames)"
+	}
+	return ""
+}
+
+func isUnauthorized(err error) bool {
+	var answer *errs.Error
+	return errors.As(err, &answer) && answer.Status == http.StatusUnauthorized
+}
+
+// isBroken says that the connection ended before the answer: not that the CA
+// was too slow, cannot be found, is not trusted, or answered.
+func isBroken(err error) bool {
+	var answer *errs.Error
+	var dial *net.OpError
+	var untrusted *tls.CertificateVerificationError
+	switch {
+	case err == nil, errors.Is(err, errRubbish), errors.As(err, &answer), errors.As(err, &untrusted):
+		return false
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return false
+	case errors.As(err, &dial) && dial.Op == "dial":
+		return false
+	}
+	return true
+}

@@ -1,0 +1,201 @@
+// Package stepca signs with a Smallstep step-ca: over its HTTP API, by one-time
+// tokens of a JWK provisioner.
+//
+// A Signer needs no call to the CA to be made. It connects at the first use,
+// keeps what it has learnt (roots, provisioner key, connection), and learns
+// anew what the CA says has changed.
+package stepca
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/smallstep/certificates/api"
+	"github.com/smallstep/certificates/ca"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+const (
+	// defaultTimeout bounds a single call to the CA. A sign takes a few
+	// milliseconds; a CA that needs longer than this is not answering.
+	defaultTimeout = 15 * time.Second
+	// rootsMaxAge is how old the roots may be that a certificate is issued with.
+	rootsMaxAge = 5 * time.Minute
+)
+
+// Config is what a Signer needs.
+type Config struct {
+	// URL of the CA, https only. Its host is one of the CA's DNS names.
+	URL string
+	// Fingerprint is the SHA-256 of a root of the CA, in hexadecimal.
+	// Either it or CABundle is needed.
+	Fingerprint string
+	// CABundle holds roots of the CA, in PEM.
+	CABundle []byte
+	// Provisioner is the name of the CA's JWK provisioner.
+	Provisioner string
+	// Password of the provisioner's key; called whenever that key is decrypted.
+	Password func() ([]byte, error)
+	// Timeout of one call to the CA; zero means 15 s.
+	Timeout time.Duration
+}
+
+// Signer is an issuer.Signer.
+type Signer struct {
+	config Config
+	url    *url.URL
+	pinned []*x509.Certificate // from CABundle; else pinned by Fingerprint
+
+	flights    singleflight.Group // connecting, fetching the key, refreshing the roots
+	connection atomic.Pointer[connection]
+	key        atomic.Pointer[provisionerKey]
+}
+
+var _ issuer.Signer = (*Signer)(nil)
+
+// New refuses a configuration that cannot work, without asking the CA.
+func New(c Config) (*Signer, error) {
+	u, err := url.Parse(c.URL)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf("url: %q is not of the form https://<DNS name of the CA>[:<port>]", c.URL)
+	}
+	s := &Signer{config: c, url: &url.URL{Scheme: u.Scheme, Host: u.Host}}
+	if s.config.Timeout == 0 {
+		s.config.Timeout = defaultTimeout
+	}
+	if c.Provisioner == "" {
+		return nil, errors.New("provisioner.name: name the CA's JWK provisioner, such as admin")
+	}
+	if c.Password == nil {
+		return nil, errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key")
+	}
+	if s.pinned, s.config.Fingerprint, err = parsePins(c); err != nil {
+		return nil, err
+	}
+	// Otherwise the client would read $STEPPATH/config/identity.json of the host.
+	ca.DisableIdentity = true
+	return s, nil
+}
+
+// Connect checks that the CA can be reached and trusted, and that the
+// provisioner's key is there and the password opens it.
+func (s *Signer) Connect(ctx context.Context) error {
+	c, err := s.connected(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = s.provisionerKey(ctx, c, nil)
+	return err
+}
+
+// Close closes the connection to the CA. A later call opens it again.
+func (s *Signer) Close() {
+	if c := s.connection.Load(); c != nil {
+		c.transport.CloseIdleConnections()
+	}
+}
+
+// Roots returns all roots of the CA. They are at most five minutes old as long
+// as the CA answers, and the last ones known when it does not.
+func (s *Signer) Roots(ctx context.Context) ([]*x509.Certificate, error) {
+	c, err := s.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if time.Since(c.fetched) > rootsMaxAge {
+		if fresh, err := s.refreshed(ctx, c); err == nil {
+			c = fresh
+		}
+	}
+	return c.roots, nil
+}
+
+// Sign has the CA sign the CSR. A token is spent by a failed sign, too, so each
+// try mints its own. There is a second try in two cases: when the provisioner's
+// key has been replaced, and when the connection broke.
+func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
+	c, err := s.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key, err := s.provisionerKey(ctx, c, nil)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := s.signOnce(ctx, c, key, req)
+	switch {
+	case isUnauthorized(err):
+		newer, keyErr := s.provisionerKey(ctx, c, key)
+		if keyErr != nil {
+			return nil, keyErr
+		}
+		if newer != key {
+			chain, err = s.signOnce(ctx, c, newer, req)
+		}
+	case isBroken(err) && ctx.Err() == nil:
+		chain, err = s.signOnce(ctx, c, key, req)
+	}
+	if err != nil {
+		return nil, s.explain("sign", err)
+	}
+	return chain, nil
+}
+
+func (s *Signer) signOnce(ctx context.Context, c *connection, key *provisionerKey, req issuer.SigningRequest) ([]*x509.Certificate, error) {
+	token, err := key.token(s.url, req)
+	if err != nil {
+		return nil, err
+	}
+	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR), OTT: token}
+	// Relative to the CA's clock, so that a wrong one here does no harm.
+	body.NotAfter.SetDuration(req.Request.Duration)
+
+	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	defer cancel()
+	answer, err := c.client.SignWithContext(ctx, body)
+	if err != nil {
+		return nil, err
+	}
+	return certificates(answer.CertChainPEM)
+}
+
+// certificates unwraps the client's type, which may hold nil.
+func certificates(wrapped []api.Certificate) ([]*x509.Certificate, error) {
+	if len(wrapped) == 0 {
+		return nil, errRubbish
+	}
+	unwrapped := make([]*x509.Certificate, len(wrapped))
+	for i, w := range wrapped {
+		if w.Certificate == nil {
+			return nil, errRubbish
+		}
+		unwrapped[i] = w.Certificate
+	}
+	return unwrapped, nil
+}
+
+// once runs f for all concurrent callers with the same key. It does not end
+// with the first caller's context, but each caller stops waiting with its own.
+func once[T any](ctx context.Context, s *Signer, key string, f func(context.Context) (T, error)) (T, error) {
+	result := s.flights.DoChan(key, func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
+		defer cancel()
+		return f(ctx)
+	})
+	select {
+	case r := <-result:
+		return r.Val.(T), r.Err
+	case <-ctx.Done():
+		var zero T
+		return zero, ctx.Err()
+	}
+}

@@ -1,0 +1,394 @@
+package stepca_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/stepca"
+	"github.com/flexstack/step-csi/test/embeddedca"
+)
+
+func startCA(t *testing.T) *embeddedca.CA {
+	t.Helper()
+	ca, err := embeddedca.Start(embeddedca.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ca.Stop)
+	return ca
+}
+
+func configFor(ca *embeddedca.CA) stepca.Config {
+	name, _ := ca.Provisioner()
+	return stepca.Config{
+		URL:         ca.URL(),
+		Fingerprint: ca.Fingerprint(),
+		Provisioner: name,
+		Password: func() ([]byte, error) {
+			_, password := ca.Provisioner()
+			return []byte(password + "\n"), nil
+		},
+		Timeout: 3 * time.Second,
+	}
+}
+
+func newSigner(t *testing.T, c stepca.Config) *stepca.Signer {
+	t.Helper()
+	s, err := stepca.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func allowAll(context.Context, issuer.Pod, issuer.Request) error { return nil }
+
+func newIssuer(t *testing.T, s issuer.Signer) *issuer.Issuer {
+	t.Helper()
+	i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func request() issuer.Request {
+	id, _ := url.Parse("spiffe://cluster.local/ns/shop/sa/web")
+	return issuer.Request{
+		CommonName: "web.shop",
+		DNSNames:   []string{"web.shop", "web.shop.svc", "*.web.shop.svc.cluster.local"},
+		URIs:       []*url.URL{id},
+		Duration:   time.Hour,
+		KeyType:    issuer.ECDSAP256,
+	}
+}
+
+// signingRequest is for tests below the issuer.
+func signingRequest(t *testing.T) issuer.SigningRequest {
+	t.Helper()
+	req := request()
+	key, err := req.KeyType.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := issuer.NewCSR(req, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return issuer.SigningRequest{Request: req, CSR: csr}
+}
+
+func TestIssueWithEveryKeyType(t *testing.T) {
+	ca := startCA(t)
+	i := newIssuer(t, newSigner(t, configFor(ca)))
+	for _, keyType := range issuer.KeyTypes() {
+		t.Run(string(keyType), func(t *testing.T) {
+			req := request()
+			req.KeyType = keyType
+			got, err := i.Issue(t.Context(), issuer.Pod{}, req, issuer.PrivateKey{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !keyType.Matches(got.Key.Signer) {
+				t.Errorf("the key is a %T", got.Key.Signer)
+			}
+			if len(got.Chain) != 2 || len(got.Roots) != 1 || !got.Roots[0].Equal(ca.Root()) {
+				t.Errorf("chain of %d, %d roots", len(got.Chain), len(got.Roots))
+			}
+			if lifetime := time.Until(got.Leaf().NotAfter); lifetime > time.Hour || lifetime < 59*time.Minute {
+				t.Errorf("it lives %s", lifetime)
+			}
+		})
+	}
+}
+
+func TestCABundleInsteadOfFingerprint(t *testing.T) {
+	ca := startCA(t)
+	c := configFor(ca)
+	c.Fingerprint, c.CABundle = "", ca.RootPEM()
+	if err := newSigner(t, c).Connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestForeignCAIsNotTrusted(t *testing.T) {
+	ca, other := startCA(t), startCA(t)
+	for name, change := range map[string]func(*stepca.Config){
+		"fingerprint": func(c *stepca.Config) { c.Fingerprint = other.Fingerprint() },
+		"bundle":      func(c *stepca.Config) { c.Fingerprint, c.CABundle = "", other.RootPEM() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := configFor(ca)
+			change(&c)
+			err := newSigner(t, c).Connect(t.Context())
+			if !errors.Is(err, issuer.ErrUnavailable) || !strings.Contains(err.Error(), "fingerprint") {
+				t.Errorf("got %v", err)
+			}
+			if n := ca.Signs(); n != 0 {
+				t.Errorf("it was asked to sign %d times", n)
+			}
+		})
+	}
+}
+
+func TestWrongConfigurationIsRefused(t *testing.T) {
+	ca := startCA(t)
+	for name, test := range map[string]struct {
+		change func(*stepca.Config)
+		want   string
+	}{
+		"http":               {func(c *stepca.Config) { c.URL = "http://ca" }, "url"},
+		"no host":            {func(c *stepca.Config) { c.URL = "https://:9000" }, "url"},
+		"path":               {func(c *stepca.Config) { c.URL = "https://ca/1.0/sign" }, "url"},
+		"user":               {func(c *stepca.Config) { c.URL = "https://a:b@ca" }, "url"},
+		"no pins":            {func(c *stepca.Config) { c.Fingerprint = "" }, "fingerprint"},
+		"both pins":          {func(c *stepca.Config) { c.CABundle = ca.RootPEM() }, "fingerprint"},
+		"short fingerprint":  {func(c *stepca.Config) { c.Fingerprint = "84a0" }, "64 digits"},
+		"rubbish bundle":     {func(c *stepca.Config) { c.Fingerprint, c.CABundle = "", []byte("x") }, "caBundleFile"},
+		"no provisioner":     {func(c *stepca.Config) { c.Provisioner = "" }, "provisioner.name"},
+		"no password source": {func(c *stepca.Config) { c.Password = nil }, "passwordFile"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := configFor(ca)
+			test.change(&c)
+			if _, err := stepca.New(c); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want something with %q", err, test.want)
+			}
+		})
+	}
+}
+
+func TestWrongProvisionerOrPassword(t *testing.T) {
+	ca := startCA(t)
+	for name, test := range map[string]struct {
+		change func(*stepca.Config)
+		want   string
+	}{
+		"provisioner": {func(c *stepca.Config) { c.Provisioner = "nobody" }, `no JWK provisioner "nobody"`},
+		"password":    {func(c *stepca.Config) { c.Password = func() ([]byte, error) { return []byte("wrong"), nil } }, "password does not open"},
+		"file":        {func(c *stepca.Config) { c.Password = func() ([]byte, error) { return nil, errors.New("no such file") } }, "no such file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := configFor(ca)
+			test.change(&c)
+			err := newSigner(t, c).Connect(t.Context())
+			if !errors.Is(err, issuer.ErrUnavailable) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want something with %q", err, test.want)
+			}
+		})
+	}
+}
+
+// One connection, one key: what was learnt is not asked for again.
+func TestWhatIsLearntIsKept(t *testing.T) {
+	ca := startCA(t)
+	var gets atomic.Int64
+	var mu sync.Mutex
+	peers := map[string]bool{}
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodGet {
+				gets.Add(1)
+			} else {
+				mu.Lock()
+				peers[r.RemoteAddr] = true
+				mu.Unlock()
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	i := newIssuer(t, newSigner(t, configFor(ca)))
+	for range 5 {
+		if _, err := i.Issue(t.Context(), issuer.Pod{}, request(), issuer.PrivateKey{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(peers) != 1 {
+		t.Errorf("signed over %d connections", len(peers))
+	}
+	if n := gets.Load(); n != 3 { // the pinned root, all roots, the provisioners
+		t.Errorf("%d requests beside the signs", n)
+	}
+}
+
+func TestReplacedProvisionerKeyIsNoticed(t *testing.T) {
+	ca := startCA(t)
+	s := newSigner(t, configFor(ca))
+	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.ReplaceProvisioner("another password"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil {
+		t.Errorf("after the key was replaced: %v", err)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	ca := startCA(t)
+	s := newSigner(t, configFor(ca))
+	tooLong := signingRequest(t)
+	tooLong.Request.Duration = 48 * time.Hour
+	// The token is bound to the CSR: another CSR does not pass with it.
+	otherNames := signingRequest(t)
+	otherNames.Request.DNSNames = []string{"db.shop"}
+	for name, test := range map[string]struct {
+		req  issuer.SigningRequest
+		want string
+	}{
+		"too long":    {tooLong, "more than the authorized maximum"},
+		"other names": {otherNames, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := s.Sign(t.Context(), test.req)
+			if !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// answering makes the CA answer signs, and nothing else, by f.
+func answering(ca *embeddedca.CA, f http.HandlerFunc) {
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost {
+				f(w, r)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+}
+
+func TestBadAnswersAreUnavailability(t *testing.T) {
+	ca := startCA(t)
+	c := configFor(ca)
+	c.Timeout = 300 * time.Millisecond
+	s := newSigner(t, c)
+	if err := s.Connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	text := func(status int, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			_, _ = w.Write([]byte(body))
+		}
+	}
+	for name, answer := range map[string]http.HandlerFunc{
+		"rubbish":      text(http.StatusCreated, "<html>"),
+		"empty":        text(http.StatusCreated, "{}"),
+		"null":         text(http.StatusCreated, `{"certChain":[null]}`),
+		"proxy's 403":  text(http.StatusForbidden, "<html>"),
+		"500":          text(http.StatusInternalServerError, `{"status":500,"message":"disk full"}`),
+		"503":          text(http.StatusServiceUnavailable, ""),
+		"hangs":        func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"closes":       func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"never-ending": func(w http.ResponseWriter, _ *http.Request) { endless(w) },
+		"redirects away": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://127.0.0.1:1/", http.StatusFound)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answering(ca, answer)
+			defer ca.Intercept(nil)
+			start := time.Now()
+			_, err := s.Sign(t.Context(), signingRequest(t))
+			if !errors.Is(err, issuer.ErrUnavailable) {
+				t.Errorf("got %v", err)
+			}
+			if d := time.Since(start); d > 2*time.Second {
+				t.Errorf("it took %s", d)
+			}
+		})
+	}
+	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil {
+		t.Errorf("after all that: %v", err)
+	}
+}
+
+func endless(w http.ResponseWriter) {
+	w.WriteHeader(http.StatusCreated)
+	for chunk := []byte(strings.Repeat(" ", 1<<16)); ; {
+		if _, err := w.Write(chunk); err != nil {
+			return
+		}
+	}
+}
+
+// A connection that breaks is no reason to fail: the second try has a token of
+// its own.
+func TestBrokenConnectionIsTriedOnceMore(t *testing.T) {
+	ca := startCA(t)
+	s := newSigner(t, configFor(ca))
+	if err := s.Connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var calls atomic.Int64
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			next.ServeHTTP(w, r) // the token is spent
+			if r.Method == http.MethodPost && calls.Add(1) == 1 {
+				panic(http.ErrAbortHandler)
+			}
+		})
+	})
+	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil || calls.Load() != 2 {
+		t.Errorf("%d calls: %v", calls.Load(), err)
+	}
+}
+
+func TestUnreachableThenBack(t *testing.T) {
+	ca := startCA(t)
+	s := newSigner(t, configFor(ca))
+	ca.Stop()
+	if _, err := s.Sign(t.Context(), signingRequest(t)); !errors.Is(err, issuer.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	if err := ca.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil {
+		t.Errorf("after it came back: %v", err)
+	}
+}
+
+func TestCallersStopWaitingWithTheirContext(t *testing.T) {
+	ca := startCA(t)
+	ca.Intercept(func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	})
+	s := newSigner(t, configFor(ca))
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.Connect(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The answer's chain is checked against roots that the CA answered over a
+// verified connection, whatever comes with the answer.
+func TestRootsComeFromTheCA(t *testing.T) {
+	ca := startCA(t)
+	roots, err := newSigner(t, configFor(ca)).Roots(t.Context())
+	if err != nil || len(roots) != 1 || !roots[0].Equal(ca.Root()) {
+		t.Errorf("%v, %v", roots, err)
+	}
+}
+
+func TestMain(m *testing.M) {
+	// step-ca's database, where it is built in, starts glog's daemon.
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+}

@@ -1,0 +1,215 @@
+// Package embeddedca runs a real step-ca (its authority and its HTTP API) inside
+// the process, on loopback, without files. The demo, the tests and the
+// benchmarks use it. It is no CA to keep: its keys are gone with the process.
+package embeddedca
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/smallstep/certificates/api"
+	"github.com/smallstep/certificates/authority"
+	"github.com/smallstep/certificates/authority/config"
+	"github.com/smallstep/certificates/authority/provisioner"
+	"go.step.sm/crypto/jose"
+	"go.step.sm/crypto/minica"
+)
+
+// Config describes the CA. The zero value is a CA as step-ca sets it up, but
+// for a minimum lifetime of one second, so that rotations can be watched.
+type Config struct {
+	// Name is the beginning of the common names of root and intermediate.
+	Name string
+	// Provisioner and Password are those of the JWK provisioner; admin and
+	// "password" if empty.
+	Provisioner, Password string
+}
+
+// CA is a running step-ca.
+type CA struct {
+	config   Config
+	pki      *minica.CA
+	provider *provisioner.JWK
+	address  string
+
+	server    *http.Server
+	authority *authority.Authority
+	done      chan struct{}
+	middle    atomic.Pointer[func(http.Handler) http.Handler]
+	signs     atomic.Int64
+}
+
+// Start makes root, intermediate and provisioner, and serves.
+func Start(c Config) (*CA, error) {
+	if c.Name == "" {
+		c.Name = "Example"
+	}
+	if c.Provisioner == "" {
+		c.Provisioner, c.Password = "admin", "password"
+	}
+	pki, err := minica.New(minica.WithName(c.Name))
+	if err != nil {
+		return nil, fmt.Errorf("make the CA's certificates: %w", err)
+	}
+	ca := &CA{config: c, pki: pki}
+	if ca.provider, err = newProvisioner(c); err != nil {
+		return nil, err
+	}
+	return ca, ca.Resume()
+}
+
+func newProvisioner(c Config) (*provisioner.JWK, error) {
+	public, encrypted, err := jose.GenerateDefaultKeyPair([]byte(c.Password))
+	if err != nil {
+		return nil, fmt.Errorf("make the provisioner's key: %w", err)
+	}
+	key, err := encrypted.CompactSerialize()
+	if err != nil {
+		return nil, err
+	}
+	minimum, err := provisioner.NewDuration("1s")
+	if err != nil {
+		return nil, err
+	}
+	return &provisioner.JWK{
+		Type: "JWK", Name: c.Provisioner, Key: public, EncryptedKey: key,
+		Claims: &provisioner.Claims{MinTLSDur: minimum},
+	}, nil
+}
+
+// Resume serves again, on the same address, after Stop.
+func (ca *CA) Resume() error {
+	auth, err := authority.NewEmbedded(
+		authority.WithConfig(&config.Config{
+			DNSNames:        []string{"localhost", "127.0.0.1"},
+			AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{ca.provider}},
+		}),
+		authority.WithX509RootCerts(ca.pki.Root),
+		authority.WithX509Signer(ca.pki.Intermediate, ca.pki.Signer),
+		authority.WithQuietInit(),
+	)
+	if err != nil {
+		return fmt.Errorf("start the authority: %w", err)
+	}
+	certificate, err := auth.GetTLSCertificate()
+	if err != nil {
+		return fmt.Errorf("make the serving certificate: %w", err)
+	}
+	address := ca.address
+	if address == "" {
+		address = "127.0.0.1:0"
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	ca.address, ca.authority, ca.done = listener.Addr().String(), auth, make(chan struct{})
+	ca.server = ca.newServer(auth, certificate)
+	go func() {
+		defer close(ca.done)
+		_ = ca.server.ServeTLS(listener, "", "")
+	}()
+	return nil
+}
+
+func (ca *CA) newServer(auth *authority.Authority, certificate *tls.Certificate) *http.Server {
+	router := chi.NewRouter()
+	api.Route(router)
+	router.Route("/1.0", func(r chi.Router) { api.Route(r) })
+	clientCAs := x509.NewCertPool()
+	clientCAs.AddCert(ca.pki.Root)
+	return &http.Server{
+		Handler: ca.intercepted(router),
+		TLSConfig: &tls.Config{
+			MinVersion:   tls.VersionTLS12,
+			Certificates: []tls.Certificate{*certificate},
+			ClientAuth:   tls.VerifyClientCertIfGiven,
+			ClientCAs:    clientCAs,
+		},
+		IdleTimeout: 15 * time.Second, // as step-ca's own server
+		BaseContext: func(net.Listener) context.Context {
+			return authority.NewContext(context.Background(), auth)
+		},
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+}
+
+func (ca *CA) intercepted(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			ca.signs.Add(1)
+		}
+		handler := next
+		if middle := ca.middle.Load(); middle != nil {
+			handler = (*middle)(next)
+		}
+		handler.ServeHTTP(w, r)
+	})
+}
+
+// Intercept puts middle before the CA's own handler; nil takes it away.
+func (ca *CA) Intercept(middle func(http.Handler) http.Handler) {
+	if middle == nil {
+		ca.middle.Store(nil)
+		return
+	}
+	ca.middle.Store(&middle)
+}
+
+// Signs counts the requests to sign so far, whatever their answer.
+func (ca *CA) Signs() int64 { return ca.signs.Load() }
+
+// Stop closes the CA and all its connections. Resume starts it again.
+func (ca *CA) Stop() {
+	_ = ca.server.Close()
+	<-ca.done
+	_ = ca.authority.Shutdown()
+}
+
+// ReplaceProvisioner gives the provisioner a new key, as removing and adding it
+// does, with the given password.
+func (ca *CA) ReplaceProvisioner(password string) error {
+	ca.config.Password = password
+	provider, err := newProvisioner(ca.config)
+	if err != nil {
+		return err
+	}
+	ca.provider = provider
+	ca.Stop()
+	return ca.Resume()
+}
+
+// URL of the CA.
+func (ca *CA) URL() string { return "https://" + ca.address }
+
+// Provisioner returns the name and the password of the JWK provisioner.
+func (ca *CA) Provisioner() (name, password string) {
+	return ca.config.Provisioner, ca.config.Password
+}
+
+// Root is the CA's root certificate.
+func (ca *CA) Root() *x509.Certificate { return ca.pki.Root }
+
+// RootPEM is the CA's root certificate in PEM.
+func (ca *CA) RootPEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.pki.Root.Raw})
+}
+
+// Fingerprint is the SHA-256 of the root in hexadecimal, as
+// `step certificate fingerprint` prints it.
+func (ca *CA) Fingerprint() string {
+	sum := sha256.Sum256(ca.pki.Root.Raw)
+	return hex.EncodeToString(sum[:])
+}
