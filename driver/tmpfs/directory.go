@@ -1,0 +1,92 @@
+package tmpfs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Directory is where targets are: below it, no symbolic link is followed, so
+// that whoever can write below it cannot lead a mount or an unmount elsewhere.
+type Directory struct {
+	file *os.File
+	path string // without symbolic links
+}
+
+// OpenDirectory opens the directory at path, which may itself be a symbolic
+// link.
+func OpenDirectory(path string) (*Directory, error) {
+	resolved, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(resolved, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Directory{file: file, path: resolved}, nil
+}
+
+// Close closes the directory.
+func (d *Directory) Close() error { return d.file.Close() }
+
+// Relative turns a path of the mount table into one relative to the directory.
+func (d *Directory) Relative(mountPoint string) (string, bool) {
+	relative, err := filepath.Rel(d.path, mountPoint)
+	return relative, err == nil && filepath.IsLocal(relative)
+}
+
+// Open opens the directory at the relative path: what is mounted there, if
+// something is. The error is fs.ErrNotExist if there is none.
+func (d *Directory) Open(relative string) (*os.File, error) {
+	fd, err := unix.Openat2(int(d.file.Fd()), relative, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	path := filepath.Join(d.path, relative)
+	switch {
+	case errors.Is(err, unix.ELOOP):
+		return nil, fmt.Errorf("%s: there is a symbolic link in the path: %w", path, err)
+	case err != nil:
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Make makes the directory at the relative path, whose parent exists, and opens
+// it. It tells whether it was made, or was there before.
+func (d *Directory) Make(relative string) (target *os.File, made bool, err error) {
+	parent, err := d.Open(filepath.Dir(relative))
+	if err != nil {
+		return nil, false, err
+	}
+	defer parent.Close()
+	err = unix.Mkdirat(int(parent.Fd()), filepath.Base(relative), 0o750)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, false, &os.PathError{Op: "mkdir", Path: filepath.Join(d.path, relative), Err: err}
+	}
+	made = err == nil
+	target, err = d.Open(relative)
+	return target, made, err
+}
+
+// Remove removes the empty directory at the relative path. It is no error if
+// there is none.
+func (d *Directory) Remove(relative string) error {
+	parent, err := d.Open(filepath.Dir(relative))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	err = unix.Unlinkat(int(parent.Fd()), filepath.Base(relative), unix.AT_REMOVEDIR)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "rmdir", Path: filepath.Join(d.path, relative), Err: err}
+	}
+	return nil
+}

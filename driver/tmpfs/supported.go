@@ -1,0 +1,46 @@
+package tmpfs
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// minimumKernel is the first Linux with mount_setattr, the youngest of the
+// calls that are needed.
+const minimumKernel = "5.12"
+
+// Supported tries everything that a volume needs but attaching it. The error
+// says what the machine lacks.
+func Supported() error {
+	tree, err := Create(Options{Source: "probe", Size: 1 << 16, Inodes: 16})
+	if err != nil {
+		return unsupported(err)
+	}
+	defer tree.Close()
+	if err := tree.SetRecord([]byte("probe")); err != nil {
+		return unsupported(err)
+	}
+	return unsupported(tree.setAttributes(&unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
+}
+
+func unsupported(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("Linux %s or later is needed, and this is %s: %w", minimumKernel, release(), err)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("not allowed to mount: run as root with CAP_SYS_ADMIN, in a pod with securityContext.privileged: true: %w", err)
+	}
+	return fmt.Errorf("cannot make a tmpfs: %w", err)
+}
+
+func release() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "older"
+	}
+	return unix.ByteSliceToString(name.Release[:])
+}

@@ -1,0 +1,187 @@
+// Package tmpfs is the kernel side of a volume: a tmpfs that is created
+// detached, filled, made read-only, and only then attached, whole, at its
+// target; that is rewritten through a detached writable clone; and that carries
+// a record of what it is in an extended attribute.
+//
+// It uses Linux's file-descriptor based mount calls (fsopen, fsmount,
+// mount_setattr, move_mount, open_tree; see https://lwn.net/Articles/759499/),
+// so it works on directories that are open already, and no path is resolved
+// twice. What is written into the tmpfs is not its business.
+package tmpfs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/mount-utils"
+)
+
+// record is the extended attribute that holds a volume's record. Names in
+// trusted.* are visible only to CAP_SYS_ADMIN in the initial user namespace:
+// not to workloads. See xattr(7).
+const record = "trusted.step-csi"
+
+// MaxRecord is the size of the largest record, in bytes.
+const MaxRecord = 16 << 10
+
+// Options of a new tmpfs.
+type Options struct {
+	// Source is what the mount table shows as the device; List finds by it.
+	Source string
+	// Size of the tmpfs in bytes. Memory is used only for what is in it.
+	Size int64
+	// Inodes is the number of files, directories and links it can hold.
+	Inodes int
+}
+
+// Tree is a detached mount. Nobody but the holder of it sees it, and it is
+// gone when it is closed, also by the end of the process.
+type Tree struct{ file *os.File }
+
+// Create makes a new, empty, writable tmpfs.
+func Create(o Options) (*Tree, error) {
+	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(context)
+	for _, option := range [][2]string{
+		{"source", o.Source},
+		{"size", strconv.FormatInt(o.Size, 10)},
+		{"nr_inodes", strconv.Itoa(o.Inodes)},
+		{"mode", "0755"},
+	} {
+		if err := unix.FsconfigSetString(context, option[0], option[1]); err != nil {
+			return nil, fmt.Errorf("fsconfig %s=%s: %w", option[0], option[1], err)
+		}
+	}
+	// Keys must not reach a swap device. The option came with Linux 6.4; an
+	// older kernel says EINVAL and leaves the rest as it is.
+	if err := unix.FsconfigSetFlag(context, "noswap"); err != nil && !errors.Is(err, unix.EINVAL) {
+		return nil, fmt.Errorf("fsconfig noswap: %w", err)
+	}
+	if err := unix.FsconfigCreate(context); err != nil {
+		return nil, os.NewSyscallError("fsconfig", err)
+	}
+	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsmount", err)
+	}
+	return &Tree{os.NewFile(uintptr(fd), "tmpfs")}, nil
+}
+
+// Clone returns a writable view of the tmpfs that is attached at target. The
+// attached mount stays read-only.
+func Clone(target *os.File) (*Tree, error) {
+	fd, err := unix.OpenTree(int(target.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("open_tree", err)
+	}
+	t := &Tree{os.NewFile(uintptr(fd), target.Name())}
+	if err := t.setAttributes(&unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Tree) setAttributes(a *unix.MountAttr) error {
+	return os.NewSyscallError("mount_setattr", unix.MountSetattr(int(t.file.Fd()), "", unix.AT_EMPTY_PATH, a))
+}
+
+// Close lets go of the mount. What has been attached stays attached.
+func (t *Tree) Close() error { return t.file.Close() }
+
+// Root opens the file system for work in it.
+func (t *Tree) Root() (*os.Root, error) { return Root(t.file) }
+
+// SetRecord stores what the volume is, at most MaxRecord bytes.
+func (t *Tree) SetRecord(value []byte) error {
+	if len(value) > MaxRecord {
+		return fmt.Errorf("the record of %d bytes is longer than %d", len(value), MaxRecord)
+	}
+	return os.NewSyscallError("setxattr", unix.Setxattr(path(t.file), record, value, 0))
+}
+
+// Attach makes the mount read-only and attaches it at target, an empty
+// directory. Before, there is nothing to see of it; afterwards it is complete.
+func (t *Tree) Attach(target *os.File) error {
+	if err := t.setAttributes(&unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return err
+	}
+	err := unix.MoveMount(int(t.file.Fd()), "", int(target.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	return os.NewSyscallError("move_mount", err)
+}
+
+// Root opens what is at target, for work in it.
+func Root(target *os.File) (*os.Root, error) { return os.OpenRoot(path(target)) }
+
+// path names an open directory so that no part of its path is resolved again.
+func path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+// ErrForeign says that something is mounted that this package did not create.
+var ErrForeign = errors.New("something else is mounted there")
+
+// Record returns the record of the tmpfs that is attached at target, or nil if
+// nothing is mounted there. It is ErrForeign for any other mount.
+func Record(target *os.File) ([]byte, error) {
+	var attributes unix.Statx_t
+	if err := unix.Statx(int(target.Fd()), "", unix.AT_EMPTY_PATH, 0, &attributes); err != nil {
+		return nil, os.NewSyscallError("statx", err)
+	}
+	if attributes.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return nil, nil
+	}
+	value := make([]byte, MaxRecord)
+	n, err := unix.Getxattr(path(target), record, value)
+	switch {
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
+		return nil, ErrForeign
+	case err != nil:
+		return nil, os.NewSyscallError("getxattr", err)
+	}
+	return value[:n], nil
+}
+
+// Detach takes the mount at target away, at once, also where a process has a
+// file of it open: such a process keeps it until it ends.
+func Detach(target *os.File) error {
+	return os.NewSyscallError("umount2", unix.Unmount(path(target), unix.MNT_DETACH))
+}
+
+// Usage is how much of the tmpfs at target is in use.
+type Usage struct{ Bytes, BytesFree, Inodes, InodesFree int64 }
+
+// Stat returns the usage of the file system at target.
+func Stat(target *os.File) (Usage, error) {
+	var s unix.Statfs_t
+	if err := unix.Fstatfs(int(target.Fd()), &s); err != nil {
+		return Usage{}, os.NewSyscallError("fstatfs", err)
+	}
+	return Usage{
+		Bytes:      int64(s.Blocks) * s.Bsize,
+		BytesFree:  int64(s.Bavail) * s.Bsize,
+		Inodes:     int64(s.Files),
+		InodesFree: int64(s.Ffree),
+	}, nil
+}
+
+// List returns the paths at which a whole tmpfs of the given source is
+// attached, in the mount namespace of the process.
+func List(source string) ([]string, error) {
+	table, err := mount.ParseMountInfo("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("read the mount table: %w", err)
+	}
+	var paths []string
+	for _, m := range table {
+		// Another root is a part of a volume, bound somewhere else by a subPath.
+		if m.FsType == "tmpfs" && m.Source == source && m.Root == "/" {
+			paths = append(paths, m.MountPoint)
+		}
+	}
+	return paths, nil
+}

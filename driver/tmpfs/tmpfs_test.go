@@ -1,0 +1,231 @@
+package tmpfs_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/test/sandbox"
+)
+
+func TestMain(m *testing.M) {
+	sandbox.Enter()
+	os.Exit(m.Run())
+}
+
+const source = "csi.example"
+
+func options() tmpfs.Options { return tmpfs.Options{Source: source, Size: 1 << 20, Inodes: 32} }
+
+func openDirectory(t *testing.T) (*tmpfs.Directory, string) {
+	t.Helper()
+	path := t.TempDir()
+	d, err := tmpfs.OpenDirectory(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d, path
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// attached makes a volume with one file at the target "mount".
+func attached(t *testing.T, d *tmpfs.Directory) {
+	t.Helper()
+	tree, err := tmpfs.Create(options())
+	must(t, err)
+	defer tree.Close()
+	write(t, tree, "file", "first")
+	must(t, tree.SetRecord([]byte("what it is")))
+	target, _, err := d.Make("mount")
+	must(t, err)
+	defer target.Close()
+	must(t, tree.Attach(target))
+	t.Cleanup(func() { detach(t, d) })
+}
+
+func detach(t *testing.T, d *tmpfs.Directory) {
+	t.Helper()
+	target, err := d.Open("mount")
+	must(t, err)
+	defer target.Close()
+	if record, _ := tmpfs.Record(target); record != nil {
+		must(t, tmpfs.Detach(target))
+	}
+}
+
+func write(t *testing.T, tree *tmpfs.Tree, name, content string) {
+	t.Helper()
+	root, err := tree.Root()
+	must(t, err)
+	defer root.Close()
+	must(t, root.WriteFile(name, []byte(content), 0o444))
+}
+
+func TestSupported(t *testing.T) { must(t, tmpfs.Supported()) }
+
+func TestAttachedMountIsReadOnlyForRoot(t *testing.T) {
+	d, path := openDirectory(t)
+	attached(t, d)
+	file := filepath.Join(path, "mount", "file")
+	if b, err := os.ReadFile(file); err != nil || string(b) != "first" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	for name, err := range map[string]error{
+		"write":  os.WriteFile(file, []byte("x"), 0o644),
+		"create": os.WriteFile(filepath.Join(path, "mount", "other"), nil, 0o644),
+		"link":   os.Symlink("/etc/passwd", filepath.Join(path, "mount", "link")),
+		"remove": os.Remove(file),
+		"chmod":  os.Chmod(file, 0o777),
+		"xattr":  unix.Setxattr(filepath.Join(path, "mount"), "trusted.step-csi", []byte("x"), 0),
+	} {
+		if !errors.Is(err, unix.EROFS) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestMountOptions(t *testing.T) {
+	d, path := openDirectory(t)
+	attached(t, d)
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	must(t, err)
+	for line := range strings.Lines(string(table)) {
+		if !strings.Contains(line, path) {
+			continue
+		}
+		for _, want := range []string{"ro,nosuid,nodev,noexec", " tmpfs " + source + " ", "size=1024k", "nr_inodes=32", "noswap"} {
+			if !strings.Contains(line, want) {
+				t.Errorf("no %q in %s", want, line)
+			}
+		}
+		return
+	}
+	t.Error("not mounted")
+}
+
+func TestCloneWritesAndTheMountStaysReadOnly(t *testing.T) {
+	d, path := openDirectory(t)
+	attached(t, d)
+	target, err := d.Open("mount")
+	must(t, err)
+	defer target.Close()
+	clone, err := tmpfs.Clone(target)
+	must(t, err)
+	defer clone.Close()
+	write(t, clone, "second", "new")
+	must(t, clone.SetRecord([]byte("changed")))
+	if b, err := os.ReadFile(filepath.Join(path, "mount", "second")); err != nil || string(b) != "new" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if err := os.Remove(filepath.Join(path, "mount", "second")); !errors.Is(err, unix.EROFS) {
+		t.Errorf("through the path: %v", err)
+	}
+	if b, err := tmpfs.Record(target); err != nil || string(b) != "changed" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+func TestListFindsWholeVolumesOnly(t *testing.T) {
+	d, path := openDirectory(t)
+	attached(t, d)
+	// What a subPath mount of the kubelet looks like.
+	bound := filepath.Join(path, "bound")
+	must(t, os.WriteFile(bound, nil, 0o600))
+	must(t, syscall.Mount(filepath.Join(path, "mount", "file"), bound, "", syscall.MS_BIND, ""))
+	t.Cleanup(func() { must(t, syscall.Unmount(bound, 0)) })
+	paths, err := tmpfs.List(source)
+	must(t, err)
+	if want := []string{filepath.Join(path, "mount")}; !slices.Equal(paths, want) {
+		t.Errorf("got %q, want %q", paths, want)
+	}
+	if relative, ok := d.Relative(paths[0]); relative != "mount" || !ok {
+		t.Errorf("%q, %v", relative, ok)
+	}
+}
+
+func TestRecordOfWhatIsNotOurs(t *testing.T) {
+	d, path := openDirectory(t)
+	target, made, err := d.Make("plain")
+	must(t, err)
+	if record, err := tmpfs.Record(target); !made || record != nil || err != nil {
+		t.Errorf("a plain directory: %q, %v", record, err)
+	}
+	target.Close()
+	must(t, syscall.Mount("other", filepath.Join(path, "plain"), "tmpfs", 0, ""))
+	t.Cleanup(func() { must(t, syscall.Unmount(filepath.Join(path, "plain"), 0)) })
+	target, err = d.Open("plain")
+	must(t, err)
+	defer target.Close()
+	if _, err := tmpfs.Record(target); !errors.Is(err, tmpfs.ErrForeign) {
+		t.Errorf("another mount: %v", err)
+	}
+}
+
+func TestDetachWhileAFileIsOpen(t *testing.T) {
+	d, path := openDirectory(t)
+	attached(t, d)
+	file, err := os.Open(filepath.Join(path, "mount", "file"))
+	must(t, err)
+	defer file.Close()
+	detach(t, d)
+	must(t, d.Remove("mount"))
+	if paths, err := tmpfs.List(source); err != nil || len(paths) > 0 {
+		t.Errorf("%q, %v", paths, err)
+	}
+	if _, err := file.Read(make([]byte, 1)); err != nil {
+		t.Errorf("the process that had it open: %v", err)
+	}
+	// Gone, a second time.
+	must(t, d.Remove("mount"))
+	must(t, os.Mkdir(filepath.Join(path, "mount"), 0o755)) // for the cleanup
+}
+
+func TestNoSymbolicLinkIsFollowed(t *testing.T) {
+	d, path := openDirectory(t)
+	elsewhere := t.TempDir()
+	must(t, os.Mkdir(filepath.Join(elsewhere, "mount"), 0o755))
+	must(t, os.Symlink(elsewhere, filepath.Join(path, "link")))
+	must(t, os.Mkdir(filepath.Join(path, "real"), 0o755))
+	must(t, os.Symlink(elsewhere, filepath.Join(path, "real", "mount")))
+	for _, relative := range []string{"link/mount", "link", "real/mount", "../x", "real/../../x"} {
+		if f, err := d.Open(relative); err == nil {
+			t.Errorf("%s opened as %s", relative, f.Name())
+		}
+		if _, made, err := d.Make(relative); err == nil || made {
+			t.Errorf("%s made", relative)
+		}
+	}
+	if err := d.Remove("link/mount"); err == nil {
+		t.Error("removed through a link")
+	}
+}
+
+func TestSizeIsBounded(t *testing.T) {
+	tree, err := tmpfs.Create(options())
+	must(t, err)
+	defer tree.Close()
+	root, err := tree.Root()
+	must(t, err)
+	defer root.Close()
+	if err := root.WriteFile("big", make([]byte, 2<<20), 0o444); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("2 MiB into 1 MiB: %v", err)
+	}
+	if err := tree.SetRecord(make([]byte, tmpfs.MaxRecord+1)); err == nil {
+		t.Error("a record that is too long was taken")
+	}
+	must(t, tree.SetRecord(make([]byte, tmpfs.MaxRecord-512)))
+}
