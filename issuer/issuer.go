@@ -61,6 +61,9 @@ type SigningRequest struct {
 // Signer is an authority that signs CSRs. Errors wrap ErrDenied or
 // ErrUnavailable where one of the two applies. It is safe for concurrent use.
 type Signer interface {
+	// Connect checks that signing would work, as far as that can be told
+	// without signing. The other methods connect by themselves.
+	Connect(context.Context) error
 	// Sign returns the leaf, followed by its intermediates.
 	Sign(context.Context, SigningRequest) ([]*x509.Certificate, error)
 	// Roots returns the authority's root certificates, all of them, obtained
@@ -113,6 +116,9 @@ func New(c Config) (*Issuer, error) {
 	}
 	return &Issuer{signer: c.Signer, policy: c.Policy}, nil
 }
+
+// Connect checks that the authority can be reached, trusted, and asked to sign.
+func (i *Issuer) Connect(ctx context.Context) error { return i.signer.Connect(ctx) }
 
 // Issue makes a credential for the pod. It uses key where that is not the zero
 // value, and a new one of the requested type otherwise. Errors wrap ErrDenied

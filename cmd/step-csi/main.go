@@ -1,0 +1,61 @@
+// Command step-csi is a Kubernetes CSI node plugin that gives every pod its own
+// X.509 certificate from a Smallstep step-ca.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+const usage = `step-csi gives every pod its own X.509 certificate from a Smallstep step-ca.
+
+Usage:
+
+  step-csi node [flags]    serve the CSI node plugin; one on every node
+  step-csi version         print the version
+
+"step-csi node --help" lists its flags and an example of its configuration.
+`
+
+// errUsage is about the command line: it exits with 2, and an explanation has
+// been printed.
+var errUsage = errors.New("usage")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		os.Exit(2)
+	default:
+		fmt.Fprintf(os.Stderr, "step-csi: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage)
+		return errUsage
+	}
+	switch args[0] {
+	case "node":
+		return node(ctx, args[1:], stdout, stderr)
+	case "version", "--version", "-version":
+		fmt.Fprintln(stdout, "step-csi", version())
+		return nil
+	case "help", "--help", "-help", "-h":
+		fmt.Fprint(stdout, usage)
+		return nil
+	}
+	fmt.Fprintf(stderr, "step-csi: unknown command %q\n\n%s", args[0], usage)
+	return errUsage
+}

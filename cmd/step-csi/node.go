@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/driver"
+)
+
+const nodeUsage = `Usage: step-csi node [flags]
+
+Serves the CSI node plugin: it mounts a tmpfs with a certificate, its private
+key and the CA's roots into every pod that asks for one, and renews them. It
+needs root and Linux 5.12 or later.
+
+Flags:
+
+  --config FILE         the configuration                     (/etc/step-csi/step-csi.yaml)
+  --node-name NAME      the name of the Node                  ($NODE_NAME, else the host's name)
+  --kubelet-dir DIR     the kubelet's --root-dir              (/var/lib/kubelet)
+  --csi-socket PATH     where to serve CSI                    (DIR/plugins/<driver name>/csi.sock)
+  --kubelet-register    register with the kubelet by itself   (true)
+  --v N                 log more: 4 logs every call           (0)
+
+The configuration, with its defaults where there are any:
+
+  driverName: csi.step-ca.io
+  clusterDomain: cluster.local
+  trustDomain: cluster.local           # of the pods' SPIFFE IDs; clusterDomain if left out
+  issuers:
+    default:                           # the one that volumes get without "issuer"
+      url: https://step-certificates.step-ca.svc.cluster.local
+      fingerprint: 84a0…               # step certificate fingerprint root_ca.crt
+      # caBundleFile: /etc/step-csi/root_ca.crt        instead of the fingerprint
+      provisioner: {type: jwk, name: admin, passwordFile: /etc/step-csi/password}
+      duration: {default: 24h, max: 24h, min: 5m}
+  policy:
+    allowShortNames: false             # also the bare "s" of service-names: s
+    validations: []                    # CEL; replaces the default policy where given
+`
+
+// options are the flags of the node command.
+type options struct {
+	config, nodeName, kubeletDir, socket string
+	register                             bool
+	verbosity                            int
+}
+
+func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, err := parseOptions(args, stdout, stderr)
+	if err != nil {
+		return err
+	}
+	settings, err := loadConfig(o.config)
+	if err != nil {
+		return err
+	}
+	if err := setUpLogs(o.verbosity); err != nil {
+		return err
+	}
+	// What is made without a mode of its own is root's alone.
+	unix.Umask(0o077)
+	d, err := driver.New(settings.driverConfig(o))
+	if err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", settings.driverName, "node", o.nodeName)
+	err = d.Run(ctx)
+	settings.close()
+	klog.FromContext(ctx).Info("Stopped; mounted volumes stay as they are")
+	klog.Flush()
+	return err
+}
+
+func parseOptions(args []string, stdout, stderr io.Writer) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("node", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&o.config, "config", "/etc/step-csi/step-csi.yaml", "")
+	flags.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "")
+	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "")
+	flags.StringVar(&o.socket, "csi-socket", "", "")
+	flags.BoolVar(&o.register, "kubelet-register", true, "")
+	flags.IntVar(&o.verbosity, "v", 0, "")
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, nodeUsage)
+		return o, err
+	case err == nil && flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "step-csi node: %v\n\n%s", err, nodeUsage)
+		return o, errUsage
+	}
+	if o.nodeName == "" {
+		if o.nodeName, err = os.Hostname(); err != nil {
+			return o, fmt.Errorf("no --node-name, and no host name: %w", err)
+		}
+	}
+	if o.kubeletDir, err = filepath.Abs(o.kubeletDir); err != nil {
+		return o, fmt.Errorf("--kubelet-dir: %w", err)
+	}
+	return o, nil
+}
+
+// setUpLogs gives klog flags of its own: a library has registered -v of glog on
+// the process's.
+func setUpLogs(verbosity int) error {
+	flags := flag.NewFlagSet("klog", flag.ContinueOnError)
+	klog.InitFlags(flags)
+	return flags.Set("v", strconv.Itoa(verbosity))
+}

@@ -1,0 +1,83 @@
+package attributes
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// checkFileName accepts the name of a file in the volume. Names that begin with
+// two dots are the driver's own.
+func checkFileName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("is empty; leave it out for the default name")
+	case strings.ContainsRune(name, '/') || name == "." || !filepath.IsLocal(name):
+		return fmt.Errorf("%s is not a plain file name", quote(name))
+	case strings.HasPrefix(name, ".."):
+		return fmt.Errorf("%s begins with two dots; such names are the driver's own", quote(name))
+	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return fmt.Errorf("%s has characters that do not print", quote(name))
+	case len(name) > 255:
+		return fmt.Errorf("%s has %d bytes; a file name has at most 255", quote(name), len(name))
+	}
+	return nil
+}
+
+func (p *parser) setGroup(value string) error {
+	group, err := parseGroup(value)
+	p.result.Group = group
+	return err
+}
+
+// parseGroup accepts what Kubernetes does as an fsGroup.
+func parseGroup(value string) (*int, error) {
+	group, err := strconv.Atoi(value)
+	if err != nil || group < 0 || group > math.MaxInt32 || strconv.Itoa(group) != value {
+		return nil, fmt.Errorf("%s is not a group id from 0 to %d", quote(value), math.MaxInt32)
+	}
+	return &group, nil
+}
+
+// setMode accepts only bits for reading: the volume is read-only, and nothing
+// in it is a program.
+func (p *parser) setMode(value string) error {
+	mode, err := strconv.ParseUint(value, 8, 32)
+	if err != nil || mode&0o444 != mode || mode&0o400 == 0 {
+		return fmt.Errorf("%s is not an octal mode that lets the owner read and nobody write or execute, such as 0440", quote(value))
+	}
+	p.result.Mode = fs.FileMode(mode)
+	return nil
+}
+
+func (p *parser) finishFiles() error {
+	r := &p.result
+	for _, pair := range [][4]string{
+		{"certificate-file", r.CertificateFile, "privatekey-file", r.PrivateKeyFile},
+		{"certificate-file", r.CertificateFile, "ca-file", r.CAFile},
+		{"privatekey-file", r.PrivateKeyFile, "ca-file", r.CAFile},
+	} {
+		if pair[1] == pair[3] {
+			return fmt.Errorf("%s and %s are both %s; give them different names", pair[0], pair[2], quote(pair[1]))
+		}
+	}
+	if r.Group == nil && p.mountGroup != "" {
+		group, err := parseGroup(p.mountGroup)
+		if err != nil {
+			return fmt.Errorf("volume_mount_group: %w", err)
+		}
+		r.Group = group
+	}
+	if r.Mode == 0 {
+		r.Mode = 0o444
+		if r.Group != nil {
+			r.Mode = 0o440
+		}
+	}
+	return nil
+}

@@ -1,0 +1,184 @@
+// Package driver is a CSI node plugin (https://github.com/container-storage-interface/spec)
+// whose inline ephemeral volumes hold a pod's certificate and private key, and
+// which renews them for as long as they are mounted.
+//
+// It keeps no state of its own: what there is to know about a volume is in its
+// mount. How certificates are made is package issuer's business.
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// signingPlaces bounds the concurrent calls to one issuer. step-ca reaches its
+// full rate on two cores with about as many.
+const signingPlaces = 32
+
+// Config is what a Driver needs.
+type Config struct {
+	// Name is the driver's name, as in a pod's spec.
+	Name string
+	// Version is what the CSI call GetPluginInfo answers.
+	Version string
+	// NodeName is the name of the node's Node object.
+	NodeName string
+	// KubeletDir is the kubelet's root directory. Target paths lie below it.
+	KubeletDir string
+	// Socket is the path of the CSI socket.
+	Socket string
+	// Register makes the driver register itself with the kubelet.
+	Register bool
+	// ClusterDomain, TrustDomain and AllowShortNames are what names are made
+	// with.
+	ClusterDomain, TrustDomain string
+	AllowShortNames            bool
+	// Issuers by name. A volume that names none takes the one called default.
+	Issuers map[string]Issuer
+}
+
+// Issuer is an issuer with the bounds of what it is asked for.
+type Issuer struct {
+	*issuer.Issuer
+	Bounds attributes.Bounds
+}
+
+// Driver serves the CSI Identity and Node services.
+type Driver struct {
+	csi.UnimplementedIdentityServer
+	csi.UnimplementedNodeServer
+
+	config      Config
+	attributes  attributes.Config
+	authorities map[string]authority
+	targets     *tmpfs.Directory
+
+	background context.Context // of the keepers; ends with Run
+	unready    atomic.Int64    // issuers that have not answered yet
+	locks      locks
+
+	mu      sync.Mutex
+	volumes map[string]*volume // mounted, by volume id
+}
+
+type authority struct {
+	issuer *issuer.Issuer
+	gate   *gate
+}
+
+// New refuses a configuration that cannot work, and a machine on which volumes
+// cannot be made.
+func New(c Config) (*Driver, error) {
+	switch {
+	case c.Name == "" || c.NodeName == "":
+		return nil, errors.New("the driver and the node need names")
+	case len(c.Issuers) == 0:
+		return nil, errors.New("there is no issuer")
+	case !filepath.IsAbs(c.KubeletDir) || strings.ContainsFunc(c.KubeletDir, unicode.IsSpace):
+		return nil, fmt.Errorf("the kubelet's directory %q is not an absolute path without blanks", c.KubeletDir)
+	}
+	d := &Driver{
+		config:      c,
+		authorities: map[string]authority{},
+		volumes:     map[string]*volume{},
+		attributes: attributes.Config{
+			ClusterDomain:   c.ClusterDomain,
+			TrustDomain:     c.TrustDomain,
+			AllowShortNames: c.AllowShortNames,
+			Issuers:         map[string]attributes.Bounds{},
+		},
+	}
+	for name, i := range c.Issuers {
+		d.authorities[name] = authority{issuer: i.Issuer, gate: newGate(signingPlaces)}
+		d.attributes.Issuers[name] = i.Bounds
+	}
+	d.unready.Store(int64(len(c.Issuers)))
+	d.config.KubeletDir = filepath.Clean(c.KubeletDir)
+	return d, nil
+}
+
+// Run serves until the context ends. Then it finishes the calls in flight, ends
+// all that it has started, and leaves the mounts alone: pods go on reading, and
+// the next process takes the volumes over.
+func (d *Driver) Run(ctx context.Context) error {
+	if err := tmpfs.Supported(); err != nil {
+		return err
+	}
+	targets, err := tmpfs.OpenDirectory(d.config.KubeletDir)
+	if err != nil {
+		return fmt.Errorf("open the kubelet's directory: %w", err)
+	}
+	defer targets.Close()
+	d.targets = targets
+
+	server, err := d.listen(ctx)
+	if err != nil {
+		return err
+	}
+	// Keepers and connecting outlive ctx until the calls in flight have ended.
+	var stop context.CancelFunc
+	d.background, stop = context.WithCancel(context.WithoutCancel(ctx))
+	var connecting sync.WaitGroup
+	defer func() {
+		stop()
+		connecting.Wait()
+		d.forgetAll()
+	}()
+	if err := d.restore(ctx); err != nil {
+		server.close()
+		return err
+	}
+	for name := range d.authorities {
+		connecting.Go(func() { d.connect(d.background, name) })
+	}
+	return server.serve(ctx)
+}
+
+// connect connects to the issuer ahead of the first pod, and says so until it
+// works: a wrong URL or password should show before a pod needs them.
+func (d *Driver) connect(ctx context.Context, name string) {
+	logger := klog.FromContext(ctx).WithValues("issuer", name)
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		err := d.authorities[name].issuer.Connect(ctx)
+		switch {
+		case err == nil:
+			d.unready.Add(-1)
+			logger.Info("Connected")
+			return
+		case ctx.Err() != nil:
+			return
+		}
+		logger.Error(err, "Cannot connect", "retry", wait)
+		if !sleepUntil(ctx, time.Now().Add(wait)) {
+			return
+		}
+	}
+}
+
+// forgetAll ends all keepers.
+func (d *Driver) forgetAll() {
+	d.mu.Lock()
+	var ids []string
+	for id, v := range d.volumes {
+		v.cancel()
+		ids = append(ids, id)
+	}
+	d.mu.Unlock()
+	for _, id := range ids {
+		d.untrack(id)
+	}
+}

@@ -1,0 +1,94 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/flexstack/step-csi/driver/tmpfs"
+)
+
+// NodeGetVolumeStats implements csi.NodeServer.
+func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
+	path, err := d.parseTarget(req.GetVolumeId(), "volume_path", req.GetVolumePath())
+	if err != nil {
+		return nil, err
+	}
+	_, target, err := d.openTracked(req.GetVolumeId(), path)
+	if err != nil {
+		return nil, err
+	}
+	defer target.Close()
+	usage, err := tmpfs.Stat(target)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{
+		{Unit: csi.VolumeUsage_BYTES, Total: usage.Bytes, Available: usage.BytesFree, Used: usage.Bytes - usage.BytesFree},
+		{Unit: csi.VolumeUsage_INODES, Total: usage.Inodes, Available: usage.InodesFree, Used: usage.Inodes - usage.InodesFree},
+	}}, nil
+}
+
+// NodeGetVolumeHealth implements csi.NodeServer: what the volume condition of
+// NodeGetVolumeStats was before version 1.13 of the specification. A volume is
+// degraded when its certificate is expired or cannot be renewed.
+func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
+	if req.GetVolumeId() == "" {
+		return nil, invalid(errors.New("volume_id is missing"))
+	}
+	path := ""
+	if req.GetVolumePublishPath() != "" {
+		var err error
+		if path, err = d.parseTarget(req.GetVolumeId(), "volume_publish_path", req.GetVolumePublishPath()); err != nil {
+			return nil, err
+		}
+	}
+	v, target, err := d.openTracked(req.GetVolumeId(), path)
+	if err != nil {
+		return nil, err
+	}
+	target.Close()
+	health := &csi.VolumeHealth{VolumeId: req.GetVolumeId()}
+	if reason, message := v.state.Load().trouble(time.Now()); reason != "" {
+		health.HealthStatuses = []*csi.VolumeHealth_VolumeHealthEntry{{
+			Status: csi.VolumeHealthErrorType_DEGRADED, Reason: reason, Message: message,
+		}}
+	}
+	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
+}
+
+// openTracked finds the volume and opens its target. An empty path is any.
+func (d *Driver) openTracked(id, path string) (*volume, *os.File, error) {
+	v := d.tracked(id)
+	if v == nil || path != "" && v.record.Target != path {
+		return nil, nil, fmt.Errorf("%w: %s is not published there", errNotFound, id)
+	}
+	target, err := d.openMounted(v.record)
+	if errors.Is(err, errGone) {
+		return nil, nil, fmt.Errorf("%w: %s: %w", errNotFound, id, err)
+	}
+	return v, target, err
+}
+
+// trouble says what is wrong with the volume, in one word and in a sentence, or
+// nothing.
+func (s *state) trouble(now time.Time) (reason, message string) {
+	expiry := s.validity.notAfter.UTC().Format(time.RFC3339)
+	switch {
+	case !now.Before(s.validity.notAfter):
+		reason, message = "CertificateExpired", "the certificate expired at "+expiry
+	case s.err != nil:
+		reason, message = "RenewalFailing", "the certificate is valid until "+expiry+" but cannot be renewed"
+	default:
+		return "", ""
+	}
+	if s.err != nil {
+		message += fmt.Sprintf("; failures in a row: %d, the last one: %v; next try: %s",
+			s.failures, s.err, s.next.UTC().Format(time.RFC3339))
+	}
+	return reason, message
+}

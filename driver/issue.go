@@ -1,0 +1,182 @@
+package driver
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// A volume's tmpfs holds two sets of a few files of some KiB each, and a third
+// while it is written; memory is used for what is in it only.
+const (
+	tmpfsSize   = 1 << 20
+	tmpfsInodes = 128
+)
+
+// issued is a new credential, encoded.
+type issued struct {
+	files    []payload.File
+	validity validity
+	serial   string
+}
+
+// issue asks the volume's issuer for a new credential. key is the zero value
+// for a new key.
+func (d *Driver) issue(ctx context.Context, v *volume, renewal bool, key issuer.PrivateKey) (*issued, error) {
+	authority := d.authorities[v.attributes.Issuer]
+	leave, err := authority.gate.enter(ctx, renewal)
+	if err != nil {
+		return nil, fmt.Errorf("wait for other calls to issuer %s: %w", v.attributes.Issuer, err)
+	}
+	defer leave()
+	now := time.Now()
+	credential, err := authority.issuer.Issue(ctx, v.record.Pod, v.attributes.Request, key)
+	if err != nil {
+		return nil, fmt.Errorf("issuer %s: %w", v.attributes.Issuer, err)
+	}
+	files, err := payload.Encode(credential, v.attributes)
+	if err != nil {
+		return nil, err
+	}
+	leaf := credential.Leaf()
+	return &issued{
+		files:    files,
+		validity: validity{issued: now, notAfter: leaf.NotAfter, before: v.attributes.RenewBefore},
+		serial:   leaf.SerialNumber.String(),
+	}, nil
+}
+
+// write puts what was issued into the volume's tmpfs.
+func (v *volume) write(tree *tmpfs.Tree, i *issued) error {
+	root, err := tree.Root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	access := payload.Access{Mode: v.attributes.Mode, Group: v.attributes.Group}
+	if err := payload.Write(root, i.files, access); err != nil {
+		return fmt.Errorf("write the files: %w", err)
+	}
+	v.record.Issued, v.record.NotAfter = i.validity.issued, i.validity.notAfter
+	data, err := json.Marshal(v.record)
+	if err != nil {
+		return err
+	}
+	if err := tree.SetRecord(data); err != nil {
+		return fmt.Errorf("write the record: %w", err)
+	}
+	v.state.Store(&state{validity: i.validity, next: i.validity.due(random())})
+	return nil
+}
+
+// create makes the volume: all of it, or, on an error, nothing.
+func (d *Driver) create(ctx context.Context, v *volume) error {
+	i, err := d.issue(ctx, v, false, issuer.PrivateKey{})
+	if err != nil {
+		return err
+	}
+	defer i.wipe()
+	tree, err := tmpfs.Create(tmpfs.Options{Source: d.config.Name, Size: tmpfsSize, Inodes: tmpfsInodes})
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	if err := v.write(tree, i); err != nil {
+		return err
+	}
+	if err := d.attach(tree, v.record.Target); err != nil {
+		return err
+	}
+	v.logIssued(ctx, "Issued", i)
+	return nil
+}
+
+func (d *Driver) attach(tree *tmpfs.Tree, path string) error {
+	target, made, err := d.targets.Make(path)
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	if err := tree.Attach(target); err != nil {
+		if made {
+			_ = d.targets.Remove(path)
+		}
+		return err
+	}
+	return nil
+}
+
+// renew issues anew and rewrites the mounted volume. On an error what is
+// mounted stays as it is.
+func (d *Driver) renew(ctx context.Context, v *volume) error {
+	if v.err != nil {
+		return v.err
+	}
+	target, err := d.openMounted(v.record)
+	if err != nil {
+		return err
+	}
+	key, err := v.keptKey(target)
+	target.Close() // not held open while the CA is asked
+	if err != nil {
+		return err
+	}
+	i, err := d.issue(ctx, v, true, key)
+	if err != nil {
+		return err
+	}
+	defer i.wipe()
+	if target, err = d.openMounted(v.record); err != nil {
+		return err
+	}
+	defer target.Close()
+	tree, err := tmpfs.Clone(target)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	if err := v.write(tree, i); err != nil {
+		return err
+	}
+	v.logIssued(ctx, "Renewed", i)
+	return nil
+}
+
+// keptKey is the key in the volume, if the pod wants to keep it, or the zero
+// value for a new one.
+func (v *volume) keptKey(target *os.File) (issuer.PrivateKey, error) {
+	if !v.attributes.ReusePrivateKey {
+		return issuer.PrivateKey{}, nil
+	}
+	root, err := tmpfs.Root(target)
+	if err != nil {
+		return issuer.PrivateKey{}, err
+	}
+	defer root.Close()
+	key, err := payload.ReadKey(root, v.attributes)
+	if err != nil || !v.attributes.Request.KeyType.Matches(key.Signer) {
+		return issuer.PrivateKey{}, nil // there is another one now
+	}
+	return key, nil
+}
+
+// wipe overwrites the encoded key.
+func (i *issued) wipe() {
+	for _, file := range i.files {
+		clear(file.Data)
+	}
+}
+
+func (v *volume) logIssued(ctx context.Context, what string, i *issued) {
+	klog.FromContext(ctx).Info(what, append(v.logValues(), "issuer", v.attributes.Issuer, "serial", i.serial,
+		"notAfter", i.validity.notAfter.UTC().Format(time.RFC3339),
+		"renewal", v.state.Load().next.UTC().Format(time.RFC3339))...)
+}

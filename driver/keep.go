@@ -1,0 +1,180 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/driver/tmpfs"
+)
+
+// renewalTimeout bounds one try, the wait for its turn included.
+const renewalTimeout = 2 * time.Minute
+
+// errGone says that a volume is not mounted any more.
+var errGone = errors.New("the volume is not mounted")
+
+// track keeps the certificate of a mounted volume fresh until untrack.
+func (d *Driver) track(v *volume) {
+	ctx, cancel := context.WithCancel(d.background)
+	v.cancel, v.done = cancel, make(chan struct{})
+	d.mu.Lock()
+	d.volumes[v.record.VolumeID] = v
+	d.mu.Unlock()
+	go func() {
+		defer close(v.done)
+		defer cancel()
+		d.keep(ctx, v)
+	}()
+}
+
+func (d *Driver) tracked(id string) *volume {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.volumes[id]
+}
+
+// untrack forgets the volume, after a renewal that may be under way has ended.
+func (d *Driver) untrack(id string) {
+	d.mu.Lock()
+	v := d.volumes[id]
+	delete(d.volumes, id)
+	d.mu.Unlock()
+	if v != nil {
+		v.cancel()
+		<-v.done
+	}
+}
+
+// keep renews the volume whenever it is due, for as long as it is mounted.
+func (d *Driver) keep(ctx context.Context, v *volume) {
+	for sleepUntil(ctx, v.state.Load().next) {
+		err := d.tryRenewal(ctx, v)
+		switch {
+		case err == nil:
+			continue
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, errGone):
+			klog.FromContext(ctx).Info("Stopped renewing a volume that is not mounted any more", v.logValues()...)
+			return
+		}
+		now := time.Now()
+		s := *v.state.Load()
+		s.failures, s.err = s.failures+1, err
+		s.next = now.Add(s.validity.retry(s.failures, now, random()))
+		v.state.Store(&s)
+		klog.FromContext(ctx).Error(err, "Renewal failed", append(v.logValues(), "failures", s.failures,
+			"notAfter", s.validity.notAfter.UTC().Format(time.RFC3339), "next", s.next.UTC().Format(time.RFC3339))...)
+	}
+}
+
+func (d *Driver) tryRenewal(ctx context.Context, v *volume) error {
+	ctx, cancel := context.WithTimeout(ctx, renewalTimeout)
+	defer cancel()
+	return d.renew(ctx, v)
+}
+
+func sleepUntil(ctx context.Context, when time.Time) bool {
+	timer := time.NewTimer(time.Until(when))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// openMounted opens the volume's target, and makes sure that it is the volume
+// which is mounted there.
+func (d *Driver) openMounted(r record) (*os.File, error) {
+	target, err := d.targets.Open(r.Target)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errGone
+	}
+	if err != nil {
+		return nil, err
+	}
+	data, err := tmpfs.Record(target)
+	if err == nil {
+		var there record
+		there, err = parseRecord(data)
+		if data == nil || err == nil && there.VolumeID != r.VolumeID {
+			err = errGone
+		}
+	}
+	if err != nil {
+		target.Close()
+		return nil, err
+	}
+	return target, nil
+}
+
+// restore takes over the volumes that an earlier process of this driver left
+// mounted. A volume that cannot be read is logged and left alone: the next call
+// of the kubelet for it sets it right.
+func (d *Driver) restore(ctx context.Context) error {
+	paths, err := tmpfs.List(d.config.Name)
+	if err != nil {
+		return err
+	}
+	logger := klog.FromContext(ctx)
+	count := 0
+	for _, path := range paths {
+		relative, below := d.targets.Relative(path)
+		if !below {
+			continue // of another kubelet's, or a bind mount
+		}
+		switch v, err := d.restoreAt(relative); {
+		case err != nil:
+			logger.Error(err, "Cannot take over a mounted volume", "path", path)
+		case v != nil:
+			if v.err != nil {
+				logger.Error(v.err, "A mounted volume does not fit the configuration and cannot be renewed", v.logValues()...)
+			}
+			d.track(v)
+			count++
+		}
+	}
+	logger.Info("Took over mounted volumes", "count", count)
+	return nil
+}
+
+// restoreAt reads the volume at the target path, or nothing if that is a bind
+// mount of a volume that belongs elsewhere.
+func (d *Driver) restoreAt(path string) (*volume, error) {
+	target, err := d.targets.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer target.Close()
+	data, err := tmpfs.Record(target)
+	if err != nil {
+		return nil, err
+	}
+	r, err := parseRecord(data)
+	if err != nil || r.Target != path {
+		return nil, err
+	}
+	return d.takeOver(r), nil
+}
+
+// takeOver makes a volume of one that is mounted.
+func (d *Driver) takeOver(r record) *volume {
+	v, err := d.newVolume(r)
+	if err != nil {
+		v = &volume{record: r, err: err}
+	}
+	s := &state{
+		validity: validity{issued: r.Issued, notAfter: r.NotAfter, before: v.attributes.RenewBefore},
+		err:      v.err,
+	}
+	s.next = s.validity.due(random())
+	v.state.Store(s)
+	return v
+}

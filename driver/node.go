@@ -1,0 +1,173 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/driver/tmpfs"
+)
+
+// publishTimeout makes the driver answer before the kubelet, which waits for
+// two minutes, gives up: the kubelet then knows why.
+const publishTimeout = 100 * time.Second
+
+// NodePublishVolume implements csi.NodeServer.
+func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
+	wanted, err := d.parsePublish(req)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	release, err := d.locks.acquire(ctx, wanted.VolumeID)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	mounted, err := d.recordAt(wanted.Target)
+	if err != nil {
+		return nil, err
+	}
+	if mounted != nil {
+		return &csi.NodePublishVolumeResponse{}, d.republish(ctx, *mounted, wanted)
+	}
+	return &csi.NodePublishVolumeResponse{}, d.publish(ctx, wanted)
+}
+
+// publish makes a volume that is not mounted.
+func (d *Driver) publish(ctx context.Context, wanted record) error {
+	if v := d.tracked(wanted.VolumeID); v != nil {
+		if v.record.Target != wanted.Target {
+			return fmt.Errorf("%w: the volume is published at %s already", errConflict, v.record.Target)
+		}
+		d.untrack(wanted.VolumeID) // it was unmounted behind our back
+	}
+	v, err := d.newVolume(wanted)
+	if err != nil {
+		return invalid(err)
+	}
+	if err := d.create(ctx, v); err != nil {
+		return err
+	}
+	d.track(v)
+	return nil
+}
+
+// republish leaves the mount alone and does not fail: older kubelets answer an
+// error by removing the directory under the running pod. If the volume is to
+// look different now, a renewal is due at once. See
+// https://github.com/kubernetes/kubernetes/issues/121271.
+func (d *Driver) republish(ctx context.Context, mounted, wanted record) error {
+	if mounted.VolumeID != wanted.VolumeID {
+		return fmt.Errorf("%w: the volume %s is mounted at %s", errConflict, mounted.VolumeID, wanted.Target)
+	}
+	tracked := d.tracked(wanted.VolumeID)
+	if tracked != nil && mounted.sameSpec(wanted) {
+		return nil
+	}
+	wanted.Issued, wanted.NotAfter = mounted.Issued, mounted.NotAfter
+	v := d.takeOver(wanted)
+	if v.err != nil {
+		klog.FromContext(ctx).Error(v.err, "The new attributes of a mounted volume are refused; it stays as it is", wanted.logValues()...)
+		return nil
+	}
+	if !mounted.sameSpec(wanted) {
+		s := *v.state.Load()
+		s.next = time.Now()
+		v.state.Store(&s)
+	}
+	d.untrack(wanted.VolumeID)
+	d.track(v)
+	return nil
+}
+
+// recordAt returns the record of the volume that is mounted at the target path,
+// or nil if there is none.
+func (d *Driver) recordAt(path string) (*record, error) {
+	target, err := d.targets.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer target.Close()
+	data, err := tmpfs.Record(target)
+	if err != nil || data == nil {
+		return nil, err
+	}
+	r, err := parseRecord(data)
+	return &r, err
+}
+
+// NodeUnpublishVolume implements csi.NodeServer. It succeeds for a volume that
+// is unknown or half gone.
+func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
+	path, err := d.parseTarget(req.GetVolumeId(), "target_path", req.GetTargetPath())
+	if err != nil {
+		return nil, err
+	}
+	release, err := d.locks.acquire(ctx, req.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if err := d.detach(req.GetVolumeId(), path); err != nil {
+		return nil, err
+	}
+	d.untrack(req.GetVolumeId())
+	return &csi.NodeUnpublishVolumeResponse{}, d.targets.Remove(path)
+}
+
+// detach takes the volume away from the target path, however often it is
+// mounted there.
+func (d *Driver) detach(id, path string) error {
+	for {
+		target, err := d.targets.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		data, err := tmpfs.Record(target)
+		if err == nil && data != nil {
+			// A record that cannot be read is ours all the same.
+			if r, err := parseRecord(data); err == nil && r.VolumeID != id {
+				target.Close()
+				return fmt.Errorf("%w: the volume %s is mounted at %s", errConflict, r.VolumeID, path)
+			}
+			err = tmpfs.Detach(target)
+		}
+		target.Close()
+		if err != nil || data == nil {
+			return err
+		}
+	}
+}
+
+// NodeGetInfo implements csi.NodeServer.
+func (d *Driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
+	return &csi.NodeGetInfoResponse{NodeId: d.config.NodeName}, nil
+}
+
+// NodeGetCapabilities implements csi.NodeServer.
+func (d *Driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {
+	answer := &csi.NodeGetCapabilitiesResponse{}
+	for _, kind := range []csi.NodeServiceCapability_RPC_Type{
+		csi.NodeServiceCapability_RPC_VOLUME_MOUNT_GROUP,
+		csi.NodeServiceCapability_RPC_GET_VOLUME_STATS,
+		csi.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
+	} {
+		answer.Capabilities = append(answer.Capabilities, &csi.NodeServiceCapability{
+			Type: &csi.NodeServiceCapability_Rpc{Rpc: &csi.NodeServiceCapability_RPC{Type: kind}},
+		})
+	}
+	return answer, nil
+}

@@ -1,0 +1,86 @@
+package payload
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os"
+
+	"go.step.sm/crypto/pemutil"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// Encode makes the files of a credential: the chain, leaf first and without the
+// root; the private key; and all roots of the authority. All are PEM (RFC 7468).
+func Encode(c *issuer.Credential, a attributes.Attributes) ([]File, error) {
+	key, err := encodeKey(c.Key, a.KeyEncoding)
+	if err != nil {
+		return nil, fmt.Errorf("encode the private key: %w", err)
+	}
+	return []File{
+		{Name: a.CertificateFile, Data: encodeCertificates(c.Chain)},
+		{Name: a.PrivateKeyFile, Data: key},
+		{Name: a.CAFile, Data: encodeCertificates(c.Roots)},
+	}, nil
+}
+
+func encodeCertificates(certificates []*x509.Certificate) []byte {
+	var b bytes.Buffer
+	for _, certificate := range certificates {
+		// A bytes.Buffer does not fail.
+		_ = pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: certificate.Raw})
+	}
+	return b.Bytes()
+}
+
+func encodeKey(key issuer.PrivateKey, encoding attributes.KeyEncoding) ([]byte, error) {
+	der, kind, err := marshalKey(key.Signer, encoding)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(der)
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), nil
+}
+
+func marshalKey(key crypto.Signer, encoding attributes.KeyEncoding) (der []byte, kind string, err error) {
+	switch k := key.(type) {
+	case *rsa.PrivateKey:
+		if encoding == attributes.PKCS1 {
+			return x509.MarshalPKCS1PrivateKey(k), "RSA PRIVATE KEY", nil
+		}
+	case *ecdsa.PrivateKey:
+		if encoding == attributes.SEC1 {
+			der, err = x509.MarshalECPrivateKey(k)
+			return der, "EC PRIVATE KEY", err
+		}
+	}
+	if encoding != attributes.PKCS8 {
+		return nil, "", fmt.Errorf("%s is not for a %T", encoding, key)
+	}
+	der, err = x509.MarshalPKCS8PrivateKey(key)
+	return der, "PRIVATE KEY", err
+}
+
+// ReadKey reads the private key that Encode and Write have put into root.
+func ReadKey(root *os.Root, a attributes.Attributes) (issuer.PrivateKey, error) {
+	data, err := root.ReadFile(a.PrivateKeyFile)
+	if err != nil {
+		return issuer.PrivateKey{}, err
+	}
+	defer clear(data)
+	key, err := pemutil.ParseKey(data)
+	if err != nil {
+		return issuer.PrivateKey{}, err
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return issuer.PrivateKey{}, fmt.Errorf("a %T is no private key", key)
+	}
+	return issuer.PrivateKey{Signer: signer}, nil
+}

@@ -1,0 +1,80 @@
+package driver
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"sync/atomic"
+	"time"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// record is what a mounted volume says about itself, in an extended attribute
+// of its tmpfs. It holds no key and no token.
+type record struct {
+	VolumeID string `json:"volumeID"`
+	// Target is the target path, relative to the kubelet's directory. A bind
+	// mount of the volume elsewhere has the same record, but another place.
+	Target string     `json:"target"`
+	Pod    issuer.Pod `json:"pod"`
+	// Attributes are the user's, as written in the pod's spec.
+	Attributes map[string]string `json:"attributes,omitempty"`
+	MountGroup string            `json:"mountGroup,omitempty"`
+	// Issued is when the mounted certificate came, by the node's clock, and
+	// NotAfter when it expires.
+	Issued   time.Time `json:"issued"`
+	NotAfter time.Time `json:"notAfter"`
+}
+
+func parseRecord(data []byte) (record, error) {
+	var r record
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("the volume's record cannot be read: %w", err)
+	}
+	return r, nil
+}
+
+// sameSpec tells whether both ask for the same certificate in the same files.
+func (r record) sameSpec(other record) bool {
+	return r.Pod == other.Pod && r.MountGroup == other.MountGroup && maps.Equal(r.Attributes, other.Attributes)
+}
+
+// volume is a volume that is mounted, or about to be.
+type volume struct {
+	record     record // its times are those of the last write
+	attributes attributes.Attributes
+	// err says why a volume that is mounted cannot be renewed: its attributes
+	// do not fit a configuration that has changed since.
+	err error
+
+	state  atomic.Pointer[state]
+	cancel context.CancelFunc // ends its keeper
+	done   chan struct{}      // closed when the keeper has ended
+}
+
+// state is a snapshot, for whoever looks at a volume from outside.
+type state struct {
+	validity validity
+	next     time.Time // when the next renewal is tried
+	failures int       // in a row
+	err      error     // of the last one
+}
+
+// newVolume checks the attributes of r.
+func (d *Driver) newVolume(r record) (*volume, error) {
+	parsed, err := attributes.Parse(r.Attributes, r.Pod, r.MountGroup, d.attributes)
+	if err != nil {
+		return nil, err
+	}
+	return &volume{record: r, attributes: parsed}, nil
+}
+
+// logValues identify the volume in logs.
+func (v *volume) logValues() []any { return v.record.logValues() }
+
+func (r record) logValues() []any {
+	return []any{"pod", r.Pod.Namespace + "/" + r.Pod.Name, "volumeID", r.VolumeID}
+}

@@ -1,0 +1,65 @@
+package policy
+
+// Default returns the list that keeps a pod inside its namespace.
+//
+// The two validations about DNS names rest on each name having one owner:
+//
+//   - <…>.<ns>.svc.<cluster domain>, of any depth, such as the name of a
+//     StatefulSet's pod, belongs to the label left of svc.
+//   - <…>.<ns>.svc, of any depth, does too. It cannot be confused with the
+//     above, as no cluster domain may end in svc.
+//   - <x>.<ns> has exactly two labels. With a suffix match instead, a pod in a
+//     namespace called svc would get b.a.svc, which is service b in namespace
+//     a, and one in a namespace called com would get www.example.com.
+//
+// Even with two labels, a namespace called svc would get *.svc, which some
+// clients let stand for b.a.svc; one called like the last label of the cluster
+// domain would get names beside the cluster domain, or the domain itself; and
+// one called com would get example.com. Namespaces with such names have to do
+// with the longer forms.
+//
+// A common name that is the pod's name could be taken for a host's by peers
+// that still match it against the host name if it had a dot (pods may be named
+// admin.example.com), and for a user's (postgres, root) by servers that map
+// it. Names that controllers give to pods have a "-".
+func Default() []Validation {
+	return []Validation{{
+		Expression: `request.dnsNames.all(name, ` + ownName + `)`,
+		MessageExpression: `'DNS name ' + request.dnsNames.filter(name, !(` + ownName + `))[0] + ' is not allowed: ` +
+			`a pod in namespace ' + pod.namespace + ' may have <x>.' + pod.namespace + ', <x>.' + pod.namespace + '.svc and <x>.' + ` +
+			`pod.namespace + '.svc.' + config.clusterDomain` + ` + (config.allowShortNames ? ', and names without a dot' : '')`,
+	}, {
+		Expression: `!(pod.namespace in ['svc', 'local', 'localhost', 'com', 'net', 'org', 'edu', 'gov', 'io']) &&
+!config.clusterDomain.endsWith('.' + pod.namespace) && config.clusterDomain != pod.namespace ||
+request.dnsNames.all(name, name.split('.').size() != 2)`,
+		MessageExpression: `'DNS name ' + request.dnsNames.filter(name, name.split('.').size() == 2)[0] + ' is not allowed: ` +
+			`a name that ends in .' + pod.namespace + ' may be that of a host outside of the namespace; ` +
+			`use <x>.' + pod.namespace + '.svc or <x>.' + pod.namespace + '.svc.' + config.clusterDomain`,
+	}, {
+		Expression: `request.uris.all(uri, uri == ` + spiffeID + `)`,
+		MessageExpression: `'URI ' + request.uris.filter(uri, uri != ` + spiffeID + `)[0] + ' is not allowed: ` +
+			`the only one is ' + ` + spiffeID,
+	}, {
+		Expression:        `request.ipAddresses.size() == 0`,
+		MessageExpression: `'IP address ' + request.ipAddresses[0] + ' is not allowed: use a DNS name'`,
+	}, {
+		Expression:        `request.emailAddresses.size() == 0`,
+		MessageExpression: `'e-mail address ' + request.emailAddresses[0] + ' is not allowed: use a DNS name'`,
+	}, {
+		Expression: `request.commonName in ['', pod.uid] + request.dnsNames ||
+request.commonName == pod.name && pod.name.contains('-') && !pod.name.contains('.')`,
+		MessageExpression: `'common name ' + request.commonName + ' is not allowed: use one of the DNS names, ` +
+			`the UID of the pod, or its name if that has a "-" and no "." (others could be taken for users or hosts)'`,
+	}}
+}
+
+// ownName holds for the names of the pod's namespace.
+const ownName = `
+name.endsWith('.' + pod.namespace + '.svc.' + config.clusterDomain) ||
+name.endsWith('.' + pod.namespace + '.svc') ||
+name.endsWith('.' + pod.namespace) && name.split('.').size() == 2 ||
+!name.contains('.') && config.allowShortNames
+`
+
+// spiffeID is the SPIFFE ID of the pod's service account.
+const spiffeID = `'spiffe://' + config.trustDomain + '/ns/' + pod.namespace + '/sa/' + pod.serviceAccount`

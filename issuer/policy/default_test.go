@@ -1,0 +1,430 @@
+package policy
+
+import (
+	"errors"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+func TestDefaultCompiles(t *testing.T) {
+	newPolicy(t, testConfig(Default()...))
+}
+
+// A change turns the valid pod and request of a test into the one it is about.
+type change func(*issuer.Pod, *issuer.Request)
+
+func dns(names ...string) change {
+	return func(_ *issuer.Pod, r *issuer.Request) { r.CommonName, r.DNSNames, r.URIs = "", names, nil }
+}
+
+func dnsIn(namespace string, names ...string) change {
+	return func(p *issuer.Pod, r *issuer.Request) {
+		p.Namespace = namespace
+		dns(names...)(p, r)
+	}
+}
+
+func ips(addrs ...string) change {
+	return func(_ *issuer.Pod, r *issuer.Request) {
+		for _, addr := range addrs {
+			r.IPAddresses = append(r.IPAddresses, netip.MustParseAddr(addr))
+		}
+	}
+}
+
+func email(addresses ...string) change {
+	return func(_ *issuer.Pod, r *issuer.Request) { r.EmailAddresses = addresses }
+}
+
+func uri(text string) change {
+	return func(_ *issuer.Pod, r *issuer.Request) {
+		u, err := url.Parse(text)
+		if err != nil {
+			panic(err)
+		}
+		r.URIs = []*url.URL{u}
+	}
+}
+
+func commonName(name string) change {
+	return func(_ *issuer.Pod, r *issuer.Request) { r.CommonName = name }
+}
+
+// podAsCommonName is what a pod without DNS names gets.
+func podAsCommonName(name string) change {
+	return func(p *issuer.Pod, r *issuer.Request) { p.Name, r.CommonName, r.DNSNames = name, name, nil }
+}
+
+func pod(set func(*issuer.Pod)) change {
+	return func(p *issuer.Pod, _ *issuer.Request) { set(p) }
+}
+
+func TestDefaultAllows(t *testing.T) {
+	tests := map[string]change{
+		"what service-names makes":                dns("web.prod", "web.prod.svc", "web.prod.svc.cluster.local"),
+		"another service of the namespace":        dns("db.prod"),
+		"a pod behind a headless service":         dns("web-0.web.prod.svc.cluster.local"),
+		"the same without the cluster domain":     dns("web-0.web.prod.svc"),
+		"a wildcard in the short form":            dns("*.prod"),
+		"a wildcard in the svc form":              dns("*.prod.svc"),
+		"a wildcard in the full form":             dns("*.prod.svc.cluster.local"),
+		"a wildcard for the pods of a service":    dns("*.web.prod.svc.cluster.local"),
+		"an internationalized label":              dns("xn--bcher-kva.prod.svc"),
+		"hyphens in the third and fourth place":   dns("ci--web.prod.svc"),
+		"the same name twice":                     dns("web.prod", "web.prod"),
+		"a namespace that is a number":            dnsIn("2024", "web.2024", "web.2024.svc.cluster.local"),
+		"a namespace with hyphens":                dnsIn("team-a", "web.team-a", "web.team-a.svc"),
+		"the svc form in a namespace called svc":  dnsIn("svc", "web.svc.svc"),
+		"the full form in a namespace called svc": dnsIn("svc", "web.svc.svc.cluster.local", "web-0.web.svc.svc.cluster.local"),
+		"the longer forms in a namespace com":     dnsIn("com", "web.com.svc", "web.com.svc.cluster.local"),
+		"the longer forms in a namespace local":   dnsIn("local", "web.local.svc", "web.local.svc.cluster.local"),
+		"a namespace called cluster":              dnsIn("cluster", "web.cluster", "web.cluster.svc.cluster.local"),
+		"a namespace called pod":                  dnsIn("pod", "web.pod", "web.pod.svc.cluster.local"),
+		"no names at all":                         func(_ *issuer.Pod, r *issuer.Request) { *r = issuer.Request{} },
+		"no common name":                          commonName(""),
+		"a later DNS name as the common name":     commonName("web.prod.svc.cluster.local"),
+		"the UID as the common name":              commonName(testPod().UID),
+		"the pod's name as the common name":       podAsCommonName("web-7d4b9c6f5-x2x8p"),
+		"the pod's SPIFFE ID":                     uri("spiffe://example.org/ns/prod/sa/web"),
+		"the SPIFFE ID of a dotted account": func(p *issuer.Pod, r *issuer.Request) {
+			p.ServiceAccount = "web.v1"
+			uri("spiffe://example.org/ns/prod/sa/web.v1")(p, r)
+		},
+		"a pod with a dot in its name": pod(func(p *issuer.Pod) { p.Name = "web.v1" }),
+	}
+	p := newPolicy(t, testConfig())
+	for name, change := range tests {
+		t.Run(name, func(t *testing.T) {
+			pod, req := testPod(), testRequest()
+			change(&pod, &req)
+			if err := p.Check(t.Context(), pod, req); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestDefaultDenies(t *testing.T) {
+	tests := map[string]struct {
+		change change
+		want   string // in the message
+	}{
+		// Other namespaces and other domains.
+		"another namespace, short form":                {dns("web.other"), "web.other is not allowed: a pod in namespace prod may have <x>.prod, <x>.prod.svc and <x>.prod.svc.cluster.local"},
+		"another namespace, svc form":                  {dns("web.other.svc"), "web.other.svc is not allowed"},
+		"another namespace, full form":                 {dns("web.other.svc.cluster.local"), "is not allowed"},
+		"a foreign name behind an own one":             {dns("web.prod", "web.other.svc", "db.prod"), "web.other.svc is not allowed"},
+		"the API server":                               {dns("kubernetes.default.svc"), "is not allowed"},
+		"a public name":                                {dns("example.com"), "is not allowed"},
+		"a namespace that ends the same":               {dns("web.xprod.svc.cluster.local"), "is not allowed"},
+		"a namespace that begins the same":             {dns("web.prodx.svc.cluster.local"), "is not allowed"},
+		"the namespace as the service":                 {dns("prod.other.svc.cluster.local"), "is not allowed"},
+		"another cluster domain":                       {dns("web.prod.svc.cluster.example"), "is not allowed"},
+		"the cluster domain inside a public name":      {dns("web.prod.svc.cluster.local.example.com"), "is not allowed"},
+		"the namespace without svc":                    {dns("web.prod.cluster.local"), "is not allowed"},
+		"a pod's IP name":                              {dns("10-0-0-1.prod.pod.cluster.local"), "is not allowed"},
+		"the namespace's own domain":                   {dns("prod.svc.cluster.local"), "is not allowed"},
+		"the namespace's own domain, svc form":         {dns("prod.svc"), "is not allowed"},
+		"a headless pod in the short form":             {dns("web-0.web.prod"), "is not allowed"},
+		"a wildcard for another namespace":             {dns("*.other.svc"), "is not allowed"},
+		"a wildcard for all namespaces":                {dns("*.svc.cluster.local"), "is not allowed"},
+		"a wildcard for the cluster":                   {dns("*.cluster.local"), "is not allowed"},
+		"a short name":                                 {dns("web"), "DNS name web is not allowed"},
+		"localhost":                                    {dns("localhost"), "is not allowed"},
+		"the namespace alone":                          {dns("prod"), "is not allowed"},
+		"more names than fit":                          {dns(slices.Repeat([]string{"web.prod"}, maxNames+1)...), "101 names are more than the 100"},
+		"svc: service b in namespace a, by suffix":     {dnsIn("svc", "b.a.svc"), "is not allowed"},
+		"svc: a namespace's domain":                    {dnsIn("svc", "a.svc"), "a name that ends in .svc may be that of a host outside of the namespace; use <x>.svc.svc"},
+		"svc: every service by a sloppy wildcard":      {dnsIn("svc", "*.svc"), "is not allowed"},
+		"com: a public name":                           {dnsIn("com", "example.com"), "use <x>.com.svc or <x>.com.svc.cluster.local"},
+		"com: a host of a public name, by suffix":      {dnsIn("com", "www.example.com"), "is not allowed"},
+		"com: every public name":                       {dnsIn("com", "*.com"), "is not allowed"},
+		"com: a public name behind an own one":         {dnsIn("com", "web.com.svc", "example.com"), "DNS name example.com is not allowed"},
+		"local: the cluster domain itself":             {dnsIn("local", "cluster.local"), "is not allowed"},
+		"local: a service of another namespace":        {dnsIn("local", "web.other.svc.cluster.local"), "is not allowed"},
+		"local: a printer":                             {dnsIn("local", "printer.local"), "is not allowed"},
+		"cluster: a service of another namespace":      {dnsIn("cluster", "web.other.svc.cluster"), "is not allowed"},
+		"a namespace that is a number: an address":     {dnsIn("1", "127.1"), "could be taken for an IP address"},
+		"a namespace that is a hex number: an address": {dnsIn("0x1", "10.0x1"), "could be taken for an IP address"},
+
+		// Spellings.
+		"an upper-case letter":                  {dns("Web.prod"), `DNS name "Web.prod": must be`},
+		"upper case in the namespace":           {dns("web.PROD"), "must be"},
+		"a trailing dot":                        {dns("web.prod."), "must be"},
+		"a trailing dot after a foreign name":   {dns("example.com."), "must be"},
+		"a leading dot":                         {dns(".prod.svc"), "must be"},
+		"an empty label":                        {dns("web..prod"), "must be"},
+		"the empty name":                        {dns(""), "must be"},
+		"a dot":                                 {dns("."), "must be"},
+		"a NUL that cuts a C string":            {dns("example.com\x00.prod.svc"), "must be"},
+		"a NUL as a letter":                     {dns("web\x00.prod"), "must be"},
+		"a space":                               {dns("example.com .prod"), "must be"},
+		"a space in front":                      {dns(" web.prod"), "must be"},
+		"a line break":                          {dns("example.com\n.prod"), "must be"},
+		"a comma, which some split at":          {dns("example.com,web.prod"), "must be"},
+		"a slash":                               {dns("example.com/web.prod"), "must be"},
+		"a port":                                {dns("web.prod:443"), "must be"},
+		"a user":                                {dns("example.com@web.prod"), "must be"},
+		"an underscore":                         {dns("_https._tcp.web.prod.svc.cluster.local"), "must be"},
+		"a hyphen in front":                     {dns("-web.prod"), "must be"},
+		"a hyphen at the end":                   {dns("web-.prod"), "must be"},
+		"a full-width letter":                   {dns("ｗeb.prod"), "must be"},
+		"an ideographic full stop":              {dns("web。prod"), "must be"},
+		"a Cyrillic letter in the namespace":    {dns("web.рrod"), "must be"},
+		"a soft hyphen":                         {dns("web\u00ad.prod"), "must be"},
+		"a right-to-left mark":                  {dns("web\u200f.prod"), "must be"},
+		"invalid UTF-8":                         {dns("web\xff.prod"), "must be"},
+		"punycode that does not decode":         {dns("xn--a.prod.svc"), "starts with xn--"},
+		"punycode without an end":               {dns("xn--.prod.svc"), "must be"},
+		"punycode of plain ASCII":               {dns("xn--www-.prod.svc"), "must be"},
+		"punycode of a full stop":               {dns("xn--webprod-rk4f.svc"), "starts with xn--"},
+		"punycode of upper case":                {dns("xn--bcher-kvA.prod"), "must be"},
+		"punycode of a letter that maps to two": {dns("xn--fiqs8s-.prod"), "must be"},
+		"a bare wildcard":                       {dns("*"), "must be"},
+		"a wildcard in the middle":              {dns("web.*.svc.cluster.local"), "must be"},
+		"a wildcard for the namespace":          {dns("web.*"), "must be"},
+		"a wildcard in part of a label":         {dns("w*.prod"), "must be"},
+		"two wildcards":                         {dns("*.*.prod.svc.cluster.local"), "must be"},
+		"two stars":                             {dns("**.prod"), "must be"},
+		"a wildcard that is all of it":          {dns("*."), "must be"},
+		"a label of 64 letters":                 {dns(strings.Repeat("a", 64) + ".prod"), "must be"},
+		"a name of 254 bytes":                   {dns(strings.Repeat("a.", 125) + "prod"), "must be"},
+		"an IPv4 address":                       {dns("10.0.0.1"), "could be taken for an IP address"},
+		"an IPv4 address in hex":                {dns("0x0a.0x1"), "could be taken for an IP address"},
+		"an IPv4 address as a wildcard":         {dns("*.0.0.1"), "could be taken for an IP address"},
+		"an IPv6 address":                       {dns("::1"), "must be"},
+
+		// Other types of names.
+		"an IPv4 address as such":      {ips("10.0.0.1"), "IP address 10.0.0.1 is not allowed"},
+		"an IPv6 address as such":      {ips("2001:db8::1"), "is not allowed"},
+		"a loopback address":           {ips("127.0.0.1"), "is not allowed"},
+		"an IPv4 address as IPv6":      {ips("::ffff:10.0.0.1"), "must be a plain"},
+		"an address with a zone":       {ips("fe80::1%eth0"), "must be a plain"},
+		"the zero address":             {func(_ *issuer.Pod, r *issuer.Request) { r.IPAddresses = []netip.Addr{{}} }, "must be a plain"},
+		"an e-mail address":            {email("web@prod.svc"), "e-mail address web@prod.svc is not allowed"},
+		"an e-mail address with a tab": {email("web\t@prod.svc"), "must be of the form"},
+		"two e-mail addresses in one":  {email("a@b,c@d"), "must be of the form"},
+		"an e-mail address in capital": {email("Web@prod.svc"), "must be of the form"},
+		"an e-mail address with a NUL": {email("root@example.com\x00@prod"), "must be of the form"},
+
+		// URIs.
+		"another service account":    {uri("spiffe://example.org/ns/prod/sa/admin"), "the only one is spiffe://example.org/ns/prod/sa/web"},
+		"the same account elsewhere": {uri("spiffe://example.org/ns/other/sa/web"), "is not allowed"},
+		"another trust domain":       {uri("spiffe://example.com/ns/prod/sa/web"), "is not allowed"},
+		"a longer account":           {uri("spiffe://example.org/ns/prod/sa/web2"), "is not allowed"},
+		"a longer path":              {uri("spiffe://example.org/ns/prod/sa/web/admin"), "is not allowed"},
+		"the trust domain alone":     {uri("spiffe://example.org"), "is not allowed"},
+		"another scheme":             {uri("https://example.org/ns/prod/sa/web"), "is not allowed"},
+		"a query":                    {uri("spiffe://example.org/ns/prod/sa/web?x"), "is not allowed"},
+		"an empty query":             {uri("spiffe://example.org/ns/prod/sa/web?"), "is not allowed"},
+		"a fragment":                 {uri("spiffe://example.org/ns/prod/sa/web#x"), "is not allowed"},
+		"a port in the trust domain": {uri("spiffe://example.org:443/ns/prod/sa/web"), "is not allowed"},
+		"a user in the trust domain": {uri("spiffe://a@example.org/ns/prod/sa/web"), "no user"},
+		"a trust domain in capitals": {uri("spiffe://EXAMPLE.org/ns/prod/sa/web"), "lower case"},
+		"a path that goes up":        {uri("spiffe://example.org/ns/other/../prod/sa/web"), "dot segment"},
+		"a path that goes nowhere":   {uri("spiffe://example.org/ns/./prod/sa/web"), "dot segment"},
+		"two slashes":                {uri("spiffe://example.org/ns//prod/sa/web"), "empty segment"},
+		"a slash at the end":         {uri("spiffe://example.org/ns/prod/sa/web/"), "empty segment"},
+		"an encoded letter":          {uri("spiffe://example.org/ns/prod/sa/%77eb"), "percent-encoding"},
+		"an encoded NUL":             {uri("spiffe://example.org/ns/prod/sa/web%00"), "percent-encoding"},
+		"an encoded slash":           {uri("spiffe://example.org/ns/prod/sa%2Fweb"), "percent-encoding"},
+		"a relative URI":             {uri("/ns/prod/sa/web"), "must be absolute"},
+		"an opaque URI":              {uri("spiffe:example.org/ns/prod/sa/web"), "is not allowed"},
+		"a path in the host of a handmade URI": {func(_ *issuer.Pod, r *issuer.Request) {
+			r.URIs[0] = &url.URL{Scheme: "spiffe", Host: "example.org/ns", Path: "/prod/sa/web"}
+		}, "does not parse"},
+		"a scheme in capitals, handmade": {func(_ *issuer.Pod, r *issuer.Request) { r.URIs[0].Scheme = "SPIFFE" }, "does not parse"},
+		"a nil URI":                      {func(_ *issuer.Pod, r *issuer.Request) { r.URIs = []*url.URL{nil} }, "nil"},
+		"a foreign URI behind the own": {func(_ *issuer.Pod, r *issuer.Request) {
+			r.URIs = append(r.URIs, &url.URL{Scheme: "spiffe", Host: "a", Path: "/b"})
+		}, "URI spiffe://a/b is not allowed"},
+		"an account that makes the path go up":  {pod(func(p *issuer.Pod) { p.ServiceAccount = "../../other/sa/web" }), "service account"},
+		"an e-mail address dressed as a URI":    {uri("mailto:root@example.com"), "is not allowed"},
+		"the account as part of an opaque name": {uri("urn:spiffe://example.org/ns/prod/sa/web"), "is not allowed"},
+
+		// Common names.
+		"a common name from nowhere":             {commonName("example.com"), "common name example.com is not allowed: use one of the DNS names"},
+		"a common name inside the namespace":     {commonName("db.prod"), "is not allowed"},
+		"the service account as the common name": {commonName("web"), "is not allowed"},
+		"another pod's name as the common name":  {commonName("web-1"), "is not allowed"},
+		"a pod named like a public host":         {podAsCommonName("admin-1.example.com"), "is not allowed"},
+		"a pod named like a service":             {podAsCommonName("my-db.other.svc"), "is not allowed"},
+		"a pod named like a database user":       {podAsCommonName("postgres"), "common name postgres is not allowed"},
+		"a common name in capitals":              {commonName("WEB.PROD"), "must be lower-case"},
+		"a common name with a trailing dot":      {commonName("web.prod."), "must be lower-case"},
+		"a common name with a NUL":               {commonName("web.prod\x00"), "must be lower-case"},
+		"a common name with a second attribute":  {commonName("web.prod, o=admin"), "must be lower-case"},
+		"a common name that looks alike":         {commonName("wеb.prod"), "must be lower-case"},
+
+		// Identities that no API server gives.
+		"no namespace":              {pod(func(p *issuer.Pod) { p.Namespace = "" }), "namespace"},
+		"a namespace of two labels": {dnsIn("other.svc", "web.other.svc"), "namespace"},
+		"a wildcard namespace":      {dnsIn("*", "web.*"), "namespace"},
+		"no pod name":               {pod(func(p *issuer.Pod) { p.Name = "" }), "name"},
+		"no UID":                    {pod(func(p *issuer.Pod) { p.UID = "" }), "UID"},
+		"a UID that is a host":      {pod(func(p *issuer.Pod) { p.UID = "example.com" }), "UID"},
+		"no service account":        {pod(func(p *issuer.Pod) { p.ServiceAccount = "" }), "service account"},
+	}
+	p := newPolicy(t, testConfig())
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			pod, req := testPod(), testRequest()
+			test.change(&pod, &req)
+			err := p.Check(t.Context(), pod, req)
+			if !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want a denial with %q", err, test.want)
+			}
+		})
+	}
+}
+
+// TestNormalFormIsBeforeCEL makes sure that even a policy that allows
+// everything does not let ambiguous names through.
+func TestNormalFormIsBeforeCEL(t *testing.T) {
+	p := newPolicy(t, testConfig(Validation{Expression: "true"}))
+	for name, change := range map[string]change{
+		"DNS name":       dns("example.com\x00.prod"),
+		"IP address":     ips("::ffff:10.0.0.1"),
+		"URI":            uri("spiffe://example.org/a/../b"),
+		"e-mail address": email("a@b,c@d"),
+		"common name":    commonName("a\x00"),
+		"identity":       pod(func(p *issuer.Pod) { p.Namespace = "a.b" }),
+	} {
+		pod, req := testPod(), testRequest()
+		change(&pod, &req)
+		if err := p.Check(t.Context(), pod, req); !errors.Is(err, issuer.ErrDenied) {
+			t.Errorf("%s: got %v, want a denial", name, err)
+		}
+	}
+	pod, req := testPod(), testRequest()
+	req.DNSNames, req.EmailAddresses, req.CommonName = []string{"*.example.com", "web"}, []string{"root@example.com"}, "system:node:a"
+	ips("10.0.0.1", "fe80::1")(&pod, &req)
+	if err := p.Check(t.Context(), pod, req); err != nil {
+		t.Errorf("normal names: %v", err)
+	}
+}
+
+func TestAllowShortNames(t *testing.T) {
+	config := testConfig()
+	config.AllowShortNames = true
+	p := newPolicy(t, config)
+	for name, allowed := range map[string]bool{
+		"web": true, "web.prod": true, "web.prod.svc": true,
+		"*": false, "web.": false, "Web": false, "web.other": false, "example.com": false, "1": false,
+	} {
+		pod, req := testPod(), testRequest()
+		dns(name)(&pod, &req)
+		if err := p.Check(t.Context(), pod, req); (err == nil) != allowed {
+			t.Errorf("%q: got %v, want allowed: %t", name, err, allowed)
+		}
+	}
+}
+
+// owner is the namespace that a name belongs to, by reading its labels from
+// the right.
+func owner(name, clusterDomain string) string {
+	labels := strings.Split(name, ".")
+	domain := strings.Split(clusterDomain, ".")
+	if n := len(labels) - len(domain); n >= 3 && slices.Equal(labels[n:], domain) {
+		if labels[n-1] != "svc" {
+			return ""
+		}
+		return labels[n-2]
+	}
+	switch n := len(labels); {
+	case n >= 3 && labels[n-1] == "svc":
+		return labels[n-2]
+	case n == 2 && labels[1] != "svc" && labels[1] != "com" && labels[1] != domain[len(domain)-1]:
+		return labels[1]
+	}
+	return ""
+}
+
+// TestOwners goes through all names of up to four labels, bare and below the
+// cluster domain, out of labels that have been chosen to be mistaken for each
+// other: a namespace has a name exactly if it owns it.
+func TestOwners(t *testing.T) {
+	labels := []string{"svc", "cluster", "k8s", "com", "pod", "a", "*"}
+	for _, domain := range []string{"cluster.k8s", "k8s", "svc.cluster"} {
+		p := newPolicy(t, Config{ClusterDomain: domain, TrustDomain: "example.org"})
+		for name := range names(labels, 4, domain) {
+			if strings.Contains(strings.TrimPrefix(name, "*."), "*") {
+				continue
+			}
+			for _, namespace := range labels[:len(labels)-1] {
+				pod, req := testPod(), testRequest()
+				dnsIn(namespace, name)(&pod, &req)
+				err := p.Check(t.Context(), pod, req)
+				if want := owner(name, domain) == namespace; (err == nil) != want {
+					t.Errorf("%s in namespace %s of %s: got %v, want allowed: %t", name, namespace, domain, err, want)
+				}
+			}
+		}
+	}
+}
+
+// names yields all names of 1 to depth labels, and those below domain.
+func names(labels []string, depth int, domain string) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		level := []string{""}
+		for range depth {
+			var next []string
+			for _, suffix := range level {
+				for _, label := range labels {
+					name := strings.TrimSuffix(label+"."+suffix, ".")
+					next = append(next, name)
+					if !yield(name) || !yield(name+"."+domain) {
+						return
+					}
+				}
+			}
+			level = next
+		}
+	}
+}
+
+func FuzzDefault(f *testing.F) {
+	for _, seed := range [][4]string{
+		{"prod", "web-0", "web.prod", "web.prod"},
+		{"svc", "web-0", "b.a.svc", ""},
+		{"svc", "web-0", "a.svc.svc", "web-0"},
+		{"com", "admin.example.com", "www.example.com", "admin.example.com"},
+		{"local", "a-b.c", "web.other.svc.cluster.local", "a-b.c"},
+		{"cluster", "postgres", "*.web.cluster.svc.cluster.local", "postgres"},
+		{"prod", "web-0", "xn--bcher-kva.prod.svc", "web-0"},
+		{"1", "web-0", "127.1", "web.prod\x00"},
+		{"prod", "web-0", "WEB.prod.", "*.prod"},
+	} {
+		f.Add(seed[0], seed[1], seed[2], seed[3])
+	}
+	p := newPolicy(f, testConfig())
+	f.Fuzz(func(t *testing.T, namespace, podName, name, commonName string) {
+		pod, req := testPod(), testRequest()
+		pod.Namespace, pod.Name = namespace, podName
+		req.DNSNames, req.CommonName, req.URIs = []string{name}, commonName, nil
+		if err := p.Check(t.Context(), pod, req); err != nil {
+			if !errors.Is(err, issuer.ErrDenied) || strings.Contains(err.Error(), "cannot be evaluated") {
+				t.Fatalf("not a plain denial: %v", err)
+			}
+			return
+		}
+		if got := owner(name, "cluster.local"); got != namespace {
+			t.Errorf("namespace %q has got %q, which belongs to %q", namespace, name, got)
+		}
+		for i, c := range []byte(name) {
+			star := c == '*' && i == 0 && strings.HasPrefix(name, "*.")
+			if !star && c != '-' && c != '.' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
+				t.Errorf("%q has a %q at %d", name, c, i)
+			}
+		}
+		hyphenated := strings.Contains(podName, "-") && !strings.Contains(podName, ".")
+		if commonName != "" && commonName != name && commonName != pod.UID && (commonName != podName || !hyphenated) {
+			t.Errorf("pod %q with %q has got the common name %q", podName, name, commonName)
+		}
+	})
+}

@@ -1,0 +1,94 @@
+package policy
+
+import (
+	"reflect"
+	"slices"
+	"time"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/cost"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/ext"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// request is an issuer.Request as expressions see it.
+type request struct {
+	CommonName     string        `json:"commonName"`
+	DNSNames       []string      `json:"dnsNames"`
+	IPAddresses    []string      `json:"ipAddresses"`
+	URIs           []string      `json:"uris"`
+	EmailAddresses []string      `json:"emailAddresses"`
+	Duration       time.Duration `json:"duration"`
+	KeyType        string        `json:"keyType"`
+}
+
+func newRequest(req issuer.Request) request {
+	r := request{
+		CommonName:     req.CommonName,
+		DNSNames:       req.DNSNames,
+		EmailAddresses: req.EmailAddresses,
+		Duration:       req.Duration,
+		KeyType:        string(req.KeyType),
+	}
+	for _, ip := range req.IPAddresses {
+		r.IPAddresses = append(r.IPAddresses, ip.String())
+	}
+	for _, uri := range req.URIs {
+		r.URIs = append(r.URIs, uri.String())
+	}
+	return r
+}
+
+// settings are the parts of a Config that expressions see.
+type settings struct {
+	ClusterDomain   string `json:"clusterDomain"`
+	TrustDomain     string `json:"trustDomain"`
+	AllowShortNames bool   `json:"allowShortNames"`
+}
+
+// variables names the values as newEnvironment declares them.
+func variables(p issuer.Pod, r request, s settings) map[string]any {
+	return map[string]any{"pod": p, "request": r, "config": s}
+}
+
+func newEnvironment() (*cel.Env, error) {
+	pod, req, config := reflect.TypeFor[issuer.Pod](), reflect.TypeFor[request](), reflect.TypeFor[settings]()
+	return cel.NewEnv(
+		ext.NativeTypes(pod, req, config, ext.ParseStructTag("json")),
+		cel.Variable("pod", cel.ObjectType(pod.String())),
+		cel.Variable("request", cel.ObjectType(req.String())),
+		cel.Variable("config", cel.ObjectType(config.String())),
+		ext.Strings(),
+		ext.Lists(),
+		ext.Sets(),
+		ext.Network(),
+		cel.CrossTypeNumericComparisons(true),
+		cel.DefaultUTCTimeZone(true),
+		// Refuse a regular expression or duration that cannot be parsed.
+		cel.ExtendedValidations(),
+	)
+}
+
+// sizes tells CEL's cost estimate how large a request can be.
+type sizes struct{}
+
+var _ cost.Estimator = sizes{}
+
+func (sizes) EstimateSize(node cost.AstNode) *cost.SizeEstimate {
+	switch path := node.Path(); {
+	case len(path) == 0:
+		return nil
+	case node.Type().Kind() == types.ListKind:
+		return &cost.SizeEstimate{Max: maxNames}
+	case slices.Contains(path, "uris"):
+		return &cost.SizeEstimate{Max: maxURILength}
+	default:
+		return &cost.SizeEstimate{Max: maxNameLength}
+	}
+}
+
+func (sizes) EstimateCallCost(string, string, *cost.AstNode, []cost.AstNode) *cost.CallEstimate {
+	return nil
+}

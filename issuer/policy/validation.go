@@ -1,0 +1,115 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common"
+	"cel.dev/cel-go/common/types"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// costLimit bounds what one evaluation of one expression costs, in CEL's own
+// units. It is what Kubernetes gives an expression of a
+// ValidatingAdmissionPolicy; a million takes some ten milliseconds.
+const costLimit = 1_000_000
+
+// interruptEvery is after how many steps of a loop the context is looked at.
+const interruptEvery = 100
+
+// Validation is one rule of a policy, in the shape of those of
+// ValidatingAdmissionPolicy.
+type Validation struct {
+	// Expression is CEL that gives true if the request is fine.
+	Expression string `json:"expression"`
+	// Message says why not. It defaults to the expression.
+	Message string `json:"message,omitempty"`
+	// MessageExpression is CEL that gives the message. Message stands in if it
+	// fails, or gives a blank text or one of several lines.
+	MessageExpression string `json:"messageExpression,omitempty"`
+}
+
+// validation is a compiled Validation.
+type validation struct {
+	name       string
+	expression cel.Program
+	message    string
+	// messageExpression is nil if there is none.
+	messageExpression cel.Program
+}
+
+func (v Validation) compile(env *cel.Env, name string) (compiled validation, err error) {
+	compiled = validation{name: name, message: v.Message}
+	if v.Message == "" {
+		compiled.message = "failed expression: " + strings.TrimSpace(v.Expression)
+	}
+	compiled.expression, err = compile(env, name+".expression", v.Expression, cel.BoolType)
+	if err != nil || v.MessageExpression == "" {
+		return compiled, err
+	}
+	compiled.messageExpression, err = compile(env, name+".messageExpression", v.MessageExpression, cel.StringType)
+	return compiled, err
+}
+
+// compile refuses an expression that gives something else than a result, or
+// that the largest request could drive over the cost limit.
+func compile(env *cel.Env, name, expression string, result *cel.Type) (cel.Program, error) {
+	if strings.TrimSpace(expression) == "" {
+		return nil, fmt.Errorf("%s: must not be empty", name)
+	}
+	ast, issues := env.CompileSource(common.NewStringSource(expression, name))
+	if err := issues.Err(); err != nil {
+		return nil, err
+	}
+	if !ast.OutputType().IsExactType(result) {
+		return nil, fmt.Errorf("%s: gives %s, but must give %s: %s", name, ast.OutputType(), result, expression)
+	}
+	cost, err := env.EstimateCost(ast, sizes{})
+	if err != nil {
+		return nil, fmt.Errorf("%s: estimate the cost: %w", name, err)
+	}
+	if cost.Max > costLimit {
+		return nil, fmt.Errorf("%s: may cost up to %d, but the limit is %d (loops in loops?): %s", name, cost.Max, costLimit, expression)
+	}
+	return newProgram(env, ast, costLimit)
+}
+
+func newProgram(env *cel.Env, ast *cel.Ast, limit uint64) (cel.Program, error) {
+	return env.Program(ast,
+		cel.EvalOptions(cel.OptOptimize),
+		cel.CostLimit(limit),
+		cel.InterruptCheckFrequency(interruptEvery))
+}
+
+func (v validation) check(ctx context.Context, vars map[string]any) error {
+	result, _, err := v.expression.ContextEval(ctx, vars)
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", v.name, ctx.Err())
+	case err != nil:
+		return fmt.Errorf("%w: %s cannot be evaluated for this request: %w", issuer.ErrDenied, v.name, err)
+	case result != types.True:
+		return fmt.Errorf("%w: %s", issuer.ErrDenied, v.explain(ctx, vars))
+	}
+	return nil
+}
+
+// explain follows ValidatingAdmissionPolicy in when it falls back.
+func (v validation) explain(ctx context.Context, vars map[string]any) string {
+	if v.messageExpression == nil {
+		return v.message
+	}
+	result, _, err := v.messageExpression.ContextEval(ctx, vars)
+	if err != nil {
+		return v.message
+	}
+	message, ok := result.Value().(string)
+	message = strings.TrimSpace(message)
+	if !ok || message == "" || strings.ContainsAny(message, "\r\n") {
+		return v.message
+	}
+	return message
+}
