@@ -20,6 +20,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
@@ -172,7 +173,8 @@ func (n *node) launch() {
 	n.process.Stdout = n.logs
 	must(n.t, n.process.Start())
 	connection, err := grpc.NewClient("unix://"+n.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)), grpc.WithIdleTimeout(0))
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)), grpc.WithIdleTimeout(0),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}))
 	must(n.t, err)
 	n.connection = connection
 	n.NodeClient, n.IdentityClient = csi.NewNodeClient(connection), csi.NewIdentityClient(connection)

@@ -1,0 +1,46 @@
+# The commands of this repository. `make help` lists them.
+
+GO     ?= go
+# The client library's server side has databases that nothing here needs.
+TAGS   := nobadger,nobbolt,nomysql,nopgx
+# -buildvcs puts the commit into `step-csi version`.
+BUILD  := $(GO) build -trimpath -buildvcs=auto -tags $(TAGS)
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build ## Show what step-csi does, for real, in 15 s (needs root for mounts)
+	@$(SUDO) bin/step-csi-demo
+
+.PHONY: test
+test: ## Build, and run every test (needs root for mounts)
+	$(SUDO) $(GO) test -tags $(TAGS) ./...
+
+.PHONY: build
+build: ## Build step-csi and its demo into bin/
+	CGO_ENABLED=0 $(BUILD) -ldflags "-s -w" -o bin/ ./cmd/...
+
+.PHONY: lint
+lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) tool staticcheck -tags $(TAGS) ./...
+	$(GO) mod tidy -diff
+
+.PHONY: bench
+bench: ## Compare publishing a volume with a bare sign by the CA (needs root)
+	$(SUDO) $(GO) test -tags $(TAGS) -run '^$$' -bench . ./test/bench
+
+.PHONY: fuzz
+fuzz: ## Fuzz what users write, for a minute each
+	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzParse -fuzztime 60s ./driver/attributes
+	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/policy
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin
