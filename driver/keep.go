@@ -28,7 +28,7 @@ func (d *Driver) track(v *volume) {
 	go func() {
 		defer close(v.done)
 		defer cancel()
-		d.keep(ctx, v)
+		keep(ctx, v, d.renew)
 	}()
 }
 
@@ -51,9 +51,9 @@ func (d *Driver) untrack(id string) {
 }
 
 // keep renews the volume whenever it is due, for as long as it is mounted.
-func (d *Driver) keep(ctx context.Context, v *volume) {
+func keep(ctx context.Context, v *volume, renew func(context.Context, *volume) error) {
 	for sleepUntil(ctx, v.state.Load().next) {
-		err := d.tryRenewal(ctx, v)
+		err := within(ctx, renewalTimeout, func(ctx context.Context) error { return renew(ctx, v) })
 		switch {
 		case err == nil:
 			continue
@@ -73,10 +73,10 @@ func (d *Driver) keep(ctx context.Context, v *volume) {
 	}
 }
 
-func (d *Driver) tryRenewal(ctx context.Context, v *volume) error {
-	ctx, cancel := context.WithTimeout(ctx, renewalTimeout)
+func within(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return d.renew(ctx, v)
+	return do(ctx)
 }
 
 func sleepUntil(ctx context.Context, when time.Time) bool {

@@ -30,7 +30,7 @@ func unsupported(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.ENOSYS):
-		return fmt.Errorf("Linux %s or later is needed, and this is %s: %w", minimumKernel, release(), err)
+		return fmt.Errorf("needs Linux %s or later, and this is %s: %w", minimumKernel, release(), err)
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("not allowed to mount: run as root with CAP_SYS_ADMIN, in a pod with securityContext.privileged: true: %w", err)
 	}

@@ -1,0 +1,81 @@
+package driver
+
+import (
+	"testing"
+	"time"
+)
+
+var start = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+func TestDue(t *testing.T) {
+	for name, test := range map[string]struct {
+		lifetime, before time.Duration
+		earliest, latest time.Duration // after start
+	}{
+		"two thirds":                {24 * time.Hour, 0, 14*time.Hour + 24*time.Minute, 17*time.Hour + 36*time.Minute},
+		"renew-before":              {24 * time.Hour, 12 * time.Hour, 10*time.Hour + 48*time.Minute, 13*time.Hour + 12*time.Minute},
+		"a short window":            {24 * time.Hour, time.Hour, 22*time.Hour + 30*time.Minute, 23*time.Hour + 30*time.Minute},
+		"a CA that gives less":      {time.Hour, 2 * time.Hour, 36 * time.Minute, 44 * time.Minute},
+		"exactly the lifetime":      {time.Hour, time.Hour, 36 * time.Minute, 44 * time.Minute},
+		"seconds":                   {6 * time.Second, 0, 3600 * time.Millisecond, 4400 * time.Millisecond},
+		"not a nanosecond lifetime": {0, 0, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := validity{issued: start, notAfter: start.Add(test.lifetime), before: test.before}
+			if got := v.due(0).Sub(start); got != test.earliest {
+				t.Errorf("earliest %s, want %s", got, test.earliest)
+			}
+			if got := v.due(1).Sub(start); got != test.latest {
+				t.Errorf("latest %s, want %s", got, test.latest)
+			}
+		})
+	}
+}
+
+func TestRetry(t *testing.T) {
+	day := validity{issued: start, notAfter: start.Add(24 * time.Hour)}
+	for name, test := range map[string]struct {
+		validity validity
+		failures int
+		now      time.Time
+		want     time.Duration
+	}{
+		"the first":             {day, 1, start.Add(16 * time.Hour), time.Second},
+		"the fifth":             {day, 5, start.Add(16 * time.Hour), 16 * time.Second},
+		"never over 5 min":      {day, 20, start.Add(17 * time.Hour), 5 * time.Minute},
+		"no overflow":           {day, 1 << 40, start.Add(17 * time.Hour), 5 * time.Minute},
+		"an eighth of the rest": {day, 20, start.Add(24*time.Hour - 8*time.Minute), time.Minute},
+		"long expired":          {day, 20, start.Add(48 * time.Hour), 5 * time.Minute},
+		"a five-minute lifetime, expired": {
+			validity{issued: start, notAfter: start.Add(5 * time.Minute)}, 20, start.Add(time.Hour), 12500 * time.Millisecond},
+		"hardly any time": {
+			validity{issued: start, notAfter: start.Add(time.Second)}, 3, start.Add(time.Second - time.Millisecond), leastRetry},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := test.validity.retry(test.failures, test.now, 0); got != test.want {
+				t.Errorf("got %s, want %s", got, test.want)
+			}
+			if got := test.validity.retry(test.failures, test.now, 1); got != test.want/2 {
+				t.Errorf("with jitter %s, want %s", got, test.want/2)
+			}
+		})
+	}
+}
+
+// Whenever the trouble begins, there are eight tries before expiry.
+func TestEightTriesBeforeExpiry(t *testing.T) {
+	for _, lifetime := range []time.Duration{10 * time.Second, 5 * time.Minute, 24 * time.Hour, 30 * 24 * time.Hour} {
+		v := validity{issued: start, notAfter: start.Add(lifetime)}
+		now, tries := v.due(1), 1
+		for failures := 1; ; failures++ {
+			now = now.Add(v.retry(failures, now, 0))
+			if !now.Before(v.notAfter) {
+				break
+			}
+			tries++
+		}
+		if tries < triesBeforeExpiry {
+			t.Errorf("%s: %d tries", lifetime, tries)
+		}
+	}
+}
