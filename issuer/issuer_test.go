@@ -1,0 +1,261 @@
+package issuer_test
+
+import (
+	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"go.step.sm/crypto/minica"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// hostileSigner signs what it is asked to, and then as its spoil wants it.
+type hostileSigner struct {
+	ca    *minica.CA
+	roots []*x509.Certificate
+	spoil func(*x509.Certificate)
+	// answer replaces the answer, where it is set.
+	answer func(leaf *x509.Certificate) []*x509.Certificate
+}
+
+func newSigner(t *testing.T) *hostileSigner {
+	t.Helper()
+	ca, err := minica.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &hostileSigner{ca: ca, roots: []*x509.Certificate{ca.Root}, spoil: func(*x509.Certificate) {}}
+}
+
+func (*hostileSigner) Connect(context.Context) error { return nil }
+
+func (s *hostileSigner) Roots(context.Context) ([]*x509.Certificate, error) { return s.roots, nil }
+
+func (s *hostileSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
+	template := &x509.Certificate{
+		Subject:        req.CSR.Subject,
+		DNSNames:       req.CSR.DNSNames,
+		IPAddresses:    req.CSR.IPAddresses,
+		URIs:           req.CSR.URIs,
+		EmailAddresses: req.CSR.EmailAddresses,
+		PublicKey:      req.CSR.PublicKey,
+		NotBefore:      time.Now().Add(-time.Minute),
+		NotAfter:       time.Now().Add(req.Request.Duration),
+		KeyUsage:       x509.KeyUsageDigitalSignature,
+	}
+	s.spoil(template)
+	leaf, err := s.ca.Sign(template)
+	if err != nil {
+		return nil, err
+	}
+	if s.answer != nil {
+		return s.answer(leaf), nil
+	}
+	return []*x509.Certificate{leaf, s.ca.Intermediate}, nil
+}
+
+func request() issuer.Request {
+	id, _ := url.Parse("spiffe://cluster.local/ns/shop/sa/web")
+	return issuer.Request{
+		CommonName:     "web.shop",
+		DNSNames:       []string{"web.shop", "web.shop.svc"},
+		IPAddresses:    []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
+		URIs:           []*url.URL{id},
+		EmailAddresses: []string{"web@shop.example"},
+		Duration:       time.Hour,
+		KeyType:        issuer.ECDSAP256,
+	}
+}
+
+func allowAll(context.Context, issuer.Pod, issuer.Request) error { return nil }
+
+func issue(t *testing.T, s issuer.Signer, p issuer.Policy, key issuer.PrivateKey) (*issuer.Credential, error) {
+	t.Helper()
+	i, err := issuer.New(issuer.Config{Signer: s, Policy: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i.Issue(t.Context(), issuer.Pod{}, request(), key)
+}
+
+func TestIssue(t *testing.T) {
+	s := newSigner(t)
+	c, err := issue(t, s, allowAll, issuer.PrivateKey{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Chain) != 2 || !c.Chain[1].Equal(s.ca.Intermediate) || len(c.Roots) != 1 {
+		t.Errorf("chain of %d, %d roots", len(c.Chain), len(c.Roots))
+	}
+	again, err := issue(t, s, allowAll, c.Key)
+	if err != nil || again.Key != c.Key {
+		t.Errorf("the key was not kept: %v", err)
+	}
+}
+
+func TestHostileAnswersAreRefused(t *testing.T) {
+	other := newSigner(t)
+	uri, _ := url.Parse("spiffe://cluster.local/ns/shop/sa/admin")
+	for name, test := range map[string]struct {
+		spoil func(*x509.Certificate)
+		want  string
+	}{
+		"another key":          {func(c *x509.Certificate) { c.PublicKey = other.ca.Signer.Public() }, "another key"},
+		"extra DNS name":       {func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "db.shop") }, "DNS names"},
+		"wildcard added":       {func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "*.shop") }, "DNS names"},
+		"missing DNS name":     {func(c *x509.Certificate) { c.DNSNames = c.DNSNames[1:] }, "DNS names"},
+		"other URI":            {func(c *x509.Certificate) { c.URIs = []*url.URL{uri} }, "URIs"},
+		"missing URI":          {func(c *x509.Certificate) { c.URIs = nil }, "URIs"},
+		"extra IP address":     {func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IPv4(10, 0, 0, 2)) }, "IP addresses"},
+		"missing e-mail":       {func(c *x509.Certificate) { c.EmailAddresses = nil }, "e-mail"},
+		"other common name":    {func(c *x509.Certificate) { c.Subject.CommonName = "admin" }, "common name"},
+		"unknown type of name": {func(c *x509.Certificate) { addOtherName(c) }, "nobody asked for"},
+		"expired": {func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
+		}, "expired"},
+		"not yet valid": {func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, "valid only from"},
+		"longer":        {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(20 * time.Hour) }, "longer"},
+		"a CA": {func(c *x509.Certificate) {
+			c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
+		}, "CA certificate"},
+		"signs certificates": {func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }, "sign certificates"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSigner(t)
+			s.spoil = test.spoil
+			_, err := issue(t, s, allowAll, issuer.PrivateKey{})
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want something with %q", err, test.want)
+			}
+			if errors.Is(err, issuer.ErrDenied) || errors.Is(err, issuer.ErrUnavailable) {
+				t.Errorf("a wrong answer is neither a refusal nor an absence: %v", err)
+			}
+		})
+	}
+}
+
+// addOtherName puts a user principal name (of Microsoft's) beside the names.
+func addOtherName(c *x509.Certificate) {
+	names := []asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: []byte{0x06, 0x01, 0x2a, 0xa0, 0x03, 0x0c, 0x01, 'x'}}}
+	add := func(tag int, value []byte) {
+		names = append(names, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, Bytes: value})
+	}
+	for _, name := range c.DNSNames {
+		add(2, []byte(name))
+	}
+	for _, address := range c.EmailAddresses {
+		add(1, []byte(address))
+	}
+	for _, uri := range c.URIs {
+		add(6, []byte(uri.String()))
+	}
+	for _, ip := range c.IPAddresses {
+		if v4 := ip.To4(); v4 != nil {
+			ip = v4
+		}
+		add(7, ip)
+	}
+	value, err := asn1.Marshal(names)
+	if err != nil {
+		panic(err)
+	}
+	c.DNSNames, c.EmailAddresses, c.URIs, c.IPAddresses = nil, nil, nil, nil
+	c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Value: value}}
+}
+
+func TestHostileChainsAreRefused(t *testing.T) {
+	other := newSigner(t)
+	for name, answer := range map[string]func(*hostileSigner, *x509.Certificate) []*x509.Certificate{
+		"nothing":         func(*hostileSigner, *x509.Certificate) []*x509.Certificate { return nil },
+		"no intermediate": func(_ *hostileSigner, leaf *x509.Certificate) []*x509.Certificate { return []*x509.Certificate{leaf} },
+		"another intermediate": func(_ *hostileSigner, leaf *x509.Certificate) []*x509.Certificate {
+			return []*x509.Certificate{leaf, other.ca.Intermediate}
+		},
+		"another root": func(s *hostileSigner, leaf *x509.Certificate) []*x509.Certificate {
+			s.roots = []*x509.Certificate{other.ca.Root}
+			return []*x509.Certificate{leaf, s.ca.Intermediate, s.ca.Root}
+		},
+		"the root itself": func(s *hostileSigner, _ *x509.Certificate) []*x509.Certificate {
+			return []*x509.Certificate{s.ca.Root}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSigner(t)
+			s.answer = func(leaf *x509.Certificate) []*x509.Certificate { return answer(s, leaf) }
+			if c, err := issue(t, s, allowAll, issuer.PrivateKey{}); err == nil {
+				t.Errorf("got a chain of %d", len(c.Chain))
+			}
+		})
+	}
+}
+
+// What is in the answer but no part of the chain does not reach the pod, and
+// what is fine though different passes.
+func TestAnswersThatAreFine(t *testing.T) {
+	other := newSigner(t)
+	s := newSigner(t)
+	s.answer = func(leaf *x509.Certificate) []*x509.Certificate {
+		return []*x509.Certificate{leaf, other.ca.Intermediate, s.ca.Root, s.ca.Intermediate}
+	}
+	if c, err := issue(t, s, allowAll, issuer.PrivateKey{}); err != nil || len(c.Chain) != 2 || !c.Chain[1].Equal(s.ca.Intermediate) {
+		t.Errorf("a chain with more around it: %v", err)
+	}
+	for name, spoil := range map[string]func(*x509.Certificate){
+		"no common name": func(c *x509.Certificate) { c.Subject = pkix.Name{Organization: []string{"Shop"}} },
+		"shorter":        func(c *x509.Certificate) { c.NotAfter = time.Now().Add(time.Minute) },
+		"a clock ahead":  func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) },
+	} {
+		s := newSigner(t)
+		s.spoil = spoil
+		if _, err := issue(t, s, allowAll, issuer.PrivateKey{}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The policy is asked before a key is made and before the CA is.
+func TestPolicyComesFirst(t *testing.T) {
+	deny := func(context.Context, issuer.Pod, issuer.Request) error { return issuer.ErrDenied }
+	s := newSigner(t)
+	s.spoil = func(*x509.Certificate) { t.Error("the CA was asked") }
+	if _, err := issue(t, s, deny, issuer.PrivateKey{}); !errors.Is(err, issuer.ErrDenied) {
+		t.Errorf("got %v", err)
+	}
+	for _, c := range []issuer.Config{{}, {Signer: s}, {Policy: allowAll}} {
+		if _, err := issuer.New(c); err == nil {
+			t.Errorf("New accepted %+v", c)
+		}
+	}
+}
+
+func TestPrivateKeysDoNotPrint(t *testing.T) {
+	for _, keyType := range issuer.KeyTypes()[:4] {
+		key, err := keyType.Generate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		encoded, err := json.Marshal(struct{ Key issuer.PrivateKey }{key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{
+			fmt.Sprint(key), fmt.Sprintf("%+v", key), fmt.Sprintf("%#v", key), fmt.Sprintf("%x", key), fmt.Sprintf("%d", key),
+			fmt.Sprintf("%+v", &issuer.Credential{Key: key}), string(encoded),
+		} {
+			if !strings.Contains(text, "[private key]") || strings.ContainsAny(text, "0123456789") {
+				t.Errorf("%s: %s", keyType, text)
+			}
+		}
+	}
+}
