@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -52,6 +53,13 @@ func (d *Driver) publish(ctx context.Context, wanted record) error {
 	if err != nil {
 		return invalid(err)
 	}
+	// The kubelet has made the target's parent. To ask the CA for a volume that
+	// cannot be attached would waste a certificate.
+	parent, err := d.targets.Open(filepath.Dir(wanted.Target))
+	if err != nil {
+		return err
+	}
+	parent.Close()
 	if err := d.create(ctx, v); err != nil {
 		return err
 	}

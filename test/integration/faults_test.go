@@ -1,0 +1,378 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// expect checks the code of a call and a part of its message.
+func expect(t *testing.T, err error, want codes.Code, message string) {
+	t.Helper()
+	if status.Code(err) != want || err != nil && !strings.Contains(err.Error(), message) {
+		t.Errorf("got %v, want %s with %q", err, want, message)
+	}
+}
+
+func TestTwoHundredVolumesAtOnce(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	var wg sync.WaitGroup
+	pods := make([]pod, 200)
+	for i := range pods {
+		pods[i] = pod{name: fmt.Sprintf("web-%d", i), attributes: map[string]string{"service-names": "web"}}
+		wg.Go(func() {
+			if err := n.tryPublish(pods[i]); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if signs, mounts := ca.Signs(), len(n.mounts()); signs != 200 || mounts != 200 {
+		t.Errorf("%d signs, %d mounts", signs, mounts)
+	}
+	serials := map[string]bool{}
+	for _, p := range pods {
+		serials[read(t, n.target(p)).leaf().SerialNumber.String()] = true
+		wg.Go(func() { n.unpublish(p) })
+	}
+	wg.Wait()
+	if len(serials) != 200 {
+		t.Errorf("%d different certificates", len(serials))
+	}
+	if m := n.mounts(); len(m) > 0 {
+		t.Errorf("%d mounts are left", len(m))
+	}
+}
+
+func TestOneVolumeFromTwentyCallersAtOnce(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	p := pod{name: "web-0"}
+	n.publishRequest(p) // makes the directory
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if err := n.tryPublish(p); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if signs, mounts := ca.Signs(), len(n.mounts()); signs != 1 || mounts != 1 {
+		t.Errorf("%d signs, %d mounts", signs, mounts)
+	}
+	for range 20 {
+		wg.Go(func() { n.unpublish(p) })
+	}
+	wg.Wait()
+}
+
+func TestCADownAtPublish(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	p := pod{name: "web-0"}
+	ca.Stop()
+	expect(t, n.tryPublish(p), codes.Unavailable, "connection refused")
+	if _, err := os.Lstat(n.target(p)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is a target: %v", err)
+	}
+	if m := n.mounts(); len(m) > 0 {
+		t.Errorf("mounted: %q", m)
+	}
+	must(t, ca.Resume())
+	n.publish(p)
+	read(t, n.target(p))
+	n.unpublish(p)
+}
+
+// A plugin that starts before its CA says that it is not ready, and is once the
+// CA has come.
+func TestCADownAtStart(t *testing.T) {
+	ca := startCA(t)
+	ca.Stop()
+	n := prepareNode(t, ca)
+	n.launch()
+	answer, err := n.Probe(t.Context(), &csi.ProbeRequest{})
+	if err != nil || answer.GetReady().GetValue() {
+		t.Errorf("ready without a CA: %v, %v", answer, err)
+	}
+	p := pod{name: "web-0"}
+	expect(t, n.tryPublish(p), codes.Unavailable, "connection refused")
+	must(t, ca.Resume())
+	n.publish(p)
+	eventually(t, 10*time.Second, "ready", func() bool {
+		answer, err := n.Probe(t.Context(), &csi.ProbeRequest{})
+		return err == nil && answer.GetReady().GetValue()
+	})
+	n.unpublish(p)
+}
+
+func TestCADownAtRenewal(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
+	n.publish(p)
+	first := read(t, n.target(p)).leaf()
+	ca.Stop()
+	health := func() *csi.VolumeHealth {
+		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
+		must(t, err)
+		return answer.GetVolumeHealth()
+	}
+	if h := health(); len(h.GetHealthStatuses()) > 0 {
+		t.Errorf("at first: %v", h)
+	}
+	eventually(t, 9*time.Second, "a failed renewal in the volume's health", func() bool {
+		h := health().GetHealthStatuses()
+		return len(h) == 1 && h[0].GetReason() == "RenewalFailing" && strings.Contains(h[0].GetMessage(), "connection refused")
+	})
+	if !read(t, n.target(p)).leaf().Equal(first) {
+		t.Error("the files changed")
+	}
+	eventually(t, 9*time.Second, "expiry in the volume's health", func() bool {
+		h := health().GetHealthStatuses()
+		return len(h) == 1 && h[0].GetReason() == "CertificateExpired"
+	})
+	must(t, ca.Resume())
+	eventually(t, 3*time.Second, "renewal once the CA is back", func() bool { return len(health().GetHealthStatuses()) == 0 })
+	if read(t, n.target(p)).leaf().Equal(first) {
+		t.Error("the files are the old ones")
+	}
+	n.unpublish(p)
+}
+
+func TestBadAnswersOfTheCA(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	p := pod{name: "web-0"}
+	for name, answer := range map[string]http.HandlerFunc{
+		"rubbish": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
+		"closes":  func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"503":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			ca.Intercept(func(http.Handler) http.Handler { return answer })
+			defer ca.Intercept(nil)
+			expect(t, n.tryPublish(p), codes.Unavailable, ca.URL())
+			if _, err := os.Lstat(n.target(p)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("there is a target: %v", err)
+			}
+		})
+	}
+	n.publish(p)
+	n.unpublish(p)
+}
+
+// A CA that hangs holds up nobody who does not need it: others are unpublished,
+// and a caller is answered when its time is over.
+func TestHangingCA(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	mounted, stuck := pod{name: "mounted-0"}, pod{name: "stuck-0"}
+	n.publish(mounted)
+	ca.Intercept(func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	failed := make(chan error)
+	go func() {
+		_, err := n.NodePublishVolume(ctx, n.publishRequest(stuck))
+		failed <- err
+	}()
+	eventually(t, time.Second, "the CA is asked", func() bool { return ca.Signs() == 2 })
+	start := time.Now()
+	n.publish(mounted)
+	n.unpublish(mounted)
+	if took := time.Since(start); took > 700*time.Millisecond {
+		t.Errorf("another volume waited for %s", took)
+	}
+	expect(t, <-failed, codes.DeadlineExceeded, "")
+	ca.Intercept(nil)
+	n.unpublish(stuck) // waits for the call that is still being ended
+	n.publish(stuck)
+	n.unpublish(stuck)
+}
+
+func TestRequestsThatCannotBeRight(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	mountAccess := &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}}
+	for name, test := range map[string]struct {
+		change func(*csi.NodePublishVolumeRequest)
+		code   codes.Code
+		want   string
+	}{
+		"no id":          {func(r *csi.NodePublishVolumeRequest) { r.VolumeId = "" }, codes.InvalidArgument, "volume_id"},
+		"no path":        {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = "" }, codes.InvalidArgument, "target_path"},
+		"relative path":  {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = "pods/x" }, codes.InvalidArgument, "kubelet"},
+		"outside":        {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = "/etc/mount" }, codes.InvalidArgument, "--kubelet-dir"},
+		"dots":           {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = n.kubeletDir + "/../x" }, codes.InvalidArgument, "kubelet"},
+		"the directory":  {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = n.kubeletDir }, codes.InvalidArgument, "kubelet"},
+		"no parent":      {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = n.kubeletDir + "/a/b/c" }, codes.NotFound, "no such file"},
+		"no capability":  {func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability = nil }, codes.InvalidArgument, "volume_capability"},
+		"no access type": {func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessType = nil }, codes.InvalidArgument, "access type"},
+		"block":          {func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessType = &csi.VolumeCapability_Block{} }, codes.InvalidArgument, "block"},
+		"writable":       {func(r *csi.NodePublishVolumeRequest) { r.Readonly = false }, codes.InvalidArgument, "readOnly: true"},
+		"not ephemeral":  {func(r *csi.NodePublishVolumeRequest) { delete(r.VolumeContext, "csi.storage.k8s.io/ephemeral") }, codes.InvalidArgument, "inline"},
+		"no pod":         {func(r *csi.NodePublishVolumeRequest) { delete(r.VolumeContext, "csi.storage.k8s.io/pod.uid") }, codes.InvalidArgument, "podInfoOnMount"},
+		"unknown key":    {func(r *csi.NodePublishVolumeRequest) { r.VolumeContext["dns-name"] = "x" }, codes.InvalidArgument, "dns-names is"},
+		"unknown issuer": {func(r *csi.NodePublishVolumeRequest) { r.VolumeContext["issuer"] = "x" }, codes.InvalidArgument, "there is default"},
+		"bad mount group": {func(r *csi.NodePublishVolumeRequest) {
+			mountAccess.Mount.VolumeMountGroup = "x"
+			r.VolumeCapability.AccessType = mountAccess
+		}, codes.InvalidArgument, "volume_mount_group"},
+		"too long":     {func(r *csi.NodePublishVolumeRequest) { r.VolumeContext["duration"] = "48h" }, codes.InvalidArgument, "24h"},
+		"foreign name": {func(r *csi.NodePublishVolumeRequest) { r.VolumeContext["dns-names"] = "web.other" }, codes.PermissionDenied, "web.other"},
+		"foreign identity": {func(r *csi.NodePublishVolumeRequest) {
+			r.VolumeContext["uri-sans"] = "spiffe://cluster.local/ns/shop/sa/db"
+		}, codes.PermissionDenied, "sa/db"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			request := n.publishRequest(pod{name: "web-0"})
+			test.change(request)
+			_, err := n.NodePublishVolume(t.Context(), request)
+			expect(t, err, test.code, test.want)
+		})
+	}
+	if ca.Signs() != 0 || len(n.mounts()) > 0 {
+		t.Errorf("%d signs, mounts %q", ca.Signs(), n.mounts())
+	}
+	for _, request := range []*csi.NodeUnpublishVolumeRequest{
+		{}, {VolumeId: "x"}, {TargetPath: n.kubeletDir + "/x"}, {VolumeId: "x", TargetPath: "/etc"},
+	} {
+		_, err := n.NodeUnpublishVolume(t.Context(), request)
+		expect(t, err, codes.InvalidArgument, "")
+	}
+	// One line per failed call.
+	if lines := strings.Count(n.logs.String(), "Call failed"); lines != 19+4 {
+		t.Errorf("%d lines in the log", lines)
+	}
+}
+
+// A symbolic link in the target path leads nowhere.
+func TestHostileTargetPath(t *testing.T) {
+	n := newNode(t, startCA(t))
+	elsewhere := t.TempDir()
+	p := pod{name: "web-0"}
+	request := n.publishRequest(p)
+	must(t, os.Remove(filepath.Dir(request.GetTargetPath())))
+	must(t, os.Symlink(elsewhere, filepath.Dir(request.GetTargetPath())))
+	_, err := n.NodePublishVolume(t.Context(), request)
+	if status.Code(err) == codes.OK || !strings.Contains(err.Error(), "symbolic link") {
+		t.Errorf("published: %v", err)
+	}
+	must(t, os.Mkdir(filepath.Join(elsewhere, "mount"), 0o755))
+	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
+	if status.Code(err) == codes.OK {
+		t.Error("unpublished")
+	}
+	if _, err := os.Stat(filepath.Join(elsewhere, "mount")); err != nil {
+		t.Errorf("what lies elsewhere: %v", err)
+	}
+}
+
+// A republish never fails, never disturbs the mount, and brings changes.
+func TestRepublish(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	p := pod{name: "web-0", attributes: map[string]string{"service-names": "web"}}
+	n.publish(p)
+	first := read(t, n.target(p)).leaf()
+	p.attributes = map[string]string{"service-name": "web"}
+	n.publish(p) // the attributes are wrong, and the pod runs
+	ca.Stop()
+	n.publish(p)
+	if !read(t, n.target(p)).leaf().Equal(first) || ca.Signs() != 1 {
+		t.Error("the certificate changed")
+	}
+	must(t, ca.Resume())
+	p.attributes = map[string]string{"service-names": "web,shop"}
+	n.publish(p)
+	eventually(t, 3*time.Second, "the new names", func() bool { return len(read(t, n.target(p)).leaf().DNSNames) == 6 })
+	n.publish(p)
+	if signs := ca.Signs(); signs != 2 {
+		t.Errorf("%d signs", signs)
+	}
+	n.unpublish(p)
+}
+
+func TestHalfGoneVolumes(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	p := pod{name: "web-0"}
+	n.publishRequest(p)
+
+	n.unpublish(p)                           // never published
+	must(t, os.Mkdir(n.target(p), 0o755))    // a directory only
+	n.unpublish(p)                           //
+	n.publish(p)                             //
+	must(t, syscall.Unmount(n.target(p), 0)) // unmounted behind our back
+	n.publish(p)                             // and wanted again
+	read(t, n.target(p))
+	must(t, syscall.Unmount(n.target(p), 0))
+	must(t, os.Remove(n.target(p)))
+	n.unpublish(p)
+	n.publish(p)
+	// Twice on top of one another.
+	must(t, syscall.Mount(n.target(p), n.target(p), "", syscall.MS_BIND, ""))
+	n.unpublish(p)
+	if m := n.mounts(); len(m) > 0 {
+		t.Errorf("mounted: %q", m)
+	}
+
+	// Neither another volume's mount nor anything else is touched.
+	other := pod{name: "web-1"}
+	n.publish(other)
+	_, err := n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(other)})
+	expect(t, err, codes.AlreadyExists, "is mounted at")
+	read(t, n.target(other))
+	n.unpublish(other)
+	must(t, os.Mkdir(n.target(p), 0o755))
+	must(t, syscall.Mount("other", n.target(p), "tmpfs", 0, ""))
+	defer func() { must(t, syscall.Unmount(n.target(p), 0)) }()
+	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
+	expect(t, err, codes.Internal, "something else")
+	expect(t, n.tryPublish(p), codes.Internal, "something else")
+}
+
+func TestStatsAndHealthOfUnknownVolumes(t *testing.T) {
+	n := newNode(t, startCA(t))
+	p := pod{name: "web-0"}
+	stats := func(id, path string) (*csi.NodeGetVolumeStatsResponse, error) {
+		return n.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: id, VolumePath: path})
+	}
+	n.publish(p)
+	answer, err := stats(p.volumeID(), n.target(p))
+	must(t, err)
+	usage := answer.GetUsage()
+	if len(usage) != 2 || usage[0].GetTotal() != 1<<20 || usage[0].GetUsed() < 4096 || usage[0].GetUsed()+usage[0].GetAvailable() != 1<<20 ||
+		usage[1].GetTotal() != 128 || usage[1].GetUsed() < 8 {
+		t.Errorf("usage %v", usage)
+	}
+	_, err = stats(p.volumeID(), n.kubeletDir+"/x")
+	expect(t, err, codes.NotFound, "")
+	_, err = stats("x", n.target(p))
+	expect(t, err, codes.NotFound, "")
+	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: "x"})
+	expect(t, err, codes.NotFound, "")
+	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{})
+	expect(t, err, codes.InvalidArgument, "volume_id")
+	n.unpublish(p)
+	_, err = stats(p.volumeID(), n.target(p))
+	expect(t, err, codes.NotFound, "")
+}
