@@ -14,11 +14,10 @@ import (
 
 // NodeGetVolumeStats implements csi.NodeServer.
 func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
-	path, err := d.parseTarget(req.GetVolumeId(), "volume_path", req.GetVolumePath())
-	if err != nil {
-		return nil, err
+	if req.GetVolumeId() == "" || req.GetVolumePath() == "" {
+		return nil, invalid(errors.New("volume_id or volume_path is missing"))
 	}
-	_, target, err := d.openTracked(req.GetVolumeId(), path)
+	_, target, err := d.openTracked(req.GetVolumeId(), req.GetVolumePath())
 	if err != nil {
 		return nil, err
 	}
@@ -40,14 +39,7 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 	if req.GetVolumeId() == "" {
 		return nil, invalid(errors.New("volume_id is missing"))
 	}
-	path := ""
-	if req.GetVolumePublishPath() != "" {
-		var err error
-		if path, err = d.parseTarget(req.GetVolumeId(), "volume_publish_path", req.GetVolumePublishPath()); err != nil {
-			return nil, err
-		}
-	}
-	v, target, err := d.openTracked(req.GetVolumeId(), path)
+	v, target, err := d.openTracked(req.GetVolumeId(), req.GetVolumePublishPath())
 	if err != nil {
 		return nil, err
 	}
@@ -64,8 +56,8 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 // openTracked finds the volume and opens its target. An empty path is any.
 func (d *Driver) openTracked(id, path string) (*volume, *os.File, error) {
 	v := d.tracked(id)
-	if v == nil || path != "" && v.record.Target != path {
-		return nil, nil, fmt.Errorf("%w: %s is not published there", errNotFound, id)
+	if relative, _ := d.relative(path); v == nil || path != "" && v.record.Target != relative {
+		return nil, nil, fmt.Errorf("%w: %s at %q", errNotFound, id, path)
 	}
 	target, err := d.openMounted(v.record)
 	if errors.Is(err, errGone) {

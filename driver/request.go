@@ -54,11 +54,18 @@ func (d *Driver) parseTarget(id, field, path string) (string, error) {
 	if path == "" {
 		return "", invalid(fmt.Errorf("%s is missing", field))
 	}
-	relative, err := filepath.Rel(d.config.KubeletDir, path)
-	if err != nil || !filepath.IsAbs(path) || filepath.Clean(path) != path || relative == "." || !filepath.IsLocal(relative) {
+	relative, below := d.relative(path)
+	if !below {
 		return "", invalid(fmt.Errorf(
 			"%s %q is not below the kubelet's directory %s: if the kubelet has another --root-dir, set --kubelet-dir to it",
 			field, path, d.config.KubeletDir))
 	}
 	return relative, nil
+}
+
+// relative tells where a path is below the kubelet's directory. It must be
+// written in the one way that has no detours.
+func (d *Driver) relative(path string) (string, bool) {
+	relative, err := filepath.Rel(d.config.KubeletDir, path)
+	return relative, err == nil && filepath.IsAbs(path) && filepath.Clean(path) == path && relative != "." && filepath.IsLocal(relative)
 }

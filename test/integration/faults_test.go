@@ -17,6 +17,8 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/flexstack/step-csi/test/embeddedca"
 )
 
 // expect checks the code of a call and a part of its message.
@@ -175,6 +177,18 @@ func TestBadAnswersOfTheCA(t *testing.T) {
 	}
 	n.publish(p)
 	n.unpublish(p)
+}
+
+// slow makes the CA wait with its answers until the channel is closed.
+func slow(ca *embeddedca.CA) chan struct{} {
+	release := make(chan struct{})
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-release
+			next.ServeHTTP(w, r)
+		})
+	})
+	return release
 }
 
 // A CA that hangs holds up nobody who does not need it: others are unpublished,

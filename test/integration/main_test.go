@@ -181,6 +181,12 @@ func (n *node) launch() {
 	n.process.Stderr = n.logs
 	n.process.Stdout = n.logs
 	must(n.t, n.process.Start())
+	n.dial()
+}
+
+// dial connects to the plugin.
+func (n *node) dial() {
+	n.t.Helper()
 	connection, err := grpc.NewClient("unix://"+n.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)), grpc.WithIdleTimeout(0),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}))

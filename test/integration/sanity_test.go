@@ -1,0 +1,110 @@
+package integration
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// stubController makes volumes up. The suite wants to create volumes before it
+// publishes them; inline volumes come from nowhere. What it asks about the
+// driver's identity is answered by the driver.
+type stubController struct {
+	csi.UnimplementedControllerServer
+	csi.UnimplementedIdentityServer
+	driver csi.IdentityClient
+
+	mu      sync.Mutex
+	volumes map[string]bool
+}
+
+func (s *stubController) GetPluginInfo(ctx context.Context, r *csi.GetPluginInfoRequest) (*csi.GetPluginInfoResponse, error) {
+	return s.driver.GetPluginInfo(ctx, r)
+}
+
+func (s *stubController) GetPluginCapabilities(ctx context.Context, r *csi.GetPluginCapabilitiesRequest) (*csi.GetPluginCapabilitiesResponse, error) {
+	return s.driver.GetPluginCapabilities(ctx, r)
+}
+
+func (s *stubController) Probe(ctx context.Context, r *csi.ProbeRequest) (*csi.ProbeResponse, error) {
+	return s.driver.Probe(ctx, r)
+}
+
+func (*stubController) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
+	return &csi.ControllerGetCapabilitiesResponse{}, nil
+}
+
+func (s *stubController) CreateVolume(_ context.Context, r *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	id := "csi-" + r.GetName()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.volumes[id] = true
+	return &csi.CreateVolumeResponse{Volume: &csi.Volume{
+		VolumeId: id,
+		VolumeContext: map[string]string{
+			"csi.storage.k8s.io/ephemeral":           "true",
+			"csi.storage.k8s.io/pod.name":            "sanity-0",
+			"csi.storage.k8s.io/pod.namespace":       "sanity",
+			"csi.storage.k8s.io/pod.uid":             "e3f3b1a0-0000-0000-0000-000000000000",
+			"csi.storage.k8s.io/serviceAccount.name": "default",
+		},
+	}}, nil
+}
+
+func (*stubController) DeleteVolume(context.Context, *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+	return &csi.DeleteVolumeResponse{}, nil
+}
+
+func (s *stubController) ValidateVolumeCapabilities(_ context.Context, r *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case r.GetVolumeId() == "" || len(r.GetVolumeCapabilities()) == 0:
+		return nil, status.Error(codes.InvalidArgument, "incomplete")
+	case !s.volumes[r.GetVolumeId()]:
+		return nil, status.Error(codes.NotFound, r.GetVolumeId())
+	}
+	return &csi.ValidateVolumeCapabilitiesResponse{
+		Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{VolumeCapabilities: r.GetVolumeCapabilities()},
+	}, nil
+}
+
+// readOnly publishes as pods with readOnly: true do, which the suite does not.
+func readOnly(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if publish, ok := req.(*csi.NodePublishVolumeRequest); ok {
+		publish.Readonly = true
+	}
+	return invoke(ctx, method, req, reply, cc, opts...)
+}
+
+func TestCSISanity(t *testing.T) {
+	n := newNode(t, startCA(t))
+	controller := filepath.Join(t.TempDir(), "controller.sock")
+	listener, err := net.Listen("unix", controller)
+	must(t, err)
+	server := grpc.NewServer()
+	stub := &stubController{driver: n.IdentityClient, volumes: map[string]bool{}}
+	csi.RegisterControllerServer(server, stub)
+	csi.RegisterIdentityServer(server, stub)
+	done := make(chan error)
+	go func() { done <- server.Serve(listener) }()
+	t.Cleanup(func() {
+		server.Stop()
+		must(t, <-done)
+	})
+	config := sanity.NewTestConfig()
+	config.Address = "unix://" + n.socket()
+	config.ControllerAddress = "unix://" + controller
+	config.TargetPath = filepath.Join(n.kubeletDir, "target")
+	config.StagingPath = filepath.Join(n.kubeletDir, "staging")
+	config.DialOptions = append(config.DialOptions, grpc.WithUnaryInterceptor(readOnly))
+	sanity.Test(t, config)
+}
