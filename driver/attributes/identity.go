@@ -17,8 +17,8 @@ const kubelets = "csi.storage.k8s.io/"
 // such as tokens, stays behind.
 func Identity(volumeContext map[string]string, node string) (pod issuer.Pod, user map[string]string, err error) {
 	if ephemeral := volumeContext[kubelets+"ephemeral"]; ephemeral != "true" {
-		return pod, nil, fmt.Errorf("%sephemeral is %s, not \"true\": this driver is only for inline volumes; in the pod's spec, write the volume as\n"+
-			"volumes:\n- name: tls\n  csi:\n    driver: csi.step-ca.io\n    readOnly: true", kubelets, quote(ephemeral))
+		return pod, nil, fmt.Errorf("%sephemeral is %s, not \"true\": this driver is only for inline volumes, written in the pod's spec as "+
+			"volumes: [{name: tls, csi: {driver: csi.step-ca.io, readOnly: true}}]", kubelets, quote(ephemeral))
 	}
 	pod.Node = node
 	for _, field := range []struct {
