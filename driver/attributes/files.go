@@ -1,32 +1,33 @@
 package attributes
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"math"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"unicode"
 )
 
-// checkFileName accepts the name of a file in the volume. Names that begin with
-// two dots are the driver's own.
-func checkFileName(name string) error {
-	switch {
-	case name == "":
-		return errors.New("is empty; leave it out for the default name")
-	case strings.ContainsRune(name, '/') || name == "." || !filepath.IsLocal(name):
-		return fmt.Errorf("%s is not a plain file name", quote(name))
-	case strings.HasPrefix(name, ".."):
-		return fmt.Errorf("%s begins with two dots; such names are the driver's own", quote(name))
-	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
-		return fmt.Errorf("%s has characters that do not print", quote(name))
-	case len(name) > 255:
-		return fmt.Errorf("%s has %d bytes; a file name has at most 255", quote(name), len(name))
+// maxFileName is NAME_MAX of Linux, in bytes.
+const maxFileName = 255
+
+// setFile sets a file name that users choose. Those that begin with two dots
+// are the driver's own.
+func setFile(field func(*parser) *string) func(*parser, string) error {
+	return func(p *parser, name string) error {
+		switch {
+		case strings.Contains(name, "/") || name == ".":
+			return fmt.Errorf("%s is not a plain file name; leave out the directory", quote(name))
+		case strings.HasPrefix(name, ".."):
+			return fmt.Errorf("%s begins with two dots; such names are the driver's own", quote(name))
+		case !isPrintable(name):
+			return fmt.Errorf("%s has characters that do not print", quote(name))
+		case len(name) > maxFileName:
+			return fmt.Errorf("%s has %d bytes; a file name has at most %d", quote(name), len(name), maxFileName)
+		}
+		*field(p) = name
+		return nil
 	}
-	return nil
 }
 
 func (p *parser) setGroup(value string) error {
@@ -35,7 +36,8 @@ func (p *parser) setGroup(value string) error {
 	return err
 }
 
-// parseGroup accepts what Kubernetes does as an fsGroup.
+// parseGroup accepts what Kubernetes does as an fsGroup. The kernel would take
+// twice as many, but then no pod could be in the group.
 func parseGroup(value string) (*int, error) {
 	group, err := strconv.Atoi(value)
 	if err != nil || group < 0 || group > math.MaxInt32 || strconv.Itoa(group) != value {

@@ -1,7 +1,6 @@
 package attributes
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 )
@@ -24,49 +23,55 @@ func (p *parser) variables() []variable {
 // expand replaces each ${NAME} once: what a variable holds is not expanded.
 func (p *parser) expand(text string) (string, error) {
 	var b strings.Builder
-	for {
-		before, rest, found := strings.Cut(text, "$")
+	for rest := text; ; {
+		before, after, found := strings.Cut(rest, "$")
 		b.WriteString(before)
 		if !found {
 			return b.String(), nil
 		}
-		name, after, closed := strings.Cut(strings.TrimPrefix(rest, "{"), "}")
-		if !strings.HasPrefix(rest, "{") || !closed {
-			return "", fmt.Errorf("%s: a $ begins a variable such as ${POD_NAME}", quote(text))
-		}
-		value, err := p.variable(name)
-		if err != nil {
-			return "", err
+		name, after, closed := strings.Cut(after, "}")
+		value, known := p.variable(name)
+		if !closed || !known {
+			return "", fmt.Errorf("%s: a $ begins one of %s", quote(text), strings.Join(p.variableNames(), ", "))
 		}
 		b.WriteString(value)
-		text = after
+		rest = after
 	}
 }
 
-func (p *parser) variable(name string) (string, error) {
-	var known []string
+// variable looks up what is between $ and }.
+func (p *parser) variable(name string) (value string, known bool) {
 	for _, v := range p.variables() {
-		if v.name == name {
-			return v.value, nil
+		if "{"+v.name == name {
+			return v.value, true
 		}
-		known = append(known, "${"+v.name+"}")
 	}
-	return "", fmt.Errorf("%s is not a variable; these are: %s", quote("${"+name+"}"), strings.Join(known, ", "))
+	return "", false
+}
+
+func (p *parser) variableNames() (all []string) {
+	for _, v := range p.variables() {
+		all = append(all, "${"+v.name+"}")
+	}
+	return all
 }
 
 // list splits a value at its commas, and then expands each part: no variable
 // adds one.
 func (p *parser) list(value string) ([]string, error) {
-	var all []string
-	for part := range strings.SplitSeq(value, ",") {
-		expanded, err := p.expand(strings.Trim(part, " \t\n"))
+	parts := strings.Split(value, ",")
+	if len(parts) > maxNames {
+		return nil, fmt.Errorf("%s are %d names; at most %d are possible", quote(value), len(parts), maxNames)
+	}
+	for i, part := range parts {
+		expanded, err := p.expand(strings.TrimSpace(part))
 		if err != nil {
 			return nil, err
 		}
 		if expanded == "" {
-			return nil, errors.New("is empty, or has an empty part; leave out the key or the comma")
+			return nil, fmt.Errorf("%s has an empty part; leave out the comma", quote(value))
 		}
-		all = append(all, expanded)
+		parts[i] = expanded
 	}
-	return all, nil
+	return parts, nil
 }

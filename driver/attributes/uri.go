@@ -1,0 +1,68 @@
+package attributes
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"path"
+	"regexp"
+	"strings"
+)
+
+// maxURI is the bound of the SPIFFE ID specification, section 2.3.
+const maxURI = 2048
+
+// uriHostPattern allows "_" beyond DNS names, as SPIFFE does in trust domains.
+var uriHostPattern = regexp.MustCompile(`^[a-z0-9_-]+(\.[a-z0-9_-]+)*$`)
+
+func (p *parser) setURIs(value string) (err error) {
+	p.result.Request.URIs, err = parseList(p, value, parseURI)
+	return err
+}
+
+// spiffeID is the identity of the pod's service account.
+func (p *parser) spiffeID() (*url.URL, error) {
+	id, err := parseURI("spiffe://" + p.config.TrustDomain + "/ns/" + p.pod.Namespace + "/sa/" + p.pod.ServiceAccount)
+	if err != nil {
+		return nil, fmt.Errorf("spiffe: %w", err)
+	}
+	return id, nil
+}
+
+// parseURI accepts an absolute URI with a host, in the one way to write it: peers
+// compare URIs as strings.
+func parseURI(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Scheme == "" || u.Hostname() == "":
+		return nil, fmt.Errorf("%s is not a URI with scheme and host, such as spiffe://example.com/web", quote(text))
+	case len(text) > maxURI:
+		return nil, fmt.Errorf("%s is longer than %d bytes", quote(text), maxURI)
+	case u.User != nil:
+		return nil, fmt.Errorf("%s: a URI in a certificate has no user; leave it out", quote(text))
+	case !isPlainASCII(text) || strings.Contains(text, "%"):
+		return nil, fmt.Errorf("%s: use printable ASCII without percent-encoding", quote(text))
+	case u.Path != "" && path.Clean(u.Path) != u.Path:
+		return nil, fmt.Errorf("%s: the path has a slash too many, or a dot segment; write it as %s", quote(text), quote(path.Clean(u.Path)))
+	}
+	u.Host = strings.ToLower(u.Host)
+	if u.String() != text {
+		return nil, fmt.Errorf("%s: write it as %s", quote(text), quote(u.String()))
+	}
+	return u, checkURIHost(u)
+}
+
+// checkURIHost lets crypto/x509 read the certificate: it refuses URIs whose
+// host is neither a DNS name nor an IP address.
+func checkURIHost(u *url.URL) error {
+	_, err := netip.ParseAddr(u.Hostname())
+	if err == nil || uriHostPattern.MatchString(u.Hostname()) {
+		return nil
+	}
+	return fmt.Errorf("%s: the host must be a DNS name in ASCII without a dot at the end, or an IP address", quote(u.String()))
+}
+
+// isPlainASCII tells whether text is printable ASCII without blanks.
+func isPlainASCII(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' })
+}
