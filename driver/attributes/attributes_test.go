@@ -1,0 +1,585 @@
+package attributes_test
+
+import (
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer"
+)
+
+var pod = issuer.Pod{Namespace: "shop", Name: "web-0", UID: "0b5e3d2c-58a1-4a34-8a8c-0f7a3c6f1c55", ServiceAccount: "front", Node: "node-1"}
+
+func config() attributes.Config {
+	return attributes.Config{
+		ClusterDomain: "cluster.local",
+		TrustDomain:   "example.org",
+		Issuers: map[string]attributes.Bounds{
+			"default": {Default: 24 * time.Hour, Min: 5 * time.Minute, Max: 48 * time.Hour},
+			"short":   {Default: time.Minute, Min: time.Second, Max: time.Hour},
+		},
+	}
+}
+
+const spiffeID = "spiffe://example.org/ns/shop/sa/front"
+
+// names are the DNS names, IP addresses, URIs but the SPIFFE ID, and e-mail
+// addresses of a request, in this order.
+func names(r issuer.Request) (all []string) {
+	all = append(all, r.DNSNames...)
+	for _, ip := range r.IPAddresses {
+		all = append(all, ip.String())
+	}
+	for _, uri := range r.URIs {
+		if uri.String() != spiffeID {
+			all = append(all, uri.String())
+		}
+	}
+	return append(all, r.EmailAddresses...)
+}
+
+// nameCases are values of one name attribute, with the names that they give or
+// a part of the error. Names are separated by blanks.
+var nameCases = []struct{ key, value, want, wrong string }{
+	{"dns-names", "a.example.com", "a.example.com", ""},
+	{"dns-names", " a.example.com ,\tb.example.com\n", "a.example.com b.example.com", ""},
+	{"dns-names", "b.example.com,a.example.com,B.Example.com", "b.example.com a.example.com", ""},
+	{"dns-names", "*.example.com", "*.example.com", ""},
+	{"dns-names", "web", "web", ""},
+	{"dns-names", "my--app.shop", "my--app.shop", ""},
+	{"dns-names", "1.example.com", "1.example.com", ""},
+	{"dns-names", "Bücher.example", "xn--bcher-kva.example", ""},
+	{"dns-names", "XN--BCHER-KVA.example,bücher.example", "xn--bcher-kva.example", ""},
+	{"dns-names", "faß.example", "xn--fa-hia.example", ""},
+	{"dns-names", "ａ。example", "a.example", ""},
+	{"dns-names", strings.Repeat("a", 63) + ".example", strings.Repeat("a", 63) + ".example", ""},
+	{"dns-names", "${POD_NAME}.web.${POD_NAMESPACE}.svc", "web-0.web.shop.svc", ""},
+	{"dns-names", "${SERVICE_ACCOUNT_NAME}.${NODE_NAME}.${CLUSTER_DOMAIN}", "front.node-1.cluster.local", ""},
+	{"dns-names", "u${POD_UID}.${TRUST_DOMAIN}", "u0b5e3d2c-58a1-4a34-8a8c-0f7a3c6f1c55.example.org", ""},
+	{"dns-names", "", "", `dns-names: "" is not a value; give one, or leave out the key`},
+	{"dns-names", " ", "", `dns-names: " " has an empty part`},
+	{"dns-names", "a,,b", "", `dns-names: "a,,b" has an empty part; leave out the comma`},
+	{"dns-names", "a,", "", "empty part"},
+	{"dns-names", "a.example.com.", "", `"a.example.com.": leave out the dot at the end`},
+	{"dns-names", "a.example.com。", "", "is not a DNS name"},
+	{"dns-names", ".example.com", "", "is not a DNS name"},
+	{"dns-names", "a..b", "", "is not a DNS name"},
+	{"dns-names", "a b", "", "is not a DNS name"},
+	{"dns-names", "a_b.example.com", "", "is not a DNS name"},
+	{"dns-names", "-a.example.com", "", "is not a DNS name"},
+	{"dns-names", "a-.example.com", "", "is not a DNS name"},
+	{"dns-names", "xn--a.example", "", "is not a DNS name"},
+	{"dns-names", "xn--webprod-8o3f.svc", "", "is not a DNS name"}, // web。prod.svc
+	{"dns-names", "a\x00b", "", `"a\x00b" is not a DNS name`},
+	{"dns-names", "a\xff", "", `"a\xff" is not a DNS name`},
+	{"dns-names", strings.Repeat("a", 64) + ".example", "", "is not a DNS name"},
+	{"dns-names", strings.Repeat("a.", 127) + "a", "", "is not a DNS name"},
+	{"dns-names", "*." + strings.Repeat("a.", 125) + "aa", "", "longer than the 253 bytes"},
+	{"dns-names", "spiffe://example.org/x", "", "is not a DNS name"},
+	{"dns-names", "a.example.com:443", "", "is not a DNS name"},
+	{"dns-names", "10.0.0.1", "", `"10.0.0.1" is an IP address; put it into ip-sans`},
+	{"dns-names", "::1", "", "put it into ip-sans"},
+	{"dns-names", "１.２.３.４", "", "ends in a number"},
+	{"dns-names", "10.1", "", `"10.1" ends in a number`},
+	{"dns-names", "123", "", "ends in a number"},
+	{"dns-names", "a.0x1F", "", "ends in a number"},
+	{"dns-names", "*", "", "a * stands for the whole first label"},
+	{"dns-names", "*.", "", "leave out the dot"},
+	{"dns-names", "*.com", "", "at least two labels"},
+	{"dns-names", "*.*.com", "", "a * stands for"},
+	{"dns-names", "a.*.com", "", "a * stands for"},
+	{"dns-names", "a*.example.com", "", "a * stands for"},
+	{"dns-names", "${POD_IP}", "", `dns-names: "${POD_IP}": a $ begins one of ${POD_NAME}, ${POD_NAMESPACE}, ${POD_UID}, ${SERVICE_ACCOUNT_NAME}, ${NODE_NAME}, ${CLUSTER_DOMAIN}, ${TRUST_DOMAIN}`},
+	{"dns-names", "${POD_NAME", "", "a $ begins one of"},
+	{"dns-names", "$POD_NAME}", "", "a $ begins one of"},
+	{"dns-names", "a$", "", "a $ begins one of"},
+	{"dns-names", "$$", "", "a $ begins one of"},
+	{"dns-names", "${pod_name}", "", "a $ begins one of"},
+	{"dns-names", "${${POD_NAME}}", "", "a $ begins one of"},
+
+	{"service-names", "web", "web.shop web.shop.svc web.shop.svc.cluster.local", ""},
+	{"service-names", "Web,web", "web.shop web.shop.svc web.shop.svc.cluster.local", ""},
+	{"service-names", "${POD_NAME}", "web-0.shop web-0.shop.svc web-0.shop.svc.cluster.local", ""},
+	{"service-names", "web.shop", "", `"web.shop" is not the name of a Service`},
+	{"service-names", "web。shop", "", "is not the name of a Service"},
+	{"service-names", "*.a.b", "", "whole names go into dns-names"},
+	{"service-names", "*", "", "a * stands for"},
+	{"service-names", "web_1", "", "service-names:"},
+	{"service-names", "10.0.0.1", "", "service-names:"},
+
+	{"ip-sans", "10.0.0.1, 2001:DB8::0:1", "10.0.0.1 2001:db8::1", ""},
+	{"ip-sans", "::1,0:0::1", "::1", ""},
+	{"ip-sans", "10.0.0.256", "", `ip-sans: "10.0.0.256" is not an IP address`},
+	{"ip-sans", "10.0.0.01", "", "is not an IP address"},
+	{"ip-sans", "fe80::1%eth0", "", "is not an IP address"},
+	{"ip-sans", "example.com", "", "is not an IP address"},
+	{"ip-sans", "::ffff:10.0.0.1", "", "write it as 10.0.0.1"},
+	{"ip-sans", "0.0.0.0", "", "is not the address of one host"},
+	{"ip-sans", "::", "", "is not the address of one host"},
+	{"ip-sans", "224.0.0.1", "", "is not the address of one host"},
+	{"ip-sans", "ff02::1", "", "is not the address of one host"},
+
+	{"uri-sans", "https://example.com/a?b=c&d#e", "https://example.com/a?b=c&d#e", ""},
+	{"uri-sans", "spiffe://trust_domain/a,https://[::1]:80/", "spiffe://trust_domain/a https://[::1]:80/", ""},
+	{"uri-sans", spiffeID, "", ""},
+	{"uri-sans", "spiffe://${TRUST_DOMAIN}/pod/${POD_NAME}", "spiffe://example.org/pod/web-0", ""},
+	{"uri-sans", "example.com/a", "", `uri-sans: "example.com/a" is not a URI with scheme and host`},
+	{"uri-sans", "urn:a:b", "", "scheme and host"},
+	{"uri-sans", "https:///a", "", "scheme and host"},
+	{"uri-sans", "//example.com", "", "scheme and host"},
+	{"uri-sans", "https://:80", "", "scheme and host"},
+	{"uri-sans", "https://a b/", "", "scheme and host"},
+	{"uri-sans", "https://[fe80::1%25eth0]/", "", "percent-encoding"},
+	{"uri-sans", "https://user:pw@example.com", "", "has no user"},
+	{"uri-sans", "https://example.com/ä", "", "printable ASCII"},
+	{"uri-sans", "https://example.com/%61", "", "percent-encoding"},
+	{"uri-sans", "https://example.com/a b", "", "printable ASCII"},
+	{"uri-sans", "https://example.com/a/../b", "", "dot segment; write it as \"/b\""},
+	{"uri-sans", "https://example.com//a", "", "slash too many"},
+	{"uri-sans", "https://example.com/a/", "", "slash too many"},
+	{"uri-sans", "HTTPS://Example.com", "", `write it as "https://example.com"`},
+	{"uri-sans", "https://example.com#", "", `write it as "https://example.com"`},
+	{"uri-sans", "https://example.com./", "", "the host must be"},
+	{"uri-sans", "https://a..b/", "", "the host must be"},
+	{"uri-sans", "https://example.com/" + strings.Repeat("a", 2048), "", "longer than 2048 bytes"},
+
+	{"email-sans", "admin@example.com,a.b+c@example.com", "admin@example.com a.b+c@example.com", ""},
+	{"email-sans", "${SERVICE_ACCOUNT_NAME}@${POD_NAMESPACE}.example", "front@shop.example", ""},
+	{"email-sans", "Admin@example.com", "", `email-sans: "Admin@example.com" is not an e-mail address in lower case`},
+	{"email-sans", "admin", "", "is not an e-mail address"},
+	{"email-sans", "<admin@example.com>", "", "is not an e-mail address"},
+	{"email-sans", "Admin <admin@example.com>", "", "is not an e-mail address"},
+	{"email-sans", `"admin"@example.com`, "", "is not an e-mail address"},
+	{"email-sans", "a@b@example.com", "", "is not an e-mail address"},
+	{"email-sans", "ä@example.com", "", "is not an e-mail address"},
+	{"email-sans", "admin@[10.0.0.1]", "", "must be a DNS name"},
+	{"email-sans", "admin@10.0.0.1", "", "must be a DNS name"},
+	{"email-sans", "admin@ex_ample.com", "", "must be a DNS name"},
+}
+
+func TestNames(t *testing.T) {
+	for _, c := range nameCases {
+		got, err := attributes.Parse(map[string]string{c.key: c.value}, pod, "", config())
+		if c.wrong != "" {
+			wantError(t, c.key+"="+c.value, err, c.wrong)
+			continue
+		}
+		if err != nil || strings.Join(names(got.Request), " ") != c.want {
+			t.Errorf("%s=%.90q: %q, %v, want %q", c.key, c.value, names(got.Request), err, c.want)
+		}
+	}
+}
+
+func wantError(t *testing.T, what string, err error, want string) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("%.90q: the error is %v, without %q", what, err, want)
+		return
+	}
+	if text := err.Error(); len(text) > 2000 || strings.Contains(text, "\n") || !utf8.ValidString(text) {
+		t.Errorf("%.90q: an error that does not fit into an event: %.200q", what, text)
+	}
+}
+
+// fullRequest has each attribute, none with its usual value.
+func fullRequest() map[string]string {
+	return map[string]string{
+		"issuer":            "short",
+		"service-names":     "web",
+		"dns-names":         "www.example.com",
+		"ip-sans":           "10.0.0.1",
+		"uri-sans":          "https://example.com/a",
+		"email-sans":        "admin@example.com",
+		"spiffe":            "false",
+		"common-name":       "${POD_NAME}.example",
+		"duration":          "30m",
+		"renew-before":      "90s",
+		"key-type":          "rsa-2048",
+		"key-encoding":      "pkcs1",
+		"reuse-private-key": "true",
+		"certificate-file":  "cert.pem",
+		"privatekey-file":   "key.pem",
+		"ca-file":           "roots.pem",
+		"fs-group":          "3000",
+		"file-mode":         "0400",
+		"revoke-on-delete":  "true",
+	}
+}
+
+func TestAllAttributes(t *testing.T) {
+	full := fullRequest()
+	if keys := slices.Sorted(slices.Values(attributes.Keys())); !slices.Equal(keys, slices.Sorted(maps.Keys(full))) {
+		t.Fatalf("the keys are %q", keys)
+	}
+	got, err := attributes.Parse(full, pod, "2000", config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "www.example.com web.shop web.shop.svc web.shop.svc.cluster.local 10.0.0.1 https://example.com/a admin@example.com"; strings.Join(names(got.Request), " ") != want {
+		t.Errorf("names %q", names(got.Request))
+	}
+	group := 3000
+	want := attributes.Attributes{
+		Issuer: "short", RenewBefore: 90 * time.Second,
+		KeyEncoding: attributes.PKCS1, ReusePrivateKey: true,
+		CertificateFile: "cert.pem", PrivateKeyFile: "key.pem", CAFile: "roots.pem",
+		Group: &group, Mode: 0o400, RevokeOnDelete: true,
+		Request: issuer.Request{CommonName: "web-0.example", Duration: 30 * time.Minute, KeyType: issuer.RSA2048},
+	}
+	if got := withoutNames(got); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	got, err := attributes.Parse(nil, pod, "", config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Request.URIs) != 1 || got.Request.URIs[0].String() != spiffeID || len(names(got.Request)) != 0 {
+		t.Errorf("names %+v", got.Request)
+	}
+	want := attributes.Attributes{
+		Issuer: "default", KeyEncoding: attributes.PKCS8,
+		CertificateFile: "tls.crt", PrivateKeyFile: "tls.key", CAFile: "ca.crt",
+		Mode:    0o444,
+		Request: issuer.Request{CommonName: "web-0", Duration: 24 * time.Hour, KeyType: issuer.ECDSAP256},
+	}
+	if got := withoutNames(got); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func withoutNames(a attributes.Attributes) attributes.Attributes {
+	r := &a.Request
+	r.DNSNames, r.IPAddresses, r.URIs, r.EmailAddresses = nil, nil, nil, nil
+	return a
+}
+
+// otherCases are changes to the full request, with a part of the error.
+var otherCases = []struct{ key, value, wrong string }{
+	{"issuer", "other", `issuer: there is none called "other" in the plugin's configuration; there is default, short`},
+	{"issuer", "", `issuer: "" is not a value`},
+	{"spiffe", "yes", `spiffe: "yes" is none of true, false`},
+	{"spiffe", "True", "none of true, false"},
+	{"spiffe", "true", ""},
+	{"common-name", strings.Repeat("a", 64), ""},
+	{"common-name", "Web Server", ""},
+	{"common-name", strings.Repeat("a", 65), "1 to 64 bytes (RFC 5280)"},
+	{"common-name", "a\nb", `common-name: "a\nb" has characters that do not print`},
+	{"common-name", "a\u202eb", "do not print"},
+	{"common-name", "a\xffb", "do not print"},
+	{"common-name", " a", "leave out the blanks at the ends"},
+	{"common-name", "${X}", "a $ begins one of ${POD_NAME}"},
+	{"duration", "1h", ""},
+	{"duration", "2m", ""},
+	{"duration", "61m", `duration: "1h1m0s" is not between 1s and 1h0m0s, which the plugin's configuration allows for the issuer "short"`},
+	{"duration", "500ms", "is not between"},
+	{"duration", "0s", "is not a duration above zero"},
+	{"duration", "-1h", "is not a duration above zero"},
+	{"duration", "1d", `duration: "1d" is not a duration above zero, such as 24h or 90m`},
+	{"duration", "90s", `renew-before: "1m30s" is not shorter than the duration of 1m30s`},
+	{"renew-before", "30m", "is not shorter"},
+	{"renew-before", "29m59s", ""},
+	{"renew-before", "0", "is not a duration above zero"},
+	{"key-type", "rsa-4096", ""},
+	{"key-type", "rsa", `key-type: "rsa" is none of ecdsa-p256`},
+	{"key-type", "RSA-2048", "is none of"},
+	{"key-type", "ecdsa-p256", "key-encoding: pkcs1 is for RSA keys, and key-type is ecdsa-p256; use pkcs8"},
+	{"key-type", "ed25519", "key-encoding: pkcs1 is for RSA keys, and key-type is ed25519"},
+	{"key-encoding", "pkcs8", ""},
+	{"key-encoding", "sec1", "key-encoding: sec1 is for ECDSA keys, and key-type is rsa-2048"},
+	{"key-encoding", "der", `key-encoding: "der" is none of pkcs8, pkcs1, sec1`},
+	{"reuse-private-key", "1", "reuse-private-key:"},
+	{"revoke-on-delete", "TRUE", "revoke-on-delete:"},
+	{"certificate-file", "..a", "certificate-file: \"..a\" begins with two dots"},
+	{"certificate-file", "..", "two dots"},
+	{"certificate-file", "...", "two dots"},
+	{"certificate-file", ".", "plain file name"},
+	{"certificate-file", ".a", ""},
+	{"certificate-file", "a..b", ""},
+	{"certificate-file", "a/b", "plain file name"},
+	{"certificate-file", "/a", "plain file name"},
+	{"certificate-file", "a\x00", "do not print"},
+	{"certificate-file", "a\n", "do not print"},
+	{"certificate-file", "a\xff", "do not print"},
+	{"certificate-file", strings.Repeat("a", 255), ""},
+	{"certificate-file", strings.Repeat("a", 256), "at most 255"},
+	{"certificate-file", "key.pem", `certificate-file and privatekey-file are both "key.pem"`},
+	{"certificate-file", "roots.pem", "certificate-file and ca-file are both"},
+	{"privatekey-file", "roots.pem", "privatekey-file and ca-file are both"},
+	{"privatekey-file", "a/b", "privatekey-file:"},
+	{"ca-file", "..", "ca-file:"},
+	{"fs-group", "0", ""},
+	{"fs-group", "2147483647", ""},
+	{"fs-group", "2147483648", `fs-group: "2147483648" is not a group id from 0 to 2147483647`},
+	{"fs-group", "-1", "is not a group id"},
+	{"fs-group", "+1", "is not a group id"},
+	{"fs-group", "007", "is not a group id"},
+	{"fs-group", "www-data", "is not a group id"},
+	{"file-mode", "440", ""},
+	{"file-mode", "0444", ""},
+	{"file-mode", "0404", ""},
+	{"file-mode", "0640", `file-mode: "0640" is not an octal mode that lets the owner read and nobody write or execute, such as 0440`},
+	{"file-mode", "0555", "file-mode:"},
+	{"file-mode", "0044", "file-mode:"},
+	{"file-mode", "4440", "file-mode:"},
+	{"file-mode", "0o440", "file-mode:"},
+	{"file-mode", "0449", "file-mode:"},
+	{"file-mode", "u=r", "file-mode:"},
+	{"file-mode", "0", "file-mode:"},
+}
+
+func TestOtherAttributes(t *testing.T) {
+	for _, c := range otherCases {
+		values := fullRequest()
+		values[c.key] = c.value
+		_, err := attributes.Parse(values, pod, "", config())
+		if c.wrong != "" {
+			wantError(t, c.key+"="+c.value, err, c.wrong)
+		} else if err != nil {
+			t.Errorf("%s=%q: %v", c.key, c.value, err)
+		}
+	}
+}
+
+func TestKeyEncodings(t *testing.T) {
+	for _, keyType := range issuer.KeyTypes() {
+		family, _, _ := strings.Cut(string(keyType), "-")
+		for encoding, want := range map[string]string{"pkcs8": family, "pkcs1": "rsa", "sec1": "ecdsa"} {
+			got, err := attributes.Parse(map[string]string{"key-type": string(keyType), "key-encoding": encoding}, pod, "", config())
+			if fits := family == want; fits && (err != nil || got.Request.KeyType != keyType || string(got.KeyEncoding) != encoding) || !fits && err == nil {
+				t.Errorf("%s in %s: %+v, %v", keyType, encoding, got, err)
+			}
+		}
+	}
+}
+
+func TestUnknownKeys(t *testing.T) {
+	for key, want := range map[string]string{
+		"dnsnames":                            `"dnsnames" is not a volume attribute; dns-names is`,
+		"DNS-Names":                           "dns-names is",
+		"service-name":                        "service-names is",
+		"uri-san":                             "uri-sans is",
+		"keytype":                             "key-type is",
+		"ttl":                                 "these are: " + strings.Join(attributes.Keys(), ", "),
+		"":                                    "these are: issuer, ",
+		"a\nb\xff":                            `"a\nb\xff"`,
+		"csi.cert-manager.io/dns-names":       `"csi.cert-manager.io/dns-names": write dns-names, without the part before the slash`,
+		"csi.cert-manager.io/issuer-name":     "write issuer",
+		"csi.cert-manager.io/key-size":        "write key-type",
+		"csi.cert-manager.io/pkcs12-password": "there is nothing like it here; leave it out",
+		"csi.storage.k8s.io/pod.name":         "is not a volume attribute",
+	} {
+		_, err := attributes.Parse(map[string]string{key: "s3cret"}, pod, "", config())
+		wantError(t, key, err, want)
+		if err != nil && strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("the value is told: %v", err)
+		}
+	}
+}
+
+func TestAllProblemsAreToldInOneOrder(t *testing.T) {
+	values := map[string]string{"zz": "1", "aa": "1", "ip-sans": "x", "dns-names": "a_b", "spiffe": ""}
+	_, first := attributes.Parse(values, pod, "", config())
+	lines := strings.Split(first.Error(), "; and ")
+	var keys []string
+	for _, line := range lines {
+		keys = append(keys, strings.Trim(strings.FieldsFunc(line, func(r rune) bool { return r == ':' || r == ' ' })[0], `"`))
+	}
+	if want := []string{"aa", "zz", "dns-names", "ip-sans", "spiffe"}; !slices.Equal(keys, want) {
+		t.Errorf("%q", keys)
+	}
+	for range 20 {
+		if _, err := attributes.Parse(values, pod, "", config()); err.Error() != first.Error() {
+			t.Fatalf("%v\nafter\n%v", err, first)
+		}
+	}
+}
+
+func TestManyProblemsFitIntoAnEvent(t *testing.T) {
+	values := map[string]string{}
+	for i := range 600 {
+		values["k"+string(rune('a'+i%26))+string(rune('a'+i/26))] = "v"
+	}
+	_, err := attributes.Parse(values, pod, "", config())
+	wantError(t, "many", err, "; and 595 more")
+}
+
+func TestLimits(t *testing.T) {
+	list := func(n int, f func(i string) string) string {
+		var all []string
+		for i := range n {
+			all = append(all, f(strings.Repeat("a", i%60+1)+strings.Repeat("b", i/60)))
+		}
+		return strings.Join(all, ",")
+	}
+	plain := func(s string) string { return s }
+	for what, c := range map[string]struct {
+		values map[string]string
+		wrong  string
+	}{
+		"99 names and the SPIFFE ID":  {map[string]string{"dns-names": list(99, plain)}, ""},
+		"100 names and the SPIFFE ID": {map[string]string{"dns-names": list(100, plain)}, "101 names are too many for one certificate; at most 100 are possible"},
+		"100 names":                   {map[string]string{"dns-names": list(100, plain), "spiffe": "false"}, ""},
+		"101 names in one attribute":  {map[string]string{"dns-names": list(101, plain)}, "are 101 names; at most 100 are possible"},
+		"34 services":                 {map[string]string{"service-names": list(34, plain)}, "103 names are too many"},
+		"a long attribute":            {map[string]string{"common-name": strings.Repeat("a", 9000)}, "at most 8192 are possible"},
+		"a long key":                  {map[string]string{strings.Repeat("a", 9000): "a"}, "at most 8192 are possible"},
+		"long as JSON":                {map[string]string{"uri-sans": "https://a/?" + strings.Repeat("&", 1400)}, "at most 8192 are possible"},
+		"long by variables": {map[string]string{"uri-sans": list(90, func(i string) string {
+			return "https://" + i + "/" + strings.Repeat("${POD_UID}", 3)
+		})}, "names of"},
+		"no name": {map[string]string{"spiffe": "false"}, "give service-names or dns-names, or leave out spiffe"},
+	} {
+		_, err := attributes.Parse(c.values, pod, "", config())
+		if c.wrong != "" {
+			wantError(t, what, err, c.wrong)
+		} else if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func TestSPIFFEIDIsTheFirstURI(t *testing.T) {
+	for _, uris := range []string{"https://example.com/a", "https://example.com/a," + spiffeID, spiffeID + ",https://example.com/a"} {
+		got, err := attributes.Parse(map[string]string{"uri-sans": uris}, pod, "", config())
+		if err != nil || len(got.Request.URIs) != 2 || got.Request.URIs[0].String() != spiffeID {
+			t.Errorf("%s: %v, %v", uris, got.Request.URIs, err)
+		}
+	}
+	c := config()
+	c.TrustDomain = "Example.org"
+	_, err := attributes.Parse(nil, pod, "", c)
+	wantError(t, "trust domain", err, `spiffe: "spiffe://Example.org`)
+}
+
+func TestShortNames(t *testing.T) {
+	c := config()
+	c.AllowShortNames = true
+	got, err := attributes.Parse(map[string]string{"service-names": "b,a", "dns-names": "z.example.com,b.shop.svc"}, pod, "", c)
+	want := []string{
+		"z.example.com", "b.shop.svc",
+		"b.shop", "b.shop.svc.cluster.local", "b",
+		"a.shop", "a.shop.svc", "a.shop.svc.cluster.local", "a",
+	}
+	if err != nil || !slices.Equal(got.Request.DNSNames, want) {
+		t.Errorf("%q, %v", got.Request.DNSNames, err)
+	}
+}
+
+func TestServiceNamesThatAreNoHosts(t *testing.T) {
+	p := pod
+	p.Namespace = "42"
+	_, err := attributes.Parse(map[string]string{"service-names": "web"}, p, "", config())
+	wantError(t, "namespace 42", err, `service-names: "web.42" ends in a number`)
+	c := config()
+	c.ClusterDomain = strings.Repeat("abcdef.", 34) + "local"
+	_, err = attributes.Parse(map[string]string{"service-names": "web-server"}, pod, "", c)
+	wantError(t, "a long domain", err, "service-names:")
+}
+
+// TestVariablesAddNothing gives the pod what no API server would.
+func TestVariablesAddNothing(t *testing.T) {
+	for name, wrong := range map[string]string{
+		"a,b":          "is not a DNS name",
+		"${POD_UID}":   "is not a DNS name",
+		"10.0.0.1":     "put it into ip-sans",
+		"":             "empty part",
+		" a.example ":  "is not a DNS name",
+		"*.a.b":        "",
+		"Www.Example.": "leave out the dot",
+	} {
+		p := pod
+		p.Name = name
+		got, err := attributes.Parse(map[string]string{"dns-names": "${POD_NAME}", "common-name": "a"}, p, "", config())
+		if wrong != "" {
+			wantError(t, name, err, wrong)
+		} else if err != nil || !slices.Equal(got.Request.DNSNames, []string{name}) {
+			t.Errorf("%q: %q, %v", name, got.Request.DNSNames, err)
+		}
+	}
+}
+
+func TestCommonNameWithoutAsking(t *testing.T) {
+	long := strings.Repeat("a", 60) + ".example.com"
+	for _, c := range []struct{ pod, dns, want string }{
+		{"web-0", "", "web-0"},
+		{"web-0", "www.example.com,example.com", "www.example.com"},
+		{"web-0", long + ",example.com", "example.com"},
+		{"web-0", long, "web-0"},
+		{"web-0", "*.example.com", "*.example.com"},
+		{strings.Repeat("a", 62) + "-0", "", strings.Repeat("a", 62) + "-0"},
+		{strings.Repeat("a", 63) + "-0", "", pod.UID},
+		{"postgres", "", pod.UID},
+		{"admin-0.example.com", "", pod.UID},
+	} {
+		p := pod
+		p.Name = c.pod
+		values := map[string]string{}
+		if c.dns != "" {
+			values["dns-names"] = c.dns
+		}
+		got, err := attributes.Parse(values, p, "", config())
+		if err != nil || got.Request.CommonName != c.want {
+			t.Errorf("pod %s, names %s: %q, %v", c.pod, c.dns, got.Request.CommonName, err)
+		}
+	}
+}
+
+func TestGroupAndMode(t *testing.T) {
+	for _, c := range []struct {
+		mountGroup, attribute, mode string
+		group                       int // -1 for none
+		want                        os.FileMode
+	}{
+		{"", "", "", -1, 0o444},
+		{"2000", "", "", 2000, 0o440},
+		{"0", "", "", 0, 0o440},
+		{"", "3000", "", 3000, 0o440},
+		{"2000", "3000", "", 3000, 0o440},
+		{"2000", "", "0400", 2000, 0o400},
+		{"", "", "0400", -1, 0o400},
+	} {
+		values := map[string]string{"fs-group": c.attribute, "file-mode": c.mode}
+		maps.DeleteFunc(values, func(_, value string) bool { return value == "" })
+		got, err := attributes.Parse(values, pod, c.mountGroup, config())
+		if err != nil {
+			t.Errorf("%+v: %v", c, err)
+			continue
+		}
+		group := -1
+		if got.Group != nil {
+			group = *got.Group
+		}
+		if group != c.group || got.Mode != c.want {
+			t.Errorf("%+v: group %d, mode %o", c, group, got.Mode)
+		}
+	}
+	_, err := attributes.Parse(nil, pod, "wheel", config())
+	wantError(t, "mount group", err, `volume_mount_group: "wheel" is not a group id`)
+}
+
+// TestDocumentation holds the package's comment against the keys.
+func TestDocumentation(t *testing.T) {
+	source, err := os.ReadFile("attributes.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	comment, _, _ := strings.Cut(string(source), "\npackage ")
+	var documented []string
+	for line := range strings.Lines(comment) {
+		if rest, found := strings.CutPrefix(line, "//\t"); found && rest[0] != ' ' {
+			documented = append(documented, strings.Fields(rest)[0])
+		}
+	}
+	if !slices.Equal(documented, attributes.Keys()) {
+		t.Errorf("documented are %q, known are %q", documented, attributes.Keys())
+	}
+}

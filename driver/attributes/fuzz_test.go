@@ -1,0 +1,219 @@
+package attributes_test
+
+import (
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/url"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"go.step.sm/crypto/x509util"
+	"golang.org/x/net/idna"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// FuzzParse writes attributes as lines of key=value.
+func FuzzParse(f *testing.F) {
+	add := func(values map[string]string) {
+		var lines []string
+		for key, value := range values {
+			lines = append(lines, key+"="+value)
+		}
+		slices.Sort(lines)
+		f.Add(strings.Join(lines, "\n"), pod.Namespace, pod.Name, "2000", true)
+	}
+	for _, c := range nameCases {
+		add(map[string]string{c.key: c.value})
+	}
+	add(fullRequest())
+	for _, c := range otherCases {
+		values := fullRequest()
+		values[c.key] = c.value
+		add(values)
+	}
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+
+	f.Fuzz(func(t *testing.T, lines, namespace, name, mountGroup string, short bool) {
+		values := map[string]string{}
+		for line := range strings.SplitSeq(lines, "\n") {
+			key, value, _ := strings.Cut(line, "=")
+			values[key] = value
+		}
+		p, c := pod, config()
+		p.Namespace, p.Name = namespace, name
+		c.AllowShortNames = short
+		got, err := attributes.Parse(values, p, mountGroup, c)
+		again, errAgain := attributes.Parse(maps.Clone(values), p, mountGroup, c)
+		if !reflect.DeepEqual(got, again) || fmt.Sprint(err) != fmt.Sprint(errAgain) {
+			t.Fatalf("parsed twice: %+v, %v\nand %+v, %v", got, err, again, errAgain)
+		}
+		if err != nil {
+			checkMessage(t, err.Error())
+			return
+		}
+		if _, _, err := attributes.Identity(contextOf(p), p.Node); err != nil {
+			return // Not a pod that reaches Parse.
+		}
+		checkRest(t, got, c)
+		checkTypedNames(t, got.Request)
+		checkSorting(t, got.Request)
+		checkCSR(t, got.Request, issuer.PrivateKey{Signer: key})
+		checkIdempotence(t, got, p, c)
+	})
+}
+
+func contextOf(p issuer.Pod) map[string]string {
+	const prefix = "csi.storage.k8s.io/"
+	return map[string]string{
+		prefix + "ephemeral":           "true",
+		prefix + "pod.namespace":       p.Namespace,
+		prefix + "pod.name":            p.Name,
+		prefix + "pod.uid":             p.UID,
+		prefix + "serviceAccount.name": p.ServiceAccount,
+	}
+}
+
+func checkMessage(t *testing.T, text string) {
+	if text == "" || len(text) > 4096 || strings.Contains(text, "\n") || !utf8.ValidString(text) {
+		t.Errorf("%d bytes of error: %q", len(text), text)
+	}
+}
+
+func checkRest(t *testing.T, a attributes.Attributes, c attributes.Config) {
+	bounds, known := c.Issuers[a.Issuer]
+	duration := a.Request.Duration
+	if !known || duration < bounds.Min || duration > bounds.Max || a.RenewBefore < 0 || a.RenewBefore >= duration {
+		t.Errorf("issuer %q, duration %s, renew before %s", a.Issuer, duration, a.RenewBefore)
+	}
+	files := []string{a.CertificateFile, a.PrivateKeyFile, a.CAFile}
+	for _, name := range files {
+		if !filepath.IsLocal(name) || filepath.Base(name) != name || name == "." || strings.HasPrefix(name, "..") || len(name) > 255 {
+			t.Errorf("file %q", name)
+		}
+	}
+	slices.Sort(files)
+	if len(slices.Compact(files)) != 3 {
+		t.Errorf("two of the files are %q", files)
+	}
+	if a.Mode&^fs.FileMode(0o444) != 0 || a.Mode&0o400 == 0 || a.Group != nil && *a.Group < 0 {
+		t.Errorf("mode %o, group %v", a.Mode, a.Group)
+	}
+	family, _, _ := strings.Cut(string(a.Request.KeyType), "-")
+	want := map[attributes.KeyEncoding]string{attributes.PKCS8: family, attributes.PKCS1: "rsa", attributes.SEC1: "ecdsa"}
+	if !slices.Contains(issuer.KeyTypes(), a.Request.KeyType) || want[a.KeyEncoding] != family {
+		t.Errorf("key type %q in %q", a.Request.KeyType, a.KeyEncoding)
+	}
+	if cn := a.Request.CommonName; cn == "" || len(cn) > 64 || !utf8.ValidString(cn) || strings.ContainsAny(cn, "\x00\n\r") {
+		t.Errorf("common name %q", cn)
+	}
+}
+
+func checkTypedNames(t *testing.T, r issuer.Request) {
+	strict := idna.New(idna.ValidateForRegistration(), idna.CheckHyphens(false))
+	for _, name := range r.DNSNames {
+		host := strings.TrimPrefix(name, "*.")
+		last := host[strings.LastIndexByte(host, '.')+1:]
+		ascii, err := strict.ToASCII(host)
+		if err != nil || ascii != host || len(name) > 253 || strings.Trim(last, "0123456789") == "" || name != host && !strings.Contains(host, ".") {
+			t.Errorf("DNS name %q: %q, %v", name, ascii, err)
+		}
+	}
+	for _, ip := range r.IPAddresses {
+		if ip.Is4In6() || ip.Zone() != "" || ip.IsUnspecified() || ip.IsMulticast() {
+			t.Errorf("IP address %s", ip)
+		}
+	}
+	for _, uri := range r.URIs {
+		parsed, err := url.Parse(uri.String())
+		if err != nil || *parsed != *uri || uri.Scheme == "" || uri.Host == "" || strings.Contains(uri.String(), "%") {
+			t.Errorf("URI %q: %v", uri, err)
+		}
+	}
+	for _, list := range [][]string{r.DNSNames, text(r.IPAddresses), text(r.URIs), r.EmailAddresses} {
+		if sorted := slices.Sorted(slices.Values(list)); len(slices.Compact(sorted)) != len(list) {
+			t.Errorf("one comes twice: %q", list)
+		}
+	}
+}
+
+func text[T fmt.Stringer](list []T) (all []string) {
+	for _, v := range list {
+		all = append(all, v.String())
+	}
+	return all
+}
+
+// checkSorting does with the names what step-ca does.
+func checkSorting(t *testing.T, r issuer.Request) {
+	all := slices.Concat(r.DNSNames, text(r.IPAddresses), text(r.URIs), r.EmailAddresses)
+	dns, ips, emails, uris := x509util.SplitSANs(all)
+	if len(all) == 0 || len(all) > 100 ||
+		!slices.Equal(dns, r.DNSNames) || !slices.Equal(text(ips), text(r.IPAddresses)) ||
+		!slices.Equal(emails, r.EmailAddresses) || !slices.Equal(text(uris), text(r.URIs)) {
+		t.Errorf("%q are sorted into %q, %q, %q, %q", all, dns, ips, emails, uris)
+	}
+}
+
+// checkCSR makes sure that crypto/x509 writes the names, and reads the same.
+func checkCSR(t *testing.T, r issuer.Request, key issuer.PrivateKey) {
+	csr, err := issuer.NewCSR(r, key)
+	if err != nil {
+		t.Errorf("%+v: %v", r, err)
+		return
+	}
+	var ips []net.IP
+	for _, ip := range r.IPAddresses {
+		ips = append(ips, net.IP(ip.AsSlice()))
+	}
+	if csr.Subject.CommonName != r.CommonName || !slices.Equal(csr.DNSNames, r.DNSNames) || !slices.Equal(text(csr.IPAddresses), text(ips)) ||
+		!slices.Equal(text(csr.URIs), text(r.URIs)) || !slices.Equal(csr.EmailAddresses, r.EmailAddresses) {
+		t.Errorf("the CSR of %+v has %q, %q, %q, %q, %q", r, csr.Subject.CommonName, csr.DNSNames, csr.IPAddresses, csr.URIs, csr.EmailAddresses)
+	}
+}
+
+// checkIdempotence writes the result as attributes, and parses those.
+func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c attributes.Config) {
+	r := want.Request
+	values := map[string]string{
+		"issuer":            want.Issuer,
+		"dns-names":         strings.Join(r.DNSNames, ","),
+		"ip-sans":           strings.Join(text(r.IPAddresses), ","),
+		"uri-sans":          strings.Join(text(r.URIs), ","),
+		"email-sans":        strings.Join(r.EmailAddresses, ","),
+		"spiffe":            "false",
+		"common-name":       r.CommonName,
+		"duration":          r.Duration.String(),
+		"key-type":          string(r.KeyType),
+		"key-encoding":      string(want.KeyEncoding),
+		"reuse-private-key": fmt.Sprint(want.ReusePrivateKey),
+		"certificate-file":  want.CertificateFile,
+		"privatekey-file":   want.PrivateKeyFile,
+		"ca-file":           want.CAFile,
+		"file-mode":         fmt.Sprintf("%04o", want.Mode),
+		"revoke-on-delete":  fmt.Sprint(want.RevokeOnDelete),
+	}
+	if want.RenewBefore > 0 {
+		values["renew-before"] = want.RenewBefore.String()
+	}
+	if want.Group != nil {
+		values["fs-group"] = fmt.Sprint(*want.Group)
+	}
+	maps.DeleteFunc(values, func(_, value string) bool { return value == "" })
+	if size, _ := json.Marshal(values); len(size) > 8<<10 {
+		return // Normal forms may be longer: xn--.
+	}
+	got, err := attributes.Parse(values, p, "", c)
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v\nparses again to %+v, %v", want, got, err)
+	}
+}

@@ -1,0 +1,81 @@
+package attributes_test
+
+import (
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+)
+
+func volumeContext() map[string]string {
+	return map[string]string{
+		"csi.storage.k8s.io/ephemeral":             "true",
+		"csi.storage.k8s.io/pod.name":              "web-0",
+		"csi.storage.k8s.io/pod.namespace":         "shop",
+		"csi.storage.k8s.io/pod.uid":               pod.UID,
+		"csi.storage.k8s.io/serviceAccount.name":   "front",
+		"csi.storage.k8s.io/serviceAccount.tokens": `{"step-csi":{"token":"s3cret"}}`,
+		"csi.storage.k8s.io/of-a-later-version":    "x",
+		"service-names":                            "web",
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	given := volumeContext()
+	got, user, err := attributes.Identity(given, "node-1")
+	if err != nil || got != pod {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if !maps.Equal(user, map[string]string{"service-names": "web"}) {
+		t.Errorf("the user's attributes: %q", user)
+	}
+	if !maps.Equal(given, volumeContext()) {
+		t.Errorf("the request was changed: %q", given)
+	}
+}
+
+func TestIdentityThatTheKubeletDoesNotGive(t *testing.T) {
+	const prefix = "csi.storage.k8s.io/"
+	for _, c := range []struct{ key, value, wrong string }{
+		{"pod.name", "", "pod.name is missing: the CSIDriver object needs podInfoOnMount: true"},
+		{"pod.namespace", "", "podInfoOnMount: true"},
+		{"pod.uid", "", "podInfoOnMount: true"},
+		{"serviceAccount.name", "", "podInfoOnMount: true"},
+		{"pod.name", "Web", `csi.storage.k8s.io/pod.name: "Web" is not a name that Kubernetes gives`},
+		{"pod.name", strings.Repeat("a", 253), ""},
+		{"pod.name", strings.Repeat("a", 254), "is not a name"},
+		{"pod.name", "a.b-c", ""},
+		{"pod.namespace", "a.b", "is not a name"},
+		{"pod.namespace", "shop/sa/root", "is not a name"},
+		{"pod.uid", "a b", "is not a name"},
+		{"pod.uid", "d41d8cd98f00b204e9800998ecf8427e", ""}, // a static pod's
+		{"serviceAccount.name", "a,b", "is not a name"},
+		{"serviceAccount.name", "../x", "is not a name"},
+		{"serviceAccount.name", "a\n", "is not a name"},
+		{"ephemeral", "false", `ephemeral is "false", not "true"`},
+		{"ephemeral", "", "only for inline volumes, written in the pod's spec as volumes: [{name: tls, csi: {driver: csi.step-ca.io, readOnly: true}}]"},
+	} {
+		given := volumeContext()
+		given[prefix+c.key] = c.value
+		_, user, err := attributes.Identity(given, "node-1")
+		if c.wrong == "" {
+			if err != nil {
+				t.Errorf("%s=%q: %v", c.key, c.value, err)
+			}
+			continue
+		}
+		wantError(t, c.key+"="+c.value, err, c.wrong)
+		if user != nil || err != nil && strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%s=%q: %q, %v", c.key, c.value, user, err)
+		}
+	}
+}
+
+// Without podInfoOnMount nothing is there, ephemeral neither.
+func TestIdentityWithoutPodInfo(t *testing.T) {
+	_, _, err := attributes.Identity(map[string]string{"service-names": "web"}, "node-1")
+	wantError(t, "no pod info", err, "podInfoOnMount: true")
+	_, _, err = attributes.Identity(nil, "")
+	wantError(t, "nil", err, "podInfoOnMount: true")
+}
