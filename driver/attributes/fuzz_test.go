@@ -42,6 +42,7 @@ func FuzzParse(f *testing.F) {
 		add(values)
 	}
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	normal := normalForm(f)
 
 	f.Fuzz(func(t *testing.T, lines, namespace, name, mountGroup string, short bool) {
 		values := map[string]string{}
@@ -66,6 +67,7 @@ func FuzzParse(f *testing.F) {
 		}
 		checkRest(t, got, c)
 		checkTypedNames(t, got.Request)
+		checkNormalForm(t, normal, got.Request)
 		checkSorting(t, got.Request)
 		checkCSR(t, got.Request, issuer.PrivateKey{Signer: key})
 		checkIdempotence(t, got, p, c)

@@ -40,26 +40,50 @@ func parseURI(text string) (*url.URL, error) {
 		return nil, fmt.Errorf("%s is longer than %d bytes", quote(text), maxURI)
 	case u.User != nil:
 		return nil, fmt.Errorf("%s: a URI in a certificate has no user; leave it out", quote(text))
-	case !isPlainASCII(text) || strings.Contains(text, "%"):
-		return nil, fmt.Errorf("%s: use printable ASCII without percent-encoding", quote(text))
-	case u.Path != "" && path.Clean(u.Path) != u.Path:
-		return nil, fmt.Errorf("%s: the path has a slash too many, or a dot segment; write it as %s", quote(text), quote(path.Clean(u.Path)))
+	case !isPlainASCII(text) || strings.Contains(text+u.String(), "%"):
+		return nil, fmt.Errorf("%s: use printable ASCII that needs no percent-encoding", quote(text))
 	}
-	u.Host = strings.ToLower(u.Host)
+	if err := checkURIHost(u); err != nil {
+		return nil, err
+	}
+	u.Host = normalURIHost(u)
+	if clean := path.Clean(u.Path); u.Path != "" && u.Path != clean {
+		u.Path = clean
+		return nil, fmt.Errorf("%s: the path has a slash too many, or a dot segment; write it as %s", quote(text), quote(u.String()))
+	}
 	if u.String() != text {
 		return nil, fmt.Errorf("%s: write it as %s", quote(text), quote(u.String()))
 	}
-	return u, checkURIHost(u)
+	return u, nil
 }
 
 // checkURIHost lets crypto/x509 read the certificate: it refuses URIs whose
-// host is neither a DNS name nor an IP address.
+// host is neither a DNS name nor an IP address. A SPIFFE trust domain is not
+// resolved, so it may end in a number.
 func checkURIHost(u *url.URL) error {
-	_, err := netip.ParseAddr(u.Hostname())
-	if err == nil || uriHostPattern.MatchString(u.Hostname()) {
+	host := strings.ToLower(u.Hostname())
+	_, err := netip.ParseAddr(host)
+	likeIPv4 := u.Scheme != "spiffe" && numberPattern.MatchString(host)
+	if err == nil || uriHostPattern.MatchString(host) && !likeIPv4 {
 		return nil
 	}
 	return fmt.Errorf("%s: the host must be a DNS name in ASCII without a dot at the end, or an IP address", quote(u.String()))
+}
+
+// normalURIHost has no zeros before the port, nor a colon without one, and
+// writes addresses as RFC 5952 does.
+func normalURIHost(u *url.URL) string {
+	host := strings.ToLower(u.Hostname())
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.Unmap().String()
+	}
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if port := strings.TrimLeft(u.Port(), "0"); port != "" {
+		host += ":" + port
+	}
+	return host
 }
 
 // isPlainASCII tells whether text is printable ASCII without blanks.
