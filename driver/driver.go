@@ -27,7 +27,7 @@ import (
 
 // signingPlaces bounds the concurrent calls to one issuer. step-ca reaches its
 // full rate on two cores with about as many.
-const signingPlaces = 32
+const signingPlaces = 64
 
 // Config is what a Driver needs.
 type Config struct {

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -12,13 +13,6 @@ import (
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
-)
-
-// A volume's tmpfs holds two sets of a few files of some KiB each, and a third
-// while it is written; memory is used for what is in it only.
-const (
-	tmpfsSize   = 1 << 20
-	tmpfsInodes = 128
 )
 
 // issued is a new credential, encoded.
@@ -79,38 +73,26 @@ func (v *volume) write(tree *tmpfs.Tree, i *issued) error {
 
 // create makes the volume: all of it, or, on an error, nothing.
 func (d *Driver) create(ctx context.Context, v *volume) error {
+	// The place for the files is made while the CA signs.
+	waiting := make(chan *place, 1)
+	go func() { waiting <- d.makePlace(v.record.Target) }()
 	i, err := d.issue(ctx, v, false, issuer.PrivateKey{})
-	if err != nil {
+	p := <-waiting
+	if err = errors.Join(err, p.err); err != nil {
+		p.abandon()
 		return err
 	}
 	defer i.wipe()
-	tree, err := tmpfs.Create(tmpfs.Options{Source: d.config.Name, Size: tmpfsSize, Inodes: tmpfsInodes})
-	if err != nil {
+	if err := v.write(p.tree, i); err != nil {
+		p.abandon()
 		return err
 	}
-	defer tree.Close()
-	if err := v.write(tree, i); err != nil {
+	if err := p.tree.Attach(p.target); err != nil {
+		p.abandon()
 		return err
 	}
-	if err := d.attach(tree, v.record.Target); err != nil {
-		return err
-	}
+	p.close()
 	v.logIssued(ctx, "Issued", i)
-	return nil
-}
-
-func (d *Driver) attach(tree *tmpfs.Tree, path string) error {
-	target, made, err := d.targets.Make(path)
-	if err != nil {
-		return err
-	}
-	defer target.Close()
-	if err := tree.Attach(target); err != nil {
-		if made {
-			_ = d.targets.Remove(path)
-		}
-		return err
-	}
 	return nil
 }
 

@@ -19,6 +19,10 @@ import (
 // stops. Kubernetes gives a pod 30 s.
 const stopTimeout = 20 * time.Second
 
+// workers are the goroutines that keep the stacks which calls have grown: to
+// grow one takes longer than to write the files.
+const workers = 16
+
 // server is the driver's sockets, with what is served on them.
 type server struct {
 	endpoints []endpoint
@@ -55,7 +59,7 @@ func (s *server) add(path string, logger klog.Logger, register func(*grpc.Server
 	if err != nil {
 		return err
 	}
-	g := grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)))
+	g := grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)), grpc.NumStreamWorkers(workers))
 	register(g)
 	s.endpoints = append(s.endpoints, endpoint{listener, g})
 	return nil

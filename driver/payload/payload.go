@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 )
@@ -42,11 +43,15 @@ type Access struct {
 // stays until the next Write, for readers that are about to open it; what is
 // older, or was left by a Write that did not end, is removed.
 func Write(root *os.Root, files []File, access Access) error {
-	current, err := currentSet(root)
+	names, err := list(root)
 	if err != nil {
 		return err
 	}
-	if err := removeSetsBut(root, current); err != nil {
+	current, err := currentSet(root, names)
+	if err != nil {
+		return err
+	}
+	if err := removeSetsBut(root, names, current); err != nil {
 		return fmt.Errorf("clear old files: %w", err)
 	}
 	set := setName(time.Now())
@@ -56,25 +61,28 @@ func Write(root *os.Root, files []File, access Access) error {
 	if err := swap(root, set); err != nil {
 		return errors.Join(fmt.Errorf("swap %s: %w", dataLink, err), root.RemoveAll(set))
 	}
-	return linkNames(root, files)
+	return linkNames(root, names, files)
+}
+
+func list(root *os.Root) ([]string, error) {
+	directory, err := root.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	defer directory.Close()
+	return directory.Readdirnames(-1)
 }
 
 // currentSet is the name of the set that is in use, or empty at first.
-func currentSet(root *os.Root) (string, error) {
-	set, err := root.Readlink(dataLink)
-	if errors.Is(err, fs.ErrNotExist) {
+func currentSet(root *os.Root, names []string) (string, error) {
+	if !slices.Contains(names, dataLink) {
 		return "", nil
 	}
-	return set, err
+	return root.Readlink(dataLink)
 }
 
-func removeSetsBut(root *os.Root, current string) error {
-	entries, err := fs.ReadDir(root.FS(), ".")
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		name := entry.Name()
+func removeSetsBut(root *os.Root, names []string, current string) error {
+	for _, name := range names {
 		if !strings.HasPrefix(name, reserved) || name == dataLink || name == current {
 			continue
 		}
@@ -90,24 +98,29 @@ func setName(now time.Time) string {
 	return reserved + now.UTC().Format("2006_01_02_15_04_05.") + rand.Text()[:10]
 }
 
-func writeSet(root *os.Root, set string, files []File, access Access) error {
-	if err := root.Mkdir(set, 0o755); err != nil {
+func writeSet(root *os.Root, name string, files []File, access Access) error {
+	if err := root.Mkdir(name, 0o755); err != nil {
 		return err
 	}
 	// Neither mkdir nor open may have its mode cut by the process's umask.
-	if err := root.Chmod(set, 0o755); err != nil {
+	if err := root.Chmod(name, 0o755); err != nil {
 		return err
 	}
+	set, err := root.OpenRoot(name)
+	if err != nil {
+		return err
+	}
+	defer set.Close()
 	for _, file := range files {
-		if err := writeFile(root, set+"/"+file.Name, file.Data, access); err != nil {
+		if err := writeFile(set, file, access); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func writeFile(root *os.Root, name string, data []byte, access Access) error {
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+func writeFile(set *os.Root, file File, access Access) error {
+	f, err := set.OpenFile(file.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -120,7 +133,7 @@ func writeFile(root *os.Root, name string, data []byte, access Access) error {
 	if err := f.Chmod(access.Mode); err != nil {
 		return err
 	}
-	_, err = f.Write(data)
+	_, err = f.Write(file.Data)
 	return err
 }
 
@@ -131,26 +144,20 @@ func swap(root *os.Root, set string) error {
 	return root.Rename(newLink, dataLink)
 }
 
-// linkNames makes the visible names those of files.
-func linkNames(root *os.Root, files []File) error {
-	stale := map[string]bool{}
-	entries, err := fs.ReadDir(root.FS(), ".")
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		stale[entry.Name()] = !strings.HasPrefix(entry.Name(), reserved)
-	}
+// linkNames makes the visible names, which have been names so far, those of
+// files.
+func linkNames(root *os.Root, names []string, files []File) error {
 	for _, file := range files {
-		if _, there := stale[file.Name]; !there {
-			if err := root.Symlink(dataLink+"/"+file.Name, file.Name); err != nil {
-				return err
-			}
+		if slices.Contains(names, file.Name) {
+			continue
 		}
-		delete(stale, file.Name)
+		if err := root.Symlink(dataLink+"/"+file.Name, file.Name); err != nil {
+			return err
+		}
 	}
-	for name, remove := range stale {
-		if !remove {
+	for _, name := range names {
+		wanted := slices.ContainsFunc(files, func(f File) bool { return f.Name == name })
+		if wanted || strings.HasPrefix(name, reserved) {
 			continue
 		}
 		if err := root.Remove(name); err != nil {

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.step.sm/crypto/pemutil"
+
+	"github.com/flexstack/step-csi/test/realca"
 )
 
 // files are the contents of a volume.
@@ -263,7 +265,14 @@ func TestGracefulStopLeavesMountsAlone(t *testing.T) {
 
 // The real step-ca, as its own process from its own module.
 func TestRealStepCAProcess(t *testing.T) {
-	ca := startStepCA(t)
+	ca, err := realca.Start(t.TempDir())
+	must(t, err)
+	t.Cleanup(func() {
+		ca.Stop()
+		if t.Failed() {
+			t.Logf("step-ca's log:\n%s", ca.Log())
+		}
+	})
 	n := newNode(t, ca)
 	p := pod{name: "web-0", attributes: map[string]string{"service-names": "web", "duration": "5m"}}
 	n.publish(p)
