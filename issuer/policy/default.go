@@ -24,21 +24,22 @@ package policy
 // it. Names that controllers give to pods have a "-".
 func Default() []Validation {
 	return []Validation{{
-		Expression: `request.dnsNames.all(name, ` + ownName + `)`,
-		MessageExpression: `'DNS name ' + request.dnsNames.filter(name, !(` + ownName + `))[0] + ' is not allowed: ` +
-			`a pod in namespace ' + pod.namespace + ' may have <x>.' + pod.namespace + ', <x>.' + pod.namespace + '.svc and <x>.' + ` +
-			`pod.namespace + '.svc.' + config.clusterDomain` + ` + (config.allowShortNames ? ', and names without a dot' : '')`,
+		Expression: `request.dnsNames.all(name,` + ownName + `)`,
+		MessageExpression: `'DNS name ' + request.dnsNames.filter(name, !(` + ownName + `))[0] +
+' is not allowed: a pod in namespace ' + pod.namespace + ' may have <x>.' + pod.namespace +
+', <x>.' + pod.namespace + '.svc and <x>.' + pod.namespace + '.svc.' + config.clusterDomain +
+(config.allowShortNames ? ', and names without a dot' : '')`,
 	}, {
 		Expression: `!(pod.namespace in ['svc', 'local', 'localhost', 'com', 'net', 'org', 'edu', 'gov', 'io']) &&
-!config.clusterDomain.endsWith('.' + pod.namespace) && config.clusterDomain != pod.namespace ||
+!('.' + config.clusterDomain).endsWith('.' + pod.namespace) ||
 request.dnsNames.all(name, name.split('.').size() != 2)`,
-		MessageExpression: `'DNS name ' + request.dnsNames.filter(name, name.split('.').size() == 2)[0] + ' is not allowed: ` +
-			`a name that ends in .' + pod.namespace + ' may be that of a host outside of the namespace; ` +
-			`use <x>.' + pod.namespace + '.svc or <x>.' + pod.namespace + '.svc.' + config.clusterDomain`,
+		MessageExpression: `'DNS name ' + request.dnsNames.filter(name, name.split('.').size() == 2)[0] +
+' is not allowed: a name that ends in .' + pod.namespace + ' may be that of a host outside of the namespace; ' +
+'use <x>.' + pod.namespace + '.svc or <x>.' + pod.namespace + '.svc.' + config.clusterDomain`,
 	}, {
 		Expression: `request.uris.all(uri, uri == ` + spiffeID + `)`,
-		MessageExpression: `'URI ' + request.uris.filter(uri, uri != ` + spiffeID + `)[0] + ' is not allowed: ` +
-			`the only one is ' + ` + spiffeID,
+		MessageExpression: `'URI ' + request.uris.filter(uri, uri != ` + spiffeID + `)[0] +
+' is not allowed: the only one is ' + ` + spiffeID,
 	}, {
 		Expression:        `request.ipAddresses.size() == 0`,
 		MessageExpression: `'IP address ' + request.ipAddresses[0] + ' is not allowed: use a DNS name'`,
@@ -48,17 +49,18 @@ request.dnsNames.all(name, name.split('.').size() != 2)`,
 	}, {
 		Expression: `request.commonName in ['', pod.uid] + request.dnsNames ||
 request.commonName == pod.name && pod.name.contains('-') && !pod.name.contains('.')`,
-		MessageExpression: `'common name ' + request.commonName + ' is not allowed: use one of the DNS names, ` +
-			`the UID of the pod, or its name if that has a "-" and no "." (others could be taken for users or hosts)'`,
+		MessageExpression: `'common name ' + request.commonName +
+' is not allowed: use one of the DNS names, the UID of the pod, ' +
+'or its name if that has a "-" and no "." (others could be taken for users or hosts)'`,
 	}}
 }
 
 // ownName holds for the names of the pod's namespace.
 const ownName = `
-name.endsWith('.' + pod.namespace + '.svc.' + config.clusterDomain) ||
-name.endsWith('.' + pod.namespace + '.svc') ||
-name.endsWith('.' + pod.namespace) && name.split('.').size() == 2 ||
-!name.contains('.') && config.allowShortNames
+  name.endsWith('.' + pod.namespace + '.svc.' + config.clusterDomain) ||
+  name.endsWith('.' + pod.namespace + '.svc') ||
+  name.endsWith('.' + pod.namespace) && name.split('.').size() == 2 ||
+  config.allowShortNames && !name.contains('.')
 `
 
 // spiffeID is the SPIFFE ID of the pod's service account.

@@ -182,9 +182,9 @@ func TestDefaultDenies(t *testing.T) {
 		"punycode that does not decode":         {dns("xn--a.prod.svc"), "starts with xn--"},
 		"punycode without an end":               {dns("xn--.prod.svc"), "must be"},
 		"punycode of plain ASCII":               {dns("xn--www-.prod.svc"), "must be"},
-		"punycode of a full stop":               {dns("xn--webprod-rk4f.svc"), "starts with xn--"},
+		"punycode of a full stop":               {dns("xn--webprod-8o3f.prod"), "starts with xn--"},
 		"punycode of upper case":                {dns("xn--bcher-kvA.prod"), "must be"},
-		"punycode of a letter that maps to two": {dns("xn--fiqs8s-.prod"), "must be"},
+		"punycode of a letter that maps to two": {dns("xn--x-sy8h.prod"), "starts with xn--"},
 		"a bare wildcard":                       {dns("*"), "must be"},
 		"a wildcard in the middle":              {dns("web.*.svc.cluster.local"), "must be"},
 		"a wildcard for the namespace":          {dns("web.*"), "must be"},
@@ -200,17 +200,20 @@ func TestDefaultDenies(t *testing.T) {
 		"an IPv6 address":                       {dns("::1"), "must be"},
 
 		// Other types of names.
-		"an IPv4 address as such":      {ips("10.0.0.1"), "IP address 10.0.0.1 is not allowed"},
-		"an IPv6 address as such":      {ips("2001:db8::1"), "is not allowed"},
-		"a loopback address":           {ips("127.0.0.1"), "is not allowed"},
-		"an IPv4 address as IPv6":      {ips("::ffff:10.0.0.1"), "must be a plain"},
-		"an address with a zone":       {ips("fe80::1%eth0"), "must be a plain"},
-		"the zero address":             {func(_ *issuer.Pod, r *issuer.Request) { r.IPAddresses = []netip.Addr{{}} }, "must be a plain"},
-		"an e-mail address":            {email("web@prod.svc"), "e-mail address web@prod.svc is not allowed"},
-		"an e-mail address with a tab": {email("web\t@prod.svc"), "must be of the form"},
-		"two e-mail addresses in one":  {email("a@b,c@d"), "must be of the form"},
-		"an e-mail address in capital": {email("Web@prod.svc"), "must be of the form"},
-		"an e-mail address with a NUL": {email("root@example.com\x00@prod"), "must be of the form"},
+		"an IPv4 address as such":           {ips("10.0.0.1"), "IP address 10.0.0.1 is not allowed"},
+		"an IPv6 address as such":           {ips("2001:db8::1"), "is not allowed"},
+		"a loopback address":                {ips("127.0.0.1"), "is not allowed"},
+		"an IPv4 address as IPv6":           {ips("::ffff:10.0.0.1"), "must be a plain"},
+		"an address with a zone":            {ips("fe80::1%eth0"), "must be a plain"},
+		"the zero address":                  {func(_ *issuer.Pod, r *issuer.Request) { r.IPAddresses = []netip.Addr{{}} }, "must be a plain"},
+		"an e-mail address":                 {email("web@prod.svc"), "e-mail address web@prod.svc is not allowed"},
+		"an e-mail address with a tab":      {email("web\t@prod.svc"), "must be of the form"},
+		"two e-mail addresses in one":       {email("a@b,c@d"), "must be of the form"},
+		"an e-mail address in capital":      {email("Web@prod.svc"), "must be of the form"},
+		"an e-mail address of a sub_domain": {email("web@prod_svc"), "must be of the form"},
+		"an e-mail address in quotes":       {email(`"web"@prod.svc`), "must be of the form"},
+		"an e-mail address with a quote":    {email(`we"b@prod.svc`), "must be of the form"},
+		"an e-mail address with a NUL":      {email("root@example.com\x00@prod"), "must be of the form"},
 
 		// URIs.
 		"another service account":    {uri("spiffe://example.org/ns/prod/sa/admin"), "the only one is spiffe://example.org/ns/prod/sa/web"},
@@ -349,7 +352,7 @@ func owner(name, clusterDomain string) string {
 // cluster domain, out of labels that have been chosen to be mistaken for each
 // other: a namespace has a name exactly if it owns it.
 func TestOwners(t *testing.T) {
-	labels := []string{"svc", "cluster", "k8s", "com", "pod", "a", "*"}
+	labels := []string{"svc", "cluster", "k8s", "com", "a", "*"}
 	for _, domain := range []string{"cluster.k8s", "k8s", "svc.cluster"} {
 		p := newPolicy(t, Config{ClusterDomain: domain, TrustDomain: "example.org"})
 		for name := range names(labels, 4, domain) {

@@ -61,7 +61,6 @@ func newEnvironment() (*cel.Env, error) {
 		cel.Variable("request", cel.ObjectType(req.String())),
 		cel.Variable("config", cel.ObjectType(config.String())),
 		ext.Strings(),
-		ext.Lists(),
 		ext.Sets(),
 		ext.Network(),
 		cel.CrossTypeNumericComparisons(true),

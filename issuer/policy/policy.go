@@ -19,8 +19,8 @@
 //	config.trustDomain        string
 //	config.allowShortNames    bool
 //
-// Besides standard CEL there are the string, list, set and network (ip, cidr)
-// libraries that Kubernetes has too.
+// Besides standard CEL there are the string, set and network (ip, cidr)
+// functions, as in Kubernetes.
 //
 // Before any expression runs, names that are not in their one normal form
 // (lower case, ASCII, no trailing dot, no empty label, and so on) are refused,

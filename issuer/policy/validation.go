@@ -14,7 +14,7 @@ import (
 
 // costLimit bounds what one evaluation of one expression costs, in CEL's own
 // units. It is what Kubernetes gives an expression of a
-// ValidatingAdmissionPolicy; a million takes some ten milliseconds.
+// ValidatingAdmissionPolicy; a million takes up to a tenth of a second.
 const costLimit = 1_000_000
 
 // interruptEvery is after how many steps of a loop the context is looked at.
