@@ -20,7 +20,7 @@ var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 // check holds an authority's answer against what was asked for and returns the
 // verified chain without its root: leaf first, each certificate signed by the
 // next. Certificates in the answer that are no part of that chain are dropped.
-func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicKey, asked time.Time) ([]*x509.Certificate, error) {
+func (v *verifier) check(answer, roots []*x509.Certificate, req Request, public crypto.PublicKey, asked time.Time) ([]*x509.Certificate, error) {
 	if len(answer) == 0 {
 		return nil, errors.New("no certificate in it")
 	}
@@ -33,7 +33,7 @@ func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicK
 	); err != nil {
 		return nil, err
 	}
-	return verifiedChain(answer, roots)
+	return v.chain(answer, roots)
 }
 
 func checkKey(leaf *x509.Certificate, public crypto.PublicKey) error {
@@ -125,37 +125,4 @@ func checkValidity(leaf *x509.Certificate, duration time.Duration, asked time.Ti
 		return fmt.Errorf("it is valid until %s, longer than the %s asked for", leaf.NotAfter.Format(time.RFC3339), duration)
 	}
 	return nil
-}
-
-func verifiedChain(answer, roots []*x509.Certificate) ([]*x509.Certificate, error) {
-	options := x509.VerifyOptions{
-		Roots:         x509.NewCertPool(),
-		Intermediates: x509.NewCertPool(),
-		// The CA's template decides on the extended key usages.
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-		// A leaf that is valid a little later, by the CA's clock, is fine.
-		CurrentTime: latest(time.Now(), answer[0].NotBefore),
-	}
-	for _, root := range roots {
-		options.Roots.AddCert(root)
-	}
-	for _, intermediate := range answer[1:] {
-		options.Intermediates.AddCert(intermediate)
-	}
-	chains, err := answer[0].Verify(options)
-	if err != nil {
-		return nil, fmt.Errorf("no chain to a root of the CA: %w", err)
-	}
-	shortest := slices.MinFunc(chains, func(a, b []*x509.Certificate) int { return len(a) - len(b) })
-	if len(shortest) < 2 {
-		return nil, errors.New("it is one of the CA's roots")
-	}
-	return shortest[:len(shortest)-1], nil
-}
-
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }

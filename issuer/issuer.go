@@ -104,8 +104,9 @@ type Config struct {
 
 // Issuer makes credentials.
 type Issuer struct {
-	signer Signer
-	policy Policy
+	signer   Signer
+	policy   Policy
+	verifier verifier
 }
 
 // New refuses a configuration without a signer or a policy: an issuer that
@@ -148,7 +149,7 @@ func (i *Issuer) Issue(ctx context.Context, pod Pod, req Request, key PrivateKey
 	if err != nil {
 		return nil, err
 	}
-	chain, err := check(answer, roots, req, key.Public(), asked)
+	chain, err := i.verifier.check(answer, roots, req, key.Public(), asked)
 	if err != nil {
 		return nil, fmt.Errorf("the authority's answer is not what was asked for: %w", err)
 	}

@@ -200,6 +200,45 @@ func TestHostileChainsAreRefused(t *testing.T) {
 	}
 }
 
+// An intermediate that was verified once does not vouch for more than it did
+// the first time.
+func TestRememberedIntermediates(t *testing.T) {
+	s, other := newSigner(t), newSigner(t)
+	i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func() (*issuer.Credential, error) {
+		return i.Issue(t.Context(), issuer.Pod{}, request(), issuer.PrivateKey{})
+	}
+	for range 3 {
+		if c, err := issue(); err != nil || len(c.Chain) != 2 || !c.Chain[1].Equal(s.ca.Intermediate) {
+			t.Fatal(err)
+		}
+	}
+	genuine := s.ca
+	s.answer = func(leaf *x509.Certificate) []*x509.Certificate {
+		return []*x509.Certificate{leaf, genuine.Intermediate}
+	}
+	s.ca = other.ca
+	if _, err := issue(); err == nil {
+		t.Error("a leaf of another CA passed with the known intermediate")
+	}
+	s.ca = genuine
+	s.roots = []*x509.Certificate{other.ca.Root}
+	if _, err := issue(); err == nil {
+		t.Error("the intermediate passed after its root had gone")
+	}
+	s.roots = []*x509.Certificate{genuine.Root, other.ca.Root}
+	if _, err := issue(); err != nil {
+		t.Error(err)
+	}
+	s.answer, s.ca = nil, other.ca
+	if c, err := issue(); err != nil || !c.Chain[1].Equal(other.ca.Intermediate) {
+		t.Errorf("another CA with a known root: %v", err)
+	}
+}
+
 // What is in the answer but no part of the chain does not reach the pod, and
 // what is fine though different passes.
 func TestAnswersThatAreFine(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -27,7 +27,13 @@ import (
 	"go.step.sm/crypto/jose"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"k8s.io/klog/v2"
 
+	"github.com/flexstack/step-csi/driver"
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/policy"
+	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/test/realca"
 	"github.com/flexstack/step-csi/test/sandbox"
 )
@@ -85,25 +91,39 @@ func BenchmarkRawSign(b *testing.B) {
 	}
 }
 
-// BenchmarkPublish is what the kubelet calls, from the call to the answer, with
-// the mount attached. Rounds of it alternate with rounds of the bare sign, which
-// the ratio of the medians is to.
+// BenchmarkPublish is the CSI call, with the mount attached when it returns.
+// Rounds of it alternate with rounds of the bare sign, which the ratio of the
+// medians is to.
 func BenchmarkPublish(b *testing.B) {
+	benchmarkPublish(b, func(n *node) csi.NodeServer { return n.driver })
+}
+
+// BenchmarkPublishOverSocket is the same as the kubelet calls it, through gRPC
+// on a unix socket.
+func BenchmarkPublishOverSocket(b *testing.B) {
+	benchmarkPublish(b, func(n *node) csi.NodeServer { return overSocket{client: n.client} })
+}
+
+func benchmarkPublish(b *testing.B, way func(*node) csi.NodeServer) {
 	authority := startCA(b)
-	raw, plugin := newRawSigner(b, authority), startPlugin(b, authority)
+	raw, n := newRawSigner(b, authority), startNode(b, authority)
+	server := way(n)
 	for _, callers := range atOnce {
 		b.Run(fmt.Sprintf("at-once=%d", callers), func(b *testing.B) {
 			round := 4 * callers
 			requests := make([]*csi.NodePublishVolumeRequest, round)
 			for i := range requests {
-				requests[i] = plugin.request(b, i)
+				requests[i] = n.request(b, i)
 			}
 			var limit, took times
-			for n := b.N; n > 0; n -= round {
-				limit = append(limit, measure(callers, min(n, round), func(int) { raw.sign(b) })...)
-				took = append(took, measure(callers, min(n, round), func(i int) { plugin.publish(b, requests[i]) })...)
+			for left := b.N; left > 0; left -= round {
+				limit = append(limit, measure(callers, min(left, round), func(int) { raw.sign(b) })...)
+				took = append(took, measure(callers, min(left, round), func(i int) {
+					_, err := server.NodePublishVolume(context.Background(), requests[i])
+					must(b, err)
+				})...)
 				for _, r := range requests {
-					plugin.unpublish(b, r)
+					n.unpublish(b, r)
 				}
 			}
 			b.ReportMetric(limit.percentile(50), "ms/raw-median")
@@ -112,6 +132,16 @@ func BenchmarkPublish(b *testing.B) {
 			b.ReportMetric(took.percentile(50)/limit.percentile(50), "of-raw")
 		})
 	}
+}
+
+// overSocket is a driver that is called through its socket.
+type overSocket struct {
+	csi.UnimplementedNodeServer
+	client csi.NodeClient
+}
+
+func (s overSocket) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
+	return s.client.NodePublishVolume(ctx, r)
 }
 
 func startCA(b *testing.B) *realca.CA {
@@ -129,7 +159,7 @@ func must(b *testing.B, err error) {
 	}
 }
 
-var names = []string{"web.shop", "web.shop.svc", "web.shop.svc.cluster.local", "spiffe://cluster.local/ns/shop/sa/web"}
+var names = []string{"web.shop", "web.shop.svc", "web.shop.svc.cluster.local"}
 
 // rawSigner signs without step-csi.
 type rawSigner struct {
@@ -160,7 +190,7 @@ func newRawSigner(b *testing.B, authority *realca.CA) *rawSigner {
 func (r *rawSigner) sign(b *testing.B) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(b, err)
-	template := &x509.CertificateRequest{DNSNames: names[:3]}
+	template := &x509.CertificateRequest{DNSNames: names}
 	template.Subject.CommonName = names[0]
 	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
 	must(b, err)
@@ -171,65 +201,67 @@ func (r *rawSigner) sign(b *testing.B) {
 		ID: rand.Text(), Issuer: "admin", Subject: names[0], Audience: jose.Audience{r.audience},
 		IssuedAt: jose.NewNumericDate(now), NotBefore: jose.NewNumericDate(now), Expiry: jose.NewNumericDate(now.Add(time.Minute)),
 	}).Claims(map[string]any{
-		"sans": names[:3], "cnf": map[string]string{"x5rt#S256": base64.RawURLEncoding.EncodeToString(sum[:])},
+		"sans": names, "cnf": map[string]string{"x5rt#S256": base64.RawURLEncoding.EncodeToString(sum[:])},
 	}).CompactSerialize()
 	must(b, err)
 	_, err = r.client.Sign(&api.SignRequest{CsrPEM: api.NewCertificateRequest(csr), OTT: token})
 	must(b, err)
 }
 
-// plugin is the plugin's process.
-type plugin struct {
+// node is a node with the driver in this process. The kubelet's directory is in
+// memory: the disk of the machine is not what is measured.
+type node struct {
 	kubeletDir string
-	node       csi.NodeClient
+	driver     *driver.Driver
+	client     csi.NodeClient
 }
 
-func startPlugin(b *testing.B, authority *realca.CA) *plugin {
+func startNode(b *testing.B, authority *realca.CA) *node {
 	b.Helper()
-	directory := b.TempDir()
-	binary, config := filepath.Join(directory, "step-csi"), filepath.Join(directory, "step-csi.yaml")
-	out, err := exec.Command("go", "build", "-tags", "nobadger,nobbolt,nomysql,nopgx", "-o", binary, "../../cmd/step-csi").CombinedOutput()
-	if err != nil {
-		b.Fatalf("%v\n%s", err, out)
-	}
-	must(b, os.WriteFile(filepath.Join(directory, "password"), []byte("password"), 0o600))
-	must(b, os.WriteFile(config, fmt.Appendf(nil, `
-issuers:
-  default:
-    url: %s
-    fingerprint: %s
-    provisioner: {type: jwk, name: admin, passwordFile: password}
-`, authority.URL(), authority.Fingerprint()), 0o600))
-	p := &plugin{kubeletDir: filepath.Join(directory, "kubelet")}
-	must(b, os.MkdirAll(p.kubeletDir, 0o755))
-	must(b, syscall.Mount("kubelet", p.kubeletDir, "tmpfs", 0, ""))
-	process := exec.Command(binary, "node", "--config", config, "--kubelet-dir", p.kubeletDir, "--node-name", "node-1")
-	must(b, process.Start())
-	connection, err := grpc.NewClient("unix://"+filepath.Join(p.kubeletDir, "plugins/csi.step-ca.io/csi.sock"),
+	n := &node{kubeletDir: b.TempDir()}
+	must(b, syscall.Mount("kubelet", n.kubeletDir, "tmpfs", 0, ""))
+	b.Cleanup(func() { must(b, syscall.Unmount(n.kubeletDir, 0)) })
+	provisioner, password := authority.Provisioner()
+	signer, err := stepca.New(stepca.Config{
+		URL: authority.URL(), Fingerprint: authority.Fingerprint(), Provisioner: provisioner,
+		Password: func() ([]byte, error) { return []byte(password), nil },
+	})
+	must(b, err)
+	allow, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local"})
+	must(b, err)
+	i, err := issuer.New(issuer.Config{Signer: signer, Policy: allow.Check})
+	must(b, err)
+	must(b, i.Connect(b.Context()))
+	socket := filepath.Join(n.kubeletDir, "csi.sock")
+	n.driver, err = driver.New(driver.Config{
+		Name: "csi.step-ca.io", NodeName: "node-1", KubeletDir: n.kubeletDir, Socket: socket,
+		ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
+		Issuers: map[string]driver.Issuer{"default": {Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Minute, Max: time.Hour}}},
+	})
+	must(b, err)
+	klog.SetOutput(io.Discard)
+	klog.LogToStderr(false)
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- n.driver.Run(ctx) }()
+	connection, err := grpc.NewClient("unix://"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
 	must(b, err)
-	p.node = csi.NewNodeClient(connection)
+	n.client = csi.NewNodeClient(connection)
 	b.Cleanup(func() {
 		connection.Close()
-		_ = process.Process.Signal(syscall.SIGTERM)
-		must(b, process.Wait())
-		if os.Getenv("CPU") != "" {
-			fmt.Printf("CPU plugin %v user %v sys\n", process.ProcessState.UserTime(), process.ProcessState.SystemTime())
-		}
+		stop()
+		must(b, <-done)
+		signer.Close()
 	})
-	for {
-		answer, err := csi.NewIdentityClient(connection).Probe(context.Background(), &csi.ProbeRequest{})
-		must(b, err)
-		if answer.GetReady().GetValue() {
-			return p
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	_, err = n.client.NodeGetInfo(b.Context(), &csi.NodeGetInfoRequest{}) // it runs
+	must(b, err)
+	return n
 }
 
-func (p *plugin) request(b *testing.B, i int) *csi.NodePublishVolumeRequest {
+func (n *node) request(b *testing.B, i int) *csi.NodePublishVolumeRequest {
 	uid := fmt.Sprintf("uid-%d", i)
-	target := filepath.Join(p.kubeletDir, "pods", uid, "volumes/kubernetes.io~csi/tls/mount")
+	target := filepath.Join(n.kubeletDir, "pods", uid, "volumes/kubernetes.io~csi/tls/mount")
 	must(b, os.MkdirAll(filepath.Dir(target), 0o755))
 	return &csi.NodePublishVolumeRequest{
 		VolumeId: "csi-" + uid, TargetPath: target, Readonly: true,
@@ -244,12 +276,7 @@ func (p *plugin) request(b *testing.B, i int) *csi.NodePublishVolumeRequest {
 	}
 }
 
-func (p *plugin) publish(b *testing.B, r *csi.NodePublishVolumeRequest) {
-	_, err := p.node.NodePublishVolume(context.Background(), r)
-	must(b, err)
-}
-
-func (p *plugin) unpublish(b *testing.B, r *csi.NodePublishVolumeRequest) {
-	_, err := p.node.NodeUnpublishVolume(context.Background(), &csi.NodeUnpublishVolumeRequest{VolumeId: r.GetVolumeId(), TargetPath: r.GetTargetPath()})
+func (n *node) unpublish(b *testing.B, r *csi.NodePublishVolumeRequest) {
+	_, err := n.driver.NodeUnpublishVolume(context.Background(), &csi.NodeUnpublishVolumeRequest{VolumeId: r.GetVolumeId(), TargetPath: r.GetTargetPath()})
 	must(b, err)
 }
