@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/net/idna"
@@ -104,12 +103,8 @@ func (f *configFile) check(directory string) (*config, error) {
 		issuers:         map[string]driver.Issuer{},
 	}
 	c.trustDomain = or(f.TrustDomain, c.clusterDomain)
-	for key, domain := range map[string]string{
-		"driverName": c.driverName, "clusterDomain": c.clusterDomain, "trustDomain": c.trustDomain,
-	} {
-		if err := checkDomain(domain); err != nil {
-			return nil, fmt.Errorf("%s: %w", key, err)
-		}
+	if err := checkDriverName(c.driverName); err != nil {
+		return nil, fmt.Errorf("driverName: %w", err)
 	}
 	allow, err := policy.New(policy.Config{
 		ClusterDomain:   c.clusterDomain,
@@ -118,7 +113,7 @@ func (f *configFile) check(directory string) (*config, error) {
 		Validations:     f.Policy.Validations,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("policy.validations: %w", err)
+		return nil, fmt.Errorf("policy: %w", err)
 	}
 	if len(f.Issuers) == 0 {
 		return nil, errors.New("issuers: there is none; name at least one, such as default")
@@ -131,14 +126,11 @@ func (f *configFile) check(directory string) (*config, error) {
 	return c, nil
 }
 
-func checkDomain(domain string) error {
-	profile := idna.New(idna.StrictDomainName(true), idna.VerifyDNSLength(true), idna.ValidateLabels(true))
-	ascii, err := profile.ToASCII(domain)
-	if err != nil {
-		return fmt.Errorf("%q is not a DNS name: %w", domain, err)
-	}
-	if ascii != domain || strings.ToLower(domain) != domain {
-		return fmt.Errorf("%q must be written in lower case, in ASCII", domain)
+// checkDriverName follows the CSI specification, GetPluginInfo: a DNS name.
+func checkDriverName(name string) error {
+	profile := idna.New(idna.MapForLookup(), idna.StrictDomainName(true), idna.VerifyDNSLength(true))
+	if ascii, err := profile.ToASCII(name); err != nil || ascii != name || len(name) > 63 {
+		return fmt.Errorf("%q is not a DNS name in lower case and ASCII, of at most 63 bytes", name)
 	}
 	return nil
 }

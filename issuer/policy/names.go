@@ -46,11 +46,11 @@ func checkPod(pod issuer.Pod) error {
 	switch {
 	case !isLabel(pod.Namespace):
 		return fmt.Errorf("the pod's namespace is %q", pod.Namespace)
-	case !isHostName(pod.Name):
+	case !isObjectName(pod.Name):
 		return fmt.Errorf("the pod's name is %q", pod.Name)
 	case !isLabel(pod.UID):
 		return fmt.Errorf("the pod's UID is %q", pod.UID)
-	case !isHostName(pod.ServiceAccount):
+	case !isObjectName(pod.ServiceAccount):
 		return fmt.Errorf("the pod's service account is %q", pod.ServiceAccount)
 	}
 	return nil
@@ -143,8 +143,20 @@ func checkEmailAddress(address string) error {
 	return nil
 }
 
+// isObjectName tells whether name is one that Kubernetes gives its objects: like
+// a host name, but a label may be longer than 63 bytes. See
+// https://kubernetes.io/docs/concepts/overview/working-with-objects/names/#dns-subdomain-names.
+func isObjectName(name string) bool {
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || !consistsOf(label, labelAlphabet) || strings.HasPrefix(label, "-") || strings.HasSuffix(label, "-") {
+			return false
+		}
+	}
+	return len(name) <= maxNameLength
+}
+
 // isHostName tells whether name is a host name as RFC 1123 has it, written in
-// lower case. These are also the names that Kubernetes gives its objects.
+// lower case.
 func isHostName(name string) bool {
 	if len(name) > maxNameLength {
 		return false

@@ -104,15 +104,15 @@ func New(c Config) (*Policy, error) {
 
 func (c Config) check() error {
 	if !isHostName(c.ClusterDomain) {
-		return fmt.Errorf("cluster domain %q: must be a lower-case DNS name without a trailing dot, such as cluster.local", c.ClusterDomain)
+		return fmt.Errorf("clusterDomain: %q must be a lower-case DNS name without a trailing dot, such as cluster.local", c.ClusterDomain)
 	}
 	// Under such a domain, x.ns.svc could be both a service's name and a name
 	// directly under the cluster domain.
 	if strings.HasSuffix("."+c.ClusterDomain, ".svc") {
-		return fmt.Errorf("cluster domain %q: must not end in svc", c.ClusterDomain)
+		return fmt.Errorf("clusterDomain: %q must not end in svc", c.ClusterDomain)
 	}
 	if !isTrustDomain(c.TrustDomain) {
-		return fmt.Errorf("trust domain %q: must be lower-case letters, digits, '.', '-' and '_', such as cluster.local", c.TrustDomain)
+		return fmt.Errorf("trustDomain: %q must be lower-case letters, digits, '.', '-' and '_', such as cluster.local", c.TrustDomain)
 	}
 	return nil
 }

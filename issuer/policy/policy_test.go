@@ -307,3 +307,15 @@ func BenchmarkCheck(b *testing.B) {
 		}
 	}
 }
+
+// Kubernetes lets the labels of object names be longer than those of DNS names.
+func TestLongObjectNames(t *testing.T) {
+	p, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := issuer.Pod{Namespace: "prod", Name: strings.Repeat("a", 100) + "-0", UID: "uid-0", ServiceAccount: strings.Repeat("b", 70), Node: "node-1"}
+	if err := p.Check(t.Context(), pod, issuer.Request{CommonName: "web.prod", DNSNames: []string{"web.prod"}}); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+)
+
+const valid = `
+driverName: csi.step-ca.io
+clusterDomain: cluster.local
+trustDomain: example.org
+issuers:
+  default:
+    url: https://step-certificates.step-ca.svc.cluster.local
+    fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00
+    provisioner: {type: jwk, name: admin, passwordFile: password}
+    duration: {default: 12h, max: 24h, min: 5m}
+policy:
+  allowShortNames: true
+  validations:
+  - expression: request.dnsNames.size() < 10
+    message: too many names
+`
+
+func write(t *testing.T, config string) string {
+	t.Helper()
+	directory := t.TempDir()
+	path := filepath.Join(directory, "step-csi.yaml")
+	for name, content := range map[string]string{
+		"step-csi.yaml": config, "password": "secret\n", "empty": "\n", "rubbish.crt": "x",
+	} {
+		if err := os.WriteFile(filepath.Join(directory, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path
+}
+
+func TestConfiguration(t *testing.T) {
+	c, err := loadConfig(write(t, valid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.driverConfig(options{kubeletDir: "/var/lib/kubelet", nodeName: "node-1", register: true})
+	if got.Name != "csi.step-ca.io" || got.Socket != "/var/lib/kubelet/plugins/csi.step-ca.io/csi.sock" || got.TrustDomain != "example.org" ||
+		!got.AllowShortNames || !got.Register || got.NodeName != "node-1" {
+		t.Errorf("%+v", got)
+	}
+	if want := (attributes.Bounds{Default: 12 * time.Hour, Max: 24 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
+		t.Errorf("bounds %+v", got.Issuers["default"].Bounds)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	c, err := loadConfig(write(t, `
+clusterDomain: k8s.example.com
+issuers:
+  default:
+    url: https://ca.example.com:9000/
+    fingerprint: 84:A0:AC:1E:A9:FB:CC:5A:C5:AD:51:AF:0F:F5:A1:BF:02:BD:7D:7C:CD:5B:F8:B0:B8:CB:8B:6A:3D:1F:1F:00
+    provisioner: {type: jwk, name: admin, passwordFile: password}
+    duration: {max: 8h}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := c.driverConfig(options{})
+	if got.Name != "csi.step-ca.io" || got.TrustDomain != "k8s.example.com" || got.AllowShortNames {
+		t.Errorf("%+v", got)
+	}
+	if want := (attributes.Bounds{Default: 8 * time.Hour, Max: 8 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
+		t.Errorf("bounds %+v", got.Issuers["default"].Bounds)
+	}
+}
+
+// Every wrong configuration is refused with the file, the key and the reason.
+func TestWrongConfigurations(t *testing.T) {
+	for name, test := range map[string]struct{ old, new, want string }{
+		"not YAML":             {"policy:", "policy: [", "yaml"},
+		"unknown key":          {"trustDomain", "trustDomian", `"trustDomian"`},
+		"unknown nested key":   {"fingerprint", "fingerprnt", `"issuers.default.fingerprnt"`},
+		"wrong case":           {"clusterDomain", "clusterdomain", `"clusterdomain"`},
+		"key twice":            {"policy:", "driverName: x\npolicy:", `"driverName" already`},
+		"wrong type":           {"allowShortNames: true", "allowShortNames: perhaps", "policy.allowShortNames"},
+		"driver name":          {"csi.step-ca.io", "Csi_Step", "driverName"},
+		"cluster domain":       {"clusterDomain: cluster.local", "clusterDomain: cluster..local", "clusterDomain"},
+		"trailing dot":         {"clusterDomain: cluster.local", "clusterDomain: cluster.local.", "clusterDomain"},
+		"trust domain":         {"example.org", "spiffe://example.org", "trustDomain"},
+		"no issuers":           {"issuers:\n  default:", "issuers: {}\nnothing:\n  default:", "nothing"},
+		"http":                 {"https:", "http:", "issuers.default.url"},
+		"no url":               {"url: https://step-certificates.step-ca.svc.cluster.local", "url: ''", "issuers.default.url"},
+		"fingerprint":          {"84a0ac", "84a0", "issuers.default.fingerprint"},
+		"bundle as well":       {"    provisioner", "    caBundleFile: rubbish.crt\n    provisioner", "issuers.default.fingerprint"},
+		"no such bundle":       {"    provisioner", "    caBundleFile: none.crt\n    provisioner", "issuers.default.caBundleFile: open"},
+		"provisioner type":     {"type: jwk", "type: acme", "issuers.default.provisioner.type"},
+		"provisioner name":     {"name: admin, ", "", "issuers.default.provisioner.name"},
+		"no password file":     {", passwordFile: password", "", "issuers.default.provisioner.passwordFile"},
+		"no such password":     {"passwordFile: password", "passwordFile: none", "issuers.default.provisioner.passwordFile: open"},
+		"empty password":       {"passwordFile: password", "passwordFile: empty", "is empty"},
+		"no duration":          {"12h", "half a day", "issuers.default.duration.default"},
+		"default over maximum": {"12h", "25h", "issuers.default.duration.default"},
+		"minimum over maximum": {"min: 5m", "min: 30h", "issuers.default.duration.min"},
+		"under a second":       {"min: 5m", "min: 5ms", "issuers.default.duration.min"},
+		"policy":               {"request.dnsNames.size() < 10", "request.dnsName.size() < 10", "undefined field 'dnsName'"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := strings.Replace(valid, test.old, test.new, 1)
+			if config == valid {
+				t.Fatal("the case changes nothing")
+			}
+			path := write(t, config)
+			_, err := loadConfig(path)
+			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), path) {
+				t.Errorf("got %v, want the file and %q", err, test.want)
+			}
+		})
+	}
+	if _, err := loadConfig("/nowhere/step-csi.yaml"); err == nil || !strings.Contains(err.Error(), "/nowhere/step-csi.yaml") {
+		t.Errorf("no file: %v", err)
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	for name, test := range map[string]struct {
+		args                 []string
+		err                  error
+		stdout, stderr, text string
+	}{
+		"nothing":         {nil, errUsage, "", "Usage:", ""},
+		"help":            {[]string{"--help"}, nil, "step-csi node", "", ""},
+		"version":         {[]string{"version"}, nil, "step-csi ", "", ""},
+		"unknown command": {[]string{"nodes"}, errUsage, "", `unknown command "nodes"`, ""},
+		"node help":       {[]string{"node", "--help"}, flag.ErrHelp, "--kubelet-dir", "", ""},
+		"unknown flag":    {[]string{"node", "--socket=x"}, errUsage, "", "-socket", ""},
+		"argument":        {[]string{"node", "x"}, errUsage, "", `unexpected argument "x"`, ""},
+		"no file":         {[]string{"node", "--config", "/nowhere"}, os.ErrNotExist, "", "", "/nowhere"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			err := run(t.Context(), test.args, &stdout, &stderr)
+			if !errors.Is(err, test.err) || !strings.Contains(fmt.Sprint(err), test.text) {
+				t.Errorf("error %v", err)
+			}
+			if !strings.Contains(stdout.String(), test.stdout) || !strings.Contains(stderr.String(), test.stderr) {
+				t.Errorf("stdout %q, stderr %q", stdout.String(), stderr.String())
+			}
+		})
+	}
+}
+
+// The flags in the help are those that there are, and its configuration works.
+func TestHelpIsTrue(t *testing.T) {
+	for _, name := range []string{"config", "node-name", "kubelet-dir", "csi-socket", "kubelet-register", "v"} {
+		if !strings.Contains(nodeUsage, "  --"+name+" ") {
+			t.Errorf("no --%s in the help", name)
+		}
+	}
+	_, example, _ := strings.Cut(nodeUsage, "where there are any:\n")
+	example = strings.Replace(example, "84a0…  ", "84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00 ", 1)
+	path := write(t, strings.Replace(example, "/etc/step-csi/password", "password", 1))
+	if _, err := loadConfig(path); err != nil {
+		t.Error(err)
+	}
+}
