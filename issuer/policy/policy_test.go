@@ -310,7 +310,7 @@ func BenchmarkCheck(b *testing.B) {
 
 // Kubernetes lets the labels of object names be longer than those of DNS names.
 func TestLongObjectNames(t *testing.T) {
-	p, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local"})
+	p, err := New(Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local"})
 	if err != nil {
 		t.Fatal(err)
 	}
