@@ -69,6 +69,7 @@ type Driver struct {
 
 	background context.Context // of the keepers; ends with Run
 	unready    atomic.Int64    // issuers that have not answered yet
+	ending     sync.WaitGroup  // connecting, and revoking
 	locks      locks
 
 	mu      sync.Mutex
@@ -132,10 +133,9 @@ func (d *Driver) Run(ctx context.Context) error {
 	// Keepers and connecting outlive ctx until the calls in flight have ended.
 	var stop context.CancelFunc
 	d.background, stop = context.WithCancel(context.WithoutCancel(ctx))
-	var connecting sync.WaitGroup
 	defer func() {
 		stop()
-		connecting.Wait()
+		d.ending.Wait()
 		d.forgetAll()
 	}()
 	if err := d.restore(ctx); err != nil {
@@ -143,7 +143,7 @@ func (d *Driver) Run(ctx context.Context) error {
 		return err
 	}
 	for name := range d.authorities {
-		connecting.Go(func() { d.connect(d.background, name) })
+		d.ending.Go(func() { d.connect(d.background, name) })
 	}
 	return server.serve(ctx)
 }

@@ -59,7 +59,7 @@ func (v *volume) write(tree *tmpfs.Tree, i *issued) error {
 	if err := payload.Write(root, i.files, access); err != nil {
 		return fmt.Errorf("write the files: %w", err)
 	}
-	v.record.Issued, v.record.NotAfter = i.validity.issued, i.validity.notAfter
+	v.record.Issued, v.record.NotAfter, v.record.Serial = i.validity.issued, i.validity.notAfter, i.serial
 	data, err := json.Marshal(v.record)
 	if err != nil {
 		return err

@@ -39,7 +39,8 @@ func (d *Driver) tracked(id string) *volume {
 }
 
 // untrack forgets the volume, after a renewal that may be under way has ended.
-func (d *Driver) untrack(id string) {
+// It returns nil for one that is not known.
+func (d *Driver) untrack(id string) *volume {
 	d.mu.Lock()
 	v := d.volumes[id]
 	delete(d.volumes, id)
@@ -48,6 +49,7 @@ func (d *Driver) untrack(id string) {
 		v.cancel()
 		<-v.done
 	}
+	return v
 }
 
 // keep renews the volume whenever it is due, for as long as it is mounted.

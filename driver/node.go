@@ -79,7 +79,7 @@ func (d *Driver) republish(ctx context.Context, mounted, wanted record) error {
 	if tracked != nil && mounted.sameSpec(wanted) {
 		return nil
 	}
-	wanted.Issued, wanted.NotAfter = mounted.Issued, mounted.NotAfter
+	wanted.Issued, wanted.NotAfter, wanted.Serial = mounted.Issued, mounted.NotAfter, mounted.Serial
 	v := d.takeOver(wanted)
 	if v.err != nil {
 		klog.FromContext(ctx).Error(v.err, "The new attributes of a mounted volume are refused; it stays as it is", wanted.logValues()...)
@@ -129,7 +129,9 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 	if err := d.detach(req.GetVolumeId(), path); err != nil {
 		return nil, err
 	}
-	d.untrack(req.GetVolumeId())
+	if v := d.untrack(req.GetVolumeId()); v != nil && v.attributes.RevokeOnDelete {
+		d.ending.Go(func() { d.revoke(d.background, v) })
+	}
 	return &csi.NodeUnpublishVolumeResponse{}, d.targets.Remove(path)
 }
 

@@ -59,7 +59,7 @@ func (s *server) add(path string, logger klog.Logger, register func(*grpc.Server
 	if err != nil {
 		return err
 	}
-	g := grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)), grpc.NumStreamWorkers(workers))
+	g := grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)), grpc.NumStreamWorkers(workers), grpc.WaitForHandlers(true))
 	register(g)
 	s.endpoints = append(s.endpoints, endpoint{listener, g})
 	return nil

@@ -27,6 +27,8 @@ type record struct {
 	// NotAfter when it expires.
 	Issued   time.Time `json:"issued"`
 	NotAfter time.Time `json:"notAfter"`
+	// Serial is its serial number, in decimal.
+	Serial string `json:"serial"`
 }
 
 func parseRecord(data []byte) (record, error) {

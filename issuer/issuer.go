@@ -71,6 +71,12 @@ type Signer interface {
 	Roots(context.Context) ([]*x509.Certificate, error)
 }
 
+// Revoker is a Signer that can revoke what it has signed.
+type Revoker interface {
+	// Revoke revokes the certificate with the serial number, in decimal.
+	Revoke(ctx context.Context, serial string) error
+}
+
 // Policy decides whether a pod may have what it requests. An error that wraps
 // ErrDenied says why not.
 type Policy func(context.Context, Pod, Request) error
@@ -154,6 +160,15 @@ func (i *Issuer) Issue(ctx context.Context, pod Pod, req Request, key PrivateKey
 		return nil, fmt.Errorf("the authority's answer is not what was asked for: %w", err)
 	}
 	return &Credential{Key: key, Chain: chain, Roots: roots}, nil
+}
+
+// Revoke revokes a certificate that this issuer has made.
+func (i *Issuer) Revoke(ctx context.Context, serial string) error {
+	revoker, ok := i.signer.(Revoker)
+	if !ok {
+		return errors.New("this issuer cannot revoke")
+	}
+	return revoker.Revoke(ctx, serial)
 }
 
 // NewCSR returns a CSR for exactly the names of req, signed by key.

@@ -36,7 +36,13 @@ func (s *Signer) explain(what string, err error) error {
 }
 
 func isRefusal(status int) bool {
-	return status == http.StatusBadRequest || status == http.StatusUnauthorized || status == http.StatusForbidden
+	switch status {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
+		return true
+	case http.StatusNotImplemented: // revocation without a database
+		return true
+	}
+	return false
 }
 
 // plain takes the client's wrapping off a message of the CA, which has one for

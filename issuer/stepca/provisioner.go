@@ -116,8 +116,8 @@ func decryptProvisionerKey(name, encrypted string, password []byte) (*provisione
 // tokenClaims are the claims of a one-time token beyond the registered ones.
 type tokenClaims struct {
 	jose.Claims
-	SANs         []string     `json:"sans"`
-	Confirmation confirmation `json:"cnf"`
+	SANs         []string      `json:"sans,omitempty"`
+	Confirmation *confirmation `json:"cnf,omitempty"`
 }
 
 // confirmation binds a token to one CSR, so that it is of no use to whoever
@@ -126,23 +126,28 @@ type confirmation struct {
 	Fingerprint string `json:"x5rt#S256"`
 }
 
-// token mints a one-time token for exactly the request's names and CSR.
-func (k *provisionerKey) token(authority *url.URL, req issuer.SigningRequest) (string, error) {
+// signToken mints a one-time token for exactly the request's names and CSR.
+func (k *provisionerKey) signToken(authority *url.URL, req issuer.SigningRequest) (string, error) {
 	fingerprint := sha256.Sum256(req.CSR.Raw)
-	now := time.Now()
-	return jose.Signed(k.signer).Claims(tokenClaims{
-		Claims: jose.Claims{
-			ID:        rand.Text(),
-			Issuer:    k.provisioner,
-			Subject:   req.Request.CommonName,
-			Audience:  jose.Audience{authority.JoinPath("1.0", "sign").String()},
-			IssuedAt:  jose.NewNumericDate(now),
-			NotBefore: jose.NewNumericDate(now),
-			Expiry:    jose.NewNumericDate(now.Add(tokenLifetime)),
-		},
+	return k.token(authority, "sign", req.Request.CommonName, tokenClaims{
 		SANs:         sans(req.Request),
-		Confirmation: confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
-	}).CompactSerialize()
+		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
+	})
+}
+
+// token mints a one-time token for one of the CA's operations on the subject.
+func (k *provisionerKey) token(authority *url.URL, operation, subject string, claims tokenClaims) (string, error) {
+	now := time.Now()
+	claims.Claims = jose.Claims{
+		ID:        rand.Text(),
+		Issuer:    k.provisioner,
+		Subject:   subject,
+		Audience:  jose.Audience{authority.JoinPath("1.0", operation).String()},
+		IssuedAt:  jose.NewNumericDate(now),
+		NotBefore: jose.NewNumericDate(now),
+		Expiry:    jose.NewNumericDate(now.Add(tokenLifetime)),
+	}
+	return jose.Signed(k.signer).Claims(claims).CompactSerialize()
 }
 
 func sans(req issuer.Request) []string {

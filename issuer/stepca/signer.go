@@ -18,6 +18,7 @@ import (
 
 	"github.com/smallstep/certificates/api"
 	"github.com/smallstep/certificates/ca"
+	"golang.org/x/crypto/ocsp"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/flexstack/step-csi/issuer"
@@ -59,7 +60,10 @@ type Signer struct {
 	key        atomic.Pointer[provisionerKey]
 }
 
-var _ issuer.Signer = (*Signer)(nil)
+var (
+	_ issuer.Signer  = (*Signer)(nil)
+	_ issuer.Revoker = (*Signer)(nil)
+)
 
 // New refuses a configuration that cannot work, without asking the CA.
 func New(c Config) (*Signer, error) {
@@ -151,7 +155,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 }
 
 func (s *Signer) signOnce(ctx context.Context, c *connection, key *provisionerKey, req issuer.SigningRequest) ([]*x509.Certificate, error) {
-	token, err := key.token(s.url, req)
+	token, err := key.signToken(s.url, req)
 	if err != nil {
 		return nil, err
 	}
@@ -166,6 +170,34 @@ func (s *Signer) signOnce(ctx context.Context, c *connection, key *provisionerKe
 		return nil, err
 	}
 	return certificates(answer.CertChainPEM)
+}
+
+// Revoke revokes the certificate with the serial number, in decimal. step-ca
+// revokes passively: it does not renew the certificate. It needs a database for
+// that. See https://smallstep.com/docs/step-ca/revocation/.
+func (s *Signer) Revoke(ctx context.Context, serial string) error {
+	c, err := s.connected(ctx)
+	if err != nil {
+		return err
+	}
+	key, err := s.provisionerKey(ctx, c, nil)
+	if err != nil {
+		return err
+	}
+	token, err := key.token(s.url, "revoke", serial, tokenClaims{})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	defer cancel()
+	_, err = c.client.RevokeWithContext(ctx, &api.RevokeRequest{
+		Serial: serial, OTT: token, Passive: true,
+		ReasonCode: ocsp.CessationOfOperation, Reason: "the pod is gone",
+	}, nil)
+	if err != nil {
+		return s.explain("revoke", err)
+	}
+	return nil
 }
 
 // certificates unwraps the client's type, which may hold nil.

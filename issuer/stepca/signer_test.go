@@ -260,6 +260,14 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// A CA without a database cannot revoke, and asking again does not help.
+func TestRevokeWithoutDatabase(t *testing.T) {
+	s := newSigner(t, configFor(startCA(t)))
+	if err := s.Revoke(t.Context(), "1234"); !errors.Is(err, issuer.ErrDenied) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // answering makes the CA answer signs, and nothing else, by f.
 func answering(ca *embeddedca.CA, f http.HandlerFunc) {
 	ca.Intercept(func(next http.Handler) http.Handler {

@@ -18,6 +18,7 @@ import (
 
 	"go.step.sm/crypto/pemutil"
 
+	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/test/realca"
 )
 
@@ -281,4 +282,18 @@ func TestRealStepCAProcess(t *testing.T) {
 		t.Errorf("issued by %s", leaf.Issuer)
 	}
 	n.unpublish(p)
+	p.attributes["revoke-on-delete"] = "true"
+	n.publish(p)
+	leaf = read(t, n.target(p)).leaf()
+	n.unpublish(p)
+	eventually(t, 5*time.Second, "the revocation", func() bool { return strings.Contains(n.logs.String(), `"Revoked"`) })
+	signer, err := stepca.New(stepca.Config{
+		URL: ca.URL(), Fingerprint: ca.Fingerprint(), Provisioner: "admin",
+		Password: func() ([]byte, error) { return []byte("password"), nil },
+	})
+	must(t, err)
+	defer signer.Close()
+	if err := signer.Revoke(t.Context(), leaf.SerialNumber.String()); err == nil || !strings.Contains(err.Error(), "already revoked") {
+		t.Errorf("the CA has it revoked: %v", err)
+	}
 }
