@@ -19,7 +19,7 @@ demo: build ## Show what step-csi does, for real, in 15 s (needs root for mounts
 
 .PHONY: test
 test: ## Build, and run every test (needs root for mounts)
-	$(SUDO) $(GO) test -tags $(TAGS) ./...
+	$(SUDO) $(GO) test -timeout 30m -tags $(TAGS) ./...
 
 .PHONY: build
 build: ## Build step-csi and its demo into bin/

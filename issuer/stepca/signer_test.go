@@ -1,8 +1,11 @@
 package stepca_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -11,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/smallstep/certificates/api"
 	"go.uber.org/goleak"
 
 	"github.com/flexstack/step-csi/issuer"
@@ -257,6 +261,35 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// A one-time token is bound to its CSR: whoever gets hold of it cannot have
+// another key signed for the same names.
+func TestTokenIsBoundToTheCSR(t *testing.T) {
+	ca := startCA(t)
+	s := newSigner(t, configFor(ca))
+	if err := s.Connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stolen := signingRequest(t).CSR
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			var body api.SignRequest
+			if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+				t.Error(err)
+			}
+			body.CsrPEM = api.NewCertificateRequest(stolen)
+			changed, err := json.Marshal(body)
+			if err != nil {
+				t.Error(err)
+			}
+			r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(changed)), int64(len(changed))
+			next.ServeHTTP(w, r)
+		})
+	})
+	if _, err := s.Sign(t.Context(), signingRequest(t)); !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "fingerprint") {
+		t.Errorf("got %v", err)
 	}
 }
 
