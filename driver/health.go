@@ -59,7 +59,7 @@ func (d *Driver) openTracked(id, path string) (*volume, *os.File, error) {
 	if relative, _ := d.relative(path); v == nil || path != "" && v.record.Target != relative {
 		return nil, nil, fmt.Errorf("%w: %s at %q", errNotFound, id, path)
 	}
-	target, err := d.openMounted(v.record)
+	target, err := d.openMounted(v.record.VolumeID, v.record.Target)
 	if errors.Is(err, errGone) {
 		return nil, nil, fmt.Errorf("%w: %s: %w", errNotFound, id, err)
 	}

@@ -102,7 +102,7 @@ func (d *Driver) renew(ctx context.Context, v *volume) error {
 	if v.err != nil {
 		return v.err
 	}
-	target, err := d.openMounted(v.record)
+	target, err := d.openMounted(v.record.VolumeID, v.record.Target)
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (d *Driver) renew(ctx context.Context, v *volume) error {
 		return err
 	}
 	defer i.wipe()
-	if target, err = d.openMounted(v.record); err != nil {
+	if target, err = d.openMounted(v.record.VolumeID, v.record.Target); err != nil {
 		return err
 	}
 	defer target.Close()

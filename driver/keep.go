@@ -92,10 +92,10 @@ func sleepUntil(ctx context.Context, when time.Time) bool {
 	}
 }
 
-// openMounted opens the volume's target, and makes sure that it is the volume
-// which is mounted there.
-func (d *Driver) openMounted(r record) (*os.File, error) {
-	target, err := d.targets.Open(r.Target)
+// openMounted opens the target path, and makes sure that it is the volume which
+// is mounted there. If not, the error is errGone.
+func (d *Driver) openMounted(id, path string) (*os.File, error) {
+	target, err := d.targets.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errGone
 	}
@@ -106,7 +106,7 @@ func (d *Driver) openMounted(r record) (*os.File, error) {
 	if err == nil {
 		var there record
 		there, err = parseRecord(data)
-		if data == nil || err == nil && there.VolumeID != r.VolumeID {
+		if data == nil || err == nil && there.VolumeID != id {
 			err = errGone
 		}
 	}

@@ -129,10 +129,18 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 	if err := d.detach(req.GetVolumeId(), path); err != nil {
 		return nil, err
 	}
-	if v := d.untrack(req.GetVolumeId()); v != nil && v.attributes.RevokeOnDelete {
+	d.release(req.GetVolumeId(), path)
+	return &csi.NodeUnpublishVolumeResponse{}, d.targets.Remove(path)
+}
+
+// release ends the renewal of the volume that was at the target path.
+func (d *Driver) release(id, path string) {
+	if v := d.tracked(id); v == nil || v.record.Target != path {
+		return
+	}
+	if v := d.untrack(id); v.attributes.RevokeOnDelete {
 		d.ending.Go(func() { d.revoke(d.background, v) })
 	}
-	return &csi.NodeUnpublishVolumeResponse{}, d.targets.Remove(path)
 }
 
 // detach takes the volume away from the target path, however often it is

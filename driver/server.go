@@ -19,6 +19,9 @@ import (
 // stops. Kubernetes gives a pod 30 s.
 const stopTimeout = 20 * time.Second
 
+// maxSocketPath is what sun_path holds; see unix(7).
+const maxSocketPath = 107
+
 // workers are the goroutines that keep the stacks which calls have grown: to
 // grow one takes longer than to write the files.
 const workers = 16
@@ -100,6 +103,9 @@ func (s *server) serve(ctx context.Context) error {
 // that a process left behind which has ended. It refuses to take the place of
 // one that still answers.
 func listenUnix(path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("%s: the path of a socket has at most %d bytes; choose a shorter --csi-socket or --kubelet-dir", path, maxSocketPath)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return nil, err
 	}
@@ -111,7 +117,7 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("%s: there is a file of another kind in the socket's place; remove it", path)
 	}
 	// Made under another name and renamed, it has its mode before anybody can
-	// find it. The name is short: a socket's path has at most 107 bytes.
+	// find it.
 	temporary := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%d", os.Getpid()))
 	if err := os.RemoveAll(temporary); err != nil {
 		return nil, err

@@ -355,6 +355,10 @@ func TestHalfGoneVolumes(t *testing.T) {
 	_, err := n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(other)})
 	expect(t, err, codes.AlreadyExists, "is mounted at")
 	read(t, n.target(other))
+	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: other.volumeID(), TargetPath: n.target(p)})
+	must(t, err) // there is nothing
+	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: other.volumeID()})
+	must(t, err) // it is renewed as before
 	n.unpublish(other)
 	must(t, os.Mkdir(n.target(p), 0o755))
 	must(t, syscall.Mount("other", n.target(p), "tmpfs", 0, ""))

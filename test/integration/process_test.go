@@ -59,6 +59,10 @@ func TestSockets(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "remove it") {
 		t.Errorf("a file in its place: %v: %s", err, out)
 	}
+	out, err = exec.Command(binary, "node", "--config", n.config, "--kubelet-dir", n.kubeletDir, "--csi-socket", n.kubeletDir+strings.Repeat("/long", 20)).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "at most 107 bytes") {
+		t.Errorf("a path that is too long: %v: %s", err, out)
+	}
 }
 
 // What the kubelet's plugin watcher does.
