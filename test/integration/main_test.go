@@ -66,10 +66,14 @@ func buildBinary() *exec.Cmd {
 }
 
 // leftovers looks for what a test should have taken away: mounts of the driver,
-// and processes in the sandbox other than this one.
+// its sockets, and its processes.
 func leftovers() string {
 	if paths, err := tmpfs.List(driverName); err != nil || len(paths) > 0 {
 		return fmt.Sprintf("mounts %q, %v", paths, err)
+	}
+	sockets, err := os.ReadFile("/proc/net/unix")
+	if err != nil || strings.Contains(string(sockets), driverName) {
+		return fmt.Sprintf("sockets, %v:\n%s", err, sockets)
 	}
 	processes, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {

@@ -10,12 +10,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 	"unsafe"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/go-logr/logr"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -62,6 +64,30 @@ func TestSockets(t *testing.T) {
 	out, err = exec.Command(binary, "node", "--config", n.config, "--kubelet-dir", n.kubeletDir, "--csi-socket", n.kubeletDir+strings.Repeat("/long", 20)).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "at most 107 bytes") {
 		t.Errorf("a path that is too long: %v: %s", err, out)
+	}
+}
+
+// Without VOLUME_MOUNT_GROUP, the kubelet would try to change the group of the
+// files itself; without the other two it would not ask.
+func TestCapabilities(t *testing.T) {
+	n := newNode(t, startCA(t))
+	answer, err := n.NodeGetCapabilities(t.Context(), &csi.NodeGetCapabilitiesRequest{})
+	must(t, err)
+	var got []csi.NodeServiceCapability_RPC_Type
+	for _, c := range answer.GetCapabilities() {
+		got = append(got, c.GetRpc().GetType())
+	}
+	if want := []csi.NodeServiceCapability_RPC_Type{
+		csi.NodeServiceCapability_RPC_VOLUME_MOUNT_GROUP,
+		csi.NodeServiceCapability_RPC_GET_VOLUME_STATS,
+		csi.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
+	}; !slices.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+	info, err := n.NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
+	must(t, err)
+	if info.GetNodeId() != "node-1" {
+		t.Errorf("%v", info)
 	}
 }
 
