@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/policy"
 )
 
 const valid = `
@@ -169,5 +171,63 @@ func TestHelpIsTrue(t *testing.T) {
 	path := write(t, strings.Replace(example, "/etc/step-csi/password", "password", 1))
 	if _, err := loadConfig(path); err != nil {
 		t.Error(err)
+	}
+}
+
+// The README's configurations work, and its policy does what it says.
+func TestReadmeIsTrue(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := func(beginning string) string {
+		t.Helper()
+		_, rest, found := strings.Cut(string(readme), "```yaml\n"+beginning)
+		text, _, closed := strings.Cut(rest, "```")
+		if !found || !closed {
+			t.Fatalf("no block that begins with %q", beginning)
+		}
+		return beginning + text
+	}
+	config := strings.NewReplacer("84a0… ", "84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00 ", "/etc/step-csi/password", "password").
+		Replace(block("driverName:"))
+	if _, err := loadConfig(write(t, config)); err != nil {
+		t.Error(err)
+	}
+	own := block("policy:")
+	file, err := parseConfigFile([]byte(own))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local", Validations: file.Policy.Validations})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		namespace, attribute, names string
+		allowed                     bool
+	}{
+		{"shop", "service-names", "web", true},
+		{"shop", "dns-names", "www.example.com", false},
+		{"edge", "dns-names", "www.example.com", true},
+		{"edge", "dns-names", "web.shop.svc", false},
+		{"edge", "ip-sans", "10.0.0.1", false},
+	} {
+		pod := issuer.Pod{Namespace: test.namespace, Name: "web-0", UID: "uid-0", ServiceAccount: "web", Node: "node-1"}
+		a, err := attributes.Parse(map[string]string{test.attribute: test.names}, pod, "", attributes.Config{
+			ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
+			Issuers: map[string]attributes.Bounds{"default": {Default: time.Hour, Min: time.Hour, Max: time.Hour}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Check(t.Context(), pod, a.Request); (err == nil) != test.allowed {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
+	for _, key := range attributes.Keys() {
+		if !strings.Contains(string(readme), "`"+key+"`") {
+			t.Errorf("the README does not have the attribute %s", key)
+		}
 	}
 }
