@@ -201,7 +201,10 @@ func TestNoSymbolicLinkIsFollowed(t *testing.T) {
 	must(t, os.Symlink(elsewhere, filepath.Join(path, "link")))
 	must(t, os.Mkdir(filepath.Join(path, "real"), 0o755))
 	must(t, os.Symlink(elsewhere, filepath.Join(path, "real", "mount")))
-	for _, relative := range []string{"link/mount", "link", "real/mount", "../x", "real/../../x"} {
+	// Not even one that stays below the directory.
+	must(t, os.MkdirAll(filepath.Join(path, "other", "mount"), 0o755))
+	must(t, os.Symlink("other", filepath.Join(path, "inner")))
+	for _, relative := range []string{"link/mount", "link", "real/mount", "../x", "real/../../x", "inner", "inner/mount"} {
 		if f, err := d.Open(relative); err == nil {
 			t.Errorf("%s opened as %s", relative, f.Name())
 		}
