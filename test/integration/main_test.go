@@ -165,7 +165,7 @@ func (n *node) socket() string {
 func (n *node) start() {
 	n.t.Helper()
 	n.launch()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		answer, err := n.Probe(n.t.Context(), &csi.ProbeRequest{})
 		if err == nil && answer.GetReady().GetValue() {

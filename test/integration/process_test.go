@@ -108,7 +108,7 @@ func TestRegistration(t *testing.T) {
 		_, err = client.NotifyRegistrationStatus(t.Context(), status)
 		must(t, err)
 	}
-	eventually(t, time.Second, "the log has it", func() bool {
+	eventually(t, 15*time.Second, "the log has it", func() bool {
 		return strings.Contains(n.logs.String(), "Registered with the kubelet") && strings.Contains(n.logs.String(), "the name is taken")
 	})
 }
@@ -128,14 +128,14 @@ func TestKeysStayInMemory(t *testing.T) {
 		secrets = append(secrets, bytes.SplitN(body, []byte("\n"), 2)[0], block.Bytes, []byte(hex.EncodeToString(block.Bytes)))
 	}
 	for _, keyType := range []string{"ecdsa-p256", "ed25519", "rsa-2048"} {
-		p := pod{name: "key-" + keyType, attributes: map[string]string{"key-type": keyType, "duration": "4s", "reuse-private-key": "true"}}
+		p := pod{name: "key-" + keyType, attributes: map[string]string{"key-type": keyType, "duration": "6s", "reuse-private-key": "true"}}
 		n.publish(p)
 		remember(p)
 		pods = append(pods, p)
 	}
 	n.kill()
 	n.start()
-	time.Sleep(3 * time.Second) // a rotation of each
+	eventually(t, 15*time.Second, "a rotation of each", func() bool { return strings.Count(n.logs.String(), `"Renewed"`) >= len(pods) })
 	_ = n.tryPublish(pod{name: "web-0", attributes: map[string]string{"dns-names": "web.other"}})
 	secrets = append(secrets, []byte("PRIVATE KEY"))
 	for _, p := range pods {
@@ -150,9 +150,6 @@ func TestKeysStayInMemory(t *testing.T) {
 	}
 	if strings.Contains(n.logs.String(), password+"\n") {
 		t.Error("the log has the provisioner's password")
-	}
-	if !strings.Contains(n.logs.String(), "Renewed") {
-		t.Error("nothing was renewed")
 	}
 	// All that is left on the disk, of the node and of temporary files.
 	must(t, filepath.WalkDir(filepath.Dir(n.kubeletDir), func(path string, entry fs.DirEntry, err error) error {
@@ -214,7 +211,7 @@ func TestGracefulStopFinishesCalls(t *testing.T) {
 	release := slow(ca)
 	published := make(chan error)
 	go func() { published <- n.tryPublish(p) }()
-	eventually(t, 2*time.Second, "the CA is asked", func() bool { return ca.Signs() == 1 })
+	eventually(t, 15*time.Second, "the CA is asked", func() bool { return ca.Signs() == 1 })
 	_ = n.process.Process.Signal(syscall.SIGTERM)
 	time.Sleep(100 * time.Millisecond)
 	close(release)
@@ -237,7 +234,7 @@ func TestSecondSignalIsNotNeeded(t *testing.T) {
 	time.Sleep(300 * time.Millisecond) // it is waiting to connect again
 	start := time.Now()
 	n.stop()
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > 10*time.Second {
 		t.Errorf("it took %s to stop", took)
 	}
 	must(t, ca.Resume())

@@ -196,10 +196,10 @@ func TestKeysAndFileNames(t *testing.T) {
 func TestRotation(t *testing.T) {
 	n := newNode(t, startCA(t))
 	for _, reuse := range []string{"false", "true"} {
-		p := pod{name: "short-" + reuse, attributes: map[string]string{"duration": "5s", "reuse-private-key": reuse}}
+		p := pod{name: "short-" + reuse, attributes: map[string]string{"duration": "8s", "reuse-private-key": reuse}}
 		n.publish(p)
 		first := read(t, n.target(p))
-		eventually(t, 5*time.Second, "another certificate", func() bool {
+		eventually(t, 8*time.Second, "another certificate", func() bool {
 			return !read(t, n.target(p)).leaf().Equal(first.leaf())
 		})
 		second := read(t, n.target(p))
@@ -218,7 +218,7 @@ func TestRotation(t *testing.T) {
 func TestRestartByKill(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
-	short := pod{name: "short-0", attributes: map[string]string{"duration": "6s"}}
+	short := pod{name: "short-0", attributes: map[string]string{"duration": "12s"}}
 	long := pod{name: "long-0"}
 	n.publish(short)
 	n.publish(long)
@@ -229,7 +229,7 @@ func TestRestartByKill(t *testing.T) {
 	if signs := ca.Signs(); signs != 2 {
 		t.Errorf("%d signs after the restart", signs)
 	}
-	eventually(t, 6*time.Second, "a renewal after the restart", func() bool {
+	eventually(t, 12*time.Second, "a renewal after the restart", func() bool {
 		return !read(t, n.target(short)).leaf().Equal(first.leaf())
 	})
 	if time.Now().After(first.leaf().NotAfter) {
@@ -286,7 +286,7 @@ func TestRealStepCAProcess(t *testing.T) {
 	n.publish(p)
 	leaf = read(t, n.target(p)).leaf()
 	n.unpublish(p)
-	eventually(t, 5*time.Second, "the revocation", func() bool { return strings.Contains(n.logs.String(), `"Revoked"`) })
+	eventually(t, 20*time.Second, "the revocation", func() bool { return strings.Contains(n.logs.String(), `"Revoked"`) })
 	signer, err := stepca.New(stepca.Config{
 		URL: ca.URL(), Fingerprint: ca.Fingerprint(), Provisioner: "admin",
 		Password: func() ([]byte, error) { return []byte("password"), nil },
