@@ -34,7 +34,7 @@ lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
 
 .PHONY: bench
 bench: ## Compare publishing a volume with a bare sign by the CA (needs root)
-	$(SUDO) $(GO) test -tags $(TAGS) -run '^$$' -bench . ./test/bench
+	$(SUDO) $(GO) test -tags $(TAGS) -run '^$$' -bench . -benchtime 3000x ./test/bench
 
 .PHONY: fuzz
 fuzz: ## Fuzz what users write, for a minute each
