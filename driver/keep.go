@@ -103,12 +103,8 @@ func (d *Driver) openMounted(id, path string) (*os.File, error) {
 		return nil, err
 	}
 	data, err := tmpfs.Record(target)
-	if err == nil {
-		var there record
-		there, err = parseRecord(data)
-		if data == nil || err == nil && there.VolumeID != id {
-			err = errGone
-		}
+	if err == nil && (data == nil || ofAnother(data, id)) {
+		err = errGone
 	}
 	if err != nil {
 		target.Close()

@@ -31,7 +31,7 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 		return nil, err
 	}
 	defer release()
-	mounted, err := d.recordAt(wanted.Target)
+	mounted, err := d.recordAt(ctx, wanted.Target, wanted.VolumeID)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +73,7 @@ func (d *Driver) publish(ctx context.Context, wanted record) error {
 // https://github.com/kubernetes/kubernetes/issues/121271.
 func (d *Driver) republish(ctx context.Context, mounted, wanted record) error {
 	if mounted.VolumeID != wanted.VolumeID {
-		return fmt.Errorf("%w: the volume %s is mounted at %s", errConflict, mounted.VolumeID, wanted.Target)
+		return fmt.Errorf("%w: another volume is mounted at %s", errConflict, wanted.Target)
 	}
 	tracked := d.tracked(wanted.VolumeID)
 	if tracked != nil && mounted.sameSpec(wanted) {
@@ -96,8 +96,9 @@ func (d *Driver) republish(ctx context.Context, mounted, wanted record) error {
 }
 
 // recordAt returns the record of the volume that is mounted at the target path,
-// or nil if there is none.
-func (d *Driver) recordAt(path string) (*record, error) {
+// or nil if there is none. One that cannot be read is taken for the wanted
+// volume's, with nothing else in it: so it is made anew, and the mount stays.
+func (d *Driver) recordAt(ctx context.Context, path, wanted string) (*record, error) {
 	target, err := d.targets.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -111,7 +112,11 @@ func (d *Driver) recordAt(path string) (*record, error) {
 		return nil, err
 	}
 	r, err := parseRecord(data)
-	return &r, err
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "The mounted volume is renewed at once", "volumeID", wanted)
+		r = record{VolumeID: wanted, Target: path}
+	}
+	return &r, nil
 }
 
 // NodeUnpublishVolume implements csi.NodeServer. It succeeds for a volume that
@@ -156,10 +161,9 @@ func (d *Driver) detach(id, path string) error {
 		}
 		data, err := tmpfs.Record(target)
 		if err == nil && data != nil {
-			// A record that cannot be read is ours all the same.
-			if r, err := parseRecord(data); err == nil && r.VolumeID != id {
+			if ofAnother(data, id) {
 				target.Close()
-				return fmt.Errorf("%w: the volume %s is mounted at %s", errConflict, r.VolumeID, path)
+				return fmt.Errorf("%w: another volume is mounted at %s", errConflict, path)
 			}
 			err = tmpfs.Detach(target)
 		}

@@ -39,6 +39,13 @@ func parseRecord(data []byte) (record, error) {
 	return r, nil
 }
 
+// ofAnother tells whether the data is the record of another volume than id. One
+// that cannot be read may be of any: only this driver writes records.
+func ofAnother(data []byte, id string) bool {
+	r, err := parseRecord(data)
+	return err == nil && r.VolumeID != id
+}
+
 // sameSpec tells whether both ask for the same certificate in the same files.
 func (r record) sameSpec(other record) bool {
 	return r.Pod == other.Pod && r.MountGroup == other.MountGroup && maps.Equal(r.Attributes, other.Attributes)

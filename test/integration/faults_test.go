@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/test/embeddedca"
 )
 
@@ -325,6 +326,33 @@ func TestRepublish(t *testing.T) {
 	n.unpublish(p)
 }
 
+// A record that cannot be read costs a renewal, and nothing else.
+func TestDamagedRecord(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	p := pod{name: "web-0"}
+	n.publish(p)
+	first := read(t, n.target(p)).leaf()
+	n.kill()
+	target, err := os.Open(n.target(p))
+	must(t, err)
+	tree, err := tmpfs.Clone(target)
+	must(t, err)
+	must(t, tree.SetRecord([]byte("{")))
+	must(t, errors.Join(tree.Close(), target.Close()))
+	n.start()
+	read(t, n.target(p))
+	n.publish(p)
+	eventually(t, 15*time.Second, "a renewal", func() bool { return !read(t, n.target(p)).leaf().Equal(first) })
+	n.kill()
+	n.start() // the record is whole again
+	n.publish(p)
+	if signs := ca.Signs(); signs != 2 {
+		t.Errorf("%d signs", signs)
+	}
+	n.unpublish(p)
+}
+
 func TestHalfGoneVolumes(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
@@ -353,7 +381,7 @@ func TestHalfGoneVolumes(t *testing.T) {
 	other := pod{name: "web-1"}
 	n.publish(other)
 	_, err := n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(other)})
-	expect(t, err, codes.AlreadyExists, "is mounted at")
+	expect(t, err, codes.AlreadyExists, "another volume is mounted")
 	read(t, n.target(other))
 	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: other.volumeID(), TargetPath: n.target(p)})
 	must(t, err) // there is nothing
