@@ -121,7 +121,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	}
 	targets, err := tmpfs.OpenDirectory(d.config.KubeletDir)
 	if err != nil {
-		return fmt.Errorf("open the kubelet's directory: %w", err)
+		return fmt.Errorf("open the kubelet's directory (set --kubelet-dir to the kubelet's --root-dir): %w", err)
 	}
 	defer targets.Close()
 	d.targets = targets

@@ -54,6 +54,8 @@ func callValues(req any) []any {
 		return []any{"pod", pod.Namespace + "/" + pod.Name, "volumeID", r.GetVolumeId()}
 	case *csi.NodeUnpublishVolumeRequest:
 		return []any{"volumeID", r.GetVolumeId(), "target", r.GetTargetPath()}
+	case *csi.NodeGetVolumeHealthRequest:
+		return []any{"volumeID", r.GetVolumeId()}
 	case *csi.NodeGetVolumeStatsRequest:
 		return []any{"volumeID", r.GetVolumeId()}
 	}

@@ -20,25 +20,36 @@ const publishTimeout = 100 * time.Second
 
 // NodePublishVolume implements csi.NodeServer.
 func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
-	wanted, err := d.parsePublish(req)
+	id := req.GetVolumeId()
+	path, err := d.parseTarget(id, "target_path", req.GetTargetPath())
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	release, err := d.locks.acquire(ctx, wanted.VolumeID)
+	release, err := d.locks.acquire(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	mounted, err := d.recordAt(ctx, wanted.Target, wanted.VolumeID)
+	mounted, err := d.recordAt(ctx, path, id)
 	if err != nil {
 		return nil, err
 	}
-	if mounted != nil {
-		return &csi.NodePublishVolumeResponse{}, d.republish(ctx, *mounted, wanted)
+	wanted, err := d.parsePublish(req, path)
+	switch {
+	case mounted != nil && mounted.VolumeID != id:
+		return nil, fmt.Errorf("%w: another volume is mounted at %s", errConflict, req.GetTargetPath())
+	case mounted != nil && err != nil:
+		klog.FromContext(ctx).Error(err, "A mounted volume is wanted in a way that is refused; it stays as it is", mounted.logValues()...)
+	case mounted != nil:
+		d.republish(ctx, *mounted, wanted)
+	case err != nil:
+		return nil, err
+	default:
+		return &csi.NodePublishVolumeResponse{}, d.publish(ctx, wanted)
 	}
-	return &csi.NodePublishVolumeResponse{}, d.publish(ctx, wanted)
+	return &csi.NodePublishVolumeResponse{}, nil
 }
 
 // publish makes a volume that is not mounted.
@@ -67,23 +78,20 @@ func (d *Driver) publish(ctx context.Context, wanted record) error {
 	return nil
 }
 
-// republish leaves the mount alone and does not fail: older kubelets answer an
+// republish leaves the mount alone and cannot fail: older kubelets answer an
 // error by removing the directory under the running pod. If the volume is to
 // look different now, a renewal is due at once. See
 // https://github.com/kubernetes/kubernetes/issues/121271.
-func (d *Driver) republish(ctx context.Context, mounted, wanted record) error {
-	if mounted.VolumeID != wanted.VolumeID {
-		return fmt.Errorf("%w: another volume is mounted at %s", errConflict, wanted.Target)
-	}
+func (d *Driver) republish(ctx context.Context, mounted, wanted record) {
 	tracked := d.tracked(wanted.VolumeID)
 	if tracked != nil && mounted.sameSpec(wanted) {
-		return nil
+		return
 	}
 	wanted.Issued, wanted.NotAfter, wanted.Serial = mounted.Issued, mounted.NotAfter, mounted.Serial
 	v := d.takeOver(wanted)
 	if v.err != nil {
 		klog.FromContext(ctx).Error(v.err, "The new attributes of a mounted volume are refused; it stays as it is", wanted.logValues()...)
-		return nil
+		return
 	}
 	if !mounted.sameSpec(wanted) {
 		s := *v.state.Load()
@@ -92,7 +100,6 @@ func (d *Driver) republish(ctx context.Context, mounted, wanted record) error {
 	}
 	d.untrack(wanted.VolumeID)
 	d.track(v)
-	return nil
 }
 
 // recordAt returns the record of the volume that is mounted at the target path,

@@ -11,13 +11,9 @@ import (
 )
 
 // parsePublish refuses a request that cannot be right, and makes the record of
-// the volume out of one that can. The user's attributes are checked later: a
-// volume that is mounted already is not refused for them.
-func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest) (record, error) {
-	target, err := d.parseTarget(req.GetVolumeId(), "target_path", req.GetTargetPath())
-	if err != nil {
-		return record{}, err
-	}
+// the volume at target out of one that can. The user's attributes are checked
+// later.
+func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) (record, error) {
 	capability := req.GetVolumeCapability()
 	switch {
 	case capability == nil:

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
@@ -109,9 +111,14 @@ func listenUnix(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return nil, err
 	}
-	if connection, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	connection, err := net.DialTimeout("unix", path, time.Second)
+	switch {
+	case err == nil:
 		connection.Close()
 		return nil, fmt.Errorf("%s: another process serves on this socket; stop it first", path)
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED):
+		// It may well be alive, and only busy.
+		return nil, fmt.Errorf("%s: cannot tell whether another process serves on this socket: %w", path, err)
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
 		return nil, fmt.Errorf("%s: there is a file of another kind in the socket's place; remove it", path)

@@ -123,7 +123,7 @@ func Root(target *os.File) (*os.Root, error) { return os.OpenRoot(path(target)) 
 func path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // ErrForeign says that something is mounted that this package did not create.
-var ErrForeign = errors.New("something else is mounted there")
+var ErrForeign = errors.New("something else is mounted there; unmount it")
 
 // Record returns the record of the tmpfs that is attached at target, or nil if
 // nothing is mounted there. It is ErrForeign for any other mount.
@@ -139,7 +139,7 @@ func Record(target *os.File) ([]byte, error) {
 	n, err := unix.Getxattr(path(target), record, value)
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
-		return nil, ErrForeign
+		return nil, fmt.Errorf("%s: %w", target.Name(), ErrForeign)
 	case err != nil:
 		return nil, os.NewSyscallError("getxattr", err)
 	}

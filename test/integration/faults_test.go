@@ -310,6 +310,18 @@ func TestRepublish(t *testing.T) {
 	first := read(t, n.target(p)).leaf()
 	p.attributes = map[string]string{"service-name": "web"}
 	n.publish(p) // the attributes are wrong, and the pod runs
+	// As of a CSIDriver object that has lost podInfoOnMount, or was changed in
+	// other ways, while the pod runs.
+	for _, change := range []func(*csi.NodePublishVolumeRequest){
+		func(r *csi.NodePublishVolumeRequest) { r.VolumeContext = nil },
+		func(r *csi.NodePublishVolumeRequest) { r.Readonly = false },
+		func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability = nil },
+	} {
+		request := n.publishRequest(p)
+		change(request)
+		_, err := n.NodePublishVolume(t.Context(), request)
+		must(t, err)
+	}
 	ca.Stop()
 	n.publish(p)
 	if !read(t, n.target(p)).leaf().Equal(first) || ca.Signs() != 1 {
