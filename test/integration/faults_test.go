@@ -273,7 +273,8 @@ func TestRequestsThatCannotBeRight(t *testing.T) {
 		_, err := n.NodeUnpublishVolume(t.Context(), request)
 		expect(t, err, codes.InvalidArgument, "")
 	}
-	// One line per failed call.
+	// One line per failed call. The log is complete when the process has ended.
+	n.stop()
 	if lines := strings.Count(n.logs.String(), "Call failed"); lines != 19+4 {
 		t.Errorf("%d lines in the log", lines)
 	}
