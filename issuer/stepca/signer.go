@@ -124,8 +124,9 @@ func (s *Signer) Roots(ctx context.Context) ([]*x509.Certificate, error) {
 }
 
 // Sign has the CA sign the CSR. A token is spent by a failed sign, too, so each
-// try mints its own. There is a second try in two cases: when the provisioner's
-// key has been replaced, and when the connection broke.
+// try mints its own. There is another try when the connection broke, and one
+// when the provisioner's key has been replaced; a CA that was restarted with
+// another key takes both.
 func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
 	c, err := s.connected(ctx)
 	if err != nil {
@@ -136,8 +137,10 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 		return nil, err
 	}
 	chain, err := s.signOnce(ctx, c, key, req)
-	switch {
-	case isUnauthorized(err):
+	if isBroken(err) && ctx.Err() == nil {
+		chain, err = s.signOnce(ctx, c, key, req)
+	}
+	if isUnauthorized(err) {
 		newer, keyErr := s.provisionerKey(ctx, c, key)
 		if keyErr != nil {
 			return nil, keyErr
@@ -145,8 +148,6 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 		if newer != key {
 			chain, err = s.signOnce(ctx, c, newer, req)
 		}
-	case isBroken(err) && ctx.Err() == nil:
-		chain, err = s.signOnce(ctx, c, key, req)
 	}
 	if err != nil {
 		return nil, s.explain("sign", err)

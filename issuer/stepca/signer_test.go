@@ -240,6 +240,30 @@ func TestReplacedProvisionerKeyIsNoticed(t *testing.T) {
 	}
 }
 
+// A CA that is restarted with another key breaks the kept connection first.
+func TestReplacedKeyBehindABrokenConnection(t *testing.T) {
+	ca := startCA(t)
+	s := newSigner(t, configFor(ca))
+	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := ca.ReplaceProvisioner("another password"); err != nil {
+		t.Fatal(err)
+	}
+	var calls atomic.Int64
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPost && calls.Add(1) == 1 {
+				panic(http.ErrAbortHandler)
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil {
+		t.Errorf("after the restart: %v", err)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
