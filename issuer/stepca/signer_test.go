@@ -250,6 +250,7 @@ func TestReplacedKeyBehindABrokenConnection(t *testing.T) {
 	if err := ca.ReplaceProvisioner("another password"); err != nil {
 		t.Fatal(err)
 	}
+	s.Close() // so that the one break is the one below
 	var calls atomic.Int64
 	ca.Intercept(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
