@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// cluster is one cluster with its directory:
+//
+//	programs     a link to the programs it was started with
+//	kubeconfig   for the machine; inside, for the node
+//	address      where its API server is to be had on the machine
+//	lock         held for as long as it runs
+//	pid          of the node's first process, as the machine sees it
+//	pki, config, etcd, kubelet, containerd, log, tmp
+type cluster struct {
+	name, cache string
+}
+
+// namePattern keeps the directory's and the control group's names simple.
+var namePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$`)
+
+func newCluster(name, cache string) (*cluster, error) {
+	if !namePattern.MatchString(name) {
+		return nil, fmt.Errorf("--name: %q is not of lower-case letters, digits and inner dashes, at most 42", name)
+	}
+	cache, err := filepath.Abs(cache)
+	return &cluster{name: name, cache: cache}, err
+}
+
+func (c *cluster) programsCache() string { return filepath.Join(c.cache, "programs") }
+func (c *cluster) directory() string     { return filepath.Join(c.cache, "clusters", c.name) }
+func (c *cluster) path(name string) string {
+	return filepath.Join(c.directory(), name)
+}
+
+// prepare makes the directory of a new cluster, or takes up that of a stopped one.
+func (c *cluster) prepare(programs string) error {
+	for _, name := range []string{"pki", "config", "etcd", "kubelet", "containerd", "log", "tmp"} {
+		if err := os.MkdirAll(c.path(name), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(c.path("programs")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(programs, c.path("programs")); err != nil {
+		return err
+	}
+	if err := writePauseImage(c.path("pause.tar")); err != nil {
+		return err
+	}
+	if _, err := os.Stat(c.path("kubeconfig")); err == nil {
+		return nil
+	}
+	address, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(c.path("address"), []byte(address), 0o644); err != nil {
+		return err
+	}
+	return c.writeCredentials(address)
+}
+
+// freeAddress is on loopback. It stays the cluster's, so that kubeconfig keeps
+// working after a stop.
+func freeAddress() (string, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer listener.Close()
+	return listener.Addr().String(), nil
+}
+
+// writeCredentials makes all certificates; the administrator's kubeconfig comes
+// last, since prepare takes it for all of them.
+func (c *cluster) writeCredentials(address string) error {
+	p, err := newPKI(c.path("pki"))
+	if err != nil {
+		return err
+	}
+	if err := p.keyPair("service-account"); err != nil {
+		return err
+	}
+	names := []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + clusterDomain, "localhost"}
+	if _, _, err := p.certificate("apiserver", pkix.Name{CommonName: "kube-apiserver"}, names, "127.0.0.1", nodeIP, apiServiceIP); err != nil {
+		return err
+	}
+	if _, _, err := p.certificate("apiserver-kubelet", pkix.Name{CommonName: "kube-apiserver", Organization: []string{"system:masters"}}, nil); err != nil {
+		return err
+	}
+	if _, _, err := p.certificate("kubelet-server", pkix.Name{CommonName: nodeName}, []string{nodeName}, nodeIP); err != nil {
+		return err
+	}
+	const inside = "https://127.0.0.1:6443"
+	for _, k := range []struct{ path, server, user, group string }{
+		{"config/kube-controller-manager", inside, "system:kube-controller-manager", ""},
+		{"config/kube-scheduler", inside, "system:kube-scheduler", ""},
+		{"config/kube-proxy", inside, "system:kube-proxy", "system:node-proxier"},
+		{"config/kubelet", inside, "system:node:" + nodeName, "system:nodes"},
+		{"config/admin", inside, "coredns-and-setup", "system:masters"},
+		{"kubeconfig", "https://" + address, "admin", "system:masters"},
+	} {
+		if err := p.kubeconfig(c.path(k.path), k.server, k.user, k.group); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// running says whether the outside process lives: it holds the lock.
+func (c *cluster) running() bool {
+	file, err := os.OpenFile(c.path("lock"), os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
+}
+
+// startOutside starts the process that stays, as a daemon.
+func (c *cluster) startOutside() error {
+	log, err := os.OpenFile(c.path("log/cluster.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	command := exec.Command("/proc/self/exe", outsideCommand, c.directory())
+	command.Stdout, command.Stderr = log, log
+	command.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := command.Start(); err != nil {
+		return err
+	}
+	return command.Process.Release()
+}
+
+func (c *cluster) stop() error {
+	if !c.running() {
+		return nil
+	}
+	if err := c.kill(); err != nil {
+		return err
+	}
+	for begin := time.Now(); c.running(); time.Sleep(20 * time.Millisecond) {
+		if time.Since(begin) > 30*time.Second {
+			return fmt.Errorf("the cluster %q does not stop; see %s", c.name, c.path("log/cluster.log"))
+		}
+	}
+	return removeControlGroups(c.name)
+}
+
+// kill ends the node's first process, and with it every process, mount and
+// interface of the node. The outside process ends with it.
+func (c *cluster) kill() error {
+	pid, err := c.nodePID()
+	if err != nil {
+		return err
+	}
+	return unix.Kill(pid, unix.SIGKILL)
+}
+
+func (c *cluster) nodePID() (int, error) {
+	text, err := os.ReadFile(c.path("pid"))
+	if err != nil || !c.running() {
+		return 0, fmt.Errorf("the cluster %q is not running; start it with: up", c.name)
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
+}
+
+func (c *cluster) down() error {
+	if err := c.stop(); err != nil {
+		return err
+	}
+	if err := removeControlGroups(c.name); err != nil {
+		return err
+	}
+	return os.RemoveAll(c.directory())
+}
+
+// load brings in the archives, all images of each.
+func (c *cluster) load(archives []string) error {
+	for _, archive := range archives {
+		file, err := os.Open(archive)
+		if err != nil {
+			return err
+		}
+		err = c.exec(file, "ctr", "--namespace", "k8s.io", "images", "import", "--local", "-")
+		file.Close()
+		if err != nil {
+			return fmt.Errorf("load %s: %w", archive, err)
+		}
+	}
+	return nil
+}
+
+// exec runs a command on the node: in all its namespaces.
+func (c *cluster) exec(stdin io.Reader, command ...string) error {
+	pid, err := c.nodePID()
+	if err != nil {
+		return err
+	}
+	nsenter := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--wd=/", "--"}, command...)...)
+	nsenter.Env = append(os.Environ(), "PATH="+nodePath)
+	nsenter.Stdin, nsenter.Stdout, nsenter.Stderr = stdin, os.Stdout, os.Stderr
+	return nsenter.Run()
+}
+
+// waitReady waits for the node to be ready and for what inside sets up.
+func (c *cluster) waitReady(limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	begin := time.Now()
+	said := begin
+	for {
+		out, err := c.kubectl(ctx, "get", "--raw", "/api/v1/nodes/"+nodeName)
+		ready := err == nil && strings.Contains(string(out), `"reason":"KubeletReady"`)
+		if _, err := os.Stat(c.path("ready")); err == nil && ready {
+			return nil
+		}
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("the node is not ready after %s", limit)
+		case time.Since(begin) > 5*time.Second && !c.running():
+			return errors.New("the cluster has ended")
+		case time.Since(said) > 15*time.Second:
+			fmt.Fprintf(os.Stderr, "  waiting for the node, %.0f s\n", time.Since(begin).Seconds())
+			said = time.Now()
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func (c *cluster) kubectl(ctx context.Context, args ...string) ([]byte, error) {
+	command := exec.CommandContext(ctx, filepath.Join(c.path("programs"), "kubectl"), append([]string{"--kubeconfig", c.path("kubeconfig"), "--request-timeout=5s"}, args...)...)
+	return command.Output()
+}

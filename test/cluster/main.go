@@ -1,0 +1,190 @@
+// Command step-csi-cluster runs a real one-node Kubernetes on a bare Linux
+// machine: etcd, API server, controller manager, scheduler, kubelet, kube-proxy,
+// containerd and CoreDNS, as processes in namespaces of their own. The machine's
+// own containers, kubelet, network and files are not touched, and any number of
+// clusters run side by side.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+const usage = `step-csi-cluster runs a real one-node Kubernetes on a bare Linux machine.
+
+Usage: step-csi-cluster [--name NAME] COMMAND
+
+  up                 build what is missing, start the cluster, wait until it is ready
+  down               stop it and remove all of it
+  stop               stop it as a power cut does, and keep its state; "up" starts it again
+  load ARCHIVE...    bring in images: OCI or docker archives
+  env                print the shell variables for kubectl and helm
+  exec CMD [ARG...]  run a command on the node
+  build              only build the programs
+
+Flags:
+
+  --name NAME        which cluster                             (step-csi)
+  --source DIR       this program's source, to build from      (test/cluster)
+  --cache DIR        programs and clusters  ($XDG_CACHE_HOME/step-csi, else ~/.cache/step-csi)
+`
+
+func main() {
+	// Inside the node and in the pause image the program has other parts to play.
+	switch {
+	case os.Args[0] == "/pause":
+		pause()
+	case len(os.Args) == 3 && os.Args[1] == outsideCommand:
+		exit(runOutside(os.Args[2]))
+	case len(os.Args) == 3 && os.Args[1] == insideCommand:
+		exit(runInside(os.Args[2]))
+	default:
+		exit(run(os.Args[1:]))
+	}
+}
+
+func exit(err error) {
+	var status *exec.ExitError
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		os.Exit(0)
+	case errors.As(err, &status) && status.Exited():
+		os.Exit(status.ExitCode())
+	}
+	fmt.Fprintf(os.Stderr, "step-csi-cluster: %v\n", err)
+	os.Exit(1)
+}
+
+func run(args []string) error {
+	flags := flag.NewFlagSet("step-csi-cluster", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	name := flags.String("name", "step-csi", "")
+	source := flags.String("source", "test/cluster", "")
+	cache := flags.String("cache", "", "")
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fmt.Print(usage)
+		return err
+	} else if err != nil {
+		return fmt.Errorf("%w\n\n%s", err, usage)
+	}
+	if *cache == "" {
+		base, err := os.UserCacheDir()
+		if err != nil {
+			return fmt.Errorf("%w; or give --cache", err)
+		}
+		*cache = filepath.Join(base, "step-csi")
+	}
+	c, err := newCluster(*name, *cache)
+	if err != nil {
+		return err
+	}
+	rest := flags.Args()
+	if len(rest) == 0 {
+		return fmt.Errorf("name a command\n\n%s", usage)
+	}
+	command, rest := rest[0], rest[1:]
+	switch command {
+	case "load", "exec":
+		if len(rest) == 0 {
+			return fmt.Errorf("%s: what?\n\n%s", command, usage)
+		}
+	default:
+		if len(rest) > 0 {
+			return fmt.Errorf("%s: unexpected argument %q\n\n%s", command, rest[0], usage)
+		}
+	}
+	switch command {
+	case "up":
+		return c.up(*source)
+	case "down":
+		return c.down()
+	case "stop":
+		return c.stop()
+	case "load":
+		return c.load(rest)
+	case "env":
+		return c.printEnvironment(os.Stdout)
+	case "exec":
+		return c.exec(os.Stdin, rest...)
+	case "build":
+		_, err := buildPrograms(*source, c.programsCache(), os.Stderr)
+		return err
+	}
+	return fmt.Errorf("unknown command %q\n\n%s", command, usage)
+}
+
+// up makes the cluster run and waits until pods can be started.
+func (c *cluster) up(source string) error {
+	if err := checkMachine(); err != nil {
+		return err
+	}
+	begin := time.Now()
+	programs, err := buildPrograms(source, c.programsCache(), os.Stderr)
+	if err != nil {
+		return err
+	}
+	if c.running() {
+		fmt.Fprintf(os.Stderr, "The cluster %q is running already.\n", c.name)
+		return c.printEnvironment(os.Stdout)
+	}
+	if err := c.prepare(programs); err != nil {
+		return err
+	}
+	if err := c.startOutside(); err != nil {
+		return err
+	}
+	if err := c.waitReady(2 * time.Minute); err != nil {
+		return fmt.Errorf("%w; the logs are in %s", err, c.path("log"))
+	}
+	fmt.Fprintf(os.Stderr, "The cluster %q is ready, after %.0f s. Point kubectl and helm at it:\n\n", c.name, time.Since(begin).Seconds())
+	return c.printEnvironment(os.Stdout)
+}
+
+// checkMachine says all that is missing at once.
+func checkMachine() error {
+	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
+		return errors.New("it takes Linux, and root for namespaces and mounts: run it with sudo -E")
+	}
+	var missing []string
+	for program, pack := range map[string]string{"runc": "runc", "iptables": "iptables", "nsenter": "util-linux"} {
+		if _, err := exec.LookPath(program); err != nil {
+			missing = append(missing, pack)
+		}
+	}
+	if _, err := cniPlugins(); err != nil {
+		missing = append(missing, "containernetworking-plugins")
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		return fmt.Errorf("missing on this machine; on Debian or Ubuntu: apt-get install %s", strings.Join(missing, " "))
+	}
+	return nil
+}
+
+// cniPlugins is where the distribution has them.
+func cniPlugins() (string, error) {
+	for _, directory := range []string{"/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin"} {
+		if _, err := os.Stat(filepath.Join(directory, "ptp")); err == nil {
+			return directory, nil
+		}
+	}
+	return "", errors.New("no CNI plugins")
+}
+
+func (c *cluster) printEnvironment(w io.Writer) error {
+	programs, err := os.Readlink(c.path("programs"))
+	if err != nil {
+		return fmt.Errorf("there is no cluster %q; start it with: up", c.name)
+	}
+	_, err = fmt.Fprintf(w, "export KUBECONFIG=%s\nexport PATH=%s:$PATH\n", c.path("kubeconfig"), programs)
+	return err
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	outsideCommand = "__outside"
+	insideCommand  = "__inside"
+)
+
+// runOutside is the part of a running cluster on the machine: it holds the
+// cluster's lock, starts the node's first process in namespaces of its own, and
+// passes connections to the API server on. It ends with the node, and the node
+// with it.
+func runOutside(directory string) error {
+	file, err := os.OpenFile(filepath.Join(directory, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return errors.New("the cluster is running already")
+	}
+	for _, old := range []string{"ready", apiSocket} {
+		os.Remove(filepath.Join(directory, old))
+	}
+	name := filepath.Base(directory)
+	if err := removeControlGroups(name); err != nil {
+		return err
+	}
+	if err := makeControlGroups(name); err != nil {
+		return err
+	}
+	address, err := os.ReadFile(filepath.Join(directory, "address"))
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", string(address))
+	if err != nil {
+		return fmt.Errorf("another process took the cluster's port: %w", err)
+	}
+	defer listener.Close()
+	go forward(listener, filepath.Join(directory, apiSocket))
+
+	node := exec.Command("/proc/self/exe", insideCommand, directory)
+	node.Stdout, node.Stderr = os.Stdout, os.Stderr
+	node.SysProcAttr = &unix.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
+		Pdeathsig:  unix.SIGKILL,
+	}
+	if err := node.Start(); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(directory, "pid"), []byte(strconv.Itoa(node.Process.Pid)), 0o644); err != nil {
+		return errors.Join(err, node.Process.Kill(), node.Wait())
+	}
+	return node.Wait()
+}
+
+// forward passes connections on to a unix socket: those know no network
+// namespaces, so that the machine's network needs no change.
+func forward(listener net.Listener, socket string) {
+	for {
+		from, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer from.Close()
+			to, err := net.Dial("unix", socket)
+			if err != nil {
+				return
+			}
+			defer to.Close()
+			join(from, to)
+		}()
+	}
+}
+
+// join copies in both directions until one side ends.
+func join(a, b net.Conn) {
+	ended := make(chan struct{}, 2)
+	for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
+		go func() {
+			io.Copy(pair[0], pair[1])
+			ended <- struct{}{}
+		}()
+	}
+	<-ended
+}
