@@ -13,12 +13,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"time"
 	"unicode"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/tmpfs"
@@ -68,8 +65,8 @@ type Driver struct {
 	targets     *tmpfs.Directory
 
 	background context.Context // of the keepers; ends with Run
-	unready    atomic.Int64    // issuers that have not answered yet
-	ending     sync.WaitGroup  // connecting, and revoking
+	waiting    waiting
+	ending     sync.WaitGroup // connecting, and revoking
 	locks      locks
 
 	mu      sync.Mutex
@@ -96,6 +93,7 @@ func New(c Config) (*Driver, error) {
 		config:      c,
 		authorities: map[string]authority{},
 		volumes:     map[string]*volume{},
+		waiting:     waiting{reasons: map[string]error{}},
 		attributes: attributes.Config{
 			ClusterDomain:   c.ClusterDomain,
 			TrustDomain:     c.TrustDomain,
@@ -106,8 +104,8 @@ func New(c Config) (*Driver, error) {
 	for name, i := range c.Issuers {
 		d.authorities[name] = authority{issuer: i.Issuer, gate: newGate(signingPlaces)}
 		d.attributes.Issuers[name] = i.Bounds
+		d.waiting.set(name, errors.New("not asked yet"))
 	}
-	d.unready.Store(int64(len(c.Issuers)))
 	d.config.KubeletDir = filepath.Clean(c.KubeletDir)
 	return d, nil
 }
@@ -145,28 +143,9 @@ func (d *Driver) Run(ctx context.Context) error {
 	for name := range d.authorities {
 		d.ending.Go(func() { d.connect(d.background, name) })
 	}
-	return server.serve(ctx)
-}
-
-// connect connects to the issuer ahead of the first pod, and says so until it
-// works: a wrong URL or password should show before a pod needs them.
-func (d *Driver) connect(ctx context.Context, name string) {
-	logger := klog.FromContext(ctx).WithValues("issuer", name)
-	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		err := d.authorities[name].issuer.Connect(ctx)
-		switch {
-		case err == nil:
-			d.unready.Add(-1)
-			logger.Info("Connected")
-			return
-		case ctx.Err() != nil:
-			return
-		}
-		logger.Error(err, "Cannot connect", "retry", wait)
-		if !sleepUntil(ctx, time.Now().Add(wait)) {
-			return
-		}
-	}
+	err = server.serve(ctx)
+	d.removeDirectory()
+	return err
 }
 
 // forgetAll ends all keepers.

@@ -17,10 +17,8 @@ func (d *Driver) GetPluginCapabilities(context.Context, *csi.GetPluginCapabiliti
 	return &csi.GetPluginCapabilitiesResponse{}, nil
 }
 
-// Probe implements csi.IdentityServer. The plugin is ready once every issuer
-// has answered, and was trusted, once. It stays ready when a CA goes away later:
-// to restart the plugin would not bring it back. The volumes of an earlier
+// Probe implements csi.IdentityServer: see Ready. The volumes of an earlier
 // process have been taken over before the first call is served.
 func (d *Driver) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
-	return &csi.ProbeResponse{Ready: wrapperspb.Bool(d.unready.Load() == 0)}, nil
+	return &csi.ProbeResponse{Ready: wrapperspb.Bool(d.Ready() == nil)}, nil
 }

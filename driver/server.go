@@ -101,6 +101,15 @@ func (s *server) serve(ctx context.Context) error {
 	return err
 }
 
+// removeDirectory removes the directory of the CSI socket if it is the driver's
+// own, by its name, and nothing else is in it: an uninstalled driver leaves
+// nothing. The next start makes it again.
+func (d *Driver) removeDirectory() {
+	if directory := filepath.Dir(d.config.Socket); filepath.Base(directory) == d.config.Name {
+		os.Remove(directory)
+	}
+}
+
 // listenUnix listens on a socket that only root can connect to, instead of one
 // that a process left behind which has ended. It refuses to take the place of
 // one that still answers.

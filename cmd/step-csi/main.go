@@ -18,6 +18,7 @@ const usage = `step-csi gives every pod its own X.509 certificate from a Smallst
 Usage:
 
   step-csi node [flags]    serve the CSI node plugin; one on every node
+  step-csi verify DIR      verify the files of a volume, and print what they say
   step-csi version         print the version
 
 "step-csi node --help" lists its flags and an example of its configuration.
@@ -49,6 +50,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch args[0] {
 	case "node":
 		return node(ctx, args[1:], stdout, stderr)
+	case "verify":
+		return verify(args[1:], stdout, stderr)
 	case "version", "--version", "-version":
 		fmt.Fprintln(stdout, "step-csi", version())
 		return nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -28,6 +29,7 @@ Flags:
   --node-name NAME      the name of the Node                  ($NODE_NAME, else the host's name)
   --kubelet-dir DIR     the kubelet's --root-dir              (/var/lib/kubelet)
   --csi-socket PATH     where to serve CSI                    (DIR/plugins/<driver name>/csi.sock)
+  --http-address ADDR   serve /livez and /readyz, such as :9808 (off)
   --kubelet-register    register with the kubelet by itself   (true)
   --v N                 log more: 4 logs every call           (0)
 
@@ -50,9 +52,10 @@ The configuration, with its defaults where there are any:
 
 // options are the flags of the node command.
 type options struct {
-	config, nodeName, kubeletDir, socket string
-	register                             bool
-	verbosity                            int
+	config, nodeName, kubeletDir, socket, httpAddress string
+
+	register  bool
+	verbosity int
 }
 
 func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -73,8 +76,17 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	h, err := newHealth(o.httpAddress, d.Ready)
+	if err != nil {
+		return err
+	}
 	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", settings.driverName, "node", o.nodeName)
+	ctx, stop := context.WithCancel(ctx)
+	var serving sync.WaitGroup
+	serving.Go(func() { h.serve(ctx) })
 	err = d.Run(ctx)
+	stop()
+	serving.Wait()
 	settings.close()
 	klog.FromContext(ctx).Info("Stopped; mounted volumes stay as they are")
 	klog.Flush()
@@ -89,6 +101,7 @@ func parseOptions(args []string, stdout, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "")
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "")
 	flags.StringVar(&o.socket, "csi-socket", "", "")
+	flags.StringVar(&o.httpAddress, "http-address", "", "")
 	flags.BoolVar(&o.register, "kubelet-register", true, "")
 	flags.IntVar(&o.verbosity, "v", 0, "")
 	err := flags.Parse(args)

@@ -6,6 +6,10 @@ import (
 	"runtime/debug"
 )
 
+// buildVersion is set by the linker (-X main.buildVersion=v1.2.3) where there is
+// neither git nor a module version to take it from: in the build of an image.
+var buildVersion string
+
 // version is the module's version, or the commit that it was built from, with
 // Go's: all from the build's own information.
 func version() string {
@@ -14,7 +18,10 @@ func version() string {
 		return "unknown " + runtime.Version()
 	}
 	v := info.Main.Version
-	if v == "" || v == "(devel)" {
+	switch {
+	case buildVersion != "":
+		v = buildVersion
+	case v == "" || v == "(devel)":
 		v = "devel"
 		for _, setting := range info.Settings {
 			switch {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -56,6 +57,11 @@ func TestSockets(t *testing.T) {
 	}
 	n.start()
 	n.stop()
+	// A stopped one leaves neither sockets nor the directory that it made.
+	if _, err := os.Lstat(filepath.Dir(n.socket())); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory of a stopped process: %v", err)
+	}
+	must(t, os.Mkdir(filepath.Dir(n.socket()), 0o700))
 	must(t, os.WriteFile(n.socket(), nil, 0o600))
 	out, err = exec.Command(binary, "node", "--config", n.config, "--kubelet-dir", n.kubeletDir).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "remove it") {

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"k8s.io/klog/v2"
+)
+
+// healthStop is how long answers under way may take when the plugin stops.
+const healthStop = time.Second
+
+// health serves /livez and /readyz in plain HTTP, as Kubernetes' own components
+// do: https://kubernetes.io/docs/reference/using-api/health-checks/.
+type health struct {
+	listener net.Listener
+	server   *http.Server
+}
+
+// newHealth listens on address; an empty one turns it off.
+func newHealth(address string, ready func() error) (*health, error) {
+	if address == "" {
+		return nil, nil
+	}
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("--http-address %s: %w", address, err)
+	}
+	return &health{listener, &http.Server{
+		Handler:           healthHandler(ready),
+		ReadHeaderTimeout: 5 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    1 << 14,
+	}}, nil
+}
+
+// healthHandler keeps being alive apart from being ready: to restart the plugin
+// does not bring a CA back.
+func healthHandler(ready func() error) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}
+
+// serve answers until ctx ends.
+func (h *health) serve(ctx context.Context) {
+	if h == nil {
+		return
+	}
+	klog.FromContext(ctx).Info("Serving health", "address", h.listener.Addr())
+	stop := context.AfterFunc(ctx, func() {
+		// Not with ctx: it has ended.
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), healthStop)
+		defer cancel()
+		h.server.Shutdown(limit)
+		h.server.Close()
+	})
+	defer stop()
+	if err := h.server.Serve(h.listener); !errors.Is(err, http.ErrServerClosed) {
+		klog.FromContext(ctx).Error(err, "Health is no longer served")
+	}
+}

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+func TestHealth(t *testing.T) {
+	for name, test := range map[string]struct {
+		path   string
+		ready  error
+		status int
+		body   string
+	}{
+		"alive":                {"/livez", nil, http.StatusOK, "ok\n"},
+		"alive without the CA": {"/livez", errors.New("issuer default: no route"), http.StatusOK, "ok\n"},
+		"ready":                {"/readyz", nil, http.StatusOK, "ok\n"},
+		"not ready":            {"/readyz", errors.New("issuer default: no route"), http.StatusServiceUnavailable, "issuer default: no route\n"},
+		"unknown":              {"/", nil, http.StatusNotFound, "404 page not found\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer := httptest.NewRecorder()
+			healthHandler(func() error { return test.ready }).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, test.path, nil))
+			if answer.Code != test.status || answer.Body.String() != test.body {
+				t.Errorf("%d %q", answer.Code, answer.Body)
+			}
+		})
+	}
+}
+
+func TestHealthAddress(t *testing.T) {
+	if h, err := newHealth("", nil); h != nil || err != nil {
+		t.Errorf("off by default: %v, %v", h, err)
+	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	if _, err := newHealth(taken.Addr().String(), nil); err == nil || !strings.Contains(err.Error(), "--http-address "+taken.Addr().String()) {
+		t.Errorf("a taken address: %v", err)
+	}
+}
