@@ -11,7 +11,7 @@ SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: build ## Show what step-csi does, for real, in 15 s (needs root for mounts)
@@ -24,6 +24,24 @@ test: ## Build, and run every test (needs root for mounts)
 .PHONY: build
 build: ## Build step-csi and its demo into bin/
 	CGO_ENABLED=0 $(BUILD) -ldflags "-s -w" -o bin/ ./cmd/...
+
+# Variables: IMAGE, VERSION, BUILDER, IMAGE_ARCHIVE, and BASE=local for a machine
+# without a registry; deploy/image/build.sh describes them.
+.PHONY: image
+image: ## Build the image with docker, podman or buildah
+	@deploy/image/build.sh
+
+.PHONY: cluster
+cluster: bin/step-csi-cluster ## Start a real one-node Kubernetes here (needs root)
+	@$(SUDO) bin/step-csi-cluster up
+
+.PHONY: cluster-down
+cluster-down: bin/step-csi-cluster ## Remove that cluster
+	@$(SUDO) bin/step-csi-cluster down
+
+.PHONY: bin/step-csi-cluster
+bin/step-csi-cluster:
+	@CGO_ENABLED=0 $(GO) build -C test/cluster -o ../../bin/step-csi-cluster .
 
 .PHONY: lint
 lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
