@@ -1,0 +1,158 @@
+// Command app is a service that talks mutual TLS in both directions, with files
+// that are replaced while it runs. Copy from it what your service needs: it is
+// the standard library alone.
+//
+// TLS_CERT, TLS_KEY and TLS_CA name the files. It serves /hello and /health on
+// :8443, and /healthz for probes in plain HTTP on :8080. It calls each URL in
+// PEERS, separated by commas, once a second.
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+func main() {
+	if err := run(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run() error {
+	id := &identity{certificate: os.Getenv("TLS_CERT"), key: os.Getenv("TLS_KEY"), roots: os.Getenv("TLS_CA")}
+	if _, err := id.load(); err != nil {
+		return fmt.Errorf("TLS_CERT, TLS_KEY and TLS_CA must name the files: %w", err)
+	}
+	for peer := range strings.SplitSeq(os.Getenv("PEERS"), ",") {
+		if peer != "" {
+			go callForEver(id, peer)
+		}
+	}
+	probes := http.NewServeMux()
+	probes.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	failed := make(chan error)
+	go func() { failed <- http.ListenAndServe(":8080", probes) }()
+
+	service := http.NewServeMux()
+	service.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	service.HandleFunc("GET /hello", func(w http.ResponseWriter, r *http.Request) {
+		// There is a verified certificate: the handshake has seen to that.
+		fmt.Fprintf(w, "hello %s\n", strings.Join(r.TLS.PeerCertificates[0].DNSNames, " "))
+	})
+	server := &http.Server{Addr: ":8443", Handler: service, TLSConfig: serverConfig(id), ReadHeaderTimeout: 5 * time.Second}
+	go func() { failed <- server.ListenAndServeTLS("", "") }()
+	log.Print("serving on :8443")
+	return <-failed
+}
+
+// identity is a service's certificate, key and roots, as they are in the files
+// now.
+type identity struct {
+	certificate, key, roots string // paths
+
+	mu      sync.Mutex
+	version string
+	loaded  *material
+}
+
+type material struct {
+	certificate tls.Certificate
+	roots       *x509.CertPool
+}
+
+// load reads the files again if they have changed. They change as one, by the
+// link ..data beside them, so that this costs one readlink.
+func (id *identity) load() (*material, error) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	version, err := os.Readlink(filepath.Join(filepath.Dir(id.certificate), "..data"))
+	if err != nil {
+		return nil, err
+	}
+	if version == id.version {
+		return id.loaded, nil
+	}
+	certificate, err := tls.LoadX509KeyPair(id.certificate, id.key)
+	if err != nil {
+		return nil, err
+	}
+	encoded, err := os.ReadFile(id.roots)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(encoded) {
+		return nil, errors.New("no certificate in " + id.roots)
+	}
+	log.Printf("certificate %s until %s", serial(certificate.Leaf), certificate.Leaf.NotAfter.Format(time.RFC3339))
+	id.version, id.loaded = version, &material{certificate, roots}
+	return id.loaded, nil
+}
+
+// serverConfig makes the configuration anew for each handshake. A client without
+// a certificate of these roots gets no further.
+func serverConfig(id *identity) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			m, err := id.load()
+			if err != nil {
+				return nil, err
+			}
+			return &tls.Config{
+				MinVersion:   tls.VersionTLS13,
+				Certificates: []tls.Certificate{m.certificate},
+				ClientAuth:   tls.RequireAndVerifyClientCert,
+				ClientCAs:    m.roots,
+			}, nil
+		},
+	}
+}
+
+func clientConfig(m *material) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{m.certificate}, RootCAs: m.roots}
+}
+
+func callForEver(id *identity, url string) {
+	for {
+		if line, err := call(id, url); err != nil {
+			log.Printf("error: %s: %v", url, err)
+		} else {
+			log.Printf("ok: %s: %s", url, line)
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+// call makes a connection of its own, so that each shows the certificates of its
+// time. A real client keeps connections, and needs not close them at a rotation.
+func call(id *identity, url string) (string, error) {
+	m, err := id.load()
+	if err != nil {
+		return "", err
+	}
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: clientConfig(m), DisableKeepAlives: true}}
+	answer, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, 1<<10))
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = errors.New(answer.Status)
+	}
+	return fmt.Sprintf("%s (mine %s, theirs %s)", strings.TrimSpace(string(body)), serial(m.certificate.Leaf), serial(answer.TLS.PeerCertificates[0])), err
+}
+
+// serial is short enough for a log line.
+func serial(c *x509.Certificate) string { return fmt.Sprintf("%x", c.SerialNumber)[:8] }
