@@ -50,6 +50,10 @@ lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
 	$(GO) tool staticcheck -tags $(TAGS) ./...
 	$(GO) mod tidy -diff
 
+.PHONY: generate
+generate: ## Make the chart's README and deploy/kustomize from the chart
+	$(GO) test -tags $(TAGS) -run TestGenerated ./test/chart -update
+
 .PHONY: bench
 bench: ## Compare publishing a volume with a bare sign by the CA (needs root)
 	$(SUDO) $(GO) test -tags $(TAGS) -run '^$$' -bench . -benchtime 3000x ./test/bench

@@ -1,0 +1,191 @@
+package chart
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+// allValues sets every value of values.yaml to something else.
+const allValues = "testdata/all.yaml"
+
+func TestLint(t *testing.T) {
+	for _, file := range append(valueFiles(t), os.DevNull) {
+		if out, err := command(".", helm, "lint", "--strict", chart, "--namespace", "step-ca", "--values", file); err != nil {
+			t.Errorf("%s: %v\n%s", file, err, out)
+		}
+	}
+}
+
+// Each value is in testdata/all.yaml, has a line in the README, and changes
+// what is rendered: either alone, or as one of all.
+func TestEveryValue(t *testing.T) {
+	defaults, all := leaves(t, chart+"/values.yaml"), leaves(t, allValues)
+	byDefault, withAll := mustTemplate(t), mustTemplate(t, "--values", allValues)
+	all["hostNetwork"] = true                            // refused together with the NetworkPolicy
+	const only = "issuers.default.provisioner.type" // has one value so far
+	delete(defaults, only)
+	delete(all, only)
+	readme := read(t, chart+"/README.md")
+	for _, path := range slices.Sorted(maps.Keys(defaults)) {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			changed, there := all[path]
+			if !there || reflect.DeepEqual(changed, defaults[path]) {
+				t.Fatalf("%s does not change it", allValues)
+			}
+			if !described(readme, path) {
+				t.Error("README.md does not describe it: does its comment in values.yaml begin with # --?")
+			}
+			if mustTemplate(t, "--values", valueFile(t, path, changed)) == byDefault &&
+				mustTemplate(t, "--values", allValues, "--values", valueFile(t, path, defaults[path])) == withAll {
+				t.Error("it has no effect")
+			}
+		})
+	}
+	for path := range all {
+		if _, there := defaults[path]; !there && !strings.HasPrefix(path, "issuers.second.") {
+			t.Errorf("%s has %s, which values.yaml has not", allValues, path)
+		}
+	}
+}
+
+func mustTemplate(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := template(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// described tells whether the README's table has the value, or the object that
+// it is in, with a description.
+func described(readme, path string) bool {
+	for {
+		for line := range strings.Lines(readme) {
+			if cells := strings.Split(strings.TrimSpace(line), " | "); len(cells) >= 4 && cells[0] == "| "+path {
+				return cells[len(cells)-1] != "|" && !strings.HasPrefix(cells[len(cells)-1], " |")
+			}
+		}
+		i := strings.LastIndex(path, ".")
+		if i < 0 {
+			return false
+		}
+		path = path[:i]
+	}
+}
+
+// leaves are the values of a file by their dotted paths. Lists, empty objects,
+// and objects with keys of the user's are leaves.
+func leaves(t *testing.T, file string) map[string]any {
+	t.Helper()
+	var values object
+	if err := yaml.UnmarshalStrict([]byte(read(t, file)), &values); err != nil {
+		t.Fatal(file, err)
+	}
+	all := map[string]any{}
+	var walk func(path string, value any)
+	walk = func(path string, value any) {
+		if o, ok := value.(object); ok && len(o) > 0 && !free(path) {
+			for key, value := range o {
+				walk(strings.TrimPrefix(path+"."+key, "."), value)
+			}
+			return
+		}
+		all[path] = value
+	}
+	walk("", values)
+	return all
+}
+
+// free tells whether the keys of the object are not the chart's.
+func free(path string) bool {
+	last := path[strings.LastIndex(path, ".")+1:]
+	return slices.Contains([]string{"nodeSelector", "affinity", "requests", "limits"}, last) ||
+		strings.HasSuffix(strings.ToLower(last), "annotations") || strings.HasSuffix(last, "Labels")
+}
+
+// valueFile writes a file with the one value.
+func valueFile(t *testing.T, path string, value any) string {
+	t.Helper()
+	keys := strings.Split(path, ".")
+	for _, key := range slices.Backward(keys) {
+		value = object{key: value}
+	}
+	data, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "values.json")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestWrongValuesAreRefused(t *testing.T) {
+	second := `{url: https://ca.example.com, fingerprint: ` + fingerprint + `, provisioner: {type: jwk, name: a, passwordSecret: {name: s, key: k}}}`
+	for _, c := range []struct{ name, values, reason string }{
+		{"misspelt key", `kubletDir: /x`, "'kubletDir' not allowed"},
+		{"misspelt key of an object", `policy: {allowShortName: true}`, "'allowShortName' not allowed"},
+		{"misspelt key of the default issuer", `issuers: {default: {fingerPrint: ""}}`, "'fingerPrint' not allowed"},
+		{"misspelt key of a validation", `policy: {validations: [{expresion: "true"}]}`, "missing property 'expression'"},
+		{"podInfoOnMount", `csiDriver: {podInfoOnMount: false}`, "'podInfoOnMount' not allowed"},
+		{"password in the values", `issuers: {default: {provisioner: {password: x}}}`, "'password' not allowed"},
+		{"driver name in upper case", `driverName: CSI.example.com`, "/driverName"},
+		{"driver name too long", `driverName: ` + strings.Repeat("a", 64), "/driverName"},
+		{"duration without a unit", `issuers: {default: {duration: {max: "24"}}}`, "/issuers/default/duration/max"},
+		{"duration in days", `issuers: {default: {duration: {default: 1d}}}`, "/issuers/default/duration/default"},
+		{"short fingerprint", `issuers: {default: {fingerprint: abcdef}}`, "/issuers/default/fingerprint"},
+		{"plain HTTP", `issuers: {default: {url: "http://ca.example.com"}}`, "/issuers/default/url"},
+		{"URL with a path", `issuers: {default: {url: "https://ca.example.com/acme"}}`, "/issuers/default/url"},
+		{"unknown provisioner type", `issuers: {default: {provisioner: {type: acme}}}`, "/issuers/default/provisioner/type"},
+		{"no way to recognize the CA", `issuers: {default: {caBundle: {configMap: ""}}}`, "issuers.default: give the fingerprint of the CA's root, or its caBundle"},
+		{"no issuer", `issuers: {default: null}`, "minProperties"},
+		{"issuer with a path for a name", `issuers: {"../x": ` + second + `}`, "../x"},
+		{"another issuer without anything", `issuers: {second: {}}`, "missing properties 'url', 'provisioner'"},
+		{"another issuer without a URL", `issuers: {second: ` + strings.Replace(second, "url: https://ca.example.com,", "", 1) + `}`, "missing property 'url'"},
+		{"another issuer without a fingerprint", `issuers: {second: ` + strings.Replace(second, "fingerprint: "+fingerprint+",", "", 1) + `}`, "missing property 'fingerprint'"},
+		{"another issuer without a key", `issuers: {second: ` + strings.Replace(second, ", key: k", "", 1) + `}`, "missing property 'key'"},
+		{"another issuer with both", `issuers: {second: ` + strings.Replace(second, "url:", "caBundle: {secret: s, key: k}, url:", 1) + `}`, "'oneOf' failed, subschemas 0, 1 matched"},
+		{"another issuer with two bundles", `issuers: {second: ` + strings.Replace(second, "fingerprint: "+fingerprint, "caBundle: {secret: s, configMap: c, key: k}", 1) + `}`, "'oneOf' failed, subschemas 0, 1 matched"},
+		{"relative kubelet directory", `kubeletDir: var/lib/kubelet`, "/kubeletDir"},
+		{"tag with a digest", `image: {tag: "1@sha256:abc"}`, "/image/tag"},
+		{"short digest", `image: {digest: "sha256:abc"}`, "/image/digest"},
+		{"pull policy", `image: {pullPolicy: always}`, "/image/pullPolicy"},
+		{"port", `httpPort: 98080`, "/httpPort"},
+		{"no node at a time", `updateStrategy: {rollingUpdate: {maxUnavailable: 0}}`, "/updateStrategy/rollingUpdate/maxUnavailable"},
+		{"Pod Security level", `csiDriver: {ephemeralVolumeProfile: strict}`, "/csiDriver/ephemeralVolumeProfile"},
+		{"NetworkPolicy on the node's network", `{hostNetwork: true, networkPolicy: {enabled: true}}`, "'not' failed"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			file := filepath.Join(t.TempDir(), "values.yaml")
+			if err := os.WriteFile(file, []byte(c.values), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := template("--values", file)
+			if err == nil {
+				t.Fatal("it is accepted")
+			}
+			if !strings.Contains(err.Error(), c.reason) {
+				t.Errorf("the reason is not %q:\n%v", c.reason, err)
+			}
+		})
+	}
+}
+
+// What a parent chart hands down is no mistake.
+func TestGlobalValuesAreAccepted(t *testing.T) {
+	mustTemplate(t, "--set", "global.x=1")
+}
+
+const fingerprint = "84a06f1a9c0b8f1c4f2f6e0d1b5e0a3f7c7d3b2a1908f7e6d5c4b3a291807f6e"
