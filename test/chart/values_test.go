@@ -29,7 +29,7 @@ func TestLint(t *testing.T) {
 func TestEveryValue(t *testing.T) {
 	defaults, all := leaves(t, chart+"/values.yaml"), leaves(t, allValues)
 	byDefault, withAll := mustTemplate(t), mustTemplate(t, "--values", allValues)
-	all["hostNetwork"] = true                            // refused together with the NetworkPolicy
+	all["hostNetwork"] = true                       // refused together with the NetworkPolicy
 	const only = "issuers.default.provisioner.type" // has one value so far
 	delete(defaults, only)
 	delete(all, only)
