@@ -135,13 +135,13 @@ func (c *cluster) running() bool {
 }
 
 // startOutside starts the process that stays, as a daemon.
-func (c *cluster) startOutside() error {
+func (c *cluster) startOutside(owner int) error {
 	log, err := os.OpenFile(c.path("log/cluster.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	command := exec.Command("/proc/self/exe", outsideCommand, c.directory())
+	command := exec.Command("/proc/self/exe", outsideCommand, c.directory(), strconv.Itoa(owner))
 	command.Stdout, command.Stderr = log, log
 	command.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := command.Start(); err != nil {

@@ -34,6 +34,7 @@ Usage: step-csi-cluster [--name NAME] COMMAND
 Flags:
 
   --name NAME        which cluster                             (step-csi)
+  --owner PID        with up: the process with which the cluster goes down
   --source DIR       this program's source, to build from      (test/cluster)
   --cache DIR        programs and clusters  ($XDG_CACHE_HOME/step-csi, else ~/.cache/step-csi)
 `
@@ -43,8 +44,8 @@ func main() {
 	switch {
 	case os.Args[0] == "/pause":
 		pause()
-	case len(os.Args) == 3 && os.Args[1] == outsideCommand:
-		exit(runOutside(os.Args[2]))
+	case len(os.Args) == 4 && os.Args[1] == outsideCommand:
+		exit(runOutside(os.Args[2], os.Args[3]))
 	case len(os.Args) == 3 && os.Args[1] == insideCommand:
 		exit(runInside(os.Args[2]))
 	default:
@@ -68,6 +69,7 @@ func run(args []string) error {
 	flags := flag.NewFlagSet("step-csi-cluster", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	name := flags.String("name", "step-csi", "")
+	owner := flags.Int("owner", 0, "")
 	source := flags.String("source", "test/cluster", "")
 	cache := flags.String("cache", "", "")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -104,7 +106,7 @@ func run(args []string) error {
 	}
 	switch command {
 	case "up":
-		return c.up(*source)
+		return c.up(*source, *owner)
 	case "down":
 		return c.down()
 	case "stop":
@@ -123,7 +125,7 @@ func run(args []string) error {
 }
 
 // up makes the cluster run and waits until pods can be started.
-func (c *cluster) up(source string) error {
+func (c *cluster) up(source string, owner int) error {
 	if err := checkMachine(); err != nil {
 		return err
 	}
@@ -139,7 +141,7 @@ func (c *cluster) up(source string) error {
 	if err := c.prepare(programs); err != nil {
 		return err
 	}
-	if err := c.startOutside(); err != nil {
+	if err := c.startOutside(owner); err != nil {
 		return err
 	}
 	if err := c.waitReady(2 * time.Minute); err != nil {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,8 +22,8 @@ const (
 // runOutside is the part of a running cluster on the machine: it holds the
 // cluster's lock, starts the node's first process in namespaces of its own, and
 // passes connections to the API server on. It ends with the node, and the node
-// with it.
-func runOutside(directory string) error {
+// with it. When the owner ends, if there is one, nothing of the cluster is left.
+func runOutside(directory, owner string) error {
 	file, err := os.OpenFile(filepath.Join(directory, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
@@ -64,7 +65,38 @@ func runOutside(directory string) error {
 	if err := os.WriteFile(filepath.Join(directory, "pid"), []byte(strconv.Itoa(node.Process.Pid)), 0o644); err != nil {
 		return errors.Join(err, node.Process.Kill(), node.Wait())
 	}
-	return node.Wait()
+	var abandoned atomic.Bool
+	go func() {
+		if waitForEnd(owner) {
+			abandoned.Store(true)
+			node.Process.Kill()
+		}
+	}()
+	err = node.Wait()
+	if abandoned.Load() {
+		return errors.Join(removeControlGroups(name), os.RemoveAll(directory))
+	}
+	return err
+}
+
+// waitForEnd waits until the process has ended. It returns false at once if
+// there is none to wait for: the PID is 0.
+func waitForEnd(pid string) bool {
+	number, err := strconv.Atoi(pid)
+	if err != nil || number <= 0 {
+		return false
+	}
+	fd, err := unix.PidfdOpen(number, 0)
+	if err != nil { // it has ended already
+		return true
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		if n > 0 || err != unix.EINTR {
+			return true
+		}
+	}
 }
 
 // forward passes connections on to a unix socket: those know no network

@@ -32,6 +32,7 @@ const unusedAfter = 30 * 24 * time.Hour
 type step struct {
 	title, module, target string
 	ldflags               string
+	sources               []string // beside go.mod and go.sum
 }
 
 func steps() []step {
@@ -40,20 +41,16 @@ func steps() []step {
 	minor, _, _ = strings.Cut(minor, ".")
 	return []step{
 		{"Kubernetes and etcd", ".", "./kubernetes", fmt.Sprintf(" -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s",
-			version, kubernetesVersion, version, major, version, minor)},
-		{"containerd", ".", "tool", ""},
-		{"CoreDNS", "coredns", "tool", ""},
-		{"Helm", "helm", "helm.sh/helm/v4/cmd/helm", ""},
+			version, kubernetesVersion, version, major, version, minor), []string{"kubernetes/main.go"}},
+		{"containerd", ".", "tool", "", nil},
+		{"CoreDNS", "coredns", "tool", "", nil},
+		{"Helm", "helm", "helm.sh/helm/v4/cmd/helm", "", nil},
 	}
 }
 
 // buildPrograms builds what the cluster is made of, unless the cache has it, and
 // returns the directory. Its name is a hash of all that goes in.
 func buildPrograms(source, cache string, progress io.Writer) (string, error) {
-	key, err := sourceKey(source)
-	if err != nil {
-		return "", err
-	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
 	}
@@ -62,41 +59,83 @@ func buildPrograms(source, cache string, progress io.Writer) (string, error) {
 		return "", err
 	}
 	defer unlock()
-	done := filepath.Join(cache, key)
+	var parts []string
+	hash := sha256.New()
+	for _, s := range steps() {
+		part, err := s.cached(source, cache, progress)
+		if err != nil {
+			return "", fmt.Errorf("build %s: %w", s.title, err)
+		}
+		parts = append(parts, part)
+		fmt.Fprintln(hash, part)
+	}
+	done := filepath.Join(cache, hex.EncodeToString(hash.Sum(nil)[:8]))
 	if _, err := os.Stat(done); err == nil {
 		now := time.Now()
 		return done, os.Chtimes(done, now, now)
 	}
 	removeUnused(cache)
+	return done, gather(parts, cache, done)
+}
 
-	fmt.Fprintln(progress, "Building the cluster's programs, once: about 12 min on two cores if Go has not built them before.")
+// gather makes one directory of all parts, by hard links.
+func gather(parts []string, cache, done string) error {
+	building, err := os.MkdirTemp(cache, ".building-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(building)
+	for _, part := range parts {
+		entries, err := os.ReadDir(part)
+		if err != nil {
+			return err
+		}
+		for _, entry := range entries {
+			if err := os.Link(filepath.Join(part, entry.Name()), filepath.Join(building, entry.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range kubernetesNames {
+		if err := os.Symlink("kubernetes", filepath.Join(building, name)); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(building, 0o755); err != nil {
+		return err
+	}
+	return os.Rename(building, done)
+}
+
+// cached returns the directory with the step's programs; the caller holds the
+// cache's lock.
+func (s step) cached(source, cache string, progress io.Writer) (string, error) {
+	key, err := s.key(source)
+	if err != nil {
+		return "", err
+	}
+	done := filepath.Join(cache, "part-"+key)
+	if _, err := os.Stat(done); err == nil {
+		now := time.Now()
+		return done, os.Chtimes(done, now, now)
+	}
 	building, err := os.MkdirTemp(cache, ".building-")
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(building)
-	for _, s := range steps() {
-		if err := s.build(source, building, progress); err != nil {
-			return "", fmt.Errorf("build %s: %w", s.title, err)
-		}
-	}
-	for _, name := range kubernetesNames {
-		if err := os.Symlink("kubernetes", filepath.Join(building, name)); err != nil {
-			return "", err
-		}
-	}
-	if err := os.Chmod(building, 0o755); err != nil {
+	if err := s.build(source, building, progress); err != nil {
 		return "", err
 	}
 	return done, os.Rename(building, done)
 }
 
-// sourceKey hashes the Go version and what the programs are built from.
-func sourceKey(source string) (string, error) {
+// key hashes the Go version and what the step's programs are built from.
+func (s step) key(source string) (string, error) {
 	hash := sha256.New()
-	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, steps())
-	for _, name := range []string{"go.mod", "go.sum", "kubernetes/main.go", "coredns/go.mod", "coredns/go.sum", "helm/go.mod", "helm/go.sum"} {
-		content, err := os.ReadFile(filepath.Join(source, name))
+	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, s)
+	for _, name := range append([]string{"go.mod", "go.sum"}, s.sources...) {
+		content, err := os.ReadFile(filepath.Join(source, s.module, name))
 		if err != nil {
 			return "", fmt.Errorf("%w; run it at the top of the repository, or give --source", err)
 		}
@@ -108,6 +147,7 @@ func sourceKey(source string) (string, error) {
 // build runs go build and says every 15 s how far it is.
 func (s step) build(source, into string, progress io.Writer) error {
 	begin := time.Now()
+	fmt.Fprintf(progress, "Building %s, once; all programs of the cluster take some 12 min on two cores.\n", s.title)
 	command := exec.Command("go", "build", "-v", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w"+s.ldflags, "-o", into+"/", s.target)
 	command.Dir = filepath.Join(source, s.module)
 	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOGC=400")
