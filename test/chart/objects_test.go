@@ -157,3 +157,16 @@ func TestHelmTest(t *testing.T) {
 		}
 	}
 }
+
+// With every value changed, what is rendered has nothing of the defaults: each
+// value is used in all the places that it belongs to.
+func TestNoDefaultIsLeft(t *testing.T) {
+	text := mustTemplate(t, "--values", allValues)
+	for _, value := range []string{"9808", "/var/lib/kubelet", "csi.step-ca.io", "cluster.local", "step-certificates", "ghcr.io"} {
+		for line := range strings.Lines(text) {
+			if strings.Contains(line, value) {
+				t.Errorf("%s: %s", value, strings.TrimSpace(line))
+			}
+		}
+	}
+}
