@@ -43,6 +43,12 @@ cluster-down: bin/step-csi-cluster ## Remove that cluster
 bin/step-csi-cluster:
 	@CGO_ENABLED=0 $(GO) build -C test/cluster -o ../../bin/step-csi-cluster .
 
+# -parallel: two cores do not take more at once.
+.PHONY: e2e
+e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one (needs root)
+	@$(SUDO) test/e2e/setup.sh
+	@$(SUDO) $(GO) test -tags e2e,$(TAGS) -count=1 -timeout 60m -parallel 4 -run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)' ./test/e2e
+
 .PHONY: lint
 lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }

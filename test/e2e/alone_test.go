@@ -1,0 +1,278 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A hundred pods at once: all run, none with an empty or partial volume.
+func hundredPods(t *testing.T) {
+	namespace(t, "hundred", "baseline")
+	check := `for f in tls.crt tls.key ca.crt; do [ -s /etc/tls/$f ] || exit 1; done; exec sleep 100000`
+	without := replicas(t, "empty-dir", `"emptyDir": {}`, "exec sleep 100000")
+	with := replicas(t, "certificates", fmt.Sprintf(`"csi": {"driver": %q, "readOnly": true, "volumeAttributes": {"service-names": "many"}}`, driverName), check)
+	fmt.Printf("    100 pods from created to running: %.1f s with a certificate, %.1f s with an emptyDir, %.2f times as long\n",
+		with.Seconds(), without.Seconds(), with.Seconds()/without.Seconds())
+}
+
+// replicas is how long it takes until a hundred pods run; they are gone after it.
+func replicas(t *testing.T, name, volume, script string) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	must(t, applyText(fmt.Sprintf(`{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": %[1]q, "namespace": "hundred"}, "spec": {
+		"replicas": 100, "selector": {"matchLabels": {"app": %[1]q}}, "template": {"metadata": {"labels": {"app": %[1]q}}, "spec": {
+			"terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false,
+			"containers": [{"name": "app", "image": "docker.io/library/busybox:1.37", "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", %[3]q],
+				"volumeMounts": [{"name": "tls", "mountPath": "/etc/tls"}]}],
+			"volumes": [{"name": "tls", %[2]s}]}}}}`, name, volume, script)))
+	kubectl(t, "-n", "hundred", "wait", "--for=jsonpath={.status.readyReplicas}=100", "deployment/"+name, "--timeout=240s")
+	took := time.Since(begin)
+	restarts := kubectl(t, "-n", "hundred", "get", "pods", "-l", "app="+name, "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
+	if strings.Trim(restarts, "0 ") != "" {
+		t.Errorf("%s: containers started without all files: %s", name, restarts)
+	}
+	kubectl(t, "-n", "hundred", "delete", "deployment", name, "--cascade=foreground", "--timeout=240s")
+	eventually(t, time.Minute, func() error {
+		mounts, err := tool("exec", "sh", "-c", "grep -c 'tmpfs "+driverName+"' /proc/self/mountinfo; true")
+		if err == nil && strings.TrimSpace(mounts) != "0" {
+			err = fmt.Errorf("%s volumes are still mounted", strings.TrimSpace(mounts))
+		}
+		return err
+	})
+	return took
+}
+
+// The plugin is killed without warning: nobody misses a file, renewals go on.
+func pluginKilled(t *testing.T) {
+	p := witness(t, "killed")
+	for range 3 {
+		leaf := p.files(t)
+		killPlugin(t)
+		p.waitRotation(t, leaf, 90*time.Second)
+	}
+	waitPlugin(t)
+	sawAll(t, p)
+}
+
+// A pod that is deleted while the plugin is down is cleared away when it is up.
+func pluginDown(t *testing.T) {
+	namespace(t, "down", "baseline")
+	p := pod{namespace: "down", name: "deleted"}
+	p.start(t)
+	uid := p.uid(t)
+	must(t, scalePlugin("nowhere"))
+	t.Cleanup(func() { _ = scalePlugin("") })
+	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-csi", "--timeout=60s")
+	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--wait=false")
+	time.Sleep(3 * time.Second)
+	if here, err := onNode(uid); err != nil || !strings.Contains(here, "kubernetes.io~csi/tls/mount") {
+		t.Errorf("the volume is gone without the plugin: %v: %s", err, here)
+	}
+	must(t, scalePlugin(""))
+	waitPlugin(t)
+	eventually(t, 2*time.Minute, func() error { return gone(uid) })
+}
+
+// scalePlugin takes the plugin off all nodes but those with a label, or puts it
+// back with an empty one.
+func scalePlugin(label string) error {
+	value := "null"
+	if label != "" {
+		value = `"` + label + `"`
+	}
+	_, err := command("kubectl", "-n", identity, "patch", "daemonset", "step-csi", "--type=merge",
+		"--patch", `{"spec": {"template": {"spec": {"nodeSelector": {"e2e": `+value+`}}}}}`)
+	return err
+}
+
+// To another version, and back: nobody misses a file, renewals go on.
+func upgrade(t *testing.T) {
+	p := witness(t, "upgrade")
+	leaf := p.files(t)
+	must(t, installPlugin("--set", "image.tag=other"))
+	if image := pluginImage(t); image != otherTag {
+		t.Errorf("after the upgrade: %s", image)
+	}
+	leaf = p.waitRotation(t, leaf, 90*time.Second)
+	if _, err := command("helm", "-n", identity, "rollback", "step-csi", "--wait", "--timeout=90s"); err != nil {
+		t.Fatal(err)
+	}
+	waitPlugin(t)
+	if image := pluginImage(t); image != pluginTag {
+		t.Errorf("after the rollback: %s", image)
+	}
+	p.waitRotation(t, leaf, 90*time.Second)
+	// A changed configuration starts the plugin anew.
+	before := pluginPod(t)
+	must(t, installPlugin("--set", "issuers.default.duration.max=23h,issuers.default.duration.default=23h"))
+	if pluginPod(t) == before {
+		t.Error("a changed configuration does not roll the pods")
+	}
+	must(t, installPlugin())
+	sawAll(t, p)
+}
+
+func pluginImage(t *testing.T) string {
+	t.Helper()
+	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].spec.containers[0].image}")
+}
+
+func pluginPod(t *testing.T) string {
+	t.Helper()
+	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "-o", "jsonpath={.items[*].metadata.name}")
+}
+
+// step-ca goes away and comes back: new pods wait and say why, running ones go
+// on, and everything recovers by itself.
+func caOutage(t *testing.T) {
+	p := witness(t, "outage")
+	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=0")
+	t.Cleanup(func() { _, _ = command("kubectl", "-n", identity, "scale", "deployment/step-ca", "--replicas=1") })
+	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-ca", "--timeout=60s")
+	late := pod{namespace: p.namespace, name: "late"}
+	must(t, applyText(late.manifest()))
+	late.waitEvent(t, time.Minute, "authority unavailable", "step-ca.flexstack-identity.svc.cluster.local:9000")
+	leaf := p.files(t)
+	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=1")
+	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
+	p.waitRotation(t, leaf, 90*time.Second)
+	late.waitReady(t)
+	late.files(t)
+	sawAll(t, p)
+}
+
+// The provisioner gets another key with another password: the plugin takes the
+// password from the Secret, without a restart.
+func password(t *testing.T) {
+	p := witness(t, "password")
+	before := pluginPod(t)
+	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc", `
+		cd /home/step && echo another-password > /tmp/password
+		step ca provisioner remove admin --ca-config config/ca.json
+		step ca provisioner add admin --create --password-file /tmp/password --ca-config config/ca.json`)
+	kubectl(t, "-n", identity, "patch", "secret", "step-ca-secrets", "--patch", `{"stringData": {"provisioner-password": "another-password"}}`)
+	// The CA's own keys keep their password: it is in its volume.
+	kubectl(t, "-n", identity, "delete", "pod", "-l", "app.kubernetes.io/name=step-ca")
+	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
+	// So that the kubelet does not take its time with the mounted file.
+	kubectl(t, "-n", identity, "annotate", "pod", before, "e2e=now", "--overwrite")
+	leaf := p.files(t)
+	p.waitRotation(t, leaf, 150*time.Second)
+	if after := pluginPod(t); after != before {
+		t.Errorf("the plugin's pod was %s, and is %s", before, after)
+	}
+	sawAll(t, p)
+}
+
+func kubeletRestart(t *testing.T) {
+	p := witness(t, "kubelet")
+	leaf := p.files(t)
+	node(t, `for d in /proc/[0-9]*; do case "$(tr '\0' ' ' < $d/cmdline)" in kubelet\ *) kill -9 ${d#/proc/}; exit 0;; esac; done; exit 1`)
+	fresh := pod{namespace: p.namespace, name: "fresh"}
+	fresh.start(t)
+	fresh.files(t)
+	p.waitRotation(t, leaf, 90*time.Second)
+	sawAll(t, p)
+}
+
+// The node loses its power and comes back: pods come back with certificates.
+func nodeRestart(t *testing.T) {
+	namespace(t, "power", "baseline")
+	p := pod{namespace: "power", name: "comes-back", attributes: short()}
+	p.start(t)
+	leaf := p.files(t)
+	if _, err := tool("stop"); err != nil {
+		t.Fatal(err)
+	}
+	must(t, startCluster())
+	p.waitRotation(t, leaf, 2*time.Minute)
+	p.waitReady(t)
+	waitPlugin(t)
+	fresh := pod{namespace: "power", name: "fresh"}
+	fresh.start(t)
+	fresh.files(t)
+}
+
+// Nothing of the plugin is left. A pod that still has a volume keeps its files,
+// and waits for the plugin when it is deleted.
+func uninstall(t *testing.T) {
+	namespace(t, "uninstall", "baseline")
+	p := pod{namespace: "uninstall", name: "remains"}
+	p.start(t)
+	uid := p.uid(t)
+	if _, err := command("helm", "-n", identity, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
+		t.Fatal(err)
+	}
+	p.files(t)
+	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--wait=false")
+	time.Sleep(3 * time.Second)
+	if out, err := command("kubectl", "-n", p.namespace, "get", "pod", p.name); err != nil || !strings.Contains(out, "Terminating") {
+		t.Errorf("the pod does not wait: %v: %s", err, out)
+	}
+	must(t, installPlugin())
+	kubectl(t, "-n", p.namespace, "wait", "--for=delete", "pod/"+p.name, "--timeout=150s")
+	eventually(t, 30*time.Second, func() error { return gone(uid) })
+
+	if _, err := command("helm", "-n", identity, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t)
+}
+
+func nothingLeft(t *testing.T) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		left, err := tool("exec", "sh", "-c", "ls -d /var/lib/kubelet/plugins/* /var/lib/kubelet/plugins_registry/* 2>/dev/null | grep step-ca; grep "+driverName+" /proc/self/mountinfo; true")
+		if err == nil && left != "" {
+			err = fmt.Errorf("left on the node:\n%s", left)
+		}
+		return err
+	})
+	eventually(t, 60*time.Second, func() error {
+		objects, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,pods,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings", "-A", "-o", "yaml")
+		if err == nil {
+			for line := range strings.Lines(objects) {
+				if strings.Contains(line, "step-csi") || strings.Contains(line, driverName) {
+					return fmt.Errorf("left in the cluster: %s", strings.TrimSpace(line))
+				}
+			}
+		}
+		return err
+	})
+}
+
+// Where the chart step-certificates has been installed, step-csi needs no values.
+// Its objects are made here as that chart makes them, for this cluster's CA.
+func stepCertificates(t *testing.T) {
+	const n = "step-ca"
+	namespace(t, n, "privileged")
+	root := kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "cat", "/home/step/certs/root_ca.crt")
+	secret := kubectl(t, "-n", identity, "get", "secret", "step-ca-secrets", "-o", "jsonpath={.data.provisioner-password}")
+	address := kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-ca", "-o", "jsonpath={.items[0].status.podIP}")
+	must(t, applyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "List", "items": [
+		{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "step-certificates-certs", "namespace": %[1]q}, "data": {"root_ca.crt": %[2]q}},
+		{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "step-certificates-provisioner-password", "namespace": %[1]q}, "data": {"password": %[3]q}},
+		{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "step-certificates", "namespace": %[1]q}, "spec": {"ports": [{"port": 443, "targetPort": 9000, "name": "https"}]}},
+		{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "step-certificates-1", "namespace": %[1]q, "labels": {"kubernetes.io/service-name": "step-certificates"}},
+			"addressType": "IPv4", "ports": [{"name": "https", "port": 9000}], "endpoints": [{"addresses": [%[4]q]}]}]}`, n, root, secret, address)))
+	// The name that this chart's CA has.
+	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sed", "-i", `s/"dnsNames": \[/"dnsNames": ["step-certificates.step-ca.svc.cluster.local",/`, "/home/step/config/ca.json")
+	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-c", "kill -HUP 1")
+	if _, err := command("helm", "install", "step-csi", chart, "-n", n, "--set", "image.tag=dev", "--wait", "--timeout=90s"); err != nil {
+		t.Fatal(err)
+	}
+	p := pod{namespace: n, name: "by-default", attributes: map[string]string{"service-names": "by-default"}}
+	p.start(t)
+	if leaf := p.files(t); len(leaf.DNSNames) != 3 {
+		t.Errorf("DNS names %q: the short one is not allowed here", leaf.DNSNames)
+	}
+	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
+	if _, err := command("helm", "-n", n, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t)
+}

@@ -1,0 +1,187 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// example applies an example with short lifetimes, and checks at the end that
+// nothing in it was restarted.
+func example(t *testing.T, name string) (namespace string) {
+	t.Helper()
+	directory := "deploy/examples/" + name
+	rendered := kubectl(t, "kustomize", directory)
+	brief := strings.ReplaceAll(rendered, "volumeAttributes:\n", "volumeAttributes:\n            duration: 5m\n            renew-before: 4m45s\n")
+	if brief == rendered {
+		t.Fatal("the example has no volume")
+	}
+	must(t, applyText(brief))
+	namespace = "example-" + name
+	t.Cleanup(func() {
+		restarts := kubectl(t, "-n", namespace, "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
+		if strings.Trim(restarts, "0 ") != "" {
+			t.Errorf("restarts: %s", restarts)
+		}
+		kubectl(t, "delete", "-k", directory, "--timeout=120s")
+	})
+	for deployment := range strings.FieldsSeq(kubectl(t, "-n", namespace, "get", "deployments", "-o", "name")) {
+		kubectl(t, "-n", namespace, "rollout", "status", deployment, "--timeout=120s")
+	}
+	return namespace
+}
+
+// waitLog waits for a line with all the words, among those of the last seconds.
+func waitLog(t *testing.T, limit time.Duration, namespace, deployment string, words ...string) string {
+	t.Helper()
+	var line string
+	eventually(t, limit, func() error {
+		out, err := command("kubectl", "-n", namespace, "logs", "deployment/"+deployment, "--since=10s", "--all-containers")
+		if err != nil {
+			return err
+		}
+	lines:
+		for candidate := range strings.Lines(out) {
+			for _, word := range words {
+				if !strings.Contains(candidate, word) {
+					continue lines
+				}
+			}
+			line = strings.TrimSpace(candidate)
+			return nil
+		}
+		return fmt.Errorf("%s says no line with %q, but:\n%s", deployment, words, out)
+	})
+	return line
+}
+
+// changes waits until what is shown is not what it was at first.
+func changes(t *testing.T, limit time.Duration, show func() (string, error)) {
+	t.Helper()
+	var first string
+	eventually(t, 30*time.Second, func() (err error) {
+		if first, err = show(); err == nil && strings.TrimSpace(first) == "" {
+			err = errors.New("nothing is shown")
+		}
+		return err
+	})
+	eventually(t, limit, func() error {
+		now, err := show()
+		if err == nil && (now == first || strings.TrimSpace(now) == "") {
+			err = fmt.Errorf("still %q", first)
+		}
+		return err
+	})
+}
+
+// refused checks that a call fails, for the reason that it should fail for.
+func refused(t *testing.T, namespace, deployment, reason string, call ...string) {
+	t.Helper()
+	out, err := command("kubectl", append([]string{"-n", namespace, "exec", "deployment/" + deployment, "--"}, call...)...)
+	if err == nil || !strings.Contains(out+err.Error(), reason) {
+		t.Errorf("%q should be refused with %q: %v\n%s", call, reason, err, out)
+	}
+}
+
+// since is how many lines with the word a deployment has logged.
+func since(t *testing.T, namespace, deployment, word string) int {
+	t.Helper()
+	return strings.Count(kubectl(t, "-n", namespace, "logs", "deployment/"+deployment, "--all-containers"), word)
+}
+
+func exampleMTLS(t *testing.T) {
+	n := example(t, "mtls")
+	for _, pair := range [][2]string{{"a", "b"}, {"b", "a"}, {"b", "c"}, {"c", "b"}} {
+		waitLog(t, 30*time.Second, n, pair[0], "ok: https://"+pair[1]+".", "hello "+pair[0]+"."+n)
+	}
+	// b takes up its new certificate: a sees another serial number.
+	changes(t, time.Minute, func() (string, error) {
+		out, err := command("kubectl", "-n", n, "logs", "deployment/a", "--tail=1")
+		_, theirs, _ := strings.Cut(out, "theirs ")
+		return theirs, err
+	})
+	before := since(t, n, "b", "error:")
+	time.Sleep(5 * time.Second)
+	if after := since(t, n, "b", "error:"); after != before {
+		t.Errorf("calls failed during rotations:\n%s", kubectl(t, "-n", n, "logs", "deployment/b"))
+	}
+	// Without a certificate nobody gets in, with the right roots or not.
+	p := pod{namespace: n, name: "stranger"}
+	must(t, applyText(strings.ReplaceAll(strings.ReplaceAll(p.manifest(), "docker.io/library/busybox:1.37", "docker.io/curlimages/curl:8.11.1"),
+		`"securityContext": {}`, `"securityContext": {"runAsNonRoot": true, "runAsUser": 100}`)))
+	p.waitReady(t)
+	out, err := p.exec("curl", "--silent", "--show-error", "--cacert", "/etc/tls/ca.crt", "https://b."+n+".svc:8443/hello")
+	if err == nil || !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("without a certificate: %v: %s", err, out)
+	}
+	if out, err := p.exec("curl", "--silent", "--show-error", "--cacert", "/etc/tls/ca.crt", "--cert", "/etc/tls/tls.crt", "--key", "/etc/tls/tls.key", "https://b."+n+".svc:8443/hello"); err != nil {
+		t.Errorf("with a certificate: %v: %s", err, out)
+	}
+}
+
+func exampleAPI(t *testing.T) {
+	n := example(t, "api")
+	client := apiClient(t, n)
+	waitLog(t, 30*time.Second, n, client, "ok")
+	refused(t, n, client, "certificate required", "curl", "--silent", "--show-error", "--cacert", "/etc/tls/ca.crt", "https://other-service.example-api.svc:8443/health")
+	changes(t, time.Minute, func() (string, error) {
+		return command("kubectl", "-n", n, "exec", "deployment/"+client, "--", "sh", "-c",
+			"echo | openssl s_client -connect other-service.example-api.svc:8443 2>/dev/null | openssl x509 -noout -serial")
+	})
+	waitLog(t, 30*time.Second, n, client, "ok")
+}
+
+// apiClient is the deployment that calls.
+func apiClient(t *testing.T, namespace string) string {
+	t.Helper()
+	for name := range strings.FieldsSeq(kubectl(t, "-n", namespace, "get", "deployments", "-o", "jsonpath={.items[*].metadata.name}")) {
+		if name != "other-service" {
+			return name
+		}
+	}
+	t.Fatal("the example has no client")
+	return ""
+}
+
+func exampleNATS(t *testing.T) {
+	n := example(t, "nats")
+	waitLog(t, 30*time.Second, n, "orders", "ok")
+	// billing, whose certificate maps it to a user that may only listen, hears it.
+	eventually(t, 30*time.Second, func() error {
+		out, err := command("kubectl", "-n", n, "logs", "deployment/billing", "--tail=20")
+		if err == nil && !strings.Contains(out, "orders.new") {
+			err = fmt.Errorf("billing hears nothing:\n%s", out)
+		}
+		return err
+	})
+	tls := []string{"--tlscert", "/etc/nats/certs/tls.crt", "--tlskey", "/etc/nats/certs/tls.key", "--tlsca", "/etc/nats/certs/ca.crt"}
+	refused(t, n, "billing", "ermissions", append(append([]string{"nats"}, tls...), "publish", "--jetstream=false", "orders.new", "x")...)
+	for _, server := range []string{"nats", "nats-mapped"} {
+		refused(t, n, "orders", "certificate", "nats", "--server", "tls://"+server+".example-nats.svc:4222", "--tlsca", "/etc/nats/certs/ca.crt", "publish", "orders.new", "x")
+		// The server takes the new certificate up; its monitoring says until when
+		// the one that it serves is valid.
+		name := kubectl(t, "-n", n, "get", "pods", "-l", "app="+server, "-o", "jsonpath={.items[0].metadata.name}")
+		changes(t, time.Minute, func() (string, error) {
+			out, err := command("kubectl", "get", "--raw", "/api/v1/namespaces/"+n+"/pods/"+name+":8222/proxy/varz")
+			_, until, _ := strings.Cut(out, "tls_cert_not_after")
+			return until[:min(len(until), 40)], err
+		})
+	}
+	waitLog(t, 30*time.Second, n, "orders", "ok")
+}
+
+func examplePostgreSQL(t *testing.T) {
+	n := example(t, "postgresql")
+	waitLog(t, time.Minute, n, "app", "ok: app|TLS")
+	refused(t, n, "app", "certificate", "env", "PGSSLCERT=/nowhere", "psql", "--no-psqlrc", "--command=select 1")
+	refused(t, n, "app", "", "env", "PGUSER=postgres", "psql", "--no-psqlrc", "--command=select 1")
+	changes(t, time.Minute, func() (string, error) {
+		return command("kubectl", "-n", n, "exec", "deployment/app", "--", "sh", "-c",
+			"echo | openssl s_client -starttls postgres -connect postgresql.example-postgresql.svc:5432 2>/dev/null | openssl x509 -noout -serial")
+	})
+	waitLog(t, 30*time.Second, n, "app", "ok: app|TLS")
+}

@@ -1,0 +1,299 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	identity   = "flexstack-identity" // the guide's namespace, for step-ca and the plugin
+	pluginTag  = "ghcr.io/flexstack/step-csi:dev"
+	otherTag   = "ghcr.io/flexstack/step-csi:other" // another version of it
+	guideFile  = "deploy/examples/values/guide.yaml"
+	chart      = "deploy/charts/step-csi"
+	driverName = "csi.step-ca.io"
+)
+
+// TestE2E runs the scenarios: first those that do not disturb each other, side
+// by side, then the others, one by one.
+func TestE2E(t *testing.T) {
+	t.Run("together", func(t *testing.T) {
+		for name, scenario := range map[string]func(*testing.T){
+			"validation":     validation,
+			"guide":          guide,
+			"non-root":       nonRoot,
+			"rotation":       rotation,
+			"deletion":       deletion,
+			"refusals":       refusals,
+			"mtls":           exampleMTLS,
+			"nats":           exampleNATS,
+			"postgresql":     examplePostgreSQL,
+			"api":            exampleAPI,
+			"two-clusters":   twoClusters,
+			"helm-test":      helmTest,
+			"network-policy": networkPolicy,
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				watched(t, scenario)
+			})
+		}
+	})
+	for _, s := range []struct {
+		name     string
+		scenario func(*testing.T)
+	}{
+		{"hundred-pods", hundredPods},
+		{"plugin-killed", pluginKilled},
+		{"plugin-down", pluginDown},
+		{"upgrade", upgrade},
+		{"ca-outage", caOutage},
+		{"password", password},
+		{"kubelet-restart", kubeletRestart},
+		{"node-restart", nodeRestart},
+		{"uninstall", uninstall},
+		{"step-certificates", stepCertificates},
+	} {
+		t.Run("alone/"+s.name, func(t *testing.T) { watched(t, s.scenario) })
+	}
+}
+
+// watched says how long a scenario took, and keeps what helps to understand a
+// failure.
+func watched(t *testing.T, scenario func(*testing.T)) {
+	fmt.Printf("--> %s\n", t.Name())
+	begin := time.Now()
+	t.Cleanup(func() {
+		if t.Failed() {
+			keepLogs(t)
+		}
+		fmt.Printf("<-- %s: %.1f s\n", t.Name(), time.Since(begin).Seconds())
+	})
+	scenario(t)
+}
+
+// cluster is the one that all scenarios use; it is set once, by TestMain.
+var cluster struct {
+	name, tool string
+	env        []string
+}
+
+func TestMain(m *testing.M) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-ctx.Done() // the cluster ends with this process
+		stop()
+		os.Exit(1)
+	}()
+	status, err := runAll(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+// runAll sets up the cluster, step-ca and the plugin, as the README says.
+func runAll(m *testing.M) (status int, err error) {
+	if err := os.Chdir("../.."); err != nil {
+		return 1, err
+	}
+	cluster.name = fmt.Sprintf("e2e-%d", os.Getpid())
+	if cluster.tool, err = filepath.Abs("bin/step-csi-cluster"); err != nil {
+		return 1, err
+	}
+	begin := time.Now()
+	say := func(what string) { fmt.Printf("%4.0f s  %s\n", time.Since(begin).Seconds(), what) }
+
+	say("images")
+	archive, err := os.CreateTemp("", "step-csi-*.tar")
+	if err != nil {
+		return 1, err
+	}
+	defer os.Remove(archive.Name())
+	if err := buildImage(pluginTag, "", archive.Name()); err != nil {
+		return 1, err
+	}
+	images, err := command("go", "run", "./test/e2e/images")
+	if err != nil {
+		return 1, err
+	}
+	say("cluster")
+	if err := startCluster(); err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, stopCluster()) }()
+	say("load images")
+	if _, err := tool("load", strings.TrimSpace(images), archive.Name()); err != nil {
+		return 1, err
+	}
+	if _, err := tool("exec", "ctr", "-n", "k8s.io", "images", "tag", pluginTag, otherTag); err != nil {
+		return 1, err
+	}
+	say("step-ca")
+	if err := installCA(); err != nil {
+		return 1, err
+	}
+	say("helm install")
+	if err := installPlugin(); err != nil {
+		return 1, err
+	}
+	say("scenarios")
+	status = m.Run()
+	say("done")
+	return status, nil
+}
+
+// buildImage makes the image as `make image` does, in this machine's Go.
+func buildImage(name, version, archive string) error {
+	build := exec.Command("deploy/image/build.sh")
+	build.Env = append(os.Environ(), "BASE=local", "IMAGE="+name, "VERSION="+version, "IMAGE_ARCHIVE="+archive)
+	out, err := build.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("build the image: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// startCluster starts it, or starts it again with its state.
+func startCluster() error {
+	up := exec.Command(cluster.tool, "--name", cluster.name, "--owner", fmt.Sprint(os.Getpid()), "up")
+	up.Stderr = os.Stderr
+	variables, err := up.Output()
+	if err != nil {
+		return fmt.Errorf("start the cluster: %w", err)
+	}
+	cluster.env = os.Environ()
+	for line := range strings.Lines(string(variables)) {
+		variable := strings.TrimSpace(strings.TrimPrefix(line, "export "))
+		cluster.env = append(cluster.env, strings.ReplaceAll(variable, "$PATH", os.Getenv("PATH")))
+	}
+	// Programs are looked up in this process's path.
+	for _, variable := range cluster.env {
+		if path, ok := strings.CutPrefix(variable, "PATH="); ok {
+			os.Setenv("PATH", path)
+		}
+	}
+	return nil
+}
+
+func stopCluster() error {
+	_, err := tool("down")
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*/step-csi-" + cluster.name); len(left) > 0 {
+		err = errors.Join(err, fmt.Errorf("left: %s", left))
+	}
+	return err
+}
+
+func tool(args ...string) (string, error) {
+	return command(cluster.tool, append([]string{"--name", cluster.name}, args...)...)
+}
+
+// installCA does what deploy/step-ca/README.md says, and gives the claim its
+// volume.
+func installCA() error {
+	if _, err := tool("exec", "sh", "-c", "mkdir -p /var/lib/kubelet/step-ca && chown 1000:1000 /var/lib/kubelet/step-ca"); err != nil {
+		return err
+	}
+	if err := applyText(`{"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "step-ca"}, "spec": {
+		"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/var/lib/kubelet/step-ca"}}}`); err != nil {
+		return err
+	}
+	return shellBlock("deploy/step-ca/README.md", func(script string) string {
+		script, _, _ = strings.Cut(script, "helm install")
+		return script
+	})
+}
+
+// shellBlock runs the first shell block of a document, so that the document is
+// true.
+func shellBlock(document string, change func(string) string) error {
+	text, err := os.ReadFile(document)
+	if err != nil {
+		return err
+	}
+	_, block, found := strings.Cut(string(text), "```sh\n")
+	block, _, closed := strings.Cut(block, "\n```")
+	if !found || !closed {
+		return fmt.Errorf("%s has no shell block", document)
+	}
+	_, err = command("sh", "-euc", change(block))
+	return err
+}
+
+func installPlugin(values ...string) error {
+	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev", "--wait", "--timeout=90s"}, values...)
+	_, err := command("helm", args...)
+	return err
+}
+
+// command returns what it prints; its error holds what it complained of.
+func command(name string, args ...string) (string, error) {
+	return commandWith(nil, name, args...)
+}
+
+func commandWith(input []byte, name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, name, args...)
+	c.Env = cluster.env
+	c.Stdin = bytes.NewReader(input)
+	var out, complaints bytes.Buffer
+	c.Stdout, c.Stderr = &out, &complaints
+	if err := c.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err, strings.TrimSpace(complaints.String()))
+	}
+	return out.String(), nil
+}
+
+func applyText(manifest string) error {
+	_, err := commandWith([]byte(manifest), "kubectl", "apply", "--validate=strict", "-f", "-")
+	return err
+}
+
+// keepLogs writes what the plugin, the kubelet and the pods have to say into a
+// directory, and the end of the plugin's log to the screen.
+func keepLogs(t *testing.T) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Log(err)
+		return
+	}
+	directory := filepath.Join(cache, "step-csi", "e2e", strings.ReplaceAll(t.Name(), "/", "-"))
+	if err := os.MkdirAll(directory, 0o755); err != nil {
+		t.Log(err)
+		return
+	}
+	for name, args := range map[string][]string{
+		"plugin.log":   {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-csi", "--tail=-1", "--prefix"},
+		"step-ca.log":  {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-ca", "--tail=-1"},
+		"pods.txt":     {"kubectl", "get", "pods", "-A", "-o", "wide"},
+		"describe.txt": {"kubectl", "describe", "pods", "-A"},
+		"events.txt":   {"kubectl", "get", "events", "-A", "--sort-by=.lastTimestamp"},
+		"kubelet.log":  {cluster.tool, "--name", cluster.name, "exec", "tail", "-n", "2000", "/var/log/kubelet.log"},
+	} {
+		out, err := command(args[0], args[1:]...)
+		if err != nil {
+			out += "\n" + err.Error()
+		}
+		if err := os.WriteFile(filepath.Join(directory, name), []byte(out), 0o644); err != nil {
+			t.Log(err)
+		}
+		if name == "plugin.log" {
+			t.Logf("the end of the plugin's log:\n%s", out[max(0, len(out)-3000):])
+		}
+	}
+	t.Logf("logs are kept in %s", directory)
+}

@@ -1,0 +1,244 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// kubectl fails the test if kubectl fails.
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := command("kubectl", args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func node(t *testing.T, script string) string {
+	t.Helper()
+	out, err := tool("exec", "sh", "-c", script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eventually tries until there is no error.
+func eventually(t *testing.T, limit time.Duration, try func() error) {
+	t.Helper()
+	err := soon(limit, try)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func soon(limit time.Duration, try func() error) error {
+	for begin := time.Now(); ; time.Sleep(200 * time.Millisecond) {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		if time.Since(begin) > limit {
+			return fmt.Errorf("after %s: %w", limit, err)
+		}
+	}
+}
+
+// namespace makes one for the test, with a Pod Security level.
+func namespace(t *testing.T, name, level string) {
+	t.Helper()
+	must(t, applyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": %q, "labels": {"pod-security.kubernetes.io/enforce": %q}}}`, name, level)))
+	t.Cleanup(func() {
+		if _, err := command("kubectl", "delete", "namespace", name, "--wait=true", "--timeout=90s"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// pod is a pod of busybox with a volume at /etc/tls.
+type pod struct {
+	namespace, name string
+	attributes      map[string]string
+	script          string // what it runs; it sleeps if empty
+	security        string // JSON of its securityContext
+	mountReadOnly   bool
+}
+
+// short is for a certificate that is renewed after about 15 s.
+func short(more ...string) map[string]string {
+	attributes := map[string]string{"duration": "5m", "renew-before": "4m45s"}
+	for i := 0; i+1 < len(more); i += 2 {
+		attributes[more[i]] = more[i+1]
+	}
+	return attributes
+}
+
+func (p pod) manifest() string {
+	if p.script == "" {
+		p.script = "exec sleep 100000"
+	}
+	if p.security == "" {
+		p.security = "{}"
+	}
+	script, _ := json.Marshal(p.script)
+	attributes, _ := json.Marshal(p.attributes)
+	return fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q, "namespace": %q}, "spec": {
+		"terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false, "securityContext": %s,
+		"containers": [{"name": "app", "image": "docker.io/library/busybox:1.37", "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", %s],
+			"securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}},
+			"volumeMounts": [{"name": "tls", "mountPath": "/etc/tls", "readOnly": %t}]}],
+		"volumes": [{"name": "tls", "csi": {"driver": %q, "readOnly": true, "volumeAttributes": %s}}]}}`,
+		p.name, p.namespace, p.security, script, p.mountReadOnly, driverName, attributes)
+}
+
+// start creates the pod and waits until it runs.
+func (p pod) start(t *testing.T) {
+	t.Helper()
+	must(t, applyText(p.manifest()))
+	p.waitReady(t)
+}
+
+func (p pod) waitReady(t *testing.T) {
+	t.Helper()
+	kubectl(t, "-n", p.namespace, "wait", "--for=condition=Ready", "pod/"+p.name, "--timeout=90s")
+}
+
+func (p pod) exec(args ...string) (string, error) {
+	return command("kubectl", append([]string{"-n", p.namespace, "exec", p.name, "--"}, args...)...)
+}
+
+func (p pod) uid(t *testing.T) string {
+	t.Helper()
+	return kubectl(t, "-n", p.namespace, "get", "pod", p.name, "-o", "jsonpath={.metadata.uid}")
+}
+
+// files reads the volume from inside the pod, and verifies it.
+func (p pod) files(t *testing.T) *x509.Certificate {
+	t.Helper()
+	leaf, err := p.tryFiles()
+	must(t, err)
+	return leaf
+}
+
+func (p pod) tryFiles() (*x509.Certificate, error) {
+	out, err := p.exec("sh", "-c", "cd /etc/tls/..data/ && cat tls.crt && echo === && cat tls.key && echo === && cat ca.crt")
+	if err != nil {
+		return nil, err
+	}
+	parts := strings.Split(out, "===")
+	if len(parts) != 3 {
+		return nil, fmt.Errorf("three files, not %d", len(parts))
+	}
+	pair, err := tls.X509KeyPair([]byte(parts[0]), []byte(parts[1]))
+	if err != nil {
+		return nil, err
+	}
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(parts[2])) {
+		return nil, errors.New("no roots")
+	}
+	intermediates.AppendCertsFromPEM([]byte(parts[0]))
+	_, err = pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return pair.Leaf, err
+}
+
+// waitRotation waits until the pod sees another certificate than this one.
+func (p pod) waitRotation(t *testing.T, old *x509.Certificate, limit time.Duration) *x509.Certificate {
+	t.Helper()
+	var leaf *x509.Certificate
+	eventually(t, limit, func() (err error) {
+		if leaf, err = p.tryFiles(); err == nil && leaf.SerialNumber.Cmp(old.SerialNumber) == 0 {
+			err = fmt.Errorf("%s still has certificate %x", p.name, old.SerialNumber)
+		}
+		return err
+	})
+	return leaf
+}
+
+func (p pod) restarts(t *testing.T) string {
+	t.Helper()
+	return kubectl(t, "-n", p.namespace, "get", "pod", p.name, "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
+}
+
+// waitEvent waits for an event of the pod that holds all the words, as `kubectl
+// describe pod` shows it.
+func (p pod) waitEvent(t *testing.T, limit time.Duration, words ...string) {
+	t.Helper()
+	eventually(t, limit, func() error {
+		out, err := command("kubectl", "-n", p.namespace, "describe", "pod", p.name)
+		if err != nil {
+			return err
+		}
+		_, events, _ := strings.Cut(out, "Events:")
+		for _, word := range words {
+			if !strings.Contains(events, word) {
+				return fmt.Errorf("no event with %q, but:\n%s", word, events)
+			}
+		}
+		return nil
+	})
+}
+
+// onNode is what the node still has of a pod: its directories and mounts.
+func onNode(uid string) (string, error) {
+	return tool("exec", "sh", "-c", fmt.Sprintf(`ls -d /var/lib/kubelet/pods/%s 2>/dev/null; grep %s /proc/self/mountinfo; true`, uid, uid))
+}
+
+func gone(uid string) error {
+	left, err := onNode(uid)
+	if err == nil && left != "" {
+		err = fmt.Errorf("left on the node:\n%s", left)
+	}
+	return err
+}
+
+// witness is a pod that reads its files all the time, and says when it cannot.
+func witness(t *testing.T, name string) pod {
+	t.Helper()
+	p := pod{namespace: name, name: "witness", mountReadOnly: true, attributes: short("service-names", "witness"), script: `
+		while true; do
+			for f in tls.crt tls.key ca.crt; do [ -s /etc/tls/$f ] && cat /etc/tls/$f >/dev/null || echo "LOST $f"; done
+			sleep 0.1
+		done`}
+	namespace(t, name, "baseline")
+	p.start(t)
+	return p
+}
+
+// sawAll checks that a witness never missed a file.
+func sawAll(t *testing.T, p pod) {
+	t.Helper()
+	if log := kubectl(t, "-n", p.namespace, "logs", p.name); log != "" {
+		t.Errorf("the pod missed files:\n%s", log[:min(len(log), 1000)])
+	}
+	if restarts := p.restarts(t); restarts != "0" {
+		t.Errorf("the pod was restarted %s times", restarts)
+	}
+}
+
+// killPlugin kills the plugin's process without warning.
+func killPlugin(t *testing.T) {
+	t.Helper()
+	node(t, `for d in /proc/[0-9]*; do case "$(tr '\0' ' ' < $d/cmdline)" in /step-csi\ node*) kill -9 ${d#/proc/}; exit 0;; esac; done; exit 1`)
+}
+
+func waitPlugin(t *testing.T) {
+	t.Helper()
+	kubectl(t, "-n", identity, "rollout", "status", "daemonset/step-csi", "--timeout=90s")
+}

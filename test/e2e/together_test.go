@@ -1,0 +1,227 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Every manifest goes through the real API server, which knows all fields.
+func validation(t *testing.T) {
+	namespace(t, "validation", "privileged")
+	for _, file := range allKustomizations(t) {
+		directory := filepath.Dir(file)
+		rendered, err := command("kubectl", "kustomize", directory)
+		must(t, err)
+		serverSide(t, directory, rendered)
+	}
+	values, err := filepath.Glob("deploy/examples/values/*.yaml")
+	must(t, err)
+	for _, file := range append(values, "test/chart/testdata/all.yaml") {
+		rendered, err := command("helm", "template", "step-csi", chart, "-n", "validation", "-f", file)
+		must(t, err)
+		serverSide(t, file, rendered)
+	}
+}
+
+func allKustomizations(t *testing.T) []string {
+	t.Helper()
+	found, err := command("find", "deploy", "-name", "kustomization.yaml")
+	must(t, err)
+	all := strings.Fields(found)
+	if len(all) < 6 {
+		t.Fatalf("only %d kustomizations: %s", len(all), all)
+	}
+	return all
+}
+
+// serverSide has the API server validate all objects without keeping them. The
+// namespaces that they are in have to exist, so all go into one; some objects
+// have their namespace fixed.
+func serverSide(t *testing.T, what, manifests string) {
+	t.Helper()
+	for object := range strings.SplitSeq(manifests, "\n---") {
+		if strings.TrimSpace(strings.TrimPrefix(object, "---")) == "" || strings.Contains(object, "\nkind: Namespace") {
+			continue
+		}
+		var moved strings.Builder
+		for line := range strings.Lines(object) {
+			if strings.HasPrefix(line, "  namespace: ") {
+				line = "  namespace: validation\n"
+			}
+			moved.WriteString(line)
+		}
+		if _, err := commandWith([]byte(moved.String()), "kubectl", "create", "--dry-run=server", "--validate=strict", "-f", "-"); err != nil && !strings.Contains(err.Error(), "AlreadyExists") {
+			t.Errorf("%s: %v\n%s", what, err, moved.String())
+		}
+	}
+}
+
+// The certificate of the guide's step 3, at the path of its step 4.
+func guide(t *testing.T) {
+	p := pod{namespace: "default", name: "my-service-0", attributes: map[string]string{"service-names": "my-service"}}
+	t.Cleanup(func() { kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now") })
+	p.start(t)
+	leaf := p.files(t)
+	names := []string{"my-service", "my-service.default", "my-service.default.svc", "my-service.default.svc.cluster.local"}
+	slices.Sort(leaf.DNSNames)
+	if !slices.Equal(leaf.DNSNames, names) {
+		t.Errorf("DNS names %q", leaf.DNSNames)
+	}
+	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://cluster.local/ns/default/sa/default" {
+		t.Errorf("URIs %s", leaf.URIs)
+	}
+	if lifetime := time.Until(leaf.NotAfter); lifetime < 23*time.Hour || lifetime > 24*time.Hour {
+		t.Errorf("valid for another %s", lifetime)
+	}
+	// The guide's step 7.
+	for _, file := range []string{"tls.crt", "ca.crt"} {
+		content, err := p.exec("cat", "/etc/tls/"+file)
+		must(t, err)
+		_, err = commandWith([]byte(content), "kubectl", "-n", identity, "exec", "-i", "deployment/step-ca", "--", "sh", "-c", "cat > /tmp/"+file)
+		must(t, err)
+	}
+	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "step", "certificate", "verify", "/tmp/tls.crt", "--roots", "/tmp/ca.crt")
+	// The volume is read-only although the mount does not ask for that.
+	for _, attempt := range []string{"touch /etc/tls/x", "rm /etc/tls/tls.key", "echo x > /etc/tls/tls.crt", "mkdir /etc/tls/..data/x"} {
+		if out, err := p.exec("sh", "-c", "{ "+attempt+"; } 2>&1"); err == nil || !strings.Contains(out, "Read-only file system") {
+			t.Errorf("%s: %v: %s", attempt, err, out)
+		}
+	}
+	// Nothing of it is a Secret.
+	if secrets := kubectl(t, "-n", "default", "get", "secrets", "-o", "name"); secrets != "" {
+		t.Errorf("secrets: %s", secrets)
+	}
+}
+
+func nonRoot(t *testing.T) {
+	namespace(t, "non-root", "restricted")
+	for name, test := range map[string]struct{ security, mode string }{
+		"group":    {`{"runAsNonRoot": true, "runAsUser": 4711, "runAsGroup": 4711, "fsGroup": 4712}`, "440 0 4712"},
+		"no-group": {`{"runAsNonRoot": true, "runAsUser": 4711, "runAsGroup": 4711}`, "444 0 0"},
+	} {
+		p := pod{namespace: "non-root", name: name, security: test.security, mountReadOnly: true}
+		p.start(t)
+		p.files(t)
+		out, err := p.exec("sh", "-c", "stat -L -c '%a %u %g' /etc/tls/tls.key; id -u")
+		must(t, err)
+		if out != test.mode+"\n4711\n" {
+			t.Errorf("%s: %q", name, out)
+		}
+	}
+}
+
+// The pod sees its files replaced, twice, and is not restarted.
+func rotation(t *testing.T) {
+	p := witness(t, "rotation")
+	first := p.files(t)
+	second := p.waitRotation(t, first, time.Minute)
+	third := p.waitRotation(t, second, time.Minute)
+	if !third.NotAfter.After(first.NotAfter) {
+		t.Errorf("valid until %s, and after two rotations until %s", first.NotAfter, third.NotAfter)
+	}
+	if fmt.Sprint(first.PublicKey) == fmt.Sprint(second.PublicKey) {
+		t.Error("the key is the old one")
+	}
+	sawAll(t, p)
+}
+
+func deletion(t *testing.T) {
+	namespace(t, "deletion", "baseline")
+	p := pod{namespace: "deletion", name: "short-lived"}
+	p.start(t)
+	uid := p.uid(t)
+	if here, err := onNode(uid); err != nil || !strings.Contains(here, "kubernetes.io~csi/tls/mount") {
+		t.Fatalf("on the node: %v: %s", err, here)
+	}
+	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--wait=true")
+	eventually(t, 30*time.Second, func() error { return gone(uid) })
+}
+
+// What is wrong stands in the pod's events, with what to change.
+func refusals(t *testing.T) {
+	namespace(t, "refusals", "baseline")
+	for name, test := range map[string]struct {
+		attributes map[string]string
+		words      []string
+	}{
+		"typo":       {map[string]string{"dns-name": "x.refusals"}, []string{`dns-name`, `dns-names`}},
+		"no-issuer":  {map[string]string{"issuer": "production"}, []string{`issuer`, `production`, `default`}},
+		"too-long":   {map[string]string{"duration": "48h"}, []string{"duration", "48h", "24h"}},
+		"not-mine":   {map[string]string{"dns-names": "postgres.kube-system.svc"}, []string{"postgres.kube-system.svc is not allowed", "<x>.refusals.svc"}},
+		"not-a-name": {map[string]string{"service-names": "my_service"}, []string{"service-names", "my_service"}},
+	} {
+		p := pod{namespace: "refusals", name: name, attributes: test.attributes}
+		must(t, applyText(p.manifest()))
+		p.waitEvent(t, 30*time.Second, test.words...)
+		if phase := kubectl(t, "-n", p.namespace, "get", "pod", name, "-o", "jsonpath={.status.phase}"); phase != "Pending" {
+			t.Errorf("%s: the pod is %s", name, phase)
+		}
+	}
+}
+
+func helmTest(t *testing.T) {
+	if out, err := command("helm", "-n", identity, "test", "step-csi", "--logs"); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// The optional objects are accepted, and the plugin still works; whether they are
+// enforced is up to the cluster's network.
+func networkPolicy(t *testing.T) {
+	rendered, err := command("helm", "template", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "networkPolicy.enabled=true", "--show-only", "templates/networkpolicy.yaml")
+	must(t, err)
+	must(t, applyText(rendered))
+	t.Cleanup(func() { kubectl(t, "-n", identity, "delete", "networkpolicy", "--all") })
+	out, err := command("kubectl", "-n", identity, "describe", "networkpolicy")
+	must(t, err)
+	if !strings.Contains(out, "9000/TCP") {
+		t.Errorf("the CA's port is not let through:\n%s", out)
+	}
+}
+
+// A second cluster beside this one does not disturb it, and leaves nothing.
+func twoClusters(t *testing.T) {
+	second := cluster.name + "-2"
+	run := func(args ...string) string {
+		t.Helper()
+		out, err := command(cluster.tool, append([]string{"--name", second}, args...)...)
+		must(t, err)
+		return out
+	}
+	before := interfaces(t)
+	variables := run("--owner", fmt.Sprint(os.Getpid()), "up")
+	t.Cleanup(func() {
+		run("down")
+		left, err := command("sh", "-c", "ls -d /sys/fs/cgroup/*/step-csi-"+second+" 2>/dev/null; grep "+second+" /proc/mounts; true")
+		if err != nil || left != "" {
+			t.Errorf("left: %v: %s", err, left)
+		}
+		if after := interfaces(t); after != before {
+			t.Errorf("network interfaces:\n%s\nbefore:\n%s", after, before)
+		}
+	})
+	_, config, _ := strings.Cut(variables, "KUBECONFIG=")
+	config, _, _ = strings.Cut(config, "\n")
+	if out, err := command("kubectl", "--kubeconfig", config, "get", "csidrivers,pods,namespaces", "-A", "-o", "name"); err != nil || strings.Contains(out, driverName) || strings.Contains(out, identity) {
+		t.Errorf("the second cluster has objects of the first: %v: %s", err, out)
+	}
+	// Its kubelet leaves the first one's pods alone.
+	p := pod{namespace: "default", name: "beside-another-cluster"}
+	t.Cleanup(func() { kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now") })
+	p.start(t)
+	p.files(t)
+}
+
+func interfaces(t *testing.T) string {
+	t.Helper()
+	out, err := command("ls", "/sys/class/net")
+	must(t, err)
+	return out
+}
