@@ -5,6 +5,8 @@ GO     ?= go
 TAGS   := nobadger,nobbolt,nomysql,nopgx
 # -buildvcs puts the commit into `step-csi version`.
 BUILD  := $(GO) build -trimpath -buildvcs=auto -tags $(TAGS)
+# Programs of the tests have modules of their own.
+MODULES := . test/cluster test/cluster/coredns test/cluster/helm test/e2e/images/nats test/realca/module
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
 .DEFAULT_GOAL := help
@@ -52,9 +54,10 @@ e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=na
 .PHONY: lint
 lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
-	$(GO) vet -tags $(TAGS) ./...
-	$(GO) tool staticcheck -tags $(TAGS) ./...
-	$(GO) mod tidy -diff
+	$(GO) vet -tags $(TAGS),e2e ./...
+	$(GO) tool staticcheck -tags $(TAGS),e2e ./...
+	cd test/cluster && $(GO) vet . && $(GO) tool -modfile=../../go.mod staticcheck .
+	@for module in $(MODULES); do echo "$(GO) -C $$module mod tidy -diff"; $(GO) -C $$module mod tidy -diff || exit 1; done
 
 .PHONY: generate
 generate: ## Make the chart's README and deploy/kustomize from the chart

@@ -16,7 +16,7 @@ func example(t *testing.T, name string) (namespace string) {
 	t.Helper()
 	directory := "deploy/examples/" + name
 	rendered := kubectl(t, "kustomize", directory)
-	brief := strings.ReplaceAll(rendered, "volumeAttributes:\n", "volumeAttributes:\n            duration: 5m\n            renew-before: 4m45s\n")
+	brief := strings.ReplaceAll(rendered, "volumeAttributes:\n", "volumeAttributes:\n            duration: 5m\n            renew-before: 4m52s\n")
 	if brief == rendered {
 		t.Fatal("the example has no volume")
 	}
@@ -153,15 +153,15 @@ func exampleNATS(t *testing.T) {
 	// billing, whose certificate maps it to a user that may only listen, hears it.
 	eventually(t, 30*time.Second, func() error {
 		out, err := command("kubectl", "-n", n, "logs", "deployment/billing", "--tail=20")
-		if err == nil && !strings.Contains(out, "orders.new") {
+		if err == nil && !strings.Contains(out, "received: ") {
 			err = fmt.Errorf("billing hears nothing:\n%s", out)
 		}
 		return err
 	})
 	tls := []string{"--tlscert", "/etc/nats/certs/tls.crt", "--tlskey", "/etc/nats/certs/tls.key", "--tlsca", "/etc/nats/certs/ca.crt"}
-	refused(t, n, "billing", "ermissions", append(append([]string{"nats"}, tls...), "publish", "--jetstream=false", "orders.new", "x")...)
+	refused(t, n, "billing", "ermissions", append(append([]string{"nats"}, tls...), "publish", "orders.new", "x")...)
 	for _, server := range []string{"nats", "nats-mapped"} {
-		refused(t, n, "orders", "certificate", "nats", "--server", "tls://"+server+".example-nats.svc:4222", "--tlsca", "/etc/nats/certs/ca.crt", "publish", "orders.new", "x")
+		refused(t, n, "orders", "tls", "nats", "--server", "tls://"+server+".example-nats.svc:4222", "--tlsca", "/etc/nats/certs/ca.crt", "publish", "orders.new", "x")
 		// The server takes the new certificate up; its monitoring says until when
 		// the one that it serves is valid.
 		name := kubectl(t, "-n", n, "get", "pods", "-l", "app="+server, "-o", "jsonpath={.items[0].metadata.name}")

@@ -65,7 +65,7 @@ func namespace(t *testing.T, name, level string) {
 	t.Helper()
 	must(t, applyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": %q, "labels": {"pod-security.kubernetes.io/enforce": %q}}}`, name, level)))
 	t.Cleanup(func() {
-		if _, err := command("kubectl", "delete", "namespace", name, "--wait=true", "--timeout=90s"); err != nil {
+		if _, err := command("kubectl", "delete", "namespace", name, "--wait=false"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -80,9 +80,9 @@ type pod struct {
 	mountReadOnly   bool
 }
 
-// short is for a certificate that is renewed after about 15 s.
+// short is for a certificate that is renewed after about 8 s.
 func short(more ...string) map[string]string {
-	attributes := map[string]string{"duration": "5m", "renew-before": "4m45s"}
+	attributes := map[string]string{"duration": "5m", "renew-before": "4m52s"}
 	for i := 0; i+1 < len(more); i += 2 {
 		attributes[more[i]] = more[i+1]
 	}
@@ -99,7 +99,7 @@ func (p pod) manifest() string {
 	script, _ := json.Marshal(p.script)
 	attributes, _ := json.Marshal(p.attributes)
 	return fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q, "namespace": %q}, "spec": {
-		"terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false, "securityContext": %s,
+		"terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false, "securityContext": %s,
 		"containers": [{"name": "app", "image": "docker.io/library/busybox:1.37", "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", %s],
 			"securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}},
 			"volumeMounts": [{"name": "tls", "mountPath": "/etc/tls", "readOnly": %t}]}],
@@ -192,6 +192,18 @@ func (p pod) waitEvent(t *testing.T, limit time.Duration, words ...string) {
 			}
 		}
 		return nil
+	})
+}
+
+// noVolumes waits until no volume is mounted any more.
+func noVolumes(t *testing.T, limit time.Duration) {
+	t.Helper()
+	eventually(t, limit, func() error {
+		mounts, err := tool("exec", "sh", "-c", "grep 'tmpfs "+driverName+"' /proc/self/mountinfo; true")
+		if err == nil && mounts != "" {
+			err = fmt.Errorf("still mounted:\n%s", mounts)
+		}
+		return err
 	})
 }
 
