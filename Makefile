@@ -49,7 +49,8 @@ bin/step-csi-cluster:
 .PHONY: e2e
 e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one (needs root)
 	@$(SUDO) test/e2e/setup.sh
-	@$(SUDO) $(GO) test -tags e2e,$(TAGS) -count=1 -timeout 60m -parallel 4 -run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)' ./test/e2e
+	@$(GO) test -c -tags e2e,$(TAGS) -o bin/e2e.test ./test/e2e
+	@cd test/e2e && $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 4 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'
 
 .PHONY: lint
 lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy

@@ -56,7 +56,6 @@ func TestE2E(t *testing.T) {
 		name     string
 		scenario func(*testing.T)
 	}{
-		{"hundred-pods", hundredPods},
 		{"plugin-killed", pluginKilled},
 		{"plugin-down", pluginDown},
 		{"upgrade", upgrade},
@@ -64,6 +63,7 @@ func TestE2E(t *testing.T) {
 		{"password", password},
 		{"kubelet-restart", kubeletRestart},
 		{"node-restart", nodeRestart},
+		{"hundred-pods", hundredPods},
 		{"uninstall", uninstall},
 		{"step-certificates", stepCertificates},
 	} {
