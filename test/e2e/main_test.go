@@ -76,12 +76,12 @@ func TestE2E(t *testing.T) {
 func watched(t *testing.T, scenario func(*testing.T)) {
 	fmt.Printf("--> %s\n", t.Name())
 	begin := time.Now()
-	t.Cleanup(func() {
+	t.Cleanup(func() { fmt.Printf("<-- %s: %.1f s\n", t.Name(), time.Since(begin).Seconds()) })
+	defer func() { // before the scenario's own cleaning up
 		if t.Failed() {
 			keepLogs(t)
 		}
-		fmt.Printf("<-- %s: %.1f s\n", t.Name(), time.Since(begin).Seconds())
-	})
+	}()
 	scenario(t)
 }
 
@@ -113,6 +113,13 @@ func runAll(m *testing.M) (status int, err error) {
 	}
 	cluster.name = fmt.Sprintf("e2e-%d", os.Getpid())
 	if cluster.tool, err = filepath.Abs("bin/step-csi-cluster"); err != nil {
+		return 1, err
+	}
+	logs, err := logsDirectory()
+	if err != nil {
+		return 1, err
+	}
+	if err := os.RemoveAll(logs); err != nil {
 		return 1, err
 	}
 	begin := time.Now()
@@ -264,15 +271,26 @@ func applyText(manifest string) error {
 	return err
 }
 
+func logsDirectory() (string, error) {
+	cache, err := os.UserCacheDir()
+	return filepath.Join(cache, "step-csi", "e2e"), err
+}
+
+// podLogs prints the logs of all pods.
+const podLogs = `kubectl get pods -A --no-headers -o custom-columns=:metadata.namespace,:metadata.name | while read -r namespace name; do
+	echo "== $namespace/$name"
+	kubectl -n "$namespace" logs "$name" --all-containers --tail=100
+done`
+
 // keepLogs writes what the plugin, the kubelet and the pods have to say into a
 // directory, and the end of the plugin's log to the screen.
 func keepLogs(t *testing.T) {
-	cache, err := os.UserCacheDir()
+	logs, err := logsDirectory()
 	if err != nil {
 		t.Log(err)
 		return
 	}
-	directory := filepath.Join(cache, "step-csi", "e2e", strings.ReplaceAll(t.Name(), "/", "-"))
+	directory := filepath.Join(logs, strings.ReplaceAll(t.Name(), "/", "-"))
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		t.Log(err)
 		return
@@ -280,6 +298,7 @@ func keepLogs(t *testing.T) {
 	for name, args := range map[string][]string{
 		"plugin.log":   {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-csi", "--tail=-1", "--prefix"},
 		"step-ca.log":  {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-ca", "--tail=-1"},
+		"pods.log":     {"sh", "-c", podLogs},
 		"pods.txt":     {"kubectl", "get", "pods", "-A", "-o", "wide"},
 		"describe.txt": {"kubectl", "describe", "pods", "-A"},
 		"events.txt":   {"kubectl", "get", "events", "-A", "--sort-by=.lastTimestamp"},
