@@ -99,6 +99,10 @@ func guide(t *testing.T) {
 			t.Errorf("%s: %v: %s", attempt, err, out)
 		}
 	}
+	// Nor can root on the node write it, past the container's own mount.
+	if out := node(t, "touch /var/lib/kubelet/pods/"+p.uid(t)+"/volumes/kubernetes.io~csi/tls/mount/x 2>&1; true"); !strings.Contains(out, "Read-only file system") {
+		t.Errorf("on the node: %q", out)
+	}
 	// Nothing of it is a Secret.
 	if secrets := kubectl(t, "-n", "default", "get", "secrets", "-o", "name"); secrets != "" {
 		t.Errorf("secrets: %s", secrets)
