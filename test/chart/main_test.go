@@ -60,7 +60,8 @@ func build(directory string) error {
 func command(directory, name string, args ...string) (string, error) {
 	c := exec.Command(name, args...)
 	c.Dir = directory
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	// Built like the cluster's programs and the image, so that each is compiled once.
+	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS="+os.Getenv("GOFLAGS")+" -trimpath")
 	var stdout, stderr bytes.Buffer
 	c.Stdout, c.Stderr = &stdout, &stderr
 	if err := c.Run(); err != nil {

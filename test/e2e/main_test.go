@@ -34,6 +34,7 @@ func TestE2E(t *testing.T) {
 			"image":          image,
 			"validation":     validation,
 			"guide":          guide,
+			"quick-start":    quickStart,
 			"non-root":       nonRoot,
 			"rotation":       rotation,
 			"deletion":       deletion,
@@ -219,26 +220,27 @@ func installCA() error {
 		"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/var/lib/kubelet/step-ca"}}}`); err != nil {
 		return err
 	}
-	return shellBlock("deploy/step-ca/README.md", func(script string) string {
-		script, _, _ = strings.Cut(script, "helm install")
+	_, err := shellBlock("deploy/step-ca/README.md", "# A step-ca", func(script string) string {
+		script, _, _ = strings.Cut(script, "helm install") // with this version's image, later
 		return script
 	})
+	return err
 }
 
-// shellBlock runs the first shell block of a document, so that the document is
-// true.
-func shellBlock(document string, change func(string) string) error {
+// shellBlock runs the first shell block of a document after a mark, so that the
+// document is true.
+func shellBlock(document, mark string, change func(string) string) (string, error) {
 	text, err := os.ReadFile(document)
 	if err != nil {
-		return err
+		return "", err
 	}
-	_, block, found := strings.Cut(string(text), "```sh\n")
+	_, rest, marked := strings.Cut(string(text), mark)
+	_, block, opened := strings.Cut(rest, "```sh\n")
 	block, _, closed := strings.Cut(block, "\n```")
-	if !found || !closed {
-		return fmt.Errorf("%s has no shell block", document)
+	if !marked || !opened || !closed {
+		return "", fmt.Errorf("%s has no shell block after %q", document, mark)
 	}
-	_, err = command("sh", "-euc", change(block))
-	return err
+	return command("sh", "-euc", change(block))
 }
 
 func installPlugin(values ...string) error {

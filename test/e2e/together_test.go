@@ -68,6 +68,14 @@ func serverSide(t *testing.T, what, manifests string) {
 	}
 }
 
+// What the README tells newcomers to type.
+func quickStart(t *testing.T) {
+	out, err := shellBlock("README.md", "**3. A pod.**", func(script string) string { return script })
+	if err != nil || !strings.Contains(out, "tls.key -> ..data/tls.key") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // The certificate of the guide's step 3, at the path of its step 4.
 func guide(t *testing.T) {
 	p := pod{namespace: "default", name: "my-service-0", attributes: map[string]string{"service-names": "my-service"}}

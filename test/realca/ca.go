@@ -36,7 +36,7 @@ type CA struct {
 // waits until it listens.
 func Start(directory string) (*CA, error) {
 	program := filepath.Join(directory, "step-ca")
-	build := exec.Command("go", "build", "-o", program, "github.com/smallstep/certificates/cmd/step-ca")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "github.com/smallstep/certificates/cmd/step-ca")
 	// The program has a module of its own, beside this package.
 	_, here, _, _ := runtime.Caller(0)
 	build.Dir = filepath.Join(filepath.Dir(here), "module")
