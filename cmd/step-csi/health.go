@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -54,21 +53,25 @@ func healthHandler(ready func() error) http.Handler {
 	return mux
 }
 
-// serve answers until ctx ends.
+// serve answers until ctx ends, and finishes the answers under way.
 func (h *health) serve(ctx context.Context) {
 	if h == nil {
 		return
 	}
 	klog.FromContext(ctx).Info("Serving health", "address", h.listener.Addr())
-	stop := context.AfterFunc(ctx, func() {
-		// Not with ctx: it has ended.
-		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), healthStop)
-		defer cancel()
-		h.server.Shutdown(limit)
-		h.server.Close()
-	})
-	defer stop()
-	if err := h.server.Serve(h.listener); !errors.Is(err, http.ErrServerClosed) {
+	failed := make(chan error, 1)
+	go func() { failed <- h.server.Serve(h.listener) }()
+	select {
+	case err := <-failed:
 		klog.FromContext(ctx).Error(err, "Health is no longer served")
+		return
+	case <-ctx.Done():
 	}
+	// Not with ctx: it has ended.
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), healthStop)
+	defer cancel()
+	if err := h.server.Shutdown(limit); err != nil {
+		h.server.Close()
+	}
+	<-failed
 }

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestHealth(t *testing.T) {
@@ -43,5 +46,45 @@ func TestHealthAddress(t *testing.T) {
 	defer taken.Close()
 	if _, err := newHealth(taken.Addr().String(), nil); err == nil || !strings.Contains(err.Error(), "--http-address "+taken.Addr().String()) {
 		t.Errorf("a taken address: %v", err)
+	}
+}
+
+// An answer under way when the plugin stops is finished; then nobody listens.
+func TestHealthStops(t *testing.T) {
+	asked, release := make(chan struct{}), make(chan struct{})
+	h, err := newHealth("127.0.0.1:0", func() error { close(asked); <-release; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := h.listener.Addr().String()
+	ctx, stop := context.WithCancel(t.Context())
+	stopped := make(chan struct{})
+	go func() { h.serve(ctx); close(stopped) }()
+	answer := make(chan string)
+	go func() {
+		response, err := http.Get("http://" + address + "/readyz")
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer response.Body.Close()
+		body, _ := io.ReadAll(response.Body)
+		answer <- string(body)
+	}()
+	<-asked
+	stop()
+	select {
+	case <-stopped:
+		t.Error("it stopped with an answer under way")
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(release)
+	if got := <-answer; got != "ok\n" {
+		t.Errorf("the answer under way: %q", got)
+	}
+	<-stopped
+	if connection, err := net.Dial("tcp", address); err == nil {
+		connection.Close()
+		t.Error("somebody still listens")
 	}
 }

@@ -161,7 +161,7 @@ func TestCommandLine(t *testing.T) {
 
 // The flags in the help are those that there are, and its configuration works.
 func TestHelpIsTrue(t *testing.T) {
-	for _, name := range []string{"config", "node-name", "kubelet-dir", "csi-socket", "kubelet-register", "v"} {
+	for _, name := range []string{"config", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"} {
 		if !strings.Contains(nodeUsage, "  --"+name+" ") {
 			t.Errorf("no --%s in the help", name)
 		}
