@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 )
 
@@ -45,43 +44,77 @@ func verify(args []string, stdout, stderr io.Writer) error {
 		fmt.Fprintf(stderr, "step-csi verify: %v\n\n%s", err, verifyUsage)
 		return errUsage
 	}
-	file := func(name string) string { return filepath.Join(flags.Arg(0), name) }
-	pair, err := tls.LoadX509KeyPair(file(*certificate), file(*key))
+	return verifyFiles(stdout, filepath.Join(flags.Arg(0), *certificate), filepath.Join(flags.Arg(0), *key), filepath.Join(flags.Arg(0), *ca))
+}
+
+// verifyFiles names the file that is wrong in each error.
+func verifyFiles(stdout io.Writer, certificateFile, keyFile, caFile string) error {
+	var contents [3][]byte
+	for i, file := range []string{certificateFile, keyFile, caFile} {
+		var err error
+		if contents[i], err = os.ReadFile(file); err != nil {
+			return err
+		}
+	}
+	info, err := os.Stat(keyFile)
 	if err != nil {
 		return err
 	}
-	describe(stdout, pair.Leaf)
-	roots, err := os.ReadFile(file(*ca))
+	pair, err := tls.X509KeyPair(contents[0], contents[1])
 	if err != nil {
-		return err
+		return fmt.Errorf("%s with %s: %w", certificateFile, keyFile, err)
+	}
+	describe(stdout, pair.Leaf, time.Now())
+	fmt.Fprintf(stdout, "%-13s %s, mode %#o\n", "key file", keyFile, info.Mode().Perm())
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(contents[2]) {
+		return fmt.Errorf("%s: there is no certificate in it", caFile)
 	}
 	if err := verifyChain(pair, roots); err != nil {
-		return fmt.Errorf("%s: %w", file(*certificate), err)
+		return fmt.Errorf("%s with the roots of %s: %w", certificateFile, caFile, err)
 	}
-	fmt.Fprintln(stdout, "verified     the key is the certificate's, and the chain ends at a root of", *ca)
+	fmt.Fprintf(stdout, "%-13s the key is the certificate's, and the chain ends at a root of %s\n", "verified", caFile)
 	return nil
 }
 
-func describe(w io.Writer, leaf *x509.Certificate) {
-	names := append([]string(nil), leaf.DNSNames...)
-	for _, ip := range leaf.IPAddresses {
-		names = append(names, ip.String())
+// describe prints a line for each thing that the certificate says.
+func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
+	line := func(name string, values ...string) {
+		for _, value := range values {
+			fmt.Fprintf(w, "%-13s %s\n", name, value)
+			name = ""
+		}
 	}
-	for _, uri := range leaf.URIs {
-		names = append(names, uri.String())
+	line("common name", leaf.Subject.CommonName)
+	line("DNS names", leaf.DNSNames...)
+	line("IP addresses", texts(leaf.IPAddresses)...)
+	line("URIs", texts(leaf.URIs)...)
+	line("e-mail", leaf.EmailAddresses...)
+	line("serial", leaf.SerialNumber.String())
+	line("issuer", leaf.Issuer.CommonName)
+	line("not before", leaf.NotBefore.UTC().Format(time.RFC3339))
+	line("not after", leaf.NotAfter.UTC().Format(time.RFC3339)+", "+remaining(leaf.NotAfter.Sub(now)))
+}
+
+func texts[T fmt.Stringer](values []T) []string {
+	var all []string
+	for _, value := range values {
+		all = append(all, value.String())
 	}
-	names = append(names, leaf.EmailAddresses...)
-	fmt.Fprintf(w, "common name  %s\nnames        %s\nissuer       %s\nserial       %s\nvalid        %s to %s, another %s\n",
-		leaf.Subject.CommonName, strings.Join(names, "\n             "), leaf.Issuer.CommonName, leaf.SerialNumber,
-		leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339), time.Until(leaf.NotAfter).Round(time.Second))
+	return all
+}
+
+func remaining(d time.Duration) string {
+	d = d.Round(time.Second)
+	if d < 0 {
+		return "expired since " + (-d).String()
+	}
+	return "another " + d.String()
 }
 
 // verifyChain verifies as a TLS server and a TLS client would.
-func verifyChain(pair tls.Certificate, rootsPEM []byte) error {
-	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(rootsPEM) {
-		return errors.New("the file with the roots holds no certificate")
-	}
+func verifyChain(pair tls.Certificate, roots *x509.CertPool) error {
+	intermediates := x509.NewCertPool()
 	for _, der := range pair.Certificate[1:] {
 		intermediate, err := x509.ParseCertificate(der)
 		if err != nil {

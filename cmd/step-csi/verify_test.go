@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +29,10 @@ func issued(t *testing.T, ca *minica.CA, notAfter time.Time, usages ...x509.ExtK
 		t.Fatal(err)
 	}
 	leaf, err := ca.Sign(&x509.Certificate{
-		DNSNames: []string{"web.shop.svc"}, PublicKey: key.Public(), ExtKeyUsage: usages,
+		Subject: pkix.Name{CommonName: "web"}, DNSNames: []string{"web.shop", "web.shop.svc"},
+		IPAddresses: []net.IP{net.IPv4(10, 0, 0, 7)}, URIs: []*url.URL{{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/shop/sa/web"}},
+		EmailAddresses: []string{"web@example.com"},
+		PublicKey:      key.Public(), ExtKeyUsage: usages,
 		NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter,
 	})
 	if err != nil {
@@ -47,6 +54,15 @@ func put(t *testing.T, directory, name, content string) {
 	if err := os.WriteFile(filepath.Join(directory, name), []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func read(t *testing.T, directory, name string) string {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(directory, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
 }
 
 func putKey(t *testing.T, directory string, key crypto.Signer) {
@@ -80,7 +96,7 @@ func TestVerify(t *testing.T) {
 			want: "incompatible key usage"},
 		"another root": {directory: issued(t, ca, soon, both...), want: "unknown authority",
 			change: func(d string) { put(t, d, "ca.crt", encodeCertificate(other.Root)) }},
-		"no root": {directory: issued(t, ca, soon, both...), want: "holds no certificate",
+		"no root": {directory: issued(t, ca, soon, both...), want: "ca.crt: there is no certificate",
 			change: func(d string) { put(t, d, "ca.crt", "") }},
 		"another key": {directory: issued(t, ca, soon, both...), want: "private key does not match",
 			change: func(d string) {
@@ -90,6 +106,14 @@ func TestVerify(t *testing.T) {
 				}
 				putKey(t, d, key)
 			}},
+		"no certificate": {directory: issued(t, ca, soon, both...), want: "tls.crt with",
+			change: func(d string) { put(t, d, "tls.crt", "x") }},
+		"no intermediate": {directory: issued(t, ca, soon, both...), want: "unknown authority",
+			change: func(d string) {
+				leaf, _, _ := strings.Cut(read(t, d, "tls.crt"), "-----END CERTIFICATE-----\n")
+				put(t, d, "tls.crt", leaf+"-----END CERTIFICATE-----\n")
+			}},
+		"not yet": {directory: issued(t, ca, time.Now().Add(2*time.Hour), both...), want: "not yet valid"},
 		"no key": {directory: issued(t, ca, soon, both...), want: "tls.key",
 			change: func(d string) { os.Remove(filepath.Join(d, "tls.key")) }},
 	} {
@@ -107,6 +131,44 @@ func TestVerify(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Other names of files, and every line that is printed.
+func TestVerifyPrints(t *testing.T) {
+	ca, err := minica.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	directory := issued(t, ca, time.Now().Add(time.Hour-time.Second), x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+	for from, to := range map[string]string{"tls.crt": "cert", "tls.key": "key", "ca.crt": "roots"} {
+		if err := os.Rename(filepath.Join(directory, from), filepath.Join(directory, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var out bytes.Buffer
+	args := []string{"verify", "--certificate-file=cert", "--privatekey-file=key", "--ca-file=roots", directory}
+	if err := run(t.Context(), args, &out, &out); err != nil {
+		t.Fatal(err)
+	}
+	want := regexp.MustCompile(`^common name   web
+DNS names     web\.shop
+              web\.shop\.svc
+IP addresses  10\.0\.0\.7
+URIs          spiffe://cluster\.local/ns/shop/sa/web
+e-mail        web@example\.com
+serial        \d+
+issuer        MiniCA Intermediate CA
+not before    \S+Z
+not after     \S+Z, another 59m[45]\ds
+key file      /\S+/key, mode 0600
+verified      the key is the certificate's, and the chain ends at a root of /\S+/roots
+$`)
+	if !want.Match(out.Bytes()) {
+		t.Errorf("it printed:\n%s\nand not:\n%s", &out, want)
+	}
+}
+
+func TestVerifyUsage(t *testing.T) {
 	var out bytes.Buffer
 	if err := run(t.Context(), []string{"verify"}, &out, &out); !errors.Is(err, errUsage) || !strings.Contains(out.String(), "name one directory") {
 		t.Errorf("without a directory: %v\n%s", err, &out)
