@@ -1,17 +1,23 @@
 # The image of step-csi. `make image` builds it, also without a registry.
 ARG BASE=docker.io/library/golang:1.26
 FROM --platform=$BUILDPLATFORM ${BASE} AS build
-ARG TARGETOS TARGETARCH
-ARG VERSION=devel
+ARG GOPROXY
 WORKDIR /src
 COPY go.mod go.sum ./
+RUN go mod download
 COPY cmd/step-csi cmd/step-csi
 COPY driver driver
 COPY issuer issuer
+# One a line: buildah 1.28 warns about the second of a line.
+ARG TARGETOS
+ARG TARGETARCH
+ARG VERSION=devel
+ARG SOURCE_DATE_EPOCH=0
 # Nothing of the place or the time goes in: the same source gives the same bytes.
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -o /out/step-csi \
     -trimpath -buildvcs=false -tags nobadger,nobbolt,nomysql,nopgx \
-    -ldflags "-s -w -buildid= -X main.buildVersion=$VERSION" ./cmd/step-csi
+    -ldflags "-s -w -buildid= -X main.buildVersion=$VERSION" ./cmd/step-csi && \
+    touch -d "@$SOURCE_DATE_EPOCH" /out/step-csi
 
 FROM scratch
 ARG VERSION=devel

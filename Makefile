@@ -27,8 +27,8 @@ test: ## Build, and run every test (needs root for mounts)
 build: ## Build step-csi and its demo into bin/
 	CGO_ENABLED=0 $(BUILD) -ldflags "-s -w" -o bin/ ./cmd/...
 
-# Variables: IMAGE, VERSION, BUILDER, IMAGE_ARCHIVE, and BASE=local for a machine
-# without a registry; deploy/image/build.sh describes them.
+# Variables: IMAGE, VERSION, PLATFORM, BUILDER, IMAGE_ARCHIVE, and BASE=local for a
+# machine without a registry; deploy/image/build.sh describes them.
 .PHONY: image
 image: ## Build the image with docker, podman or buildah
 	@deploy/image/build.sh
@@ -49,6 +49,7 @@ bin/step-csi-cluster:
 .PHONY: e2e
 e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one (needs root)
 	@$(SUDO) test/e2e/setup.sh
+	$(if $(SCENARIO),,$(SUDO) $(GO) test -count 1 -tags e2e,$(TAGS) ./test/image)
 	@$(GO) test -c -tags e2e,$(TAGS) -o bin/e2e.test ./test/e2e
 	@cd test/e2e && $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 4 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'
 
