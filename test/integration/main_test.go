@@ -118,6 +118,7 @@ type node struct {
 	t          testing.TB
 	kubeletDir string
 	config     string
+	flags      []string // more of them
 	logs       *buffer
 	process    *exec.Cmd
 	connection *grpc.ClientConn
@@ -181,7 +182,8 @@ func (n *node) start() {
 // launch starts the plugin.
 func (n *node) launch() {
 	n.t.Helper()
-	n.process = exec.Command(binary, "node", "--config", n.config, "--kubelet-dir", n.kubeletDir, "--node-name", "node-1", "--v", "4")
+	args := []string{"node", "--config", n.config, "--kubelet-dir", n.kubeletDir, "--node-name", "node-1", "--v", "4"}
+	n.process = exec.Command(binary, append(args, n.flags...)...)
 	// Where it would write what it must not: a test looks there.
 	n.process.Dir = filepath.Dir(n.config)
 	n.process.Env = append(os.Environ(), "TMPDIR="+n.process.Dir)
