@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"runtime"
@@ -33,8 +34,10 @@ func writeArchive(path string, layers []string) error {
 	if err != nil {
 		return err
 	}
-	defer file.Close()
-	a := &archive{tar.NewWriter(file), map[string]bool{}}
+	return errors.Join((&archive{tar.NewWriter(file), map[string]bool{}}).write(layers), file.Close())
+}
+
+func (a *archive) write(layers []string) error {
 	var described []object
 	var ids []string
 	for _, layer := range layers {
@@ -79,7 +82,7 @@ func (a *archive) image(i image, layers []object, ids []string) (object, error) 
 	if err != nil {
 		return nil, err
 	}
-	manifest["annotations"] = object{"io.containerd.image.name": i.name}
+	manifest["annotations"] = object{"io.containerd.image.name": i.name, "org.opencontainers.image.ref.name": i.name}
 	return manifest, nil
 }
 

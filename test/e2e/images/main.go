@@ -54,11 +54,11 @@ var images = []image{
 		env:        []string{path, "HOME=/home/step", "STEPPATH=/home/step", "CONFIGPATH=/home/step/config/ca.json", "PWDPATH=/home/step/secrets/password"},
 		entrypoint: []string{"/bin/bash", "/entrypoint.sh"},
 		cmd:        []string{"/usr/local/bin/step-ca", "--password-file", "/home/step/secrets/password", "/home/step/config/ca.json"}},
-	{name: "docker.io/library/nats:2.15.2-alpine", env: []string{path}, cmd: []string{"nats-server"}},
+	{name: "docker.io/library/nats:2.15.2-alpine", env: []string{path}, entrypoint: []string{"nats-entrypoint.sh"}, cmd: []string{"nats-server"}},
 	{name: "docker.io/natsio/nats-box:0.16.0", env: []string{path}, cmd: []string{"sh"}},
 	{name: "docker.io/library/postgres:15", env: []string{path, "PGDATA=/var/lib/postgresql/data"},
 		entrypoint: []string{"/usr/local/bin/postgres-entrypoint.sh"}, cmd: []string{"postgres"}},
-	{name: "docker.io/curlimages/curl:8.11.1", user: "100", env: []string{path}, cmd: []string{"curl"}},
+	{name: "docker.io/curlimages/curl:8.11.1", user: "100", env: []string{path}, entrypoint: []string{"curl"}},
 	{name: "docker.io/library/busybox:1.37", env: []string{"PATH=/busybox"}, cmd: []string{"sh"}},
 	{name: "ghcr.io/flexstack/step-csi-example:0.1.0", user: "65532:65532", env: []string{path}, entrypoint: []string{"/usr/local/bin/app"}},
 }
@@ -106,7 +106,8 @@ func build(begin time.Time) (string, error) {
 		return "", err
 	}
 	archive := filepath.Join(cache, key+".tar")
-	if _, err := os.Stat(archive); err == nil {
+	// The time says when it was last used.
+	if err := os.Chtimes(archive, time.Time{}, begin); err == nil {
 		return archive, nil
 	}
 	work, err := os.MkdirTemp(cache, ".building-")
@@ -130,7 +131,7 @@ func build(begin time.Time) (string, error) {
 	if err := writeArchive(made, []string{base, upper}); err != nil {
 		return "", err
 	}
-	if err := removeOthers(cache, base); err != nil {
+	if err := removeOld(cache, base, begin.Add(-24*time.Hour)); err != nil {
 		return "", err
 	}
 	say("archive")
@@ -157,11 +158,13 @@ func sourceKey() (string, error) {
 	return hex.EncodeToString(hash.Sum(nil)[:8]), nil
 }
 
-// removeOthers removes archives of other sources.
-func removeOthers(cache, base string) error {
-	old, err := filepath.Glob(filepath.Join(cache, "*.tar"))
-	for _, archive := range old {
-		if archive != base {
+// removeOld removes archives that nobody has used since then; another checkout
+// may use those of other sources now.
+func removeOld(cache, base string, since time.Time) error {
+	archives, err := filepath.Glob(filepath.Join(cache, "*.tar"))
+	for _, archive := range archives {
+		info, statErr := os.Stat(archive)
+		if statErr == nil && archive != base && info.ModTime().Before(since) {
 			err = errors.Join(err, os.Remove(archive))
 		}
 	}
@@ -187,7 +190,9 @@ func debian(cache string) (string, error) {
 	// A cluster that nobody starts takes time and space.
 	args = append(args, "--essential-hook=mkdir -p $1/etc/postgresql-common && echo 'create_main_cluster = false' > $1/etc/postgresql-common/createcluster.conf",
 		"bookworm", base+".part")
-	if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {
+	command := exec.Command(program, args...)
+	command.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=0")
+	if out, err := command.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("mmdebstrap: %w\n%s", err, out)
 	}
 	return base, os.Rename(base+".part", base)
@@ -227,8 +232,10 @@ func buildPrograms(work, base, layer string) error {
 	if err := l.copy(filepath.Join(strings.TrimSpace(string(directory)), "docker", "entrypoint.sh"), "entrypoint.sh"); err != nil {
 		return err
 	}
-	if err := l.copy("test/e2e/images/postgres-entrypoint.sh", "usr/local/bin/postgres-entrypoint.sh"); err != nil {
-		return err
+	for _, script := range []string{"nats-entrypoint.sh", "postgres-entrypoint.sh"} {
+		if err := l.copy("test/e2e/images/"+script, "usr/local/bin/"+script); err != nil {
+			return err
+		}
 	}
 	passwd, err := exec.Command("tar", "--extract", "--to-stdout", "--file", base, "./etc/passwd").Output()
 	if err != nil {
@@ -272,8 +279,17 @@ func (l *layer) copy(from, to string) error {
 	return l.file(to, 0o755, content)
 }
 
+// bindService is the extended attribute that setcap CAP_NET_BIND_SERVICE=+eip
+// writes (struct vfs_cap_data, revision 2). The public image has it on step-ca,
+// which therefore does not start in a container that drops the capability.
+const bindService = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
 func (l *layer) file(name string, mode int64, content []byte) error {
-	if err := l.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(content))}); err != nil {
+	header := &tar.Header{Name: name, Mode: mode, Size: int64(len(content))}
+	if name == "usr/local/bin/step-ca" {
+		header.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": bindService}
+	}
+	if err := l.WriteHeader(header); err != nil {
 		return err
 	}
 	_, err := io.Copy(l, bytes.NewReader(content))
