@@ -96,7 +96,10 @@ func (s *server) serve(ctx context.Context) error {
 		timer.Stop()
 	}
 	for range running {
-		err = errors.Join(err, <-failed)
+		// A server that is stopped before it has begun to serve says so.
+		if ended := <-failed; !errors.Is(ended, grpc.ErrServerStopped) {
+			err = errors.Join(err, ended)
+		}
 	}
 	return err
 }
