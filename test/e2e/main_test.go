@@ -31,7 +31,6 @@ const (
 func TestE2E(t *testing.T) {
 	t.Run("together", func(t *testing.T) {
 		for name, scenario := range map[string]func(*testing.T){
-			"image":          image,
 			"validation":     validation,
 			"guide":          guide,
 			"quick-start":    quickStart,

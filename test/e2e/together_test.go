@@ -3,12 +3,7 @@
 package e2e
 
 import (
-	"archive/tar"
-	"bytes"
-	"debug/elf"
-	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -241,76 +236,4 @@ func interfaces(t *testing.T) string {
 	out, err := command("ls", "/sys/class/net")
 	must(t, err)
 	return out
-}
-
-// The same source gives the same image, byte for byte: one static program, and
-// nothing else.
-func image(t *testing.T) {
-	directory := t.TempDir()
-	first, second := filepath.Join(directory, "1.tar"), filepath.Join(directory, "2.tar")
-	const name = "ghcr.io/flexstack/step-csi:e2e"
-	must(t, buildImage(name, "v1.2.3", first))
-	must(t, buildImage(name, "v1.2.3", second))
-	a, err := os.ReadFile(first)
-	must(t, err)
-	b, err := os.ReadFile(second)
-	must(t, err)
-	if !bytes.Equal(a, b) {
-		t.Error("two builds differ")
-	}
-	files := untar(t, a)
-	var manifest []struct {
-		Config string
-		Layers []string
-	}
-	must(t, json.Unmarshal(files["manifest.json"], &manifest))
-	if len(manifest) != 1 || len(manifest[0].Layers) != 1 {
-		t.Fatalf("one image of one layer, not %+v", manifest)
-	}
-	var settings struct {
-		Config struct {
-			User       string
-			Entrypoint []string
-			Labels     map[string]string
-		}
-	}
-	must(t, json.Unmarshal(files[manifest[0].Config], &settings))
-	if c := settings.Config; c.User != "0:0" || !slices.Equal(c.Entrypoint, []string{"/step-csi"}) ||
-		c.Labels["org.opencontainers.image.version"] != "v1.2.3" || c.Labels["org.opencontainers.image.source"] == "" {
-		t.Errorf("configuration %+v", c)
-	}
-	content := untar(t, files[manifest[0].Layers[0]])
-	program := filepath.Join(directory, "step-csi")
-	if len(content) != 1 || content["step-csi"] == nil {
-		t.Fatalf("the layer has %d files", len(content))
-	}
-	must(t, os.WriteFile(program, content["step-csi"], 0o700))
-	binary, err := elf.Open(program)
-	must(t, err)
-	defer binary.Close()
-	for _, segment := range binary.Progs {
-		if segment.Type == elf.PT_INTERP {
-			t.Error("the program is not static")
-		}
-	}
-	if version, err := command(program, "version"); err != nil || !strings.HasPrefix(version, "step-csi v1.2.3 go1.") {
-		t.Errorf("version: %v: %s", err, version)
-	}
-}
-
-// untar returns the regular files.
-func untar(t *testing.T, archive []byte) map[string][]byte {
-	t.Helper()
-	files := map[string][]byte{}
-	for r := tar.NewReader(bytes.NewReader(archive)); ; {
-		header, err := r.Next()
-		if err == io.EOF {
-			return files
-		}
-		must(t, err)
-		if header.Typeflag == tar.TypeReg {
-			files[header.Name], err = io.ReadAll(r)
-			must(t, err)
-		}
-	}
 }
