@@ -69,9 +69,9 @@ func (d *Driver) openTracked(id, path string) (*volume, *os.File, error) {
 // trouble says what is wrong with the volume, in one word and in a sentence, or
 // nothing.
 func (s *state) trouble(now time.Time) (reason, message string) {
-	expiry := s.validity.notAfter.UTC().Format(time.RFC3339)
+	expiry := s.validity.NotAfter.UTC().Format(time.RFC3339)
 	switch {
-	case !now.Before(s.validity.notAfter):
+	case !now.Before(s.validity.NotAfter):
 		reason, message = "CertificateExpired", "the certificate expired at "+expiry
 	case s.err != nil:
 		reason, message = "RenewalFailing", "the certificate is valid until "+expiry+" but cannot be renewed"

@@ -13,20 +13,21 @@ import (
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
 // issued is a new credential, encoded.
 type issued struct {
 	files    []payload.File
-	validity validity
+	validity renewal.Validity
 	serial   string
 }
 
 // issue asks the volume's issuer for a new credential. key is the zero value
 // for a new key.
-func (d *Driver) issue(ctx context.Context, v *volume, renewal bool, key issuer.PrivateKey) (*issued, error) {
+func (d *Driver) issue(ctx context.Context, v *volume, isRenewal bool, key issuer.PrivateKey) (*issued, error) {
 	authority := d.authorities[v.attributes.Issuer]
-	leave, err := authority.gate.enter(ctx, renewal)
+	leave, err := authority.gate.enter(ctx, isRenewal)
 	if err != nil {
 		return nil, fmt.Errorf("wait for other calls to issuer %s: %w", v.attributes.Issuer, err)
 	}
@@ -43,7 +44,7 @@ func (d *Driver) issue(ctx context.Context, v *volume, renewal bool, key issuer.
 	leaf := credential.Leaf()
 	return &issued{
 		files:    files,
-		validity: validity{issued: now, notAfter: leaf.NotAfter, before: v.attributes.RenewBefore},
+		validity: renewal.Validity{Issued: now, NotAfter: leaf.NotAfter, Before: v.attributes.RenewBefore},
 		serial:   leaf.SerialNumber.String(),
 	}, nil
 }
@@ -59,7 +60,7 @@ func (v *volume) write(tree *tmpfs.Tree, i *issued) error {
 	if err := payload.Write(root, i.files, access); err != nil {
 		return fmt.Errorf("write the files: %w", err)
 	}
-	v.record.Issued, v.record.NotAfter, v.record.Serial = i.validity.issued, i.validity.notAfter, i.serial
+	v.record.Issued, v.record.NotAfter, v.record.Serial = i.validity.Issued, i.validity.NotAfter, i.serial
 	data, err := json.Marshal(v.record)
 	if err != nil {
 		return err
@@ -67,7 +68,7 @@ func (v *volume) write(tree *tmpfs.Tree, i *issued) error {
 	if err := tree.SetRecord(data); err != nil {
 		return fmt.Errorf("write the record: %w", err)
 	}
-	v.state.Store(&state{validity: i.validity, next: i.validity.due(random())})
+	v.state.Store(&state{validity: i.validity, next: i.validity.Due(renewal.Random())})
 	return nil
 }
 
@@ -159,6 +160,6 @@ func (i *issued) wipe() {
 
 func (v *volume) logIssued(ctx context.Context, what string, i *issued) {
 	klog.FromContext(ctx).Info(what, append(v.logValues(), "issuer", v.attributes.Issuer, "serial", i.serial,
-		"notAfter", i.validity.notAfter.UTC().Format(time.RFC3339),
+		"notAfter", i.validity.NotAfter.UTC().Format(time.RFC3339),
 		"renewal", v.state.Load().next.UTC().Format(time.RFC3339))...)
 }

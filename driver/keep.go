@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
 // renewalTimeout bounds one try, the wait for its turn included.
@@ -68,10 +69,10 @@ func keep(ctx context.Context, v *volume, renew func(context.Context, *volume) e
 		now := time.Now()
 		s := *v.state.Load()
 		s.failures, s.err = s.failures+1, err
-		s.next = now.Add(s.validity.retry(s.failures, now, random()))
+		s.next = now.Add(s.validity.Retry(s.failures, now, renewal.Random()))
 		v.state.Store(&s)
 		klog.FromContext(ctx).Error(err, "Renewal failed", append(v.logValues(), "failures", s.failures,
-			"notAfter", s.validity.notAfter.UTC().Format(time.RFC3339), "next", s.next.UTC().Format(time.RFC3339))...)
+			"notAfter", s.validity.NotAfter.UTC().Format(time.RFC3339), "next", s.next.UTC().Format(time.RFC3339))...)
 	}
 }
 
@@ -169,10 +170,10 @@ func (d *Driver) takeOver(r record) *volume {
 		v = &volume{record: r, err: err}
 	}
 	s := &state{
-		validity: validity{issued: r.Issued, notAfter: r.NotAfter, before: v.attributes.RenewBefore},
+		validity: renewal.Validity{Issued: r.Issued, NotAfter: r.NotAfter, Before: v.attributes.RenewBefore},
 		err:      v.err,
 	}
-	s.next = s.validity.due(random())
+	s.next = s.validity.Due(renewal.Random())
 	v.state.Store(s)
 	return v
 }

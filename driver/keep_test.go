@@ -9,6 +9,8 @@ import (
 
 	"github.com/go-logr/logr"
 	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
 // quiet is the test's context, without logs.
@@ -23,8 +25,8 @@ func mounted(lifetime time.Duration) *volume {
 
 func issueNow(v *volume, lifetime time.Duration) {
 	now := time.Now()
-	s := &state{validity: validity{issued: now, notAfter: now.Add(lifetime)}}
-	s.next = s.validity.due(random())
+	s := &state{validity: renewal.Validity{Issued: now, NotAfter: now.Add(lifetime)}}
+	s.next = s.validity.Due(renewal.Random())
 	v.state.Store(s)
 }
 
@@ -37,7 +39,7 @@ func TestKeepRenewsForAsLongAsTheVolumeIsMounted(t *testing.T) {
 			if len(tries) == 31 {
 				return errGone
 			}
-			if time.Now().After(v.state.Load().validity.notAfter) {
+			if time.Now().After(v.state.Load().validity.NotAfter) {
 				t.Error("too late")
 			}
 			issueNow(v, 24*time.Hour)
@@ -61,7 +63,7 @@ func TestKeepThroughAnOutage(t *testing.T) {
 				var tries []time.Time
 				renew := func(_ context.Context, v *volume) error {
 					now := time.Now()
-					if n := len(tries); n > 0 && now.Sub(tries[n-1]) > slowestRetry {
+					if n := len(tries); n > 0 && now.Sub(tries[n-1]) > renewal.SlowestRetry {
 						t.Errorf("%s between two tries", now.Sub(tries[n-1]))
 					}
 					tries = append(tries, now)
@@ -73,10 +75,10 @@ func TestKeepThroughAnOutage(t *testing.T) {
 					return nil
 				}
 				keep(ctx, v, renew)
-				if late := time.Since(back); late > slowestRetry {
+				if late := time.Since(back); late > renewal.SlowestRetry {
 					t.Errorf("renewed %s after the CA was back", late)
 				}
-				if most := int(outage/(slowestRetry/2)) + 20; len(tries) > most {
+				if most := int(outage/(renewal.SlowestRetry/2)) + 20; len(tries) > most {
 					t.Errorf("%d tries", len(tries))
 				}
 				if s := v.state.Load(); s.err != nil || s.failures != 0 {

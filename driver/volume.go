@@ -10,6 +10,7 @@ import (
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
 // record is what a mounted volume says about itself, in an extended attribute
@@ -68,7 +69,7 @@ type volume struct {
 
 // state is a snapshot, for whoever looks at a volume from outside.
 type state struct {
-	validity validity
+	validity renewal.Validity
 	next     time.Time // when the next renewal is tried
 	failures int       // in a row
 	err      error     // of the last one

@@ -1,4 +1,4 @@
-package driver
+package renewal
 
 import (
 	"testing"
@@ -21,11 +21,11 @@ func TestDue(t *testing.T) {
 		"not a nanosecond lifetime": {0, 0, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v := validity{issued: start, notAfter: start.Add(test.lifetime), before: test.before}
-			if got := v.due(0).Sub(start); got != test.earliest {
+			v := Validity{Issued: start, NotAfter: start.Add(test.lifetime), Before: test.before}
+			if got := v.Due(0).Sub(start); got != test.earliest {
 				t.Errorf("earliest %s, want %s", got, test.earliest)
 			}
-			if got := v.due(1).Sub(start); got != test.latest {
+			if got := v.Due(1).Sub(start); got != test.latest {
 				t.Errorf("latest %s, want %s", got, test.latest)
 			}
 		})
@@ -33,9 +33,9 @@ func TestDue(t *testing.T) {
 }
 
 func TestRetry(t *testing.T) {
-	day := validity{issued: start, notAfter: start.Add(24 * time.Hour)}
+	day := Validity{Issued: start, NotAfter: start.Add(24 * time.Hour)}
 	for name, test := range map[string]struct {
-		validity validity
+		validity Validity
 		failures int
 		now      time.Time
 		want     time.Duration
@@ -47,15 +47,15 @@ func TestRetry(t *testing.T) {
 		"an eighth of the rest": {day, 20, start.Add(24*time.Hour - 8*time.Minute), time.Minute},
 		"long expired":          {day, 20, start.Add(48 * time.Hour), 5 * time.Minute},
 		"a five-minute lifetime, expired": {
-			validity{issued: start, notAfter: start.Add(5 * time.Minute)}, 20, start.Add(time.Hour), 12500 * time.Millisecond},
+			Validity{Issued: start, NotAfter: start.Add(5 * time.Minute)}, 20, start.Add(time.Hour), 12500 * time.Millisecond},
 		"hardly any time": {
-			validity{issued: start, notAfter: start.Add(time.Second)}, 3, start.Add(time.Second - time.Millisecond), leastRetry},
+			Validity{Issued: start, NotAfter: start.Add(time.Second)}, 3, start.Add(time.Second - time.Millisecond), leastRetry},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := test.validity.retry(test.failures, test.now, 0); got != test.want {
+			if got := test.validity.Retry(test.failures, test.now, 0); got != test.want {
 				t.Errorf("got %s, want %s", got, test.want)
 			}
-			if got := test.validity.retry(test.failures, test.now, 1); got != test.want/2 {
+			if got := test.validity.Retry(test.failures, test.now, 1); got != test.want/2 {
 				t.Errorf("with jitter %s, want %s", got, test.want/2)
 			}
 		})
@@ -65,11 +65,11 @@ func TestRetry(t *testing.T) {
 // Whenever the trouble begins, there are eight tries before expiry.
 func TestEightTriesBeforeExpiry(t *testing.T) {
 	for _, lifetime := range []time.Duration{10 * time.Second, 5 * time.Minute, 24 * time.Hour, 30 * 24 * time.Hour} {
-		v := validity{issued: start, notAfter: start.Add(lifetime)}
-		now, tries := v.due(1), 1
+		v := Validity{Issued: start, NotAfter: start.Add(lifetime)}
+		now, tries := v.Due(1), 1
 		for failures := 1; ; failures++ {
-			now = now.Add(v.retry(failures, now, 0))
-			if !now.Before(v.notAfter) {
+			now = now.Add(v.Retry(failures, now, 0))
+			if !now.Before(v.NotAfter) {
 				break
 			}
 			tries++

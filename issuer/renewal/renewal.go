@@ -1,0 +1,68 @@
+// Package renewal says when a certificate is to be renewed, and when to try
+// again. It is only about times: whoever renews does so with it.
+package renewal
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// SlowestRetry is how far apart the tries of a failing renewal get.
+const SlowestRetry = 5 * time.Minute
+
+const (
+	// triesBeforeExpiry is how many tries there are at least between the time a
+	// certificate is due and its expiry.
+	triesBeforeExpiry = 8
+	firstRetry        = time.Second
+	// leastRetry keeps the tries apart when no time is left.
+	leastRetry = 100 * time.Millisecond
+)
+
+// Validity is what the times of a renewal follow from.
+type Validity struct {
+	// Issued is when the certificate came, by the node's clock. The
+	// certificate's own notBefore lies before that: CAs backdate.
+	Issued, NotAfter time.Time
+	// Before is how long before NotAfter to renew; zero means a third of the
+	// lifetime.
+	Before time.Duration
+}
+
+// window is how long before expiry the renewal is due. A CA may give less time
+// than was asked for; a window as long as the lifetime would renew for ever.
+func (v Validity) window() time.Duration {
+	lifetime := v.NotAfter.Sub(v.Issued)
+	if v.Before <= 0 || v.Before >= lifetime {
+		return lifetime / 3
+	}
+	return v.Before
+}
+
+// Due is when to renew, spread by random in [0, 1) over ±10 % of the time until
+// then, so that what was published together is not renewed together. With a
+// short window the spread takes at most half of it.
+func (v Validity) Due(random float64) time.Time {
+	due := v.NotAfter.Add(-v.window())
+	spread := min(due.Sub(v.Issued)/10, v.window()/2)
+	return due.Add(time.Duration((2*random - 1) * float64(spread)))
+}
+
+// Retry is how long to wait after so many failures in a row, at least one:
+// doubling, at most five minutes, and such that there are eight tries before
+// expiry, as long as there is time for them. random in [0, 1) takes up to half
+// of it away.
+func (v Validity) Retry(failures int, now time.Time, random float64) time.Duration {
+	wait := min(SlowestRetry, v.window()/triesBeforeExpiry)
+	if doubled := firstRetry << min(failures-1, 10); doubled < wait {
+		wait = doubled
+	}
+	if remaining := v.NotAfter.Sub(now); remaining > 0 {
+		wait = min(wait, remaining/triesBeforeExpiry)
+	}
+	wait = max(wait, leastRetry)
+	return wait - time.Duration(random*float64(wait)/2)
+}
+
+// Random is in [0, 1).
+func Random() float64 { return rand.Float64() }
