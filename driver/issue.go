@@ -33,7 +33,7 @@ func (d *Driver) issue(ctx context.Context, v *volume, isRenewal bool, key issue
 	}
 	defer leave()
 	now := time.Now()
-	credential, err := authority.issuer.Issue(ctx, v.record.Pod, v.attributes.Request, key)
+	credential, err := authority.issuer.Issue(ctx, v.applicant(), v.attributes.Request, key)
 	if err != nil {
 		return nil, fmt.Errorf("issuer %s: %w", v.attributes.Issuer, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
@@ -55,7 +56,7 @@ func (d *Driver) untrack(id string) *volume {
 
 // keep renews the volume whenever it is due, for as long as it is mounted.
 func keep(ctx context.Context, v *volume, renew func(context.Context, *volume) error) {
-	for sleepUntil(ctx, v.state.Load().next) {
+	for v.sleep(ctx) {
 		err := within(ctx, renewalTimeout, func(ctx context.Context) error { return renew(ctx, v) })
 		switch {
 		case err == nil:
@@ -73,6 +74,25 @@ func keep(ctx context.Context, v *volume, renew func(context.Context, *volume) e
 		v.state.Store(&s)
 		klog.FromContext(ctx).Error(err, "Renewal failed", append(v.logValues(), "failures", s.failures,
 			"notAfter", s.validity.NotAfter.UTC().Format(time.RFC3339), "next", s.next.UTC().Format(time.RFC3339))...)
+	}
+}
+
+// sleep waits until the next try, or, where a token of the pod was missing, until
+// there is one.
+func (v *volume) sleep(ctx context.Context) bool {
+	s := v.state.Load()
+	if !errors.Is(s.err, issuer.ErrNoToken) {
+		return sleepUntil(ctx, s.next)
+	}
+	timer := time.NewTimer(time.Until(s.next))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-v.fresh:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -167,7 +187,7 @@ func (d *Driver) restoreAt(path string) (*volume, error) {
 func (d *Driver) takeOver(r record) *volume {
 	v, err := d.newVolume(r)
 	if err != nil {
-		v = &volume{record: r, err: err}
+		v = &volume{record: r, err: err, fresh: make(chan struct{}, 1)}
 	}
 	s := &state{
 		validity: renewal.Validity{Issued: r.Issued, NotAfter: r.NotAfter, Before: v.attributes.RenewBefore},

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/go-logr/logr"
 	"k8s.io/klog/v2"
 
+	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
@@ -18,7 +20,7 @@ func quiet(t *testing.T) context.Context { return klog.NewContext(t.Context(), l
 
 // mounted is a volume that was issued now, for the lifetime.
 func mounted(lifetime time.Duration) *volume {
-	v := &volume{}
+	v := &volume{fresh: make(chan struct{}, 1)}
 	issueNow(v, lifetime)
 	return v
 }
@@ -143,5 +145,42 @@ func TestRenewalsAreSpread(t *testing.T) {
 				t.Errorf("%d at %s", n, minute)
 			}
 		}
+	})
+}
+
+// A renewal that has no token waits for one, without giving up, and comes as
+// soon as there is one.
+func TestKeepWaitsForAToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(quiet(t))
+		v := mounted(3 * time.Hour)
+		tries := 0
+		var came time.Time
+		go keep(ctx, v, func(_ context.Context, v *volume) error {
+			tries++
+			if !v.applicant().Token.ValidAt(time.Now()) {
+				return fmt.Errorf("%w: %w", issuer.ErrUnavailable, issuer.ErrNoToken)
+			}
+			came = time.Now()
+			issueNow(v, 3*time.Hour)
+			return nil
+		})
+		time.Sleep(2*time.Hour + 30*time.Minute)
+		if tries < 2 || tries > 30 {
+			t.Errorf("%d tries without a token", tries)
+		}
+		sent := time.Now()
+		v.take(issuer.NewToken("old", sent.Add(-time.Minute)))
+		v.take(issuer.NewToken("new", sent.Add(time.Hour)))
+		v.take(issuer.NewToken("older", sent.Add(time.Minute)))
+		synctest.Wait()
+		if !came.Equal(sent) {
+			t.Errorf("renewed at %s, and the token came at %s", came, sent)
+		}
+		if got := v.applicant().Token.Reveal(); got != "new" {
+			t.Errorf("the token kept is %q", got)
+		}
+		cancel()
+		synctest.Wait()
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/issuer"
 )
 
 // publishTimeout makes the driver answer before the kubelet, which waits for
@@ -36,24 +37,24 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	if err != nil {
 		return nil, err
 	}
-	wanted, err := d.parsePublish(req, path)
+	wanted, token, err := d.parsePublish(req, path)
 	switch {
 	case mounted != nil && mounted.VolumeID != id:
 		return nil, fmt.Errorf("%w: another volume is mounted at %s", errConflict, req.GetTargetPath())
 	case mounted != nil && err != nil:
 		klog.FromContext(ctx).Error(err, "A mounted volume is wanted in a way that is refused; it stays as it is", mounted.logValues()...)
 	case mounted != nil:
-		d.republish(ctx, *mounted, wanted)
+		d.republish(ctx, *mounted, wanted, token)
 	case err != nil:
 		return nil, err
 	default:
-		return &csi.NodePublishVolumeResponse{}, d.publish(ctx, wanted)
+		return &csi.NodePublishVolumeResponse{}, d.publish(ctx, wanted, token)
 	}
 	return &csi.NodePublishVolumeResponse{}, nil
 }
 
 // publish makes a volume that is not mounted.
-func (d *Driver) publish(ctx context.Context, wanted record) error {
+func (d *Driver) publish(ctx context.Context, wanted record, token issuer.Token) error {
 	if v := d.tracked(wanted.VolumeID); v != nil {
 		if v.record.Target != wanted.Target {
 			return fmt.Errorf("%w: the volume is published at %s already", errConflict, v.record.Target)
@@ -64,6 +65,10 @@ func (d *Driver) publish(ctx context.Context, wanted record) error {
 	if err != nil {
 		return invalid(err)
 	}
+	if v.attributes.RevokeOnDelete && !d.authorities[v.attributes.Issuer].issuer.CanRevoke() {
+		return invalid(fmt.Errorf("revoke-on-delete: the issuer %s cannot revoke; leave it out", v.attributes.Issuer))
+	}
+	v.take(token)
 	// The kubelet has made the target's parent. To ask the CA for a volume that
 	// cannot be attached would waste a certificate.
 	parent, err := d.targets.Open(filepath.Dir(wanted.Target))
@@ -79,11 +84,14 @@ func (d *Driver) publish(ctx context.Context, wanted record) error {
 }
 
 // republish leaves the mount alone and cannot fail: older kubelets answer an
-// error by removing the directory under the running pod. If the volume is to
-// look different now, a renewal is due at once. See
+// error by removing the directory under the running pod. It takes the new token.
+// If the volume is to look different now, a renewal is due at once. See
 // https://github.com/kubernetes/kubernetes/issues/121271.
-func (d *Driver) republish(ctx context.Context, mounted, wanted record) {
+func (d *Driver) republish(ctx context.Context, mounted, wanted record, token issuer.Token) {
 	tracked := d.tracked(wanted.VolumeID)
+	if tracked != nil {
+		tracked.take(token)
+	}
 	if tracked != nil && mounted.sameSpec(wanted) {
 		return
 	}
@@ -98,6 +106,7 @@ func (d *Driver) republish(ctx context.Context, mounted, wanted record) {
 		s.next = time.Now()
 		v.state.Store(&s)
 	}
+	v.take(token)
 	d.untrack(wanted.VolumeID)
 	d.track(v)
 }

@@ -8,27 +8,32 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer"
 )
 
 // parsePublish refuses a request that cannot be right, and makes the record of
 // the volume at target out of one that can. The user's attributes are checked
-// later.
-func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) (record, error) {
+// later. The token is the pod's, if there is one.
+func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) (record, issuer.Token, error) {
 	capability := req.GetVolumeCapability()
 	switch {
 	case capability == nil:
-		return record{}, invalid(errors.New("volume_capability is missing"))
+		return record{}, issuer.Token{}, invalid(errors.New("volume_capability is missing"))
 	case capability.GetBlock() != nil:
-		return record{}, invalid(errors.New("a certificate volume is a file system, not a block device: remove volumeMode: Block"))
+		return record{}, issuer.Token{}, invalid(errors.New("a certificate volume is a file system, not a block device: remove volumeMode: Block"))
 	case capability.GetMount() == nil:
-		return record{}, invalid(errors.New("volume_capability has no access type: mount is needed"))
+		return record{}, issuer.Token{}, invalid(errors.New("volume_capability has no access type: mount is needed"))
 	}
 	pod, user, err := attributes.Identity(req.GetVolumeContext(), d.config.NodeName)
 	if err != nil {
-		return record{}, invalid(err)
+		return record{}, issuer.Token{}, invalid(err)
+	}
+	token, err := attributes.Token(req.GetSecrets(), req.GetVolumeContext(), issuer.TokenAudience)
+	if err != nil {
+		return record{}, issuer.Token{}, invalid(err)
 	}
 	if !req.GetReadonly() {
-		return record{}, invalid(fmt.Errorf(
+		return record{}, issuer.Token{}, invalid(fmt.Errorf(
 			"the volume is read-only: in pod %s/%s, add the line readOnly: true to the volume, below csi: and driver: %s",
 			pod.Namespace, pod.Name, d.config.Name))
 	}
@@ -38,7 +43,7 @@ func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) 
 		Pod:        pod,
 		Attributes: user,
 		MountGroup: capability.GetMount().GetVolumeMountGroup(),
-	}, nil
+	}, token, nil
 }
 
 // parseTarget checks the volume's id and path, and returns the path relative to

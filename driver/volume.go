@@ -63,8 +63,10 @@ type volume struct {
 	err error
 
 	state  atomic.Pointer[state]
-	cancel context.CancelFunc // ends its keeper
-	done   chan struct{}      // closed when the keeper has ended
+	token  atomic.Pointer[issuer.Token] // the newest; only in memory
+	fresh  chan struct{}                // a token came while a renewal waited for one
+	cancel context.CancelFunc           // ends its keeper
+	done   chan struct{}                // closed when the keeper has ended
 }
 
 // state is a snapshot, for whoever looks at a volume from outside.
@@ -81,7 +83,29 @@ func (d *Driver) newVolume(r record) (*volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &volume{record: r, attributes: parsed}, nil
+	return &volume{record: r, attributes: parsed, fresh: make(chan struct{}, 1)}, nil
+}
+
+// applicant is the pod with its newest token.
+func (v *volume) applicant() issuer.Applicant {
+	a := issuer.Applicant{Pod: v.record.Pod}
+	if token := v.token.Load(); token != nil {
+		a.Token = *token
+	}
+	return a
+}
+
+// take keeps the token if it is newer than the one that is there, and wakes the
+// keeper if that waits for one.
+func (v *volume) take(token issuer.Token) {
+	if !token.NewerThan(v.applicant().Token) {
+		return
+	}
+	v.token.Store(&token)
+	select {
+	case v.fresh <- struct{}{}:
+	default:
+	}
 }
 
 // logValues identify the volume in logs.

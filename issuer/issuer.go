@@ -8,11 +8,9 @@ package issuer
 import (
 	"context"
 	"crypto"
-	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"net/url"
 	"time"
@@ -25,6 +23,9 @@ var (
 	// ErrUnavailable says that the authority could not be asked, or could not
 	// answer. Asking again later may succeed.
 	ErrUnavailable = errors.New("authority unavailable")
+	// ErrNoToken says that there is no valid token of the pod to ask with. It
+	// comes with ErrUnavailable: asking again with a new token may succeed.
+	ErrNoToken = errors.New("no valid token of the pod")
 )
 
 // Pod is the identity of a pod as the kubelet or the API server states it,
@@ -35,6 +36,14 @@ type Pod struct {
 	UID            string `json:"uid"`
 	ServiceAccount string `json:"serviceAccount"`
 	Node           string `json:"node"`
+}
+
+// Applicant is the pod that a certificate is for, with what proves it to those
+// who do not take the node's word.
+type Applicant struct {
+	Pod
+	// Token is the pod's; the zero value where there is none.
+	Token Token
 }
 
 // Request is what a pod wants in its certificate. All names are normalized:
@@ -53,9 +62,9 @@ type Request struct {
 // SigningRequest is what a Signer turns into a certificate. The names of CSR
 // are those of Request.
 type SigningRequest struct {
-	Pod     Pod
-	Request Request
-	CSR     *x509.CertificateRequest
+	Applicant Applicant
+	Request   Request
+	CSR       *x509.CertificateRequest
 }
 
 // Signer is an authority that signs CSRs. Errors wrap ErrDenied or
@@ -130,8 +139,8 @@ func (i *Issuer) Connect(ctx context.Context) error { return i.signer.Connect(ct
 // Issue makes a credential for the pod. It uses key where that is not the zero
 // value, and a new one of the requested type otherwise. Errors wrap ErrDenied
 // or ErrUnavailable where one of the two applies.
-func (i *Issuer) Issue(ctx context.Context, pod Pod, req Request, key PrivateKey) (*Credential, error) {
-	if err := i.policy(ctx, pod, req); err != nil {
+func (i *Issuer) Issue(ctx context.Context, pod Applicant, req Request, key PrivateKey) (*Credential, error) {
+	if err := i.policy(ctx, pod.Pod, req); err != nil {
 		return nil, err
 	}
 	if key.Signer == nil {
@@ -144,10 +153,29 @@ func (i *Issuer) Issue(ctx context.Context, pod Pod, req Request, key PrivateKey
 	if err != nil {
 		return nil, err
 	}
+	credential, err := i.sign(ctx, SigningRequest{Applicant: pod, Request: req, CSR: csr})
+	if err != nil {
+		return nil, err
+	}
+	credential.Key = key
+	return credential, nil
+}
+
+// Sign makes a credential without its key, which whoever has made the CSR
+// keeps: see ReadCSR. It is Issue in all else.
+func (i *Issuer) Sign(ctx context.Context, req SigningRequest) (*Credential, error) {
+	if err := i.policy(ctx, req.Applicant.Pod, req.Request); err != nil {
+		return nil, err
+	}
+	return i.sign(ctx, req)
+}
+
+// sign has the signer sign what the policy has seen, and checks the answer.
+func (i *Issuer) sign(ctx context.Context, req SigningRequest) (*Credential, error) {
 	// The clock is read before the call: how long the answer takes is no
 	// excuse for a certificate that lives longer.
 	asked := time.Now()
-	answer, err := i.signer.Sign(ctx, SigningRequest{Pod: pod, Request: req, CSR: csr})
+	answer, err := i.signer.Sign(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -155,11 +183,20 @@ func (i *Issuer) Issue(ctx context.Context, pod Pod, req Request, key PrivateKey
 	if err != nil {
 		return nil, err
 	}
-	chain, err := i.verifier.check(answer, roots, req, key.Public(), asked)
+	chain, err := i.verifier.check(answer, roots, req.Request, req.CSR.PublicKey, asked)
 	if err != nil {
 		return nil, fmt.Errorf("the authority's answer is not what was asked for: %w", err)
 	}
-	return &Credential{Key: key, Chain: chain, Roots: roots}, nil
+	return &Credential{Chain: chain, Roots: roots}, nil
+}
+
+// Roots returns all roots of the authority.
+func (i *Issuer) Roots(ctx context.Context) ([]*x509.Certificate, error) { return i.signer.Roots(ctx) }
+
+// CanRevoke tells whether the signer is one that can revoke.
+func (i *Issuer) CanRevoke() bool {
+	_, ok := i.signer.(Revoker)
+	return ok
 }
 
 // Revoke revokes a certificate that this issuer has made.
@@ -169,22 +206,4 @@ func (i *Issuer) Revoke(ctx context.Context, serial string) error {
 		return errors.New("this issuer cannot revoke")
 	}
 	return revoker.Revoke(ctx, serial)
-}
-
-// NewCSR returns a CSR for exactly the names of req, signed by key.
-func NewCSR(req Request, key crypto.Signer) (*x509.CertificateRequest, error) {
-	template := &x509.CertificateRequest{
-		DNSNames:       req.DNSNames,
-		URIs:           req.URIs,
-		EmailAddresses: req.EmailAddresses,
-	}
-	template.Subject.CommonName = req.CommonName
-	for _, ip := range req.IPAddresses {
-		template.IPAddresses = append(template.IPAddresses, net.IP(ip.AsSlice()))
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
-	if err != nil {
-		return nil, fmt.Errorf("make the CSR: %w", err)
-	}
-	return x509.ParseCertificateRequest(der)
 }

@@ -86,7 +86,7 @@ func issue(t *testing.T, s issuer.Signer, p issuer.Policy, key issuer.PrivateKey
 	if err != nil {
 		t.Fatal(err)
 	}
-	return i.Issue(t.Context(), issuer.Pod{}, request(), key)
+	return i.Issue(t.Context(), issuer.Applicant{}, request(), key)
 }
 
 func TestIssue(t *testing.T) {
@@ -209,7 +209,7 @@ func TestRememberedIntermediates(t *testing.T) {
 		t.Fatal(err)
 	}
 	issue := func() (*issuer.Credential, error) {
-		return i.Issue(t.Context(), issuer.Pod{}, request(), issuer.PrivateKey{})
+		return i.Issue(t.Context(), issuer.Applicant{}, request(), issuer.PrivateKey{})
 	}
 	for range 3 {
 		if c, err := issue(); err != nil || len(c.Chain) != 2 || !c.Chain[1].Equal(s.ca.Intermediate) {

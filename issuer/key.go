@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"fmt"
+	"slices"
 )
 
 // KeyType is an algorithm with its size, as users write it.
@@ -59,20 +60,30 @@ func (t KeyType) Generate() (PrivateKey, error) {
 
 // Matches tells whether key is of this type.
 func (t KeyType) Matches(key crypto.Signer) bool {
-	switch k := key.(type) {
-	case *ecdsa.PrivateKey:
+	of, known := keyTypeOf(key.Public())
+	return known && of == t
+}
+
+// keyTypeOf tells the type of a public key, if it is one that Generate makes.
+func keyTypeOf(public crypto.PublicKey) (t KeyType, known bool) {
+	switch k := public.(type) {
+	case *ecdsa.PublicKey:
 		switch k.Curve {
 		case elliptic.P256():
-			return t == ECDSAP256
+			return ECDSAP256, true
 		case elliptic.P384():
-			return t == ECDSAP384
+			return ECDSAP384, true
 		case elliptic.P521():
-			return t == ECDSAP521
+			return ECDSAP521, true
 		}
-	case ed25519.PrivateKey:
-		return t == Ed25519
-	case *rsa.PrivateKey:
-		return t == KeyType(fmt.Sprintf("rsa-%d", k.N.BitLen()))
+	case ed25519.PublicKey:
+		return Ed25519, true
+	case *rsa.PublicKey:
+		t = KeyType(fmt.Sprintf("rsa-%d", k.N.BitLen()))
+		return t, k.E == rsaExponent && slices.Contains(KeyTypes(), t)
 	}
-	return false
+	return "", false
 }
+
+// rsaExponent is what crypto/rsa generates keys with.
+const rsaExponent = 65537

@@ -3,13 +3,9 @@ package attributes
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
-
-	"go.step.sm/crypto/x509util"
 
 	"github.com/flexstack/step-csi/issuer"
 )
@@ -54,24 +50,10 @@ func checkNames(r issuer.Request) error {
 	case size > maxNamesSize:
 		return fmt.Errorf("names of %d bytes are too many for one certificate; at most %d are possible", size, maxNamesSize)
 	}
-	return checkUnambiguous(r)
-}
-
-// checkUnambiguous makes sure that step-ca, which gets all names as strings in
-// the one-time token, takes each for what it is here. It is the last guard: the
-// parsers of the single names let nothing through that would come to this.
-func checkUnambiguous(r issuer.Request) error {
-	all := names(r)
-	dns, ips, emails, uris := x509util.SplitSANs(all)
-	if !slices.Equal(dns, r.DNSNames) || !slices.Equal(emails, r.EmailAddresses) ||
-		!slices.Equal(texts(ips, net.IP.String), texts(r.IPAddresses, netip.Addr.String)) ||
-		!slices.Equal(texts(uris, (*url.URL).String), texts(r.URIs, (*url.URL).String)) {
-		return fmt.Errorf("step-ca would take one of the names %s for one of another type; use others", quote(strings.Join(all, ",")))
-	}
 	return nil
 }
 
-// names are the certificate's names as step-ca's token carries them: strings.
+// names are all names of the certificate.
 func names(r issuer.Request) (all []string) {
 	all = append(all, r.DNSNames...)
 	all = append(all, texts(r.IPAddresses, netip.Addr.String)...)

@@ -22,15 +22,17 @@ type request struct {
 	EmailAddresses []string      `json:"emailAddresses"`
 	Duration       time.Duration `json:"duration"`
 	KeyType        string        `json:"keyType"`
+	Issuer         string        `json:"issuer"`
 }
 
-func newRequest(req issuer.Request) request {
+func newRequest(req issuer.Request, name string) request {
 	r := request{
 		CommonName:     req.CommonName,
 		DNSNames:       req.DNSNames,
 		EmailAddresses: req.EmailAddresses,
 		Duration:       req.Duration,
 		KeyType:        string(req.KeyType),
+		Issuer:         name,
 	}
 	for _, ip := range req.IPAddresses {
 		r.IPAddresses = append(r.IPAddresses, ip.String())

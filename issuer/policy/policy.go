@@ -15,6 +15,7 @@
 //	request.emailAddresses    list(string)
 //	request.duration          google.protobuf.Duration
 //	request.keyType           string, such as "ecdsa-p256"
+//	request.issuer            string, the issuer's name in the configuration
 //	config.clusterDomain      string, such as "cluster.local"
 //	config.trustDomain        string
 //	config.allowShortNames    bool
@@ -22,7 +23,8 @@
 // Besides standard CEL there are the string, set and network (ip, cidr)
 // functions, as in Kubernetes.
 //
-// Before any expression runs, names that are not in their one normal form
+// The names of the authorities themselves are nobody's, since whoever had one
+// could take their place. Before any expression runs, names that are not in their one normal form
 // (lower case, ASCII, no trailing dot, no empty label, and so on) are refused,
 // so that expressions may compare them as plain strings. There are at most 100
 // names in a request.
@@ -64,6 +66,12 @@ type Config struct {
 	TrustDomain string
 	// AllowShortNames lets the default list accept names without a dot.
 	AllowShortNames bool
+	// Issuer is the name of the issuer that the policy is for.
+	Issuer string
+	// Reserved are the hosts of the authorities themselves: DNS names in their
+	// normal form, or IP addresses. Nobody gets them, nor a wildcard for them,
+	// whatever the validations say.
+	Reserved []string
 	// Validations replace the default list, unless there are none.
 	Validations []Validation
 }
@@ -71,6 +79,8 @@ type Config struct {
 // Policy decides which names a pod may have. It is safe for concurrent use.
 type Policy struct {
 	settings    settings
+	issuer      string
+	reserved    []string
 	validations []validation
 }
 
@@ -89,7 +99,7 @@ func New(c Config) (*Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up CEL: %w", err)
 	}
-	p := &Policy{settings: settings{c.ClusterDomain, c.TrustDomain, c.AllowShortNames}}
+	p := &Policy{settings: settings{c.ClusterDomain, c.TrustDomain, c.AllowShortNames}, issuer: c.Issuer, reserved: c.Reserved}
 	var failed []error
 	for i, v := range c.Validations {
 		compiled, err := v.compile(env, fmt.Sprintf("validations[%d]", i))
@@ -122,13 +132,30 @@ func (c Config) check() error {
 // not hold; a validation that cannot be evaluated denies too. Any other error
 // is that of ctx.
 func (p *Policy) Check(ctx context.Context, pod issuer.Pod, req issuer.Request) error {
-	if err := errors.Join(checkPod(pod), checkRequest(req)); err != nil {
+	if err := errors.Join(checkPod(pod), checkRequest(req), p.checkReserved(req)); err != nil {
 		return fmt.Errorf("%w: %w", issuer.ErrDenied, err)
 	}
-	vars := variables(pod, newRequest(req), p.settings)
+	vars := variables(pod, newRequest(req, p.issuer), p.settings)
 	for _, v := range p.validations {
 		if err := v.check(ctx, vars); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// checkReserved refuses the names that a client would take for an authority's.
+func (p *Policy) checkReserved(req issuer.Request) error {
+	names := append([]string{req.CommonName}, req.DNSNames...)
+	for _, ip := range req.IPAddresses {
+		names = append(names, ip.String())
+	}
+	for _, reserved := range p.reserved {
+		_, parent, _ := strings.Cut(reserved, ".")
+		for _, name := range names {
+			if name == reserved || name == "*."+parent {
+				return fmt.Errorf("the name %s is reserved: others trust the authority %s by it", name, reserved)
+			}
 		}
 	}
 	return nil

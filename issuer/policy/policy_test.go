@@ -225,7 +225,7 @@ func TestCheckCostLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		v := validation{name: "validations[0]", expression: program}
-		err = v.check(t.Context(), variables(testPod(), newRequest(testRequest()), settings{}))
+		err = v.check(t.Context(), variables(testPod(), newRequest(testRequest(), "default"), settings{}))
 		if allowed && err != nil || !allowed && (!errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "cost limit exceeded")) {
 			t.Errorf("with a limit of %d: %v", limit, err)
 		}

@@ -8,12 +8,16 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/netip"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/smallstep/certificates/authority/provisioner"
 	"github.com/smallstep/certificates/ca"
 	"go.step.sm/crypto/jose"
+	"go.step.sm/crypto/x509util"
 
 	"github.com/flexstack/step-csi/issuer"
 )
@@ -128,9 +132,13 @@ type confirmation struct {
 
 // signToken mints a one-time token for exactly the request's names and CSR.
 func (k *provisionerKey) signToken(authority *url.URL, req issuer.SigningRequest) (string, error) {
+	sans, err := sans(req.Request)
+	if err != nil {
+		return "", err
+	}
 	fingerprint := sha256.Sum256(req.CSR.Raw)
 	return k.token(authority, "sign", req.Request.CommonName, tokenClaims{
-		SANs:         sans(req.Request),
+		SANs:         sans,
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
 	})
 }
@@ -150,13 +158,23 @@ func (k *provisionerKey) token(authority *url.URL, operation, subject string, cl
 	return jose.Signed(k.signer).Claims(claims).CompactSerialize()
 }
 
-func sans(req issuer.Request) []string {
-	all := append([]string(nil), req.DNSNames...)
-	for _, ip := range req.IPAddresses {
-		all = append(all, ip.String())
+// sans are the names as the token carries them: strings, whose types step-ca
+// guesses. A name that it would take for one of another type is refused.
+func sans(req issuer.Request) ([]string, error) {
+	ips, uris := texts(req.IPAddresses, netip.Addr.String), texts(req.URIs, (*url.URL).String)
+	all := slices.Concat(req.DNSNames, ips, uris, req.EmailAddresses)
+	dns, addresses, emails, identifiers := x509util.SplitSANs(all)
+	if !slices.Equal(dns, req.DNSNames) || !slices.Equal(emails, req.EmailAddresses) ||
+		!slices.Equal(texts(addresses, net.IP.String), ips) || !slices.Equal(texts(identifiers, (*url.URL).String), uris) {
+		return nil, fmt.Errorf("%w: step-ca would take one of the names %q for one of another type", issuer.ErrDenied, all)
 	}
-	for _, uri := range req.URIs {
-		all = append(all, uri.String())
+	return all, nil
+}
+
+func texts[T any](values []T, text func(T) string) []string {
+	all := make([]string, len(values))
+	for i, v := range values {
+		all[i] = text(v)
 	}
-	return append(all, req.EmailAddresses...)
+	return all
 }

@@ -100,7 +100,7 @@ func TestIssueWithEveryKeyType(t *testing.T) {
 		t.Run(string(keyType), func(t *testing.T) {
 			req := request()
 			req.KeyType = keyType
-			got, err := i.Issue(t.Context(), issuer.Pod{}, req, issuer.PrivateKey{})
+			got, err := i.Issue(t.Context(), issuer.Applicant{}, req, issuer.PrivateKey{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -214,7 +214,7 @@ func TestWhatIsLearntIsKept(t *testing.T) {
 	})
 	i := newIssuer(t, newSigner(t, configFor(ca)))
 	for range 5 {
-		if _, err := i.Issue(t.Context(), issuer.Pod{}, request(), issuer.PrivateKey{}); err != nil {
+		if _, err := i.Issue(t.Context(), issuer.Applicant{}, request(), issuer.PrivateKey{}); err != nil {
 			t.Fatal(err)
 		}
 	}

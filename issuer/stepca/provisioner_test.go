@@ -1,6 +1,7 @@
-package attributes
+package stepca
 
 import (
+	"errors"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -9,7 +10,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// TestUnambiguous gives names that Parse refuses one by one before.
+// TestUnambiguous gives names that policies refuse one by one before.
 func TestUnambiguous(t *testing.T) {
 	for what, r := range map[string]issuer.Request{
 		"an address among DNS names":   {DNSNames: []string{"10.0.0.1"}},
@@ -20,7 +21,7 @@ func TestUnambiguous(t *testing.T) {
 		"an address in IPv6 clothes":   {IPAddresses: []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.1")}},
 		"a relative URI":               {URIs: []*url.URL{{Path: "a"}}},
 	} {
-		if err := checkUnambiguous(r); err == nil || !strings.Contains(err.Error(), "of another type") {
+		if _, err := sans(r); !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "of another type") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
