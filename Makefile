@@ -62,7 +62,9 @@ lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
 	@for module in $(MODULES); do echo "$(GO) -C $$module mod tidy -diff"; $(GO) -C $$module mod tidy -diff || exit 1; done
 
 .PHONY: generate
-generate: ## Make the chart's README and deploy/kustomize from the chart
+generate: ## Make the chart's README, deploy/kustomize, and the authority's protocol (needs protoc)
+	protoc --plugin=$$($(GO) tool -n protoc-gen-go) --plugin=$$($(GO) tool -n protoc-gen-go-grpc) \
+	  --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative issuer/ra/rapb/ra.proto
 	$(GO) test -tags $(TAGS) -run TestGenerated ./test/chart -update
 
 .PHONY: bench
