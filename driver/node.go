@@ -80,6 +80,7 @@ func (d *Driver) publish(ctx context.Context, wanted record, token issuer.Token)
 		return err
 	}
 	d.track(v)
+	v.logNoSVID(ctx)
 	return nil
 }
 
