@@ -1,0 +1,208 @@
+package integration
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// workload is a volume as a program reads it that uses go-spiffe.
+type workload struct {
+	*x509svid.SVID
+	*x509bundle.Bundle
+}
+
+// publishAs publishes the pod with another service account than web.
+func (n *node) publishAs(serviceAccount string, p pod) {
+	n.t.Helper()
+	req := n.publishRequest(p)
+	req.VolumeContext["csi.storage.k8s.io/serviceAccount.name"] = serviceAccount
+	_, err := n.NodePublishVolume(n.t.Context(), req)
+	must(n.t, err)
+	n.t.Cleanup(func() { n.unpublish(p) })
+}
+
+func (n *node) workload(p pod) workload {
+	n.t.Helper()
+	certificate, key, roots := filepath.Join(n.target(p), "tls.crt"), filepath.Join(n.target(p), "tls.key"), filepath.Join(n.target(p), "ca.crt")
+	svid, err := x509svid.Load(certificate, key)
+	must(n.t, err)
+	bundle, err := x509bundle.Load(svid.ID.TrustDomain(), roots)
+	must(n.t, err)
+	return workload{svid, bundle}
+}
+
+// loadSVID returns what go-spiffe says about a volume.
+func loadSVID(path string) error {
+	_, err := x509svid.Load(filepath.Join(path, "tls.crt"), filepath.Join(path, "tls.key"))
+	return err
+}
+
+// The files are an X.509-SVID, whatever the key, and pods know each other by it.
+func TestSPIFFE(t *testing.T) {
+	n := newNode(t, startCA(t))
+	stranger := spiffeid.RequireFromString("spiffe://cluster.local/ns/shop/sa/stranger")
+	for _, keyType := range issuer.KeyTypes() {
+		t.Run(string(keyType), func(t *testing.T) {
+			attributes := map[string]string{"service-names": "web", "key-type": string(keyType)}
+			web := pod{name: "web-" + string(keyType), attributes: attributes}
+			billing := pod{name: "billing-" + string(keyType), attributes: attributes}
+			n.publish(web)
+			defer n.unpublish(web)
+			n.publishAs("billing.v2", billing) // a service account may have a dot
+
+			server, client := n.workload(web), n.workload(billing)
+			if server.ID.String() != "spiffe://cluster.local/ns/shop/sa/web" || client.ID.String() != "spiffe://cluster.local/ns/shop/sa/billing.v2" {
+				t.Errorf("the IDs are %s and %s", server.ID, client.ID)
+			}
+			for _, w := range []workload{server, client} {
+				if id, _, err := x509svid.Verify(w.Certificates, w.Bundle); err != nil || id != w.ID {
+					t.Errorf("verified as %s: %v", id, err)
+				}
+				checkSVID(t, w.Certificates[0])
+			}
+			must(t, handshake(server, client, client.ID, server.ID))
+			if err := handshake(server, client, stranger, server.ID); err == nil || !strings.Contains(err.Error(), `server: unexpected ID "`+client.ID.String()+`"`) {
+				t.Errorf("a server that waits for another client: %v", err)
+			}
+			if err := handshake(server, client, client.ID, stranger); err == nil || !strings.Contains(err.Error(), `client: unexpected ID "`+server.ID.String()+`"`) {
+				t.Errorf("a client that wants another server: %v", err)
+			}
+		})
+	}
+}
+
+// checkSVID holds a leaf against sections 2 and 4 of the specification, which
+// libraries do not check all of:
+// https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md.
+func checkSVID(t *testing.T, leaf *x509.Certificate) {
+	t.Helper()
+	if len(leaf.URIs) != 1 || leaf.IsCA {
+		t.Errorf("URIs %s, CA %v", leaf.URIs, leaf.IsCA)
+	}
+	const may = x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement
+	if leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 || leaf.KeyUsage&^may != 0 {
+		t.Errorf("key usage %b", leaf.KeyUsage)
+	}
+	keyUsage := asn1.ObjectIdentifier{2, 5, 29, 15}
+	for _, extension := range leaf.Extensions {
+		if extension.Id.Equal(keyUsage) && !extension.Critical {
+			t.Error("the key usage is not critical")
+		}
+	}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		if !slices.Contains(leaf.ExtKeyUsage, usage) {
+			t.Errorf("extended key usages %v", leaf.ExtKeyUsage)
+		}
+	}
+}
+
+// handshake has the client read a line from the server, each of which lets
+// nobody through but the one ID.
+func handshake(server, client workload, clientID, serverID spiffeid.ID) error {
+	atServer, atClient := net.Pipe()
+	deadline := time.Now().Add(10 * time.Second)
+	err := errors.Join(atServer.SetDeadline(deadline), atClient.SetDeadline(deadline))
+	if err != nil {
+		return err
+	}
+	served := make(chan error)
+	go func() {
+		defer atServer.Close()
+		_, err := io.WriteString(tls.Server(atServer, tlsconfig.MTLSServerConfig(server, server, tlsconfig.AuthorizeID(clientID))), "hello\n")
+		served <- err
+	}()
+	line := make([]byte, len("hello\n"))
+	_, err = io.ReadFull(tls.Client(atClient, tlsconfig.MTLSClientConfig(client, client, tlsconfig.AuthorizeID(serverID))), line)
+	atClient.Close()
+	if err != nil {
+		err = fmt.Errorf("client: %w", err)
+	}
+	if serverErr := <-served; serverErr != nil {
+		err = errors.Join(fmt.Errorf("server: %w", serverErr), err)
+	}
+	return err
+}
+
+// Without the SPIFFE ID, or with another URI beside it, there is no SVID. The
+// second is said, once for the volume.
+func TestNoSPIFFE(t *testing.T) {
+	n := prepareNode(t, startCA(t))
+	config, err := os.ReadFile(n.config)
+	must(t, err)
+	must(t, os.WriteFile(n.config, append(config, `
+trustDomain: example.org
+policy:
+  validations:
+  - expression: request.uris.all(u, u.startsWith('spiffe://example.org/') || u == 'https://shop.example.org/web')
+    message: another URI
+`...), 0o600))
+	n.start()
+	for _, test := range []struct {
+		name, spiffe, uris, want string // the last in go-spiffe's error; empty for an SVID
+		said                     bool
+	}{
+		{name: "one", spiffe: "true"},
+		{name: "none", spiffe: "false", want: "no URI SAN"},
+		{name: "two", spiffe: "true", uris: "https://shop.example.org/web", want: "more than one URI SAN", said: true},
+		{name: "two-ids", spiffe: "true", uris: "spiffe://example.org/web", want: "more than one URI SAN", said: true},
+		{name: "twice-the-same", spiffe: "true", uris: "spiffe://${TRUST_DOMAIN}/ns/shop/sa/web"},
+		{name: "own", spiffe: "false", uris: "spiffe://example.org/web"},
+		{name: "other", spiffe: "false", uris: "https://shop.example.org/web", want: "scheme"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := pod{name: test.name, attributes: map[string]string{"service-names": "web", "spiffe": test.spiffe, "duration": "6s"}}
+			if test.uris != "" {
+				p.attributes["uri-sans"] = test.uris
+			}
+			n.publish(p)
+			defer n.unpublish(p)
+			switch err := loadSVID(n.target(p)); {
+			case test.want == "" && err != nil:
+				t.Error(err)
+			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("wanted an error with %q, not %v", test.want, err)
+			}
+			want := map[bool]int{true: 1}[test.said]
+			if test.said {
+				eventually(t, 10*time.Second, "a renewal", func() bool { return n.logged(`"Renewed" pod="shop/`+p.name+`"`) > 0 })
+			}
+			// Nothing of the call is logged after this.
+			eventually(t, 10*time.Second, "the call's line", func() bool { return n.logged(`"Call succeeded"`, p.volumeID()) == 1 })
+			if said := n.logged(`X.509-SVID`, `pod="shop/`+p.name+`"`, `volumeID="`+p.volumeID()+`"`, `leave out uri-sans`, `spiffe: \"false\"`); said != want {
+				t.Errorf("said %d times, not %d", said, want)
+			}
+		})
+	}
+}
+
+// logged counts the lines of the plugin's log with all the words.
+func (n *node) logged(words ...string) (count int) {
+lines:
+	for line := range strings.Lines(n.logs.String()) {
+		for _, word := range words {
+			if !strings.Contains(line, word) {
+				continue lines
+			}
+		}
+		count++
+	}
+	return count
+}
