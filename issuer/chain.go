@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // verifier builds chains from leafs to roots. The intermediate is the same from
@@ -73,8 +75,8 @@ func (v *verifier) remember(chain, roots []*x509.Certificate) {
 // verify returns the shortest chain from the leaf to one of roots.
 func verify(leaf *x509.Certificate, intermediates, roots []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
 	chains, err := leaf.Verify(x509.VerifyOptions{
-		Roots:         pool(roots),
-		Intermediates: pool(intermediates),
+		Roots:         trust.Pool(roots),
+		Intermediates: trust.Pool(intermediates),
 		// The CA's template decides on the extended key usages.
 		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 		CurrentTime: now,
@@ -87,12 +89,4 @@ func verify(leaf *x509.Certificate, intermediates, roots []*x509.Certificate, no
 		return nil, errors.New("it is one of the CA's roots")
 	}
 	return shortest, nil
-}
-
-func pool(certificates []*x509.Certificate) *x509.CertPool {
-	p := x509.NewCertPool()
-	for _, certificate := range certificates {
-		p.AddCert(certificate)
-	}
-	return p
 }

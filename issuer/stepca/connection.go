@@ -1,24 +1,20 @@
 package stepca
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/smallstep/certificates/api"
 	"github.com/smallstep/certificates/ca"
-	"go.step.sm/crypto/pemutil"
+
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // maxAnswer bounds the body of an answer, in bytes. The longest is the list of
@@ -34,27 +30,6 @@ type connection struct {
 	fetched   time.Time
 }
 
-// parsePins checks how the CA is to be recognized: by one of the two, never by
-// nothing.
-func parsePins(c Config) (bundle []*x509.Certificate, fingerprint string, err error) {
-	switch {
-	case c.Fingerprint == "" && len(c.CABundle) == 0:
-		return nil, "", errors.New("fingerprint: give the CA's root fingerprint (step certificate fingerprint root_ca.crt), or a caBundleFile")
-	case c.Fingerprint != "" && len(c.CABundle) > 0:
-		return nil, "", errors.New("fingerprint: there is a caBundleFile, too; give one of the two")
-	case c.Fingerprint != "":
-		fingerprint = strings.ToLower(strings.NewReplacer(":", "", "-", "").Replace(c.Fingerprint))
-		if b, err := hex.DecodeString(fingerprint); err != nil || len(b) != sha256.Size {
-			return nil, "", fmt.Errorf("fingerprint: %q is not a SHA-256 in hexadecimal (64 digits)", c.Fingerprint)
-		}
-		return nil, fingerprint, nil
-	}
-	if bundle, err = pemutil.ParseCertificateBundle(c.CABundle); err != nil {
-		return nil, "", fmt.Errorf("caBundleFile: %w", err)
-	}
-	return bundle, "", nil
-}
-
 // connected returns the kept connection, or makes one.
 func (s *Signer) connected(ctx context.Context) (*connection, error) {
 	if c := s.connection.Load(); c != nil {
@@ -64,7 +39,7 @@ func (s *Signer) connected(ctx context.Context) (*connection, error) {
 		if c := s.connection.Load(); c != nil {
 			return c, nil
 		}
-		trusted := s.pinned
+		trusted := s.pins.Roots
 		if trusted == nil {
 			root, err := s.fetchPinnedRoot(ctx)
 			if err != nil {
@@ -92,7 +67,7 @@ func (s *Signer) refreshed(ctx context.Context, old *connection) (*connection, e
 		}
 		if !slices.EqualFunc(fresh.roots, old.roots, (*x509.Certificate).Equal) {
 			old.transport.CloseIdleConnections()
-			return s.connect(ctx, union(old.trusted, fresh.roots))
+			return s.connect(ctx, trust.Union(old.trusted, fresh.roots))
 		}
 		s.connection.Store(&fresh)
 		return &fresh, nil
@@ -110,7 +85,7 @@ func (s *Signer) connect(ctx context.Context, trusted []*x509.Certificate) (*con
 		c.transport.CloseIdleConnections()
 		return nil, err
 	}
-	if all := union(trusted, c.roots); len(all) > len(trusted) {
+	if all := trust.Union(trusted, c.roots); len(all) > len(trusted) {
 		c.transport.CloseIdleConnections()
 		roots, fetched := c.roots, c.fetched
 		if c, err = s.dialer(all); err != nil {
@@ -122,23 +97,9 @@ func (s *Signer) connect(ctx context.Context, trusted []*x509.Certificate) (*con
 	return c, nil
 }
 
-func union(a, b []*x509.Certificate) []*x509.Certificate {
-	all := slices.Clone(a)
-	for _, root := range b {
-		if !slices.ContainsFunc(all, root.Equal) {
-			all = append(all, root)
-		}
-	}
-	return all
-}
-
 // dialer makes the client; it does not connect yet.
 func (s *Signer) dialer(trusted []*x509.Certificate) (*connection, error) {
-	pool := x509.NewCertPool()
-	for _, root := range trusted {
-		pool.AddCert(root)
-	}
-	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool})
+	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: trust.Pool(trusted)})
 	client, err := ca.NewClient(s.url.String(), ca.WithTransport(limitedTransport{transport}))
 	if err != nil {
 		return nil, err
@@ -191,7 +152,7 @@ func (c *connection) fetchRoots(ctx context.Context) error {
 func (s *Signer) fetchPinnedRoot(ctx context.Context) (*x509.Certificate, error) {
 	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
 	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url.JoinPath("root", s.config.Fingerprint).String(), nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url.JoinPath("root", s.pins.Fingerprint).String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -205,15 +166,14 @@ func (s *Signer) fetchPinnedRoot(ctx context.Context) (*x509.Certificate, error)
 		return nil, err
 	}
 	if response.StatusCode == http.StatusNotFound {
-		return nil, fmt.Errorf("%w %s; compare it with: step certificate fingerprint root_ca.crt", errNoSuchRoot, s.config.Fingerprint)
+		return nil, fmt.Errorf("%w %s; compare it with: step certificate fingerprint root_ca.crt", errNoSuchRoot, s.pins.Fingerprint)
 	}
 	var answer api.RootResponse
 	if err := json.Unmarshal(body, &answer); err != nil || answer.RootPEM.Certificate == nil {
 		return nil, errRubbish
 	}
-	sum := sha256.Sum256(answer.RootPEM.Raw)
-	if want, _ := hex.DecodeString(s.config.Fingerprint); !bytes.Equal(sum[:], want) {
-		return nil, fmt.Errorf("%w %s; it offers %x instead", errNoSuchRoot, s.config.Fingerprint, sum)
+	if offered := trust.Fingerprint(answer.RootPEM.Certificate); offered != s.pins.Fingerprint {
+		return nil, fmt.Errorf("%w %s; it offers %s instead", errNoSuchRoot, s.pins.Fingerprint, offered)
 	}
 	return answer.RootPEM.Certificate, nil
 }

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 const (
@@ -53,7 +54,7 @@ type Config struct {
 type Signer struct {
 	config Config
 	url    *url.URL
-	pinned []*x509.Certificate // from CABundle; else pinned by Fingerprint
+	pins   trust.Pins
 
 	flights    singleflight.Group // connecting, fetching the key, refreshing the roots
 	connection atomic.Pointer[connection]
@@ -82,7 +83,7 @@ func New(c Config) (*Signer, error) {
 	if c.Password == nil {
 		return nil, errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key")
 	}
-	if s.pinned, s.config.Fingerprint, err = parsePins(c); err != nil {
+	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
 	}
 	// Otherwise the client would read $STEPPATH/config/identity.json of the host.
