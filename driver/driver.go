@@ -65,7 +65,7 @@ type Driver struct {
 	targets     *tmpfs.Directory
 
 	background context.Context // of the keepers; ends with Run
-	waiting    waiting
+	readiness  issuer.Readiness
 	ending     sync.WaitGroup // connecting, and revoking
 	locks      locks
 
@@ -93,7 +93,6 @@ func New(c Config) (*Driver, error) {
 		config:      c,
 		authorities: map[string]authority{},
 		volumes:     map[string]*volume{},
-		waiting:     waiting{reasons: map[string]error{}},
 		attributes: attributes.Config{
 			ClusterDomain:   c.ClusterDomain,
 			TrustDomain:     c.TrustDomain,
@@ -104,7 +103,7 @@ func New(c Config) (*Driver, error) {
 	for name, i := range c.Issuers {
 		d.authorities[name] = authority{issuer: i.Issuer, gate: newGate(signingPlaces)}
 		d.attributes.Issuers[name] = i.Bounds
-		d.waiting.set(name, errors.New("not asked yet"))
+		d.readiness.Expect(name)
 	}
 	d.config.KubeletDir = filepath.Clean(c.KubeletDir)
 	return d, nil
@@ -140,13 +139,17 @@ func (d *Driver) Run(ctx context.Context) error {
 		server.close()
 		return err
 	}
-	for name := range d.authorities {
-		d.ending.Go(func() { d.connect(d.background, name) })
+	for name, a := range d.authorities {
+		d.ending.Go(func() { d.readiness.Connect(d.background, name, a.issuer) })
 	}
 	err = server.serve(ctx)
 	d.removeDirectory()
 	return err
 }
+
+// Ready is nil once every issuer has answered, and was trusted, once; else it
+// names those that have not.
+func (d *Driver) Ready() error { return d.readiness.Err() }
 
 // forgetAll ends all keepers.
 func (d *Driver) forgetAll() {

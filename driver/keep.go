@@ -82,7 +82,7 @@ func keep(ctx context.Context, v *volume, renew func(context.Context, *volume) e
 func (v *volume) sleep(ctx context.Context) bool {
 	s := v.state.Load()
 	if !errors.Is(s.err, issuer.ErrNoToken) {
-		return sleepUntil(ctx, s.next)
+		return renewal.SleepUntil(ctx, s.next)
 	}
 	timer := time.NewTimer(time.Until(s.next))
 	defer timer.Stop()
@@ -100,17 +100,6 @@ func within(ctx context.Context, limit time.Duration, do func(context.Context) e
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return do(ctx)
-}
-
-func sleepUntil(ctx context.Context, when time.Time) bool {
-	timer := time.NewTimer(time.Until(when))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // openMounted opens the target path, and makes sure that it is the volume which

@@ -8,6 +8,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
 // revocationTries and the doubling pause between them bound how long a
@@ -21,7 +22,7 @@ const (
 func (d *Driver) revoke(ctx context.Context, v *volume) {
 	logger := klog.FromContext(ctx).WithValues(v.logValues()...)
 	for try := range revocationTries {
-		if try > 0 && !sleepUntil(ctx, time.Now().Add(revocationPause<<(try-1))) {
+		if try > 0 && !renewal.SleepUntil(ctx, time.Now().Add(revocationPause<<(try-1))) {
 			break
 		}
 		err := d.authorities[v.attributes.Issuer].issuer.Revoke(ctx, v.record.Serial)

@@ -3,6 +3,7 @@
 package renewal
 
 import (
+	"context"
 	"math/rand/v2"
 	"time"
 )
@@ -66,3 +67,15 @@ func (v Validity) Retry(failures int, now time.Time, random float64) time.Durati
 
 // Random is in [0, 1).
 func Random() float64 { return rand.Float64() }
+
+// SleepUntil tells whether the time came before ctx ended.
+func SleepUntil(ctx context.Context, when time.Time) bool {
+	timer := time.NewTimer(time.Until(when))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
