@@ -16,7 +16,8 @@ const verifyUsage = `Usage: step-csi verify [flags] DIRECTORY
 
 Verifies what a volume holds: that the key is the certificate's, and that the
 certificate is valid now and signed by one of the roots, for servers and clients.
-It prints what the certificate says, and exits with 1 if anything is wrong.
+It prints what the certificate says, and exits with 1 if anything is wrong. The
+line X.509-SVID has the SPIFFE ID, or the reason why the certificate is none.
 
 Flags:
 
@@ -90,6 +91,7 @@ func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
 	line("IP addresses", texts(leaf.IPAddresses)...)
 	line("URIs", texts(leaf.URIs)...)
 	line("e-mail", leaf.EmailAddresses...)
+	line("X.509-SVID", describeSVID(leaf))
 	line("serial", leaf.SerialNumber.String())
 	line("issuer", leaf.Issuer.CommonName)
 	line("not before", leaf.NotBefore.UTC().Format(time.RFC3339))

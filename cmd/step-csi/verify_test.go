@@ -32,7 +32,7 @@ func issued(t *testing.T, ca *minica.CA, notAfter time.Time, usages ...x509.ExtK
 		Subject: pkix.Name{CommonName: "web"}, DNSNames: []string{"web.shop", "web.shop.svc"},
 		IPAddresses: []net.IP{net.IPv4(10, 0, 0, 7)}, URIs: []*url.URL{{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/shop/sa/web"}},
 		EmailAddresses: []string{"web@example.com"},
-		PublicKey:      key.Public(), ExtKeyUsage: usages,
+		PublicKey:      key.Public(), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usages,
 		NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter,
 	})
 	if err != nil {
@@ -156,6 +156,7 @@ DNS names     web\.shop
 IP addresses  10\.0\.0\.7
 URIs          spiffe://cluster\.local/ns/shop/sa/web
 e-mail        web@example\.com
+X\.509-SVID    spiffe://cluster\.local/ns/shop/sa/web
 serial        \d+
 issuer        MiniCA Intermediate CA
 not before    \S+Z

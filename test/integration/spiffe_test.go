@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -179,6 +180,11 @@ policy:
 				t.Error(err)
 			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
 				t.Errorf("wanted an error with %q, not %v", test.want, err)
+			}
+			out, err := exec.Command(binary, "verify", n.target(p)).CombinedOutput()
+			line := map[bool]string{true: "X.509-SVID    spiffe://example.org/", false: "X.509-SVID    no: it"}[test.want == ""]
+			if err != nil || !strings.Contains(string(out), line) {
+				t.Errorf("no line %q: %v\n%s", line, err, out)
 			}
 			want := map[bool]int{true: 1}[test.said]
 			if test.said {
