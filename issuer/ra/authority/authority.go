@@ -1,0 +1,134 @@
+// Package authority is the registration authority: it holds the CA's credential,
+// so that no node has to, and has certificates signed for pods whose identity the
+// API server has confirmed.
+//
+// Nothing that a caller says is believed. Who the pod is, and on which node,
+// comes from the API server's review of the pod's token; who the caller is, and
+// on which node, from the review of the caller's own. A node gets certificates
+// only for pods that run on it. What a certificate may say is the policy's
+// business, which sees all that is in the CSR.
+//
+// It keeps no state, so any number of replicas can stand side by side.
+package authority
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra/rapb"
+)
+
+// Reviewer asks the API server about service-account tokens.
+type Reviewer interface {
+	// Review returns the pod that the token is bound to. The error is ErrRejected
+	// for a token that is not valid, not for the audience step-csi, or not bound
+	// to a pod that exists; and issuer.ErrUnavailable if there is no answer.
+	Review(ctx context.Context, token issuer.Token) (issuer.Pod, error)
+}
+
+// ErrRejected says that a token proves nothing.
+var ErrRejected = errors.New("the API server does not accept the token")
+
+// ServiceAccount names a service account.
+type ServiceAccount struct{ Namespace, Name string }
+
+// String is the form namespace/name.
+func (s ServiceAccount) String() string { return s.Namespace + "/" + s.Name }
+
+// Issuer is an issuer with the lifetimes that it gives; both are included.
+type Issuer struct {
+	*issuer.Issuer
+	Min, Max time.Duration
+}
+
+// Config is what an Authority needs.
+type Config struct {
+	// Issuers by name.
+	Issuers map[string]Issuer
+	Serving Serving
+	// Plugin is the service account of the node plugins. Nobody else may ask.
+	Plugin   ServiceAccount
+	Reviewer Reviewer
+	Limits   Limits
+	// Metrics are registered here.
+	Metrics prometheus.Registerer
+}
+
+// Authority serves the registration authority.
+type Authority struct {
+	rapb.UnimplementedRegistrationAuthorityServer
+
+	issuers   map[string]Issuer
+	plugin    ServiceAccount
+	reviewer  Reviewer
+	nodes     *limiter
+	pods      *limiter
+	serving   *serving
+	metrics   *metrics
+	readiness issuer.Readiness
+}
+
+// New refuses a configuration that cannot work. Neither the CA nor the API server
+// is asked.
+func New(c Config) (*Authority, error) {
+	switch {
+	case len(c.Issuers) == 0 || c.Reviewer == nil || c.Metrics == nil:
+		return nil, errors.New("an authority needs issuers, a reviewer and a place for metrics")
+	case c.Plugin.Namespace == "" || c.Plugin.Name == "":
+		return nil, errors.New("plugin: name the service account of the node plugins, as namespace/name")
+	}
+	limits, err := c.Limits.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	s, err := newServing(c.Serving)
+	if err != nil {
+		return nil, err
+	}
+	a := &Authority{
+		issuers:  c.Issuers,
+		plugin:   c.Plugin,
+		reviewer: c.Reviewer,
+		nodes:    newLimiter(limits.Node),
+		pods:     newLimiter(limits.Pod),
+		serving:  s,
+	}
+	if a.metrics, err = newMetrics(c.Metrics, s); err != nil {
+		return nil, fmt.Errorf("register the metrics: %w", err)
+	}
+	for name := range c.Issuers {
+		a.readiness.Expect(name)
+	}
+	return a, nil
+}
+
+// Ready is nil once every issuer has answered, and as long as the authority's own
+// certificate is valid; else it says what is missing.
+func (a *Authority) Ready() error {
+	return errors.Join(a.readiness.Err(), a.serving.err(time.Now()))
+}
+
+// Run serves on the listener until the context ends, and finishes the calls in
+// flight.
+func (a *Authority) Run(ctx context.Context, listener net.Listener) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var ending sync.WaitGroup
+	defer func() {
+		stop()
+		ending.Wait()
+	}()
+	ending.Go(func() { a.serving.keep(background) })
+	for name, i := range a.issuers {
+		ending.Go(func() { a.readiness.Connect(background, name, i.Issuer) })
+	}
+	klog.FromContext(ctx).Info("Serving the registration authority", "address", listener.Addr(), "plugin", a.plugin)
+	return a.serve(ctx, listener)
+}

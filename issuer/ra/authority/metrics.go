@@ -1,0 +1,48 @@
+package authority
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+)
+
+// metrics of the authority.
+type metrics struct {
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+}
+
+func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "step_csi_ra_requests_total",
+			Help: "Requests to sign, by issuer and gRPC code of the answer.",
+		}, []string{"issuer", "code"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "step_csi_ra_request_duration_seconds",
+			Help:    "How long requests to sign took, whatever the answer, by issuer.",
+			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
+		}, []string{"issuer"}),
+	}
+	expiry := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "step_csi_ra_certificate_expiration_timestamp_seconds",
+		Help: "When the authority's own certificate expires; 0 if there is none.",
+	}, func() float64 {
+		if at := s.notAfter(); !at.IsZero() {
+			return float64(at.Unix())
+		}
+		return 0
+	})
+	for _, c := range []prometheus.Collector{m.requests, m.duration, expiry} {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *metrics) signed(issuer string, c codes.Code, took time.Duration) {
+	m.requests.WithLabelValues(issuer, c.String()).Inc()
+	m.duration.WithLabelValues(issuer).Observe(took.Seconds())
+}

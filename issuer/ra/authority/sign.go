@@ -1,0 +1,194 @@
+package authority
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/metadata"
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra"
+	"github.com/flexstack/step-csi/issuer/ra/rapb"
+)
+
+// maxToken bounds a token, in bytes. Kubernetes' have about 1.5 KiB.
+const maxToken = 16 << 10
+
+// Sign implements rapb.RegistrationAuthorityServer.
+func (a *Authority) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.SignResponse, error) {
+	begin := time.Now()
+	d := &decision{issuer: req.GetIssuer()}
+	credential, err := a.decide(ctx, req, d)
+	took := time.Since(begin)
+	a.countSign(req.GetIssuer(), err, took)
+	d.record(ctx, credential, err, took)
+	if err != nil {
+		return nil, err
+	}
+	return &rapb.SignResponse{Chain: ra.Raw(credential.Chain), Roots: ra.Raw(credential.Roots)}, nil
+}
+
+// countSign counts a request. A name that is no issuer's anybody could make up.
+func (a *Authority) countSign(name string, err error, took time.Duration) {
+	if _, known := a.issuers[name]; !known {
+		name = ""
+	}
+	a.metrics.signed(name, code(err), took)
+}
+
+// decide has a certificate signed if all that is to be known about the request
+// allows that. What it learns goes into d.
+func (a *Authority) decide(ctx context.Context, req *rapb.SignRequest, d *decision) (*issuer.Credential, error) {
+	if err := a.identify(ctx, req, d); err != nil {
+		return nil, err
+	}
+	if err := a.checkPlace(d, req.GetPod()); err != nil {
+		return nil, err
+	}
+	if !a.pods.allow(d.pod.UID) {
+		return nil, fmt.Errorf("%w for pod %s/%s; the limit is set by authority.limits.pod", errTooMany, d.pod.Namespace, d.pod.Name)
+	}
+	i, known := a.issuers[req.GetIssuer()]
+	if !known {
+		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())
+	}
+	// Not multiplied before it is known to fit.
+	seconds := req.GetDurationSeconds()
+	if seconds < int64(i.Min/time.Second) || seconds > int64(i.Max/time.Second) {
+		return nil, fmt.Errorf("%w: a duration of %d s is not between %s and %s, which the authority allows for the issuer %q",
+			issuer.ErrDenied, seconds, i.Min, i.Max, req.GetIssuer())
+	}
+	csr, wanted, err := issuer.ReadCSR(req.GetCsr(), time.Duration(seconds)*time.Second)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	d.request = &wanted
+	return i.Sign(ctx, issuer.SigningRequest{Applicant: issuer.Applicant{Pod: d.pod}, Request: wanted, CSR: csr})
+}
+
+// identify asks the API server who calls, and for whom, both at once.
+func (a *Authority) identify(ctx context.Context, req *rapb.SignRequest, d *decision) error {
+	own, err := callerToken(ctx)
+	if err != nil {
+		return err
+	}
+	pods := issuer.NewToken(req.GetPodToken(), time.Time{})
+	if err := checkToken(pods); err != nil {
+		return fmt.Errorf("the pod's token: %w", err)
+	}
+	reviews, reviewing := errgroup.WithContext(ctx)
+	reviews.Go(func() (err error) {
+		d.caller, err = a.reviewCaller(reviewing, own)
+		return err
+	})
+	reviews.Go(func() (err error) {
+		if d.pod, err = a.reviewer.Review(reviewing, pods); err != nil {
+			err = fmt.Errorf("the pod's token: %w", err)
+		}
+		return err
+	})
+	return reviews.Wait()
+}
+
+// reviewCaller returns the node plugin's pod that the token is of.
+func (a *Authority) reviewCaller(ctx context.Context, own issuer.Token) (issuer.Pod, error) {
+	caller, err := a.reviewer.Review(ctx, own)
+	if err != nil {
+		return issuer.Pod{}, fmt.Errorf("the caller's token: %w", err)
+	}
+	if !a.isPlugin(caller) {
+		return caller, fmt.Errorf("%w: the caller is service account %s/%s; only node plugins may ask, which are %s",
+			issuer.ErrDenied, caller.Namespace, caller.ServiceAccount, a.plugin)
+	}
+	if !a.nodes.allow(caller.Node) {
+		return caller, fmt.Errorf("%w of node %s; the limit is set by authority.limits.node", errTooMany, caller.Node)
+	}
+	return caller, nil
+}
+
+func (a *Authority) isPlugin(pod issuer.Pod) bool {
+	return ServiceAccount{pod.Namespace, pod.ServiceAccount} == a.plugin
+}
+
+// checkPlace refuses pods of other nodes, a pod that is not what the node takes
+// it for, and the node plugin itself: it runs on every node, in the namespace of
+// the authority, whose names are not every node's.
+func (a *Authority) checkPlace(d *decision, claimed *rapb.Pod) error {
+	says := issuer.Pod{
+		Namespace: claimed.GetNamespace(), Name: claimed.GetName(), UID: claimed.GetUid(),
+		ServiceAccount: claimed.GetServiceAccount(), Node: claimed.GetNode(),
+	}
+	switch {
+	case d.pod.Node != d.caller.Node:
+		return fmt.Errorf("%w: pod %s/%s runs on another node than the caller, %s",
+			issuer.ErrDenied, d.pod.Namespace, d.pod.Name, d.caller.Node)
+	case says != d.pod:
+		return fmt.Errorf("%w: the token is not that of the pod: the node says %s, the token %s", issuer.ErrDenied, describe(says), describe(d.pod))
+	case a.isPlugin(d.pod):
+		return fmt.Errorf("%w: the node plugin itself gets no certificates", issuer.ErrDenied)
+	}
+	return nil
+}
+
+func describe(p issuer.Pod) string {
+	return fmt.Sprintf("%q %q of service account %q on node %q", p.Namespace+"/"+p.Name, p.UID, p.ServiceAccount, p.Node)
+}
+
+// Roots implements rapb.RegistrationAuthorityServer.
+func (a *Authority) Roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
+	roots, err := a.roots(ctx, req)
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Roots are refused", "issuer", req.GetIssuer())
+		return nil, err
+	}
+	return &rapb.RootsResponse{Roots: ra.Raw(roots)}, nil
+}
+
+func (a *Authority) roots(ctx context.Context, req *rapb.RootsRequest) ([]*x509.Certificate, error) {
+	own, err := callerToken(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := a.reviewCaller(ctx, own); err != nil {
+		return nil, err
+	}
+	i, known := a.issuers[req.GetIssuer()]
+	if !known {
+		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())
+	}
+	return i.Roots(ctx)
+}
+
+// callerToken takes the caller's own token out of the call's metadata.
+func callerToken(ctx context.Context) (issuer.Token, error) {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) != 1 {
+		return issuer.Token{}, fmt.Errorf("the caller's token: %w: there is none", ErrRejected)
+	}
+	text, bearer := strings.CutPrefix(values[0], "Bearer ")
+	if !bearer {
+		return issuer.Token{}, fmt.Errorf("the caller's token: %w: it is no bearer token", ErrRejected)
+	}
+	token := issuer.NewToken(text, time.Time{})
+	if err := checkToken(token); err != nil {
+		return issuer.Token{}, fmt.Errorf("the caller's token: %w", err)
+	}
+	return token, nil
+}
+
+var errNoJWT = errors.New("it is not a JSON Web Token")
+
+// checkToken spares the API server what cannot be a token.
+func checkToken(t issuer.Token) error {
+	text := t.Reveal()
+	if len(text) > maxToken || strings.Count(text, ".") != 2 || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("%w: %w", ErrRejected, errNoJWT)
+	}
+	return nil
+}

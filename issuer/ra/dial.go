@@ -1,0 +1,86 @@
+package ra
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+)
+
+// MaxMessage bounds a message in bytes, both ways. A CSR with a hundred names and
+// a token take 30 KiB.
+const MaxMessage = 128 << 10
+
+// serviceConfig spreads the calls over all replicas, and takes a call that one of
+// them did not answer to another. When most calls fail, it does not try again:
+// then it is not the replica's fault. See
+// https://github.com/grpc/grpc-proto/blob/master/grpc/service_config/service_config.proto
+const serviceConfig = `{
+  "loadBalancingConfig": [{"round_robin": {}}],
+  "methodConfig": [{
+    "name": [{"service": "stepcsi.ra.v1.RegistrationAuthority"}],
+    "retryPolicy": {
+      "maxAttempts": 3, "initialBackoff": "0.02s", "maxBackoff": "0.2s", "backoffMultiplier": 3,
+      "retryableStatusCodes": ["UNAVAILABLE"]
+    }
+  }],
+  "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5}
+}`
+
+// idleTimeout is when unused connections are closed: a node renews a few times a
+// day, and there may be thousands of nodes.
+const idleTimeout = 2 * time.Minute
+
+// dial does not connect yet.
+func (s *Signer) dial() (*grpc.ClientConn, error) {
+	port := s.url.Port()
+	if port == "" {
+		port = "443"
+	}
+	secure := credentials.NewTLS(&tls.Config{
+		MinVersion: tls.VersionTLS13,
+		ServerName: s.url.Hostname(),
+		// Verified by verify, in the same handshake.
+		InsecureSkipVerify: true,
+		VerifyConnection:   s.verify,
+	})
+	return grpc.NewClient("dns:///"+net.JoinHostPort(s.url.Hostname(), port),
+		grpc.WithTransportCredentials(secure),
+		grpc.WithPerRPCCredentials(ownToken{s.config.Token}),
+		grpc.WithDefaultServiceConfig(serviceConfig),
+		grpc.WithDisableServiceConfig(), // what DNS says does not count
+		grpc.WithNoProxy(),
+		grpc.WithIdleTimeout(idleTimeout),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
+		// A replica whose machine is gone is noticed while it is waited for.
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			MinConnectTimeout: 5 * time.Second,
+			Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
+		}))
+}
+
+// ownToken adds the node plugin's own token to each call. The kubelet replaces
+// the file, so it is read each time.
+type ownToken struct{ read func() ([]byte, error) }
+
+var _ credentials.PerRPCCredentials = ownToken{}
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (t ownToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token, err := t.read()
+	if err != nil {
+		return nil, fmt.Errorf("read the plugin's own token: %w", err)
+	}
+	return map[string]string{"authorization": "Bearer " + strings.TrimSpace(string(token))}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (ownToken) RequireTransportSecurity() bool { return true }

@@ -1,0 +1,53 @@
+package ra
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+var errRubbish = errors.New("the answer is not a registration authority's")
+
+// answer is an error that the authority has answered, in its own words.
+type answer struct {
+	text  string
+	kinds []error
+}
+
+// Error implements error.
+func (a answer) Error() string { return a.text }
+
+// Unwrap tells what kind of error it is.
+func (a answer) Unwrap() []error { return a.kinds }
+
+// explain says which authority did not do what, and whether it refused or could
+// not.
+func (s *Signer) explain(ctx context.Context, what string, err error) error {
+	said, answered := status.FromError(err)
+	if !answered {
+		return fmt.Errorf("%s: %s: %w: %w", s.url, what, issuer.ErrUnavailable, err)
+	}
+	a := answer{text: said.Message()}
+	switch said.Code() {
+	case codes.PermissionDenied, codes.InvalidArgument:
+		a.kinds = []error{issuer.ErrDenied}
+	case codes.Unauthenticated:
+		a.kinds = []error{issuer.ErrUnavailable, issuer.ErrNoToken}
+	case codes.NotFound:
+		a.kinds = []error{issuer.ErrUnavailable}
+	case codes.Internal:
+		// The CA has answered something else than what was asked for.
+	default:
+		a.kinds = []error{issuer.ErrUnavailable}
+		a.text = issuer.ErrUnavailable.Error() + ": " + said.Message()
+	}
+	if ctx.Err() != nil {
+		a.kinds = append(a.kinds, ctx.Err())
+	}
+	return fmt.Errorf("%s: %s: %w", s.url, what, a)
+}

@@ -1,0 +1,234 @@
+// Package ra signs through the registration authority (see package authority): a
+// node that asks it needs no credential of the CA. What it shows instead are two
+// service-account tokens, that of the pod which the certificate is for and that
+// of the node plugin itself.
+//
+// The protocol is described in rapb/ra.proto.
+package ra
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra/rapb"
+	"github.com/flexstack/step-csi/issuer/trust"
+)
+
+const (
+	// defaultTimeout bounds a call, with its tries at other replicas.
+	defaultTimeout = 30 * time.Second
+	// rootsMaxAge is how old the roots may be that a certificate is issued with.
+	rootsMaxAge = 5 * time.Minute
+)
+
+// Config is what a Signer needs.
+type Config struct {
+	// URL of the authority, https only. Its host is a DNS name in the authority's
+	// certificate. All addresses that it resolves to are replicas.
+	URL string
+	// Fingerprint is the SHA-256 of a root of the CA which has signed the
+	// authority's certificate, in hexadecimal. Either it or CABundle is needed.
+	Fingerprint string
+	// CABundle holds roots of that CA, in PEM.
+	CABundle []byte
+	// Issuer is the name of the issuer at the authority.
+	Issuer string
+	// Token returns the service-account token of the node plugin's own pod.
+	Token func() ([]byte, error)
+	// Timeout of one call; zero means 30 s.
+	Timeout time.Duration
+}
+
+// Signer is an issuer.Signer.
+type Signer struct {
+	config     Config
+	url        *url.URL
+	pins       trust.Pins
+	trusted    atomic.Pointer[[]*x509.Certificate] // what the authority is verified by
+	roots      atomic.Pointer[answeredRoots]
+	connection *grpc.ClientConn
+	client     rapb.RegistrationAuthorityClient
+}
+
+type answeredRoots struct {
+	certificates []*x509.Certificate
+	at           time.Time
+}
+
+var _ issuer.Signer = (*Signer)(nil)
+
+// New refuses a configuration that cannot work, without asking the authority.
+func New(c Config) (*Signer, error) {
+	u, err := url.Parse(c.URL)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf("url: %q is not of the form https://<DNS name of the authority>[:<port>]", c.URL)
+	}
+	if c.Issuer == "" {
+		return nil, errors.New("provisioner.name: name the authority's issuer, such as default")
+	}
+	if c.Token == nil {
+		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod")
+	}
+	s := &Signer{config: c, url: &url.URL{Scheme: u.Scheme, Host: u.Host}}
+	if s.config.Timeout == 0 {
+		s.config.Timeout = defaultTimeout
+	}
+	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
+		return nil, err
+	}
+	if s.connection, err = s.dial(); err != nil {
+		return nil, err
+	}
+	s.client = rapb.NewRegistrationAuthorityClient(s.connection)
+	return s, nil
+}
+
+// Close ends the connections to all replicas. The Signer is of no use afterwards.
+func (s *Signer) Close() { s.connection.Close() }
+
+// Connect checks that the authority can be reached and trusted, and that it
+// knows the issuer and accepts this node plugin.
+func (s *Signer) Connect(ctx context.Context) error {
+	_, err := s.fetchRoots(ctx)
+	return err
+}
+
+// Sign has the authority sign the CSR. Without a valid token of the pod it does
+// not ask: the error is issuer.ErrNoToken then.
+func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
+	token, pod := req.Applicant.Token, req.Applicant.Pod
+	if !token.ValidAt(time.Now()) {
+		return nil, fmt.Errorf("%w: %w to show to %s: the kubelet brings one with its next call, within two minutes, "+
+			"if the CSIDriver object has tokenRequests for the audience %s and requiresRepublish: true",
+			issuer.ErrUnavailable, issuer.ErrNoToken, s.url, issuer.TokenAudience)
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	defer cancel()
+	answer, err := s.client.Sign(ctx, &rapb.SignRequest{
+		Issuer:          s.config.Issuer,
+		Csr:             req.CSR.Raw,
+		DurationSeconds: int64(req.Request.Duration / time.Second),
+		PodToken:        token.Reveal(),
+		Pod: &rapb.Pod{
+			Namespace:      pod.Namespace,
+			Name:           pod.Name,
+			Uid:            pod.UID,
+			ServiceAccount: pod.ServiceAccount,
+			Node:           pod.Node,
+		},
+	})
+	if err != nil {
+		return nil, s.explain(ctx, "sign", err)
+	}
+	chain, err := certificates(answer.GetChain())
+	if err != nil {
+		return nil, s.explain(ctx, "sign", err)
+	}
+	roots, err := certificates(answer.GetRoots())
+	if err != nil {
+		return nil, s.explain(ctx, "sign", err)
+	}
+	s.keepRoots(roots)
+	return chain, nil
+}
+
+// Roots returns all roots of the CA, as the authority knows them. They are at
+// most five minutes old as long as the authority answers, and the last ones
+// known when it does not.
+func (s *Signer) Roots(ctx context.Context) ([]*x509.Certificate, error) {
+	known := s.roots.Load()
+	if known != nil && time.Since(known.at) < rootsMaxAge {
+		return known.certificates, nil
+	}
+	fresh, err := s.fetchRoots(ctx)
+	if err != nil && known != nil {
+		return known.certificates, nil
+	}
+	return fresh, err
+}
+
+func (s *Signer) fetchRoots(ctx context.Context) ([]*x509.Certificate, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	defer cancel()
+	answer, err := s.client.Roots(ctx, &rapb.RootsRequest{Issuer: s.config.Issuer})
+	if err != nil {
+		return nil, s.explain(ctx, "get the roots", err)
+	}
+	roots, err := certificates(answer.GetRoots())
+	if err != nil {
+		return nil, s.explain(ctx, "get the roots", err)
+	}
+	s.keepRoots(roots)
+	return roots, nil
+}
+
+// keepRoots also trusts the authority by what it has answered over a verified
+// connection, so that its own certificate may come from a newer root.
+func (s *Signer) keepRoots(roots []*x509.Certificate) {
+	s.roots.Store(&answeredRoots{roots, time.Now()})
+	trusted := s.trusted.Load()
+	all := trust.Union(*trusted, roots)
+	if len(all) > len(*trusted) {
+		s.trusted.Store(&all)
+	}
+}
+
+// verify takes the place of crypto/tls's own verification, which knows neither
+// fingerprints nor roots that change.
+func (s *Signer) verify(state tls.ConnectionState) error {
+	presented := state.PeerCertificates
+	if len(presented) == 0 {
+		return errors.New("the authority shows no certificate")
+	}
+	trusted := s.trusted.Load()
+	if trusted == nil {
+		pinned := s.pins.Among(presented)
+		if pinned == nil {
+			return fmt.Errorf("the authority has no root with the fingerprint %s", s.pins.Fingerprint)
+		}
+		trusted = &pinned
+	}
+	_, err := presented[0].Verify(x509.VerifyOptions{
+		DNSName:       s.url.Hostname(),
+		Roots:         trust.Pool(*trusted),
+		Intermediates: trust.Pool(presented[1:]),
+	})
+	if err == nil {
+		s.trusted.CompareAndSwap(nil, trusted)
+	}
+	return err
+}
+
+func certificates(all [][]byte) ([]*x509.Certificate, error) {
+	if len(all) == 0 {
+		return nil, errRubbish
+	}
+	parsed := make([]*x509.Certificate, len(all))
+	for i, der := range all {
+		var err error
+		if parsed[i], err = x509.ParseCertificate(der); err != nil {
+			return nil, fmt.Errorf("%w: %w", errRubbish, err)
+		}
+	}
+	return parsed, nil
+}
+
+// Raw is how certificates are sent.
+func Raw(all []*x509.Certificate) [][]byte {
+	raw := make([][]byte, len(all))
+	for i, certificate := range all {
+		raw[i] = certificate.Raw
+	}
+	return raw
+}
