@@ -20,8 +20,8 @@ type health struct {
 	server   *http.Server
 }
 
-// newHealth listens on address; an empty one turns it off.
-func newHealth(address string, ready func() error) (*health, error) {
+// newHealth listens on address; an empty one turns it off. metrics may be nil.
+func newHealth(address string, ready func() error, metrics http.Handler) (*health, error) {
 	if address == "" {
 		return nil, nil
 	}
@@ -30,7 +30,7 @@ func newHealth(address string, ready func() error) (*health, error) {
 		return nil, fmt.Errorf("--http-address %s: %w", address, err)
 	}
 	return &health{listener, &http.Server{
-		Handler:           healthHandler(ready),
+		Handler:           healthHandler(ready, metrics),
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      10 * time.Second,
 		IdleTimeout:       time.Minute,
@@ -40,7 +40,7 @@ func newHealth(address string, ready func() error) (*health, error) {
 
 // healthHandler keeps being alive apart from being ready: to restart the plugin
 // does not bring a CA back.
-func healthHandler(ready func() error) http.Handler {
+func healthHandler(ready func() error, metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -50,6 +50,9 @@ func healthHandler(ready func() error) http.Handler {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	if metrics != nil {
+		mux.Handle("GET /metrics", metrics)
+	}
 	return mux
 }
 

@@ -27,7 +27,7 @@ func TestHealth(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			answer := httptest.NewRecorder()
-			healthHandler(func() error { return test.ready }).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, test.path, nil))
+			healthHandler(func() error { return test.ready }, nil).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, test.path, nil))
 			if answer.Code != test.status || answer.Body.String() != test.body {
 				t.Errorf("%d %q", answer.Code, answer.Body)
 			}
@@ -36,7 +36,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestHealthAddress(t *testing.T) {
-	if h, err := newHealth("", nil); h != nil || err != nil {
+	if h, err := newHealth("", nil, nil); h != nil || err != nil {
 		t.Errorf("off by default: %v, %v", h, err)
 	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -44,7 +44,7 @@ func TestHealthAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	if _, err := newHealth(taken.Addr().String(), nil); err == nil || !strings.Contains(err.Error(), "--http-address "+taken.Addr().String()) {
+	if _, err := newHealth(taken.Addr().String(), nil, nil); err == nil || !strings.Contains(err.Error(), "--http-address "+taken.Addr().String()) {
 		t.Errorf("a taken address: %v", err)
 	}
 }
@@ -52,7 +52,7 @@ func TestHealthAddress(t *testing.T) {
 // An answer under way when the plugin stops is finished; then nobody listens.
 func TestHealthStops(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
-	h, err := newHealth("127.0.0.1:0", func() error { close(asked); <-release; return nil })
+	h, err := newHealth("127.0.0.1:0", func() error { close(asked); <-release; return nil }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
 // Command step-csi is a Kubernetes CSI node plugin that gives every pod its own
-// X.509 certificate from a Smallstep step-ca.
+// X.509 certificate from a Smallstep step-ca, and the registration authority that
+// keeps the CA's credential off the nodes.
 package main
 
 import (
@@ -18,10 +19,12 @@ const usage = `step-csi gives every pod its own X.509 certificate from a Smallst
 Usage:
 
   step-csi node [flags]    serve the CSI node plugin; one on every node
+  step-csi ra [flags]      serve the registration authority, which signs for all nodes
   step-csi verify DIR      verify the files of a volume, and print what they say
   step-csi version         print the version
 
-"step-csi node --help" lists its flags and an example of its configuration.
+"step-csi node --help" and "step-csi ra --help" list their flags, and show their
+configurations.
 `
 
 // errUsage is about the command line: it exits with 2, and an explanation has
@@ -50,6 +53,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch args[0] {
 	case "node":
 		return node(ctx, args[1:], stdout, stderr)
+	case "ra":
+		return registrationAuthority(ctx, args[1:], stdout, stderr)
 	case "verify":
 		return verify(args[1:], stdout, stderr)
 	case "version", "--version", "-version":

@@ -11,9 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/policy"
+	"github.com/flexstack/step-csi/issuer/ra/authority"
 )
 
 const valid = `
@@ -48,11 +51,14 @@ func write(t *testing.T, config string) string {
 }
 
 func TestConfiguration(t *testing.T) {
-	c, err := loadConfig(write(t, valid))
+	c, err := loadConfig(write(t, valid), (*configFile).node)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := c.driverConfig(options{kubeletDir: "/var/lib/kubelet", nodeName: "node-1", register: true})
+	got, err := c.driverConfig(options{kubeletDir: "/var/lib/kubelet", nodeName: "node-1", register: true})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if got.Name != "csi.step-ca.io" || got.Socket != "/var/lib/kubelet/plugins/csi.step-ca.io/csi.sock" || got.TrustDomain != "example.org" ||
 		!got.AllowShortNames || !got.Register || got.NodeName != "node-1" {
 		t.Errorf("%+v", got)
@@ -71,11 +77,14 @@ issuers:
     fingerprint: 84:A0:AC:1E:A9:FB:CC:5A:C5:AD:51:AF:0F:F5:A1:BF:02:BD:7D:7C:CD:5B:F8:B0:B8:CB:8B:6A:3D:1F:1F:00
     provisioner: {type: jwk, name: admin, passwordFile: password}
     duration: {max: 8h}
-`))
+`), (*configFile).node)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := c.driverConfig(options{})
+	got, err := c.driverConfig(options{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if got.Name != "csi.step-ca.io" || got.TrustDomain != "k8s.example.com" || got.AllowShortNames {
 		t.Errorf("%+v", got)
 	}
@@ -120,13 +129,13 @@ func TestWrongConfigurations(t *testing.T) {
 				t.Fatal("the case changes nothing")
 			}
 			path := write(t, config)
-			_, err := loadConfig(path)
+			_, err := loadConfig(path, (*configFile).node)
 			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), path) {
 				t.Errorf("got %v, want the file and %q", err, test.want)
 			}
 		})
 	}
-	if _, err := loadConfig("/nowhere/step-csi.yaml"); err == nil || !strings.Contains(err.Error(), "/nowhere/step-csi.yaml") {
+	if _, err := loadConfig("/nowhere/step-csi.yaml", (*configFile).node); err == nil || !strings.Contains(err.Error(), "/nowhere/step-csi.yaml") {
 		t.Errorf("no file: %v", err)
 	}
 }
@@ -168,9 +177,142 @@ func TestHelpIsTrue(t *testing.T) {
 	}
 	_, example, _ := strings.Cut(nodeUsage, "where there are any:\n")
 	example = strings.Replace(example, "84a0…  ", "84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00 ", 1)
-	path := write(t, strings.Replace(example, "/etc/step-csi/password", "password", 1))
-	if _, err := loadConfig(path); err != nil {
+	example = strings.Replace(example, "/etc/step-csi/password", "password", 1)
+	if _, err := loadConfig(write(t, example), (*configFile).node); err != nil {
 		t.Error(err)
+	}
+	for _, name := range []string{"config", "listen", "http-address", "v"} {
+		if !strings.Contains(raUsage, "  --"+name+" ") {
+			t.Errorf("no --%s in the help of ra", name)
+		}
+	}
+	_, more, _ := strings.Cut(raUsage, "Beside that it has\n")
+	more, _, _ = strings.Cut(more, "Its service account")
+	indented := strings.ReplaceAll("\n"+more, "\n  ", "\n")
+	example = strings.ReplaceAll("\n"+example, "\n  ", "\n") + indented
+	if _, err := loadConfig(write(t, example), (*configFile).authority); err != nil {
+		t.Error(err)
+	}
+}
+
+const authorityPart = `
+authority:
+  names: [step-csi-ra.step-ca.svc.cluster.local]
+  plugin: step-ca/step-csi
+  limits: {node: {rate: 5, burst: 50}}
+`
+
+func TestAuthorityConfiguration(t *testing.T) {
+	c, err := loadConfig(write(t, valid+authorityPart), (*configFile).authority)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.authorityConfig(nil, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := got.Issuers["default"]; i.Min != 5*time.Minute || i.Max != 24*time.Hour || got.Serving.Duration != 12*time.Hour ||
+		got.Plugin.String() != "step-ca/step-csi" || got.Limits.Node.Burst != 50 {
+		t.Errorf("%+v", got)
+	}
+	// Names of the authorities are nobody's, in all forms.
+	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
+	for _, name := range []string{"step-csi-ra.step-ca.svc.cluster.local", "step-csi-ra.step-ca.svc", "step-csi-ra.step-ca", "*.step-ca.svc", "step-certificates.step-ca.svc.cluster.local"} {
+		err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: []string{name}})
+		if !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "reserved") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: []string{"x.step-ca.svc"}}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWrongAuthorities(t *testing.T) {
+	for name, test := range map[string]struct{ old, new, want string }{
+		"none":                {authorityPart, "", "authority: is missing"},
+		"signs not by itself": {"type: jwk, name: admin, passwordFile: password", "type: ra, tokenFile: password", "issuers.default.provisioner.type"},
+		"unknown issuer":      {"  plugin:", "  issuer: other\n  plugin:", "authority.issuer"},
+		"unknown key":         {"  plugin:", "  plugins: x\n  plugin:", `"authority.plugins"`},
+		"no plugin":           {"step-ca/step-csi", "step-csi", "authority.plugin"},
+		"no names":            {"[step-csi-ra.step-ca.svc.cluster.local]", "[]", "names: there must be"},
+		"a limit of nothing":  {"{rate: 5, burst: 50}", "{rate: -1, burst: 50}", "limits.node"},
+		"half a Kubernetes":   {"  plugin:", "  kubernetes: {url: 'https://10.0.0.1'}\n  plugin:", "authority.kubernetes"},
+		"no Kubernetes":       {"", "", "authority.kubernetes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := write(t, strings.Replace(valid+authorityPart, test.old, test.new, 1))
+			c, err := loadConfig(path, (*configFile).authority)
+			if err == nil {
+				err = tryAuthority(c)
+			}
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want something with %q", err, test.want)
+			}
+		})
+	}
+}
+
+// tryAuthority makes all of the authority but its way to the API server.
+func tryAuthority(c *authorityConfig) error {
+	checked, err := c.authorityConfig(&authority.TokenReview{}, prometheus.NewRegistry())
+	if err != nil {
+		return err
+	}
+	if _, err := authority.New(checked); err != nil {
+		return err
+	}
+	_, err = c.file.Kubernetes.apiServer()
+	return err
+}
+
+// A node plugin that asks an authority has tokens to show, and no password.
+func TestIssuerAtAnAuthority(t *testing.T) {
+	const jwk = "{type: jwk, name: admin, passwordFile: password}"
+	for name, test := range map[string]struct{ provisioner, want string }{
+		"fine":                {"{type: ra, tokenFile: password}", ""},
+		"no token":            {"{type: ra}", "provisioner.tokenFile"},
+		"no such token":       {"{type: ra, tokenFile: none}", "provisioner.tokenFile: open"},
+		"password as well":    {"{type: ra, tokenFile: password, passwordFile: password}", "provisioner.passwordFile"},
+		"token for nobody":    {"{type: jwk, name: admin, passwordFile: password, tokenFile: password}", "provisioner.tokenFile"},
+		"policy at the node":  {"{type: ra, tokenFile: password}\n    policy: {validations: [{expression: 'true'}]}", "issuers.default.policy"},
+		"authority at a node": {"{type: ra, tokenFile: password}", "authority: is for step-csi ra"},
+	} {
+		text := strings.Replace(valid, jwk, test.provisioner, 1)
+		if name == "authority at a node" {
+			text += authorityPart
+		}
+		_, err := loadConfig(write(t, text), (*configFile).node)
+		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("%s: got %v, want something with %q", name, err, test.want)
+		}
+	}
+}
+
+// An issuer's own validations replace the common ones.
+func TestPolicyOfAnIssuer(t *testing.T) {
+	second := strings.Replace(valid, "issuers:\n", `issuers:
+  open:
+    url: https://other.example.com
+    fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00
+    provisioner: {type: jwk, name: admin, passwordFile: password}
+    policy: {validations: [{expression: "request.issuer == 'open'"}]}
+`, 1)
+	c, err := loadConfig(write(t, second), (*configFile).node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := issuer.Pod{Namespace: "shop", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
+	req := issuer.Request{DNSNames: strings.Fields(strings.Repeat("www.example.org ", 10))}
+	if err := c.issuers["open"].allow(t.Context(), pod, req); err != nil {
+		t.Error(err)
+	}
+	if err := c.issuers["default"].allow(t.Context(), pod, req); !errors.Is(err, issuer.ErrDenied) {
+		t.Errorf("default: %v", err)
+	}
+	if _, err := loadConfig(write(t, strings.Replace(second, "== 'open'", "= 1", 1)), (*configFile).node); err == nil ||
+		!strings.Contains(err.Error(), "issuers.open.policy: ") || !strings.Contains(err.Error(), "validations[0].expression:1") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -191,7 +333,7 @@ func TestReadmeIsTrue(t *testing.T) {
 	}
 	config := strings.NewReplacer("84a0… ", "84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00 ", "/etc/step-csi/password", "password").
 		Replace(block("driverName:"))
-	if _, err := loadConfig(write(t, config)); err != nil {
+	if _, err := loadConfig(write(t, config), (*configFile).node); err != nil {
 		t.Error(err)
 	}
 	own := block("policy:")

@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver"
+	"github.com/flexstack/step-csi/issuer"
 )
 
 const nodeUsage = `Usage: step-csi node [flags]
@@ -44,10 +45,12 @@ The configuration, with its defaults where there are any:
       fingerprint: 84a0…               # step certificate fingerprint root_ca.crt
       # caBundleFile: /etc/step-csi/root_ca.crt        instead of the fingerprint
       provisioner: {type: jwk, name: admin, passwordFile: /etc/step-csi/password}
+      # provisioner: {type: ra, tokenFile: /etc/step-csi/token}   the url is then that of "step-csi ra"
       duration: {default: 24h, max: 24h, min: 5m}
   policy:
     allowShortNames: false             # also the bare "s" of service-names: s
-    validations: []                    # CEL; replaces the default policy where given
+    validations: []                    # CEL; replaces the default policy where given, and an
+                                       # issuer's own policy.validations replace these
 `
 
 // options are the flags of the node command.
@@ -63,20 +66,25 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	settings, err := loadConfig(o.config)
+	settings, err := loadConfig(o.config, (*configFile).node)
 	if err != nil {
 		return err
 	}
+	defer settings.close()
 	if err := setUpLogs(o.verbosity); err != nil {
 		return err
 	}
 	// What is made without a mode of its own is root's alone.
 	unix.Umask(0o077)
-	d, err := driver.New(settings.driverConfig(o))
+	checked, err := settings.driverConfig(o)
 	if err != nil {
 		return err
 	}
-	h, err := newHealth(o.httpAddress, d.Ready)
+	d, err := driver.New(checked)
+	if err != nil {
+		return err
+	}
+	h, err := newHealth(o.httpAddress, d.Ready, nil)
 	if err != nil {
 		return err
 	}
@@ -87,7 +95,6 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	err = d.Run(ctx)
 	stop()
 	serving.Wait()
-	settings.close()
 	klog.FromContext(ctx).Info("Stopped; mounted volumes stay as they are")
 	klog.Flush()
 	return err
@@ -125,6 +132,37 @@ func parseOptions(args []string, stdout, stderr io.Writer) (options, error) {
 		return o, fmt.Errorf("--kubelet-dir: %w", err)
 	}
 	return o, nil
+}
+
+// node checks that the file is a node plugin's.
+func (f *configFile) node(directory string) (*config, error) {
+	if f.Authority != nil {
+		return nil, errors.New("authority: is for step-csi ra; a node plugin has none")
+	}
+	return f.check(directory)
+}
+
+func (c *config) driverConfig(o options) (driver.Config, error) {
+	d := driver.Config{
+		Name:            c.driverName,
+		Version:         version(),
+		NodeName:        o.nodeName,
+		KubeletDir:      o.kubeletDir,
+		Socket:          or(o.socket, filepath.Join(o.kubeletDir, "plugins", c.driverName, "csi.sock")),
+		Register:        o.register,
+		ClusterDomain:   c.clusterDomain,
+		TrustDomain:     c.trustDomain,
+		AllowShortNames: c.allowShortNames,
+		Issuers:         map[string]driver.Issuer{},
+	}
+	for name, i := range c.issuers {
+		made, err := issuer.New(issuer.Config{Signer: i.signer, Policy: i.allow})
+		if err != nil {
+			return driver.Config{}, err
+		}
+		d.Issuers[name] = driver.Issuer{Issuer: made, Bounds: i.bounds}
+	}
+	return d, nil
 }
 
 // setUpLogs gives klog flags of its own: a library has registered -v of glog on
