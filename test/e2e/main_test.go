@@ -45,6 +45,7 @@ func TestE2E(t *testing.T) {
 			"two-clusters":   twoClusters,
 			"helm-test":      helmTest,
 			"network-policy": networkPolicy,
+			"spiffe":         spiffe,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

@@ -1,7 +1,8 @@
 // Command images makes the images that the end-to-end tests run beside step-csi:
 // step-ca, NATS, PostgreSQL, curl and the examples' application, under the names
-// of the public ones, from Debian's packages and Go modules, without a registry.
-// It prints the path of an OCI archive that holds them all.
+// of the public ones, from Debian's packages and Go modules, without a registry;
+// and a program that speaks SPIFFE. It prints the path of an OCI archive that
+// holds them all.
 package main
 
 import (
@@ -36,6 +37,7 @@ var programs = []struct{ directory, target string }{
 	{"test/realca/module", "tool"}, // step-ca and step
 	{"test/e2e/images/nats", "tool"},
 	{".", "./deploy/examples/mtls/app"},
+	{".", "./test/e2e/images/spiffe"},
 }
 
 // image is a name and a configuration; all have the same files.
@@ -61,6 +63,7 @@ var images = []image{
 	{name: "docker.io/curlimages/curl:8.11.1", user: "100", env: []string{path}, entrypoint: []string{"curl"}},
 	{name: "docker.io/library/busybox:1.37", env: []string{"PATH=/busybox"}, cmd: []string{"sh"}},
 	{name: "ghcr.io/flexstack/step-csi-example:0.1.0", user: "65532:65532", env: []string{path}, entrypoint: []string{"/usr/local/bin/app"}},
+	{name: "ghcr.io/flexstack/step-csi-spiffe:test", user: "65532:65532", env: []string{path}, entrypoint: []string{"/usr/local/bin/spiffe"}},
 }
 
 // applets are the names that busybox goes by.
