@@ -43,6 +43,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(directory)
+	if err := addHosts(directory); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	binary = filepath.Join(directory, "step-csi")
 	if out, err := buildBinary().CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build step-csi: %v\n%s", err, out)
@@ -54,6 +58,15 @@ func run(m *testing.M) int {
 		return 1
 	}
 	return code
+}
+
+// addHosts gives the tests' hosts their addresses, in the sandbox.
+func addHosts(directory string) error {
+	hosts := filepath.Join(directory, "hosts")
+	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost\n127.0.0.1 "+authorityHost+"\n127.0.0.2 "+authorityHost+"\n"), 0o644); err != nil {
+		return err
+	}
+	return syscall.Mount(hosts, "/etc/hosts", "", syscall.MS_BIND, "")
 }
 
 // buildBinary has the race detector in it where there is a C compiler.
@@ -118,7 +131,8 @@ type node struct {
 	t          testing.TB
 	kubeletDir string
 	config     string
-	flags      []string // more of them
+	flags      []string         // more of them
+	tokens     func(pod) string // that the kubelet sends, if it does
 	logs       *buffer
 	process    *exec.Cmd
 	connection *grpc.ClientConn
@@ -275,6 +289,7 @@ func (n *node) publishRequest(p pod) *csi.NodePublishVolumeRequest {
 		volumeContext[key] = value
 	}
 	return &csi.NodePublishVolumeRequest{
+		Secrets:    n.secrets(p),
 		VolumeId:   p.volumeID(),
 		TargetPath: target,
 		Readonly:   true,
@@ -284,6 +299,14 @@ func (n *node) publishRequest(p pod) *csi.NodePublishVolumeRequest {
 		},
 		VolumeContext: volumeContext,
 	}
+}
+
+func (n *node) secrets(p pod) map[string]string {
+	if n.tokens == nil {
+		return nil
+	}
+	return map[string]string{"csi.storage.k8s.io/serviceAccount.tokens": fmt.Sprintf(
+		`{"step-csi": {"token": %q, "expirationTimestamp": %q}}`, n.tokens(p), time.Now().Add(time.Hour).UTC().Format(time.RFC3339Nano))}
 }
 
 func (n *node) tryPublish(p pod) error {

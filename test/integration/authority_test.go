@@ -1,0 +1,404 @@
+package integration
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	authentication "k8s.io/api/authentication/v1"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/test/embeddedca"
+	"github.com/flexstack/step-csi/test/reviews"
+)
+
+// authorityHost has an address for each replica: see TestMain.
+const authorityHost = "authority.test"
+
+// authorities are a registration authority, with one or more replicas, each a
+// process of its own.
+type authorities struct {
+	t        testing.TB
+	reviews  *reviews.Server
+	ca       *embeddedca.CA
+	port     string
+	replicas []*replica
+}
+
+type replica struct {
+	address string
+	http    string
+	config  string
+	logs    *buffer
+	process *exec.Cmd
+}
+
+// plugin is the pod of the node plugin.
+var plugin = issuer.Pod{Namespace: "step-ca", Name: "step-csi-1", UID: "uid-plugin", ServiceAccount: "step-csi", Node: "node-1"}
+
+// jwt has the form of a token.
+func jwt(name string) string { return "header." + name + ".signature" }
+
+// startAuthority starts replicas on 127.0.0.1, 127.0.0.2 and so on. more is
+// appended to their configuration, below authority.
+func startAuthority(t testing.TB, ca *embeddedca.CA, replicas int, more string) *authorities {
+	t.Helper()
+	server, err := reviews.Start()
+	must(t, err)
+	t.Cleanup(server.Stop)
+	r := &authorities{t: t, reviews: server, ca: ca, port: freePort(t)}
+	server.Bind(jwt("plugin"), plugin)
+	for i := range replicas {
+		r.replicas = append(r.replicas, r.prepare(fmt.Sprintf("127.0.0.%d", i+1), more))
+		r.start(i)
+	}
+	t.Cleanup(func() {
+		for i := range r.replicas {
+			r.stop(i)
+			if t.Failed() {
+				t.Logf("the log of replica %d:\n%s", i, r.replicas[i].logs)
+			}
+		}
+	})
+	for i := range replicas {
+		r.waitReady(i)
+	}
+	return r
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer listener.Close()
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	must(t, err)
+	return port
+}
+
+func (r *authorities) prepare(address, more string) *replica {
+	r.t.Helper()
+	directory := r.t.TempDir()
+	name, password := r.ca.Provisioner()
+	p := &replica{address: address, http: net.JoinHostPort(address, freePort(r.t)), config: filepath.Join(directory, "step-csi.yaml"), logs: &buffer{}}
+	for file, content := range map[string]string{
+		"password": password, "api.crt": string(r.reviews.RootPEM()), "token": "the authority's own",
+		"step-csi.yaml": fmt.Sprintf(`
+issuers:
+  default:
+    url: %s
+    fingerprint: %s
+    provisioner: {type: jwk, name: %s, passwordFile: password}
+    duration: {default: 1h, max: 24h, min: 1s}
+authority:
+  names: [%s, localhost]
+  plugin: step-ca/step-csi
+  kubernetes: {url: %s, caFile: %[6]s/api.crt, tokenFile: %[6]s/token}
+%[7]s`, r.ca.URL(), r.ca.Fingerprint(), name, authorityHost, r.reviews.URL(), directory, more),
+	} {
+		must(r.t, os.WriteFile(filepath.Join(directory, file), []byte(content), 0o600))
+	}
+	return p
+}
+
+func (r *authorities) start(i int) {
+	r.t.Helper()
+	p := r.replicas[i]
+	p.process = exec.Command(binary, "ra", "--config", p.config, "--listen", net.JoinHostPort(p.address, r.port), "--http-address", p.http)
+	p.process.Dir = filepath.Dir(p.config)
+	p.process.Stdout, p.process.Stderr = p.logs, p.logs
+	must(r.t, p.process.Start())
+}
+
+func (r *authorities) waitReady(i int) {
+	r.t.Helper()
+	eventually(r.t, 30*time.Second, "the authority is ready", func() bool {
+		status, _ := r.get(i, "/readyz")
+		return status == http.StatusOK
+	})
+}
+
+// get asks the replica over HTTP.
+func (r *authorities) get(i int, path string) (status int, body string) {
+	answer, err := http.Get("http://" + r.replicas[i].http + path)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	must(r.t, err)
+	return answer.StatusCode, string(text)
+}
+
+func (r *authorities) end(i int, signal syscall.Signal) error {
+	p := r.replicas[i]
+	if p.process == nil {
+		return nil
+	}
+	_ = p.process.Process.Signal(signal)
+	err := p.process.Wait()
+	p.process = nil
+	return err
+}
+
+func (r *authorities) stop(i int) {
+	if err := r.end(i, syscall.SIGTERM); err != nil {
+		r.t.Errorf("replica %d: %v", i, err)
+	}
+}
+
+func (r *authorities) url() string { return "https://" + net.JoinHostPort(authorityHost, r.port) }
+
+// newNode makes a node whose plugin asks the authority, and starts it.
+func (r *authorities) newNode() *node {
+	r.t.Helper()
+	n := r.prepareNode()
+	n.start()
+	return n
+}
+
+func (r *authorities) prepareNode() *node {
+	r.t.Helper()
+	n := prepareNode(r.t, r.ca)
+	directory := filepath.Dir(n.config)
+	must(r.t, os.Remove(filepath.Join(directory, "password")))
+	must(r.t, os.WriteFile(filepath.Join(directory, "token"), []byte(jwt("plugin")), 0o600))
+	must(r.t, os.WriteFile(n.config, fmt.Appendf(nil, `
+issuers:
+  default:
+    url: %s
+    fingerprint: %s
+    provisioner: {type: ra, tokenFile: token}
+    duration: {default: 1h, max: 24h, min: 1s}
+`, r.url(), r.ca.Fingerprint()), 0o600))
+	n.tokens = func(p pod) string { return jwt(p.id()) }
+	return n
+}
+
+// admit makes the API server know the pod's token.
+func (r *authorities) admit(p pod) {
+	r.reviews.Bind(jwt(p.id()), issuer.Pod{Namespace: "shop", Name: p.name, UID: p.id(), ServiceAccount: "web", Node: "node-1"})
+}
+
+func TestAuthoritySigns(t *testing.T) {
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	n := r.newNode()
+	p := pod{name: "web-0", attributes: map[string]string{"service-names": "web", "duration": "6s"}}
+	r.admit(p)
+	n.publish(p)
+	first := read(t, n.target(p)).leaf()
+	if len(first.DNSNames) != 3 || len(first.URIs) != 1 {
+		t.Errorf("names %q, %s", first.DNSNames, first.URIs)
+	}
+	eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, n.target(p)).leaf().Equal(first) })
+	if log := r.replicas[0].logs.String(); !strings.Contains(log, `"Signed" issuer="default" node="node-1"`) ||
+		!strings.Contains(log, `serial="`+first.SerialNumber.String()+`"`) || !strings.Contains(log, `pod="shop/web-0"`) {
+		t.Errorf("the audit log:\n%s", log)
+	}
+	if _, metrics := r.get(0, "/metrics"); !strings.Contains(metrics, `step_csi_ra_requests_total{code="OK",issuer="default"}`) ||
+		!strings.Contains(metrics, "step_csi_ra_certificate_expiration_timestamp_seconds 1") {
+		t.Errorf("metrics:\n%s", metrics)
+	}
+	n.unpublish(p)
+	for what, log := range map[string]string{"plugin": n.logs.String(), "authority": r.replicas[0].logs.String()} {
+		if strings.Contains(log, jwt(p.id())) || strings.Contains(log, jwt("plugin")) {
+			t.Errorf("the log of the %s has a token in it:\n%s", what, log)
+		}
+	}
+}
+
+// Whoever is refused learns why, and there is a line of it.
+func TestAuthorityRefuses(t *testing.T) {
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	n := r.newNode()
+	p := pod{name: "web-0", attributes: map[string]string{"dns-names": "db.prod.svc"}}
+	r.admit(p)
+	before := ca.Signs()
+	expect(t, n.tryPublish(p), codes.PermissionDenied, "DNS name db.prod.svc is not allowed")
+	if ca.Signs() != before || len(n.mounts()) > 0 {
+		t.Error("the CA was asked, or something is mounted")
+	}
+	if log := r.replicas[0].logs.String(); !strings.Contains(log, `"Refused" err="denied: DNS name db.prod.svc`) || !strings.Contains(log, `code="PermissionDenied"`) {
+		t.Errorf("the audit log:\n%s", log)
+	}
+}
+
+// Both replicas are asked; when one is gone, killed or stopped, nobody notices.
+func TestAuthorityReplicas(t *testing.T) {
+	ca := startCA(t)
+	r := startAuthority(t, ca, 2, "")
+	n := r.newNode()
+	publish := func(from, to int) {
+		t.Helper()
+		var wg sync.WaitGroup
+		for i := from; i < to; i++ {
+			p := pod{name: fmt.Sprintf("web-%d", i)}
+			r.admit(p)
+			n.publishRequest(p)
+			wg.Go(func() {
+				if err := n.tryPublish(p); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	publish(0, 20)
+	for i, p := range r.replicas {
+		if signed := strings.Count(p.logs.String(), `"Signed"`); signed < 5 {
+			t.Errorf("replica %d has signed %d of 20", i, signed)
+		}
+	}
+	_ = r.end(0, syscall.SIGKILL)
+	publish(20, 30)
+	r.start(0)
+	r.waitReady(0)
+	r.stop(1)
+	publish(30, 40)
+	for i := range 40 {
+		n.unpublish(pod{name: fmt.Sprintf("web-%d", i)})
+	}
+}
+
+// A plugin that has just started has no tokens: a renewal that is due waits for
+// the kubelet's next call.
+func TestRenewalWaitsForAToken(t *testing.T) {
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	n := r.newNode()
+	p := pod{name: "web-0", attributes: map[string]string{"duration": "10s"}}
+	r.admit(p)
+	n.publish(p)
+	first := read(t, n.target(p)).leaf()
+	n.stop()
+	n.start()
+	eventually(t, 20*time.Second, "a renewal that waits", func() bool {
+		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
+		must(t, err)
+		s := answer.GetVolumeHealth().GetHealthStatuses()
+		return len(s) == 1 && strings.Contains(s[0].GetMessage(), "no valid token of the pod")
+	})
+	n.publish(p) // the kubelet's, again
+	eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.target(p)).leaf().Equal(first) })
+	n.unpublish(p)
+}
+
+// The API server refuses the token that the plugin has: the next one is taken.
+func TestExpiredTokenIsReplaced(t *testing.T) {
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	n := r.newNode()
+	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
+	r.admit(p)
+	n.publish(p)
+	first := read(t, n.target(p)).leaf()
+	r.reviews.Set(jwt(p.id()), statusExpired)
+	eventually(t, 20*time.Second, "a refused renewal", func() bool { return strings.Contains(n.logs.String(), "token has expired") })
+	n.tokens = func(p pod) string { return jwt("fresh-" + p.id()) }
+	r.reviews.Bind(n.tokens(p), issuer.Pod{Namespace: "shop", Name: p.name, UID: p.id(), ServiceAccount: "web", Node: "node-1"})
+	n.publish(p)
+	eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.target(p)).leaf().Equal(first) })
+	n.unpublish(p)
+}
+
+func TestPublishWithoutAToken(t *testing.T) {
+	r := startAuthority(t, startCA(t), 1, "")
+	n := r.newNode()
+	n.tokens = nil
+	p := pod{name: "web-0"}
+	expect(t, n.tryPublish(p), codes.Unavailable, "tokenRequests")
+	expect(t, n.tryPublish(pod{name: "web-1", attributes: map[string]string{"revoke-on-delete": "true"}}), codes.InvalidArgument, "cannot revoke")
+}
+
+// Another CA's authority, or one with another name, is not trusted, and sees no
+// token.
+func TestForeignAuthorityIsNotTrusted(t *testing.T) {
+	ca, other := startCA(t), startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	r.ca = other // whose fingerprint nodes get
+	n := r.prepareNode()
+	n.launch()
+	p := pod{name: "web-0"}
+	r.admit(p)
+	expect(t, n.tryPublish(p), codes.Unavailable, "fingerprint")
+	if asked := r.reviews.Asked(); asked != 0 {
+		t.Errorf("%d tokens were sent", asked)
+	}
+}
+
+// A node that knows no authority by this name does not send tokens there.
+func TestAuthorityWithAnotherName(t *testing.T) {
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	n := r.prepareNode()
+	config, err := os.ReadFile(n.config)
+	must(t, err)
+	must(t, os.WriteFile(n.config, []byte(strings.Replace(string(config), authorityHost, "127.0.0.1", 1)), 0o600))
+	n.launch()
+	p := pod{name: "web-0"}
+	r.admit(p)
+	expect(t, n.tryPublish(p), codes.Unavailable, "127.0.0.1")
+	if asked := r.reviews.Asked(); asked != 0 {
+		t.Errorf("%d tokens were sent", asked)
+	}
+}
+
+// The authority's own certificate is renewed in time.
+func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	r.stop(0)
+	config, err := os.ReadFile(r.replicas[0].config)
+	must(t, err)
+	must(t, os.WriteFile(r.replicas[0].config, []byte(strings.Replace(string(config), "default: 1h", "default: 6s", 1)), 0o600))
+	r.start(0)
+	r.waitReady(0)
+	first := r.shown(0)
+	eventually(t, 20*time.Second, "another certificate", func() bool { return !r.shown(0).Equal(first) })
+	if status, body := r.get(0, "/readyz"); status != http.StatusOK {
+		t.Errorf("%d: %s", status, body)
+	}
+	// Without the CA it says what is wrong, when its certificate is over.
+	ca.Stop()
+	eventually(t, 20*time.Second, "not ready", func() bool {
+		status, body := r.get(0, "/readyz")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "the authority's own certificate expired")
+	})
+	must(t, ca.Resume())
+	r.waitReady(0)
+}
+
+// shown is the certificate that a replica shows.
+func (r *authorities) shown(i int) *x509.Certificate {
+	r.t.Helper()
+	connection := dialAuthority(r.t, r, r.replicas[i].address)
+	defer connection.Close()
+	return connection.ConnectionState().PeerCertificates[0]
+}
+
+// dialAuthority speaks TLS with the replica at the address.
+func dialAuthority(t testing.TB, r *authorities, address string) *tls.Conn {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AddCert(r.ca.Root())
+	connection, err := tls.Dial("tcp", net.JoinHostPort(address, r.port), &tls.Config{RootCAs: roots, ServerName: authorityHost, NextProtos: []string{"h2"}})
+	must(t, err)
+	return connection
+}
+
+var statusExpired = authentication.TokenReviewStatus{Error: "[invalid bearer token, service account token has expired]"}
