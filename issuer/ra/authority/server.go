@@ -131,9 +131,9 @@ func code(err error) codes.Code {
 		{errUnknownIssuer, codes.NotFound},
 		{errTooMany, codes.ResourceExhausted},
 		{issuer.ErrDenied, codes.PermissionDenied},
+		{issuer.ErrUnavailable, codes.Unavailable},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{context.Canceled, codes.Canceled},
-		{issuer.ErrUnavailable, codes.Unavailable},
 	} {
 		if errors.Is(err, c.kind) {
 			return c.code

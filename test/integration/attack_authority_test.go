@@ -1,0 +1,430 @@
+package integration
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"fmt"
+	"math"
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	authentication "k8s.io/api/authentication/v1"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra/rapb"
+	"github.com/flexstack/step-csi/test/reviews"
+)
+
+// attack is a call to the authority, as whoever can reach it can make one. It
+// begins as one that is fine.
+type attack struct {
+	r       *authorities
+	t       *testing.T
+	headers metadata.MD
+	request *rapb.SignRequest
+	pod     issuer.Pod
+	names   issuer.Request
+	csr     func(names issuer.Request) []byte
+}
+
+func newAttack(t *testing.T, r *authorities) *attack {
+	id, _ := url.Parse("spiffe://cluster.local/ns/shop/sa/web")
+	a := &attack{
+		r: r, t: t,
+		headers: metadata.Pairs("authorization", "Bearer "+jwt("plugin")),
+		request: &rapb.SignRequest{Issuer: "default", DurationSeconds: 3600, PodToken: jwt("pod")},
+		pod:     issuer.Pod{Namespace: "shop", Name: "web-0", UID: "uid-web-0", ServiceAccount: "web", Node: "node-1"},
+		names: issuer.Request{
+			CommonName: "web.shop", DNSNames: []string{"web.shop", "web.shop.svc"}, URIs: []*url.URL{id}, KeyType: issuer.ECDSAP256,
+		},
+		csr: func(names issuer.Request) []byte { return csrOf(t, names) },
+	}
+	a.request.Pod = wire(a.pod)
+	r.reviews.Bind(jwt("plugin"), plugin)
+	r.reviews.Bind(jwt("pod"), a.pod)
+	return a
+}
+
+func wire(p issuer.Pod) *rapb.Pod {
+	return &rapb.Pod{Namespace: p.Namespace, Name: p.Name, Uid: p.UID, ServiceAccount: p.ServiceAccount, Node: p.Node}
+}
+
+func csrOf(t *testing.T, names issuer.Request) []byte {
+	key, err := names.KeyType.Generate()
+	must(t, err)
+	csr, err := issuer.NewCSR(names, key)
+	must(t, err)
+	return csr.Raw
+}
+
+// rawCSR asks for what NewCSR cannot ask for.
+func rawCSR(t *testing.T, template *x509.CertificateRequest) []byte {
+	key, err := issuer.ECDSAP256.Generate()
+	must(t, err)
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	must(t, err)
+	return der
+}
+
+// as makes the API server say of the pod's token that it is the pod's, whatever
+// that is, and has the caller say the same.
+func (a *attack) as(pod issuer.Pod) {
+	a.r.reviews.Bind(jwt("pod"), pod)
+	a.request.Pod = wire(pod)
+}
+
+func (a *attack) call(client rapb.RegistrationAuthorityClient) error {
+	if a.request.Csr == nil && a.csr != nil {
+		a.request.Csr = a.csr(a.names)
+	}
+	ctx, cancel := context.WithTimeout(a.t.Context(), 30*time.Second)
+	defer cancel()
+	_, err := client.Sign(metadata.NewOutgoingContext(ctx, a.headers), a.request)
+	return err
+}
+
+func (r *authorities) client(t testing.TB) rapb.RegistrationAuthorityClient {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AddCert(r.ca.Root())
+	connection, err := grpc.NewClient(net.JoinHostPort("127.0.0.1", r.port), grpc.WithTransportCredentials(
+		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: authorityHost})))
+	must(t, err)
+	t.Cleanup(func() { connection.Close() })
+	return rapb.NewRegistrationAuthorityClient(connection)
+}
+
+func rejected(reason string) authentication.TokenReviewStatus {
+	return authentication.TokenReviewStatus{Error: "[invalid bearer token, " + reason + "]"}
+}
+
+// changed is what the API server says of the token of a pod, but for something.
+func changed(pod issuer.Pod, change func(*authentication.TokenReviewStatus)) authentication.TokenReviewStatus {
+	status := reviews.Bound(pod)
+	change(&status)
+	return status
+}
+
+// The attack suite, at the authority: each case is one call that tries to obtain
+// something which is not the caller's. It fails with the right code, and the CA is
+// not asked to sign.
+func TestAttackAuthority(t *testing.T) {
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "  limits: {pod: {rate: 1000, burst: 1000}}\n")
+	client := r.client(t)
+	if err := newAttack(t, r).call(client); err != nil {
+		t.Fatalf("not an attack, but refused: %v", err)
+	}
+	web := newAttack(t, r).pod
+	in := func(namespace string) func(*attack) {
+		return func(a *attack) {
+			pod := web
+			pod.Namespace = namespace
+			a.as(pod)
+		}
+	}
+	dns := func(names ...string) func(*attack) {
+		return func(a *attack) { a.names.DNSNames = append(a.names.DNSNames, names...) }
+	}
+	uri := func(text string) func(*attack) {
+		return func(a *attack) {
+			u, err := url.Parse(text)
+			must(a.t, err)
+			a.names.URIs = append(a.names.URIs, u)
+		}
+	}
+	caller := func(status authentication.TokenReviewStatus) func(*attack) {
+		return func(a *attack) { a.r.reviews.Set(jwt("plugin"), status) }
+	}
+	token := func(status authentication.TokenReviewStatus) func(*attack) {
+		return func(a *attack) { a.r.reviews.Set(jwt("pod"), status) }
+	}
+	claim := func(change func(*rapb.Pod)) func(*attack) { return func(a *attack) { change(a.request.Pod) } }
+	raw := func(template *x509.CertificateRequest) func(*attack) {
+		return func(a *attack) { a.request.Csr = rawCSR(a.t, template) }
+	}
+	san := asn1.ObjectIdentifier{2, 5, 29, 17}
+	marshal := func(value any) []byte {
+		der, err := asn1.Marshal(value)
+		must(t, err)
+		return der
+	}
+	dnsName := func(name string) asn1.RawValue { return asn1.RawValue{Class: 2, Tag: 2, Bytes: []byte(name)} }
+	otherName := asn1.RawValue{Class: 2, Tag: 0, IsCompound: true, Bytes: []byte{6, 3, 42, 3, 4, 0xa0, 3, 12, 1, 'x'}}
+
+	for _, test := range []struct {
+		name    string
+		mount   func(*attack)
+		code    codes.Code
+		message string
+	}{
+		// Who calls.
+		{"caller without a token", func(a *attack) { a.headers = nil }, codes.Unauthenticated, "the caller's token"},
+		{"caller with two tokens", func(a *attack) { a.headers.Append("authorization", "Bearer "+jwt("pod")) }, codes.Unauthenticated, "the caller's token"},
+		{"caller with a password", func(a *attack) { a.headers.Set("authorization", "Basic YWRtaW46YWRtaW4=") }, codes.Unauthenticated, "no bearer token"},
+		{"caller with rubbish", func(a *attack) { a.headers.Set("authorization", "Bearer x") }, codes.Unauthenticated, "not a JSON Web Token"},
+		{"caller with a forged token", func(a *attack) { a.headers.Set("authorization", "Bearer "+jwt("forged")) }, codes.Unauthenticated, "the caller's token"},
+		{"caller with an expired token", caller(rejected("service account token has expired")), codes.Unauthenticated, "has expired"},
+		{"caller with a token for another audience", caller(changed(plugin, func(s *authentication.TokenReviewStatus) { s.Audiences = []string{"https://kubernetes.default.svc"} })), codes.Unauthenticated, "audience"},
+		{"caller with a token for no audience", caller(changed(plugin, func(s *authentication.TokenReviewStatus) { s.Audiences = nil })), codes.Unauthenticated, "audience"},
+		{"caller with a token of no pod", caller(changed(plugin, func(s *authentication.TokenReviewStatus) { s.User.Extra = nil })), codes.Unauthenticated, "not bound to a pod"},
+		{"caller with a token of no node", caller(changed(plugin, func(s *authentication.TokenReviewStatus) {
+			delete(s.User.Extra, "authentication.kubernetes.io/node-name")
+		})), codes.Unauthenticated, "not bound to a node"},
+		{"caller who is a user", caller(changed(plugin, func(s *authentication.TokenReviewStatus) { s.User.Username = "admin" })), codes.Unauthenticated, "service account"},
+		{"a pod calls by itself", func(a *attack) { a.headers.Set("authorization", "Bearer "+jwt("pod")) }, codes.PermissionDenied, "only node plugins"},
+		{"a plugin of another namespace", caller(reviews.Bound(issuer.Pod{Namespace: "shop", Name: "step-csi-1", UID: "u", ServiceAccount: "step-csi", Node: "node-1"})), codes.PermissionDenied, "only node plugins"},
+		{"another service account of the plugin's namespace", caller(reviews.Bound(issuer.Pod{Namespace: "step-ca", Name: "x", UID: "u", ServiceAccount: "default", Node: "node-1"})), codes.PermissionDenied, "only node plugins"},
+		{"a namespace with a slash in it", caller(reviews.Bound(issuer.Pod{Namespace: "step-ca/step-csi", Name: "x", UID: "u", Node: "node-1"})), codes.PermissionDenied, "only node plugins"},
+		{"the authority itself", caller(reviews.Bound(issuer.Pod{Namespace: "step-ca", Name: "ra-1", UID: "u", ServiceAccount: "step-csi-ra", Node: "node-1"})), codes.PermissionDenied, "only node plugins"},
+		// For whom.
+		{"no token of the pod", func(a *attack) { a.request.PodToken = "" }, codes.Unauthenticated, "the pod's token"},
+		{"rubbish as the pod's token", func(a *attack) { a.request.PodToken = "a.b.c.d" }, codes.Unauthenticated, "the pod's token"},
+		{"a pod's token with a newline", func(a *attack) { a.request.PodToken = jwt("pod\n") }, codes.Unauthenticated, "the pod's token"},
+		{"an endless token", func(a *attack) { a.request.PodToken = jwt(strings.Repeat("x", 20<<10)) }, codes.Unauthenticated, "the pod's token"},
+		{"a forged token of the pod", func(a *attack) { a.request.PodToken = jwt("forged") }, codes.Unauthenticated, "the pod's token"},
+		{"an expired token of the pod", token(rejected("service account token has expired")), codes.Unauthenticated, "has expired"},
+		{"a token of a pod that is gone", token(rejected("service account token has been invalidated")), codes.Unauthenticated, "invalidated"},
+		{"the pod's token for another audience", token(changed(web, func(s *authentication.TokenReviewStatus) { s.Audiences = []string{"vault"} })), codes.Unauthenticated, "audience"},
+		{"a token of no pod", token(changed(web, func(s *authentication.TokenReviewStatus) {
+			delete(s.User.Extra, "authentication.kubernetes.io/pod-uid")
+		})), codes.Unauthenticated, "not bound to a pod"},
+		{"a token of two pods", token(changed(web, func(s *authentication.TokenReviewStatus) {
+			s.User.Extra["authentication.kubernetes.io/pod-name"] = authentication.ExtraValue{"web-0", "db-0"}
+		})), codes.Unauthenticated, "not bound to a pod"},
+		{"a token of no node", token(changed(web, func(s *authentication.TokenReviewStatus) {
+			delete(s.User.Extra, "authentication.kubernetes.io/node-name")
+		})), codes.Unauthenticated, "not bound to a node"},
+		{"a user's token", token(changed(web, func(s *authentication.TokenReviewStatus) { s.User.Username = "system:node:node-1" })), codes.Unauthenticated, "service account"},
+		{"a pod of another node", func(a *attack) { pod := web; pod.Node = "node-2"; a.as(pod) }, codes.PermissionDenied, "another node"},
+		{"a pod's token replayed on another node", caller(reviews.Bound(issuer.Pod{Namespace: "step-ca", Name: "step-csi-2", UID: "u", ServiceAccount: "step-csi", Node: "node-2"})), codes.PermissionDenied, "another node"},
+		{"the plugin's token as the pod's", func(a *attack) { a.request.PodToken = jwt("plugin"); a.request.Pod = wire(plugin) }, codes.PermissionDenied, "the node plugin itself"},
+		{"another namespace is claimed", claim(func(p *rapb.Pod) { p.Namespace = "prod" }), codes.PermissionDenied, "not that of the pod"},
+		{"another name is claimed", claim(func(p *rapb.Pod) { p.Name = "db-0" }), codes.PermissionDenied, "not that of the pod"},
+		{"another UID is claimed", claim(func(p *rapb.Pod) { p.Uid = "uid-db-0" }), codes.PermissionDenied, "not that of the pod"},
+		{"another service account is claimed", claim(func(p *rapb.Pod) { p.ServiceAccount = "admin" }), codes.PermissionDenied, "not that of the pod"},
+		{"another node is claimed", claim(func(p *rapb.Pod) { p.Node = "node-2" }), codes.PermissionDenied, "not that of the pod"},
+		{"no pod is claimed", func(a *attack) { a.request.Pod = nil }, codes.PermissionDenied, "not that of the pod"},
+		{"a hostile namespace", in("shop.svc"), codes.PermissionDenied, "namespace"},
+		// Which names.
+		{"a name of another namespace", dns("db.prod.svc"), codes.PermissionDenied, "db.prod.svc is not allowed"},
+		{"in upper case", dns("DB.PROD.SVC"), codes.PermissionDenied, "DB.PROD.SVC"},
+		{"its own in upper case", dns("WEB.shop.svc"), codes.PermissionDenied, "WEB.shop.svc"},
+		{"with a dot at the end", dns("web.shop.svc."), codes.PermissionDenied, "web.shop.svc."},
+		{"a wildcard for all", dns("*.svc.cluster.local"), codes.PermissionDenied, "*.svc.cluster.local"},
+		{"a bare wildcard", dns("*"), codes.PermissionDenied, "*"},
+		{"an inner wildcard", dns("web.*.svc"), codes.PermissionDenied, "web.*.svc"},
+		{"punycode that is none", dns("xn--a-.shop.svc"), codes.PermissionDenied, "xn--a-"},
+		{"punycode of ASCII", dns("xn--shop-.shop.svc"), codes.PermissionDenied, "xn--shop-"},
+		{"a short name", dns("postgres"), codes.PermissionDenied, "postgres is not allowed"},
+		{"an address as a name", dns("10.0.0.1"), codes.PermissionDenied, "10.0.0.1"},
+		{"101 names", dns(strings.Fields(strings.Repeat("x.shop.svc ", 101))...), codes.PermissionDenied, "names are more"},
+		{"an IP address", func(a *attack) { a.names.IPAddresses = []netip.Addr{netip.MustParseAddr("10.0.0.1")} }, codes.PermissionDenied, "10.0.0.1 is not allowed"},
+		{"an e-mail address", func(a *attack) { a.names.EmailAddresses = []string{"root@example.com"} }, codes.PermissionDenied, "root@example.com"},
+		{"a foreign SPIFFE ID", uri("spiffe://cluster.local/ns/prod/sa/db"), codes.PermissionDenied, "/ns/prod/sa/db is not allowed"},
+		{"of another trust domain", uri("spiffe://example.org/ns/shop/sa/web"), codes.PermissionDenied, "example.org"},
+		{"with dots in the path", uri("spiffe://cluster.local/ns/prod/../shop/sa/web"), codes.PermissionDenied, "dot segment"},
+		{"with an escaped slash", uri("spiffe://cluster.local/ns/shop/sa/web%2f"), codes.PermissionDenied, "percent"},
+		{"with a query", uri("spiffe://cluster.local/ns/shop/sa/web?x"), codes.PermissionDenied, "is not allowed"},
+		{"a common name of a user", func(a *attack) { a.names.CommonName = "postgres" }, codes.PermissionDenied, "common name postgres"},
+		{"a common name of a node", func(a *attack) { a.names.CommonName = "system:node:node-1" }, codes.PermissionDenied, "common name"},
+		{"a common name with a NUL", func(a *attack) { a.names.CommonName = "web.shop\x00.example.com" }, codes.PermissionDenied, "common name"},
+		{"the authority's name", func(a *attack) { in("test")(a); dns(authorityHost)(a) }, codes.PermissionDenied, "reserved"},
+		{"a wildcard for the authority's name", func(a *attack) { in("test")(a); dns("*.test")(a) }, codes.PermissionDenied, "reserved"},
+		{"the authority's common name", func(a *attack) { a.names.CommonName = authorityHost }, codes.PermissionDenied, "reserved"},
+		// What else is in the CSR.
+		{"no CSR", func(a *attack) { a.csr = nil }, codes.InvalidArgument, "CSR"},
+		{"rubbish", func(a *attack) { a.request.Csr = []byte("CSR") }, codes.InvalidArgument, "CSR"},
+		{"more after the CSR", func(a *attack) { a.request.Csr = append(csrOf(a.t, a.names), 0) }, codes.InvalidArgument, "CSR"},
+		{"a broken signature", func(a *attack) { a.request.Csr = csrOf(a.t, a.names); a.request.Csr[len(a.request.Csr)-1] ^= 1 }, codes.InvalidArgument, "signature"},
+		{"another's public key", func(a *attack) { a.request.Csr = foreignKey(a.t, a.names) }, codes.InvalidArgument, "signature"},
+		{"a weak key", func(a *attack) { a.request.Csr = weakCSR(a.t, a.names) }, codes.InvalidArgument, "key"},
+		{"an organization", raw(&x509.CertificateRequest{Subject: pkix.Name{CommonName: "web.shop", Organization: []string{"system:masters"}}, DNSNames: []string{"web.shop"}}), codes.InvalidArgument, "more than"},
+		{"a certificate of a CA", raw(&x509.CertificateRequest{DNSNames: []string{"web.shop"}, ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Value: marshal(struct{ CA bool }{true})}}}), codes.InvalidArgument, "more than"},
+		{"data for a template", raw(&x509.CertificateRequest{DNSNames: []string{"web.shop"}, ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 37476, 9000, 64, 1}, Value: marshal("x")}}}), codes.InvalidArgument, "more than"},
+		{"a user principal name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop"), otherName})}}}), codes.InvalidArgument, "more than"},
+		{"a NUL in a name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop\x00.example.com")})}}}), codes.PermissionDenied, "DNS name"},
+		{"a comma in a name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop,db.prod")})}}}), codes.PermissionDenied, "DNS name"},
+		{"an empty name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("")})}}}), codes.PermissionDenied, "DNS name"},
+		// The rest.
+		{"an issuer that there is not", func(a *attack) { a.request.Issuer = "../default" }, codes.NotFound, "no such issuer"},
+		{"no lifetime", func(a *attack) { a.request.DurationSeconds = 0 }, codes.PermissionDenied, "duration"},
+		{"a negative lifetime", func(a *attack) { a.request.DurationSeconds = -3600 }, codes.PermissionDenied, "duration"},
+		{"a long lifetime", func(a *attack) { a.request.DurationSeconds = 25 * 3600 }, codes.PermissionDenied, "duration"},
+		{"a lifetime that overflows", func(a *attack) { a.request.DurationSeconds = math.MaxInt64/int64(time.Second) + 3600 }, codes.PermissionDenied, "duration"},
+		{"an oversized message", func(a *attack) { a.request.Csr = make([]byte, 200<<10) }, codes.ResourceExhausted, "larger than max"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			a := newAttack(t, r)
+			test.mount(a)
+			before := ca.Signs()
+			expect(t, a.call(client), test.code, test.message)
+			if after := ca.Signs(); after != before {
+				t.Errorf("the CA was asked to sign %d times", after-before)
+			}
+			if test.code != codes.ResourceExhausted {
+				eventually(t, 5*time.Second, "a line in the audit log", func() bool { return strings.Contains(r.replicas[0].logs.String(), test.message) })
+			}
+		})
+	}
+	if err := newAttack(t, r).call(client); err != nil {
+		t.Errorf("after all that, one that is no attack: %v", err)
+	}
+}
+
+// foreignKey is a CSR with a public key whose private one the caller has not got.
+func foreignKey(t *testing.T, names issuer.Request) []byte {
+	own, other := csrOf(t, names), csrOf(t, names)
+	parsed, err := x509.ParseCertificateRequest(own)
+	must(t, err)
+	foreign, err := x509.ParseCertificateRequest(other)
+	must(t, err)
+	return []byte(strings.Replace(string(own), string(parsed.RawSubjectPublicKeyInfo), string(foreign.RawSubjectPublicKeyInfo), 1))
+}
+
+func weakCSR(t *testing.T, names issuer.Request) []byte {
+	key, err := rsa.GenerateKey(rand.Reader, 1024)
+	must(t, err)
+	csr, err := issuer.NewCSR(names, key)
+	must(t, err)
+	return csr.Raw
+}
+
+// Whoever asks too often is refused, and the others are not.
+func TestAttackAuthorityFlood(t *testing.T) {
+	r := startAuthority(t, startCA(t), 1, "  limits: {node: {rate: 0.001, burst: 8}, pod: {rate: 0.001, burst: 3}}\n")
+	client := r.client(t)
+	ask := func(pod, node string) codes.Code {
+		a := newAttack(t, r)
+		p := a.pod
+		p.UID, p.Node = pod, node
+		a.as(p)
+		of := plugin
+		of.Node = node
+		r.reviews.Bind(jwt("plugin"), of)
+		return status.Code(a.call(client))
+	}
+	for i, want := range []codes.Code{codes.OK, codes.OK, codes.OK, codes.ResourceExhausted} {
+		if got := ask("first", "node-1"); got != want {
+			t.Errorf("call %d for a pod: %s", i, got)
+		}
+	}
+	for i, want := range []codes.Code{codes.OK, codes.OK, codes.OK, codes.OK, codes.ResourceExhausted} {
+		if got := ask(fmt.Sprint("pod-", i), "node-1"); got != want {
+			t.Errorf("call %d of the node: %s", i, got)
+		}
+	}
+	if got := ask("other", "node-2"); got != codes.OK {
+		t.Errorf("another node: %s", got)
+	}
+	// Who is not known at all is stopped by the address.
+	asked, begin := r.reviews.Asked(), time.Now()
+	var stopped atomic.Int64
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			for range 100 {
+				headers := metadata.Pairs("authorization", "Bearer "+jwt("forged"))
+				_, err := client.Sign(metadata.NewOutgoingContext(t.Context(), headers), &rapb.SignRequest{PodToken: jwt("forged")})
+				if status.Code(err) == codes.ResourceExhausted {
+					stopped.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	most := int64(2 * (1000 + 200*time.Since(begin).Seconds()))
+	if asked := r.reviews.Asked() - asked; stopped.Load() == 0 || asked > most {
+		t.Errorf("of 3200 calls %d were stopped; the API server was asked %d times", stopped.Load(), asked)
+	}
+}
+
+// Slow, silent and unencrypted clients are cut off, and hold up nobody.
+func TestAttackAuthorityByPatience(t *testing.T) {
+	r := startAuthority(t, startCA(t), 1, "")
+	address := net.JoinHostPort("127.0.0.1", r.port)
+	client := r.client(t)
+	cut := func(what string, connection net.Conn, limit time.Duration) {
+		t.Helper()
+		begin := time.Now()
+		_ = connection.SetReadDeadline(begin.Add(limit + 30*time.Second))
+		for buffer := make([]byte, 1024); ; {
+			if _, err := connection.Read(buffer); err != nil {
+				break
+			}
+		}
+		if took := time.Since(begin); took > limit {
+			t.Errorf("%s: cut off after %s", what, took)
+		}
+	}
+	silent, err := net.Dial("tcp", address)
+	must(t, err)
+	defer silent.Close()
+	slow := newAttack(t, r)
+	begin := time.Now()
+	stream, err := grpcStream(t, r, slow.headers)
+	must(t, err)
+	for range 20 {
+		if err := newAttack(t, r).call(client); err != nil {
+			t.Fatalf("beside slow clients: %v", err)
+		}
+	}
+	cut("a client that says nothing", silent, 15*time.Second)
+	// It has sent its headers, and never sends its message.
+	err = stream.RecvMsg(&rapb.SignResponse{})
+	if took := time.Since(begin); took > 40*time.Second || status.Code(err) == codes.OK {
+		t.Errorf("a client that never ends its request was cut off after %s: %v", took, err)
+	}
+	plain, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	must(t, err)
+	defer plain.Close()
+	if got := status.Code(newAttack(t, r).call(rapb.NewRegistrationAuthorityClient(plain))); got != codes.Unavailable {
+		t.Errorf("without TLS: %s", got)
+	}
+	if _, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}); err == nil || !strings.Contains(err.Error(), "protocol version") {
+		t.Errorf("TLS 1.2: %v", err)
+	}
+}
+
+func grpcStream(t *testing.T, r *authorities, headers metadata.MD) (grpc.ClientStream, error) {
+	roots := x509.NewCertPool()
+	roots.AddCert(r.ca.Root())
+	connection, err := grpc.NewClient(net.JoinHostPort("127.0.0.1", r.port), grpc.WithTransportCredentials(
+		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: authorityHost})))
+	must(t, err)
+	t.Cleanup(func() { connection.Close() })
+	return connection.NewStream(metadata.NewOutgoingContext(t.Context(), headers), &grpc.StreamDesc{ClientStreams: true}, rapb.RegistrationAuthority_Sign_FullMethodName)
+}
+
+// Without an API server nobody's identity is known, and nothing is signed.
+func TestAttackAuthorityWithoutAPIServer(t *testing.T) {
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	client := r.client(t)
+	before := ca.Signs()
+	r.reviews.Hang(true)
+	expect(t, newAttack(t, r).call(client), codes.Unavailable, "review a token")
+	r.reviews.Hang(false)
+	r.reviews.Stop()
+	expect(t, newAttack(t, r).call(client), codes.Unavailable, "review a token")
+	if after := ca.Signs(); after != before {
+		t.Errorf("the CA was asked to sign %d times", after-before)
+	}
+}
