@@ -1,9 +1,12 @@
 package chart
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,34 +16,58 @@ import (
 )
 
 // The plugin gets as far as the kubelet's directory with what is in
-// /etc/step-csi, so it has accepted the configuration and found its files.
-func TestPluginAcceptsTheConfiguration(t *testing.T) {
+// /etc/step-csi, and the authority as far as its listener, so they have accepted
+// their configurations and found their files.
+func TestConfigurationsAreAccepted(t *testing.T) {
 	for _, file := range append(valueFiles(t), os.DevNull) {
-		t.Run(filepath.Base(file), func(t *testing.T) {
-			t.Parallel()
-			directory := writeConfigVolume(t, render(t, "--values", file))
-			if err := startPlugin(directory); !refusedForTheDirectory(err) {
-				t.Error(err)
-			}
-		})
+		for _, mode := range []string{"ra", "node"} {
+			t.Run(filepath.Base(file)+"/"+mode, func(t *testing.T) {
+				t.Parallel()
+				objects := render(t, "--values", file, "--set", "mode="+mode)
+				if err := startPlugin(pluginFiles(t, objects)); !refusedForTheDirectory(err) {
+					t.Error(err)
+				}
+				if mode == "node" {
+					return
+				}
+				if err := startAuthority(authorityFiles(t, objects)); !refusedForTheAddress(err) {
+					t.Error(err)
+				}
+			})
+		}
 	}
 }
 
-// The above would not notice if the plugin did not look at the configuration.
-func TestPluginRefusesAnIncompleteConfiguration(t *testing.T) {
-	for _, file := range []string{"step-csi.yaml", "issuers/default/password", "issuers/default/ca.crt"} {
-		directory := writeConfigVolume(t, render(t))
-		if err := os.Remove(filepath.Join(directory, file)); err != nil {
-			t.Fatal(err)
-		}
-		if err := startPlugin(directory); !strings.Contains(err.Error(), file) {
-			t.Errorf("without %s: %v", file, err)
+// The above would not notice if they did not look at their configuration.
+func TestIncompleteConfigurationsAreRefused(t *testing.T) {
+	for _, c := range []struct {
+		mode  string
+		files func(*testing.T, map[string]object) string
+		start func(directory string) error
+		needs []string
+	}{
+		{"node", pluginFiles, startPlugin, []string{"step-csi.yaml", "issuers/default/password", "issuers/default/ca.crt"}},
+		{"ra", pluginFiles, startPlugin, []string{"step-csi.yaml", "token", "issuers/default/ca.crt"}},
+		{"ra", authorityFiles, startAuthority, []string{"step-csi.yaml", "issuers/default/password", "issuers/default/ca.crt"}},
+	} {
+		for _, file := range c.needs {
+			directory := c.files(t, render(t, "--set", "mode="+c.mode))
+			if err := os.Remove(filepath.Join(directory, file)); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.start(directory); err == nil || !strings.Contains(err.Error(), filepath.Join(directory, file)) {
+				t.Errorf("mode %s without %s: %v", c.mode, file, err)
+			}
 		}
 	}
 }
 
 func refusedForTheDirectory(err error) bool {
-	return strings.Contains(err.Error(), "kubelet's directory")
+	return err != nil && strings.Contains(err.Error(), "kubelet's directory")
+}
+
+func refusedForTheAddress(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "step-csi: --listen nowhere:")
 }
 
 // startPlugin returns why the plugin did not start.
@@ -53,29 +80,59 @@ func startPlugin(directory string) error {
 	return err
 }
 
-// writeConfigVolume makes the files of the volume "config" as the kubelet does,
-// with contents of the right kind for what comes from Secrets and ConfigMaps
-// that are not the chart's.
-func writeConfigVolume(t *testing.T, objects map[string]object) string {
+// startAuthority returns why the authority did not start.
+func startAuthority(directory string) error {
+	_, err := command(".", stepCSI, "ra", "--config="+filepath.Join(directory, "step-csi.yaml"), "--listen=nowhere")
+	return err
+}
+
+func pluginFiles(t *testing.T, objects map[string]object) string {
+	t.Helper()
+	return configFiles(t, objects["DaemonSet"], objects["ConfigMap"])
+}
+
+func authorityFiles(t *testing.T, objects map[string]object) string {
+	t.Helper()
+	directory := configFiles(t, objects["ra/Deployment"], objects["ra/ConfigMap"])
+	// There is no cluster here, whose address pods find in their environment.
+	own := config(t, objects["ra/ConfigMap"])
+	file, err := filepath.Abs("testdata/root_ca.crt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at(own, "authority").(object)["kubernetes"] = object{"url": "https://127.0.0.1:6443", "caFile": file, "tokenFile": file}
+	data, err := yaml.Marshal(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(directory, "step-csi.yaml"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return directory
+}
+
+// configFiles makes the files of the volume "config" as the kubelet does, with
+// contents of the right kind for what is not in the chart's ConfigMap.
+func configFiles(t *testing.T, workload, configMap object) string {
 	t.Helper()
 	directory := t.TempDir()
-	for _, source := range configSources(objects["DaemonSet"]) {
+	for _, source := range configSources(workload) {
 		for _, item := range items(source) {
 			path := filepath.Join(directory, item.path)
 			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			content := "password\n"
+			content := "secret\n"
 			switch filepath.Base(path) {
 			case "step-csi.yaml":
-				if at(objects["ConfigMap"], "metadata", "name") != at(source, "configMap", "name") {
-					t.Fatal("the volume has another ConfigMap than the chart's")
+				if at(configMap, "metadata", "name") != at(source, "configMap", "name") {
+					t.Fatal("the volume has another ConfigMap than its own")
 				}
-				content = at(objects["ConfigMap"], "data", item.key).(string)
+				content = at(configMap, "data", item.key).(string)
 			case "ca.crt":
 				content = read(t, "testdata/root_ca.crt")
 			}
-			if err := os.WriteFile(path, []byte(content), 0o400); err != nil {
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -83,8 +140,8 @@ func writeConfigVolume(t *testing.T, objects map[string]object) string {
 	return directory
 }
 
-func configSources(daemonSet object) []any {
-	for _, v := range at(daemonSet, "spec", "template", "spec", "volumes").([]any) {
+func configSources(workload object) []any {
+	for _, v := range at(workload, "spec", "template", "spec", "volumes").([]any) {
 		if at(v, "name") == "config" {
 			return at(v, "projected", "sources").([]any)
 		}
@@ -101,6 +158,9 @@ func items(source any) []item {
 		for _, i := range list {
 			all = append(all, item{at(i, "key").(string), at(i, "path").(string)})
 		}
+	}
+	if path, ok := at(source, "serviceAccountToken", "path").(string); ok {
+		all = append(all, item{"", path})
 	}
 	return all
 }
@@ -128,10 +188,95 @@ func TestDefaultPolicyIsThePluginsOwn(t *testing.T) {
 // tidy leaves out how the text is broken into lines.
 func tidy(cel string) string { return strings.Join(strings.Fields(cel), " ") }
 
-// An empty list is left to the plugin, which has the same one.
+// An empty list is left to the program, which has the same one.
 func TestEmptyPolicyIsAccepted(t *testing.T) {
-	objects := render(t, "--set-json", "policy.validations=[]")
-	if err := startPlugin(writeConfigVolume(t, objects)); !refusedForTheDirectory(err) {
+	empty := []string{"--set-json", "policy.validations=[]"}
+	if err := startAuthority(authorityFiles(t, render(t, empty...))); !refusedForTheAddress(err) {
 		t.Error(err)
+	}
+	if err := startPlugin(pluginFiles(t, render(t, append(empty, "--set", "mode=node")...))); !refusedForTheDirectory(err) {
+		t.Error(err)
+	}
+}
+
+// The two configurations and the objects fit together: the plugin calls a name
+// that the authority has, at the port where it is, for issuers that it knows, and
+// recognizes it by the right root; and the authority knows the plugin.
+func TestPluginAndAuthorityFit(t *testing.T) {
+	for _, file := range append(valueFiles(t), os.DevNull, "testdata/no-default.yaml") {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			t.Parallel()
+			objects := render(t, "--values", file, "--set", "mode=ra")
+			asks, answers := config(t, objects["ConfigMap"]), config(t, objects["ra/ConfigMap"])
+			for _, key := range []string{"clusterDomain", "trustDomain"} {
+				if at(asks, key) != at(answers, key) {
+					t.Errorf("%s is %v and %v", key, at(asks, key), at(answers, key))
+				}
+			}
+			if at(asks, "policy", "allowShortNames") != at(answers, "policy", "allowShortNames") || at(asks, "policy", "validations") != nil {
+				t.Errorf("the plugin's policy is %v", at(asks, "policy"))
+			}
+			name := at(answers, "authority", "names").([]any)[0].(string)
+			if want := fmt.Sprintf("%s.step-ca.svc.%s", at(objects["ra/Service"], "metadata", "name"), at(answers, "clusterDomain")); name != want {
+				t.Errorf("the authority is %s, not %s", name, want)
+			}
+			port := at(objects["ra/Service"], "spec", "ports").([]any)[0].(object)["port"]
+			container := at(objects["ra/Deployment"], "spec", "template", "spec", "containers").([]any)[0]
+			if listens := at(container, "ports").([]any)[0].(object)["containerPort"]; listens != port || !slices.Contains(at(container, "args").([]any), any(fmt.Sprintf("--listen=:%v", port))) {
+				t.Errorf("the Service has the port %v, the container %v and %v", port, listens, at(container, "args"))
+			}
+			signs := at(answers, "authority", "issuer").(string)
+			if at(answers, "issuers", signs) == nil {
+				t.Errorf("it has no issuer %s", signs)
+			}
+			if account := fmt.Sprintf("step-ca/%s", at(objects["DaemonSet"], "spec", "template", "spec", "serviceAccountName")); at(answers, "authority", "plugin") != account {
+				t.Errorf("it knows the plugin as %v, not as %s", at(answers, "authority", "plugin"), account)
+			}
+			if !reflect.DeepEqual(keys(at(asks, "issuers")), keys(at(answers, "issuers"))) {
+				t.Errorf("the plugin has the issuers %v", keys(at(asks, "issuers")))
+			}
+			for issuer, own := range at(asks, "issuers").(object) {
+				if want := (object{"type": "ra", "name": issuer, "tokenFile": "token"}); !reflect.DeepEqual(at(own, "provisioner"), want) {
+					t.Errorf("%s: %v", issuer, at(own, "provisioner"))
+				}
+				if at(own, "url") != fmt.Sprintf("https://%s:%v", name, port) {
+					t.Errorf("%s: it calls %s", issuer, at(own, "url"))
+				}
+				for _, key := range []string{"fingerprint", "caBundleFile"} {
+					if at(own, key) != at(answers, "issuers", signs, key) {
+						t.Errorf("%s: %s is %v, and that of the CA which signs for the authority %v", issuer, key, at(own, key), at(answers, "issuers", signs, key))
+					}
+				}
+				if !reflect.DeepEqual(at(own, "duration"), at(answers, "issuers", issuer, "duration")) {
+					t.Errorf("%s: the lifetimes are not the authority's", issuer)
+				}
+			}
+		})
+	}
+}
+
+func config(t *testing.T, configMap object) object {
+	t.Helper()
+	var c object
+	if err := yaml.UnmarshalStrict([]byte(at(configMap, "data", "step-csi.yaml").(string)), &c); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func keys(o any) []string { return slices.Sorted(maps.Keys(o.(object))) }
+
+// An issuer's own policy is where the signing is.
+func TestPolicyOfAnIssuer(t *testing.T) {
+	own := []string{"--set-json", `issuers.default.policy.validations=[{"expression":"false","message":"nobody"}]`}
+	want := []any{object{"expression": "false", "message": "nobody"}}
+	for mode, kind := range map[string]string{"ra": "ra/ConfigMap", "node": "ConfigMap"} {
+		objects := render(t, append(own, "--set", "mode="+mode)...)
+		if got := at(config(t, objects[kind]), "issuers", "default", "policy", "validations"); !reflect.DeepEqual(got, want) {
+			t.Errorf("mode %s: %v", mode, got)
+		}
+	}
+	if got := at(config(t, render(t, own...)["ConfigMap"]), "issuers", "default", "policy"); got != nil {
+		t.Errorf("the plugin has %v", got)
 	}
 }

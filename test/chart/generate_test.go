@@ -1,8 +1,11 @@
 package chart
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"sigs.k8s.io/yaml"
@@ -39,9 +42,18 @@ func readme(t *testing.T) string {
 	return read(t, directory+"/README.md")
 }
 
+// kustomizeFiles are the objects by the files that they are in.
+var kustomizeFiles = map[string][]string{
+	"csidriver.yaml": {"CSIDriver"},
+	"node.yaml":      {"ServiceAccount", "DaemonSet"},
+	"ra.yaml": {"ra/ServiceAccount", "ra/ClusterRole", "ra/ClusterRoleBinding",
+		"ra/Service", "ra/Deployment", "ra/PodDisruptionBudget"},
+}
+
 // kustomization is the chart with its default values, but for what is only of
-// use to Helm. The configuration is a file of its own; kustomize puts its hash
-// into the name of the ConfigMap, so that the pods restart when it changes.
+// use to Helm. The configurations are files of their own; kustomize puts their
+// hashes into the names of the ConfigMaps, so that the pods restart when they
+// change.
 func kustomization(t *testing.T) map[string]string {
 	t.Helper()
 	objects := render(t)
@@ -51,25 +63,34 @@ kind: Kustomization
 namespace: step-ca
 resources:
   - csidriver.yaml
-  - daemonset.yaml
-  - serviceaccount.yaml
+  - node.yaml
+  - ra.yaml
 configMapGenerator:
   - name: step-csi
-    files:
-      - step-csi.yaml
+    files: [step-csi.yaml]
+  - name: step-csi-ra
+    files: [step-csi.yaml=step-csi-ra.yaml]
+    options: {labels: {app.kubernetes.io/name: step-csi-ra}}
 `,
-		"step-csi.yaml": at(objects["ConfigMap"], "data", "step-csi.yaml").(string),
+		"step-csi.yaml":    at(objects["ConfigMap"], "data", "step-csi.yaml").(string),
+		"step-csi-ra.yaml": at(objects["ra/ConfigMap"], "data", "step-csi.yaml").(string),
 	}
-	delete(at(objects["DaemonSet"], "spec", "template", "metadata").(object), "annotations")
-	for kind, file := range map[string]string{"CSIDriver": "csidriver.yaml", "DaemonSet": "daemonset.yaml", "ServiceAccount": "serviceaccount.yaml"} {
-		labels := at(objects[kind], "metadata", "labels").(object)
-		delete(labels, "helm.sh/chart")
-		delete(labels, "app.kubernetes.io/managed-by")
-		data, err := yaml.Marshal(objects[kind])
-		if err != nil {
-			t.Fatal(err)
+	for _, kind := range []string{"DaemonSet", "ra/Deployment"} {
+		delete(at(objects[kind], "spec", "template", "metadata").(object), "annotations")
+	}
+	for file, kinds := range kustomizeFiles {
+		var documents []string
+		for _, kind := range kinds {
+			labels := at(objects[kind], "metadata", "labels").(object)
+			delete(labels, "helm.sh/chart")
+			delete(labels, "app.kubernetes.io/managed-by")
+			data, err := yaml.Marshal(objects[kind])
+			if err != nil {
+				t.Fatal(err)
+			}
+			documents = append(documents, string(data))
 		}
-		files[file] = string(data)
+		files[file] = strings.Join(documents, "---\n")
 	}
 	for name, content := range files {
 		files[name] = "# Made from the chart by make generate; do not edit.\n" + content
@@ -77,8 +98,8 @@ configMapGenerator:
 	return files
 }
 
-// kustomize makes the same objects of it as Helm, and the DaemonSet has the
-// ConfigMap by the name that kustomize gives it.
+// kustomize makes the same objects of it as Helm, and the pods have the
+// ConfigMaps by the names that kustomize gives them.
 func TestKustomize(t *testing.T) {
 	text, err := command(".", kustomize, "build", root+"/deploy/kustomize")
 	if err != nil {
@@ -86,10 +107,13 @@ func TestKustomize(t *testing.T) {
 	}
 	got, want := objects(t, text), render(t)
 	delete(want, "hook")
-	if len(got) != len(want) {
-		t.Errorf("%d objects, not %d", len(got), len(want))
+	if !slices.Equal(slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want))) {
+		t.Errorf("it has %v, not %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 	}
-	if err := startPlugin(writeConfigVolume(t, got)); !refusedForTheDirectory(err) {
+	if err := startPlugin(pluginFiles(t, got)); !refusedForTheDirectory(err) {
+		t.Error(err)
+	}
+	if err := startAuthority(authorityFiles(t, got)); !refusedForTheAddress(err) {
 		t.Error(err)
 	}
 }

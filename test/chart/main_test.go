@@ -70,16 +70,17 @@ func command(directory, name string, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// template renders the chart in the namespace step-ca.
+// template renders the chart in the namespace step-ca, of a cluster that has all
+// that the chart can use.
 func template(args ...string) (string, error) {
-	return command(".", helm, append([]string{"template", "step-csi", chart, "--namespace", "step-ca"}, args...)...)
+	return command(".", helm, append([]string{"template", "step-csi", chart, "--namespace", "step-ca", "--kube-version", "1.37.0"}, args...)...)
 }
 
 // object is a Kubernetes object, or anything else of YAML.
 type object = map[string]any
 
-// render renders the chart into its objects, by kind; those of hooks have the
-// kind hook.
+// render renders the chart into its objects, by kind; those of the authority have
+// ra/ before the kind, and those of hooks have the kind hook.
 func render(t *testing.T, args ...string) map[string]object {
 	t.Helper()
 	text, err := template(args...)
@@ -103,6 +104,9 @@ func objects(t *testing.T, text string) map[string]object {
 		kind := o["kind"].(string)
 		if _, hook := at(o, "metadata", "annotations", "helm.sh/hook").(string); hook {
 			kind = "hook"
+		}
+		if name, _ := at(o, "metadata", "labels", "app.kubernetes.io/name").(string); strings.HasSuffix(name, "-ra") {
+			kind = "ra/" + kind
 		}
 		if all[kind] != nil {
 			t.Fatalf("more than one %s", kind)

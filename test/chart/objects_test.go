@@ -3,50 +3,125 @@ package chart
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
+	"path/filepath"
 	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/flexstack/step-csi/issuer"
 )
 
 var errNotRoot = errors.New("the plugin starts as root only: run the tests as make test does")
 
-// Without podInfoOnMount, pods could write their own identity.
+// Without podInfoOnMount, pods could write their own identity. Tokens of pods are
+// for the authority; the kubelet brings new ones by its republishing.
 func TestCSIDriver(t *testing.T) {
-	for _, file := range append(valueFiles(t), os.DevNull) {
-		spec := at(render(t, "--values", file)["CSIDriver"], "spec")
+	tokens := []any{object{"audience": issuer.TokenAudience, "expirationSeconds": 3600.0}}
+	for _, c := range []struct {
+		mode, kubernetes string
+		differs          object
+	}{
+		{"node", "1.28.0", object{"requiresRepublish": false}},
+		{"node", "1.37.2", object{"requiresRepublish": false}},
+		{"ra", "1.30.0", object{"requiresRepublish": true, "tokenRequests": tokens}},
+		{"ra", "1.34.9", object{"requiresRepublish": true, "tokenRequests": tokens}},
+		{"ra", "1.35.0-gke.1", object{"requiresRepublish": true, "tokenRequests": tokens, "serviceAccountTokenInSecrets": true}},
+		{"ra", "1.37.2", object{"requiresRepublish": true, "tokenRequests": tokens, "serviceAccountTokenInSecrets": true}},
+	} {
 		want := object{
 			"podInfoOnMount": true, "attachRequired": false, "volumeLifecycleModes": []any{"Ephemeral"},
-			"fsGroupPolicy": "None", "requiresRepublish": false, "storageCapacity": false,
+			"fsGroupPolicy": "None", "storageCapacity": false,
 		}
-		if !reflect.DeepEqual(spec, want) {
-			t.Errorf("%s: %v", file, spec)
+		maps.Copy(want, c.differs)
+		for _, file := range []string{os.DevNull, allValues} {
+			spec := at(render(t, "--values", file, "--set", "mode="+c.mode, "--kube-version", c.kubernetes)["CSIDriver"], "spec")
+			if !reflect.DeepEqual(spec, want) {
+				t.Errorf("mode %s at %s with %s: %v", c.mode, c.kubernetes, file, spec)
+			}
 		}
 	}
 }
 
-// The Secret with the password is in one place: a source of the volume.
+// The Secret with the password is in one place: a source of one volume.
 func TestPasswordIsOnlyInTheVolume(t *testing.T) {
 	const secret = "very-own-secret"
-	objects := render(t, "--set", "issuers.default.provisioner.passwordSecret.name="+secret)
-	found := 0
-	for _, source := range configSources(objects["DaemonSet"]) {
-		if at(source, "secret", "name") == secret {
-			found++
-			if want := []item{{"password", "issuers/default/password"}}; !reflect.DeepEqual(items(source), want) {
-				t.Errorf("the volume has %v", items(source))
+	for mode, kind := range map[string]string{"ra": "ra/Deployment", "node": "DaemonSet"} {
+		objects := render(t, "--set", "issuers.default.provisioner.passwordSecret.name="+secret, "--set", "mode="+mode)
+		found := 0
+		for _, source := range configSources(objects[kind]) {
+			if at(source, "secret", "name") == secret {
+				found++
+				if want := []item{{"password", "issuers/default/password"}}; !reflect.DeepEqual(items(source), want) {
+					t.Errorf("the volume has %v", items(source))
+				}
 			}
 		}
+		if n := strings.Count(text(t, objects), secret); found != 1 || n != 1 {
+			t.Errorf("mode %s: the Secret is %d times in the volume, and %d times in all", mode, found, n)
+		}
+		if objects["Secret"] != nil || objects["ra/Secret"] != nil {
+			t.Error("the chart has a Secret")
+		}
 	}
-	text, err := json.Marshal(objects)
+}
+
+var aSecret = regexp.MustCompile(`"secret\w*":`)
+
+// In mode ra nodes have no password, also where the root is in the same Secret:
+// what they have of Secrets are roots. They have a token of their own instead.
+func TestNodesHaveNoPassword(t *testing.T) {
+	for _, file := range append(valueFiles(t), os.DevNull) {
+		objects := render(t, "--values", file, "--set", "mode=ra")
+		var passwords []any
+		for _, i := range config(t, objects["ra/ConfigMap"])["issuers"].(object) {
+			passwords = append(passwords, at(i, "provisioner", "passwordFile"))
+		}
+		roots, tokens := 0, []any{}
+		for _, source := range configSources(objects["DaemonSet"]) {
+			for _, i := range items(source) {
+				if slices.Contains(passwords, any(i.path)) {
+					t.Errorf("%s: it has %s", file, i.path)
+				}
+			}
+			if files := items(source); at(source, "secret") != nil && len(files) == 1 && filepath.Base(files[0].path) == "ca.crt" && files[0].key != "password" {
+				roots++
+			}
+			if token := at(source, "serviceAccountToken"); token != nil {
+				tokens = append(tokens, token)
+			}
+		}
+		if n := len(aSecret.FindAllString(text(t, objects["DaemonSet"]), -1)); n != roots {
+			t.Errorf("%s: %d Secrets, and %d with roots", file, n, roots)
+		}
+		if want := []any{object{"audience": issuer.TokenAudience, "expirationSeconds": 3600.0, "path": "token"}}; !reflect.DeepEqual(tokens, want) {
+			t.Errorf("%s: tokens %v", file, tokens)
+		}
+	}
+	for _, source := range configSources(render(t, "--set", "mode=node")["DaemonSet"]) {
+		if at(source, "serviceAccountToken") != nil {
+			t.Error("mode node has a token that nobody asks for")
+		}
+	}
+}
+
+func text(t *testing.T, o any) string {
+	t.Helper()
+	data, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(string(text), secret); found != 1 || n != 1 {
-		t.Errorf("the Secret is %d times in the volume, and %d times in all", found, n)
-	}
-	if objects["Secret"] != nil {
-		t.Error("the chart has a Secret")
+	return string(data)
+}
+
+// Nothing of the authority is there in mode node.
+func TestModeNodeHasNoAuthority(t *testing.T) {
+	objects := render(t, "--set", "mode=node", "--set", "networkPolicy.enabled=true")
+	if got, want := slices.Sorted(maps.Keys(objects)), []string{"CSIDriver", "ConfigMap", "DaemonSet", "NetworkPolicy", "ServiceAccount", "hook"}; !slices.Equal(got, want) {
+		t.Errorf("it has %v", got)
 	}
 }
 
@@ -61,10 +136,8 @@ func TestDaemonSet(t *testing.T) {
 	if spec["automountServiceAccountToken"] != false || spec["hostNetwork"] == true || spec["hostPID"] == true || spec["hostIPC"] == true {
 		t.Error("it has a token, or namespaces of the node")
 	}
-	for kind := range objects {
-		if strings.Contains(kind, "Role") {
-			t.Errorf("there is a %s", kind)
-		}
+	if objects["ClusterRole"] != nil || objects["Role"] != nil {
+		t.Error("it has rights")
 	}
 	want := object{
 		"privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0.0, "runAsGroup": 0.0,
@@ -102,29 +175,73 @@ func TestDaemonSet(t *testing.T) {
 	}
 }
 
-// A changed configuration restarts the pods; the chart's version does not.
+// A changed configuration restarts the pods that read it; the chart's version
+// restarts none.
 func TestChecksumOfTheConfiguration(t *testing.T) {
-	annotations := func(args ...string) any {
-		return at(render(t, args...)["DaemonSet"], "spec", "template", "metadata", "annotations")
+	annotations := func(kind string, args ...string) any {
+		return at(render(t, args...)[kind], "spec", "template", "metadata", "annotations")
 	}
-	if reflect.DeepEqual(annotations(), annotations("--set", "issuers.default.duration.default=8h")) {
-		t.Error("the pods stay as they are when the configuration changes")
-	}
-	if !reflect.DeepEqual(annotations(), annotations("--set", "commonLabels.a=b")) {
-		t.Error("the pods change when the configuration stays")
+	for _, c := range []struct {
+		value             string
+		plugin, authority bool
+	}{
+		{"issuers.default.duration.default=8h", true, true},
+		{"policy.allowShortNames=true", true, true},
+		{"driverName=tls.example.com", true, false},
+		{"policy.validations[0].expression=1 > 0", false, true},
+		{"issuers.default.provisioner.name=other", false, true},
+		{"ra.limits.pod.rate=2", false, true},
+		{"commonLabels.a=b", false, false},
+	} {
+		for kind, changes := range map[string]bool{"DaemonSet": c.plugin, "ra/Deployment": c.authority} {
+			if got := !reflect.DeepEqual(annotations(kind), annotations(kind, "--set", c.value)); got != changes {
+				t.Errorf("%s restarts the %s: %v", c.value, kind, got)
+			}
+		}
 	}
 }
 
-// Labels of the user cannot take the pods away from their DaemonSet, and the
-// pod of the test is not one of them.
-func TestSelector(t *testing.T) {
-	objects := render(t, "--set-json", `podLabels={"app.kubernetes.io/name":"x","a":"b"}`, "--set-json", `commonLabels={"app.kubernetes.io/instance":"x"}`)
-	selector := at(objects["DaemonSet"], "spec", "selector", "matchLabels").(object)
-	if len(selector) == 0 || !selects(selector, at(objects["DaemonSet"], "spec", "template", "metadata", "labels")) {
-		t.Error("the DaemonSet does not select its pods")
-	}
-	if selects(selector, at(objects["hook"], "metadata", "labels")) {
-		t.Error("the DaemonSet selects the pod of the test")
+// Labels of the user cannot take the pods away from their owner, and each owner
+// has no pods but its own.
+func TestSelectors(t *testing.T) {
+	const long = "a-name-that-is-as-long-as-the-name-of-an-object-can-be-in-all-1"
+	for _, args := range [][]string{
+		{"--set-json", `podLabels={"app.kubernetes.io/name":"step-csi-ra","a":"b"}`, "--set-json", `ra.podLabels={"app.kubernetes.io/name":"step-csi"}`},
+		{"--set-json", `commonLabels={"app.kubernetes.io/instance":"x"}`},
+		{"--set", "nameOverride=" + long, "--set", "fullnameOverride=" + long},
+	} {
+		objects := render(t, append(args, "--set", "networkPolicy.enabled=true")...)
+		pods := map[string]any{
+			"plugin":    at(objects["DaemonSet"], "spec", "template", "metadata", "labels"),
+			"authority": at(objects["ra/Deployment"], "spec", "template", "metadata", "labels"),
+			"test":      at(objects["hook"], "metadata", "labels"),
+		}
+		spread := at(objects["ra/Deployment"], "spec", "template", "spec", "topologySpreadConstraints").([]any)[0]
+		peer := func(kind, direction, way string, rule int) any {
+			rules := at(objects[kind], "spec", direction).([]any)
+			return at(at(rules[rule], way).([]any)[0], "podSelector", "matchLabels")
+		}
+		for name, selector := range map[string]struct {
+			owner  string
+			labels any
+		}{
+			"DaemonSet":              {"plugin", at(objects["DaemonSet"], "spec", "selector", "matchLabels")},
+			"NetworkPolicy":          {"plugin", at(objects["NetworkPolicy"], "spec", "podSelector", "matchLabels")},
+			"authority's ingress":    {"plugin", peer("ra/NetworkPolicy", "ingress", "from", 0)},
+			"Deployment":             {"authority", at(objects["ra/Deployment"], "spec", "selector", "matchLabels")},
+			"Service":                {"authority", at(objects["ra/Service"], "spec", "selector")},
+			"PodDisruptionBudget":    {"authority", at(objects["ra/PodDisruptionBudget"], "spec", "selector", "matchLabels")},
+			"spread":                 {"authority", at(spread, "labelSelector", "matchLabels")},
+			"authority's own policy": {"authority", at(objects["ra/NetworkPolicy"], "spec", "podSelector", "matchLabels")},
+			"plugin's egress":        {"authority", peer("NetworkPolicy", "egress", "to", 1)},
+		} {
+			labels, _ := selector.labels.(object)
+			for pod, its := range pods {
+				if got := len(labels) > 0 && selects(labels, its); got != (pod == selector.owner) {
+					t.Errorf("%s: the %s selects the pods of the %s: %v", args, name, pod, got)
+				}
+			}
+		}
 	}
 }
 
@@ -158,11 +275,33 @@ func TestHelmTest(t *testing.T) {
 	}
 }
 
+// What is installed says who holds the password.
+func TestNotes(t *testing.T) {
+	for mode, want := range map[string][]string{
+		"ra":   {"in mode ra", "step-csi-ra holds the password", "rollout status deployment/step-csi-ra", "app.kubernetes.io/name=step-csi-ra,"},
+		"node": {"in mode node", "WARNING: every node holds the password"},
+	} {
+		out, err := command(".", helm, "install", "step-csi", chart, "--namespace", "step-ca", "--dry-run=client", "--set", "mode="+mode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, notes, _ := strings.Cut(out, "\nNOTES:\n")
+		for _, text := range want {
+			if !strings.Contains(notes, text) {
+				t.Errorf("mode %s does not say %q:\n%s", mode, text, notes)
+			}
+		}
+		if mode == "ra" && strings.Contains(notes, "WARNING") {
+			t.Errorf("mode ra warns:\n%s", notes)
+		}
+	}
+}
+
 // With every value changed, what is rendered has nothing of the defaults: each
 // value is used in all the places that it belongs to.
 func TestNoDefaultIsLeft(t *testing.T) {
 	text := mustTemplate(t, "--values", allValues)
-	for _, value := range []string{"9808", "/var/lib/kubelet", "csi.step-ca.io", "cluster.local", "step-certificates", "ghcr.io"} {
+	for _, value := range []string{"9808", "8443", "/var/lib/kubelet", "csi.step-ca.io", "cluster.local", "step-certificates", "ghcr.io"} {
 		for line := range strings.Lines(text) {
 			if strings.Contains(line, value) {
 				t.Errorf("%s: %s", value, strings.TrimSpace(line))

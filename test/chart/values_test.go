@@ -29,6 +29,7 @@ func TestLint(t *testing.T) {
 func TestEveryValue(t *testing.T) {
 	defaults, all := leaves(t, chart+"/values.yaml"), leaves(t, allValues)
 	byDefault, withAll := mustTemplate(t), mustTemplate(t, "--values", allValues)
+	all["mode"] = "node"                            // has no use for many of them
 	all["hostNetwork"] = true                       // refused together with the NetworkPolicy
 	const only = "issuers.default.provisioner.type" // has one value so far
 	delete(defaults, only)
@@ -44,7 +45,8 @@ func TestEveryValue(t *testing.T) {
 			if !described(readme, path) {
 				t.Error("README.md does not describe it: does its comment in values.yaml begin with # --?")
 			}
-			if mustTemplate(t, "--values", valueFile(t, path, changed)) == byDefault &&
+			// Refused alone is an effect, too.
+			if alone, err := template("--values", valueFile(t, path, changed)); err == nil && alone == byDefault &&
 				mustTemplate(t, "--values", allValues, "--values", valueFile(t, path, defaults[path])) == withAll {
 				t.Error("it has no effect")
 			}
@@ -164,6 +166,18 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"port", `httpPort: 98080`, "/httpPort"},
 		{"no node at a time", `updateStrategy: {rollingUpdate: {maxUnavailable: 0}}`, "/updateStrategy/rollingUpdate/maxUnavailable"},
 		{"Pod Security level", `csiDriver: {ephemeralVolumeProfile: strict}`, "/csiDriver/ephemeralVolumeProfile"},
+		{"mode", `mode: RA`, "/mode"},
+		{"no replica", `ra: {replicas: 0}`, "/ra/replicas"},
+		{"port of root", `ra: {port: 443}`, "/ra/port"},
+		{"one port for two", `ra: {port: 9808}`, "ra.port and httpPort are the same"},
+		{"limit without a burst", `ra: {limits: {pod: {rate: 1, burst: null}}}`, "missing property 'burst'"},
+		{"limit of nothing", `ra: {limits: {node: {rate: 0}}}`, "/ra/limits/node/rate"},
+		{"no replica can be away", `ra: {podDisruptionBudget: {maxUnavailable: 0}}`, "/ra/podDisruptionBudget/maxUnavailable"},
+		{"no time to stop", `ra: {terminationGracePeriodSeconds: 1}`, "/ra/terminationGracePeriodSeconds"},
+		{"unknown issuer of the authority", `ra: {issuer: edge}`, "ra.issuer: edge is none of the issuers"},
+		{"no account to know the plugin by", `serviceAccount: {create: false}`, "serviceAccount.name: name the service account"},
+		{"no account for the authority", `ra: {serviceAccount: {create: false}}`, "ra.serviceAccount.name: name the service account"},
+		{"misspelt key of an issuer's policy", `issuers: {default: {policy: {allowShortNames: true}}}`, "'allowShortNames' not allowed"},
 		{"NetworkPolicy on the node's network", `{hostNetwork: true, networkPolicy: {enabled: true}}`, "'not' failed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -181,6 +195,14 @@ func TestWrongValuesAreRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Tokens say on which node a pod is since Kubernetes 1.30.
+func TestKubernetesIsTooOld(t *testing.T) {
+	if _, err := template("--kube-version", "1.29.9"); err == nil || !strings.Contains(err.Error(), "mode ra needs Kubernetes 1.30") {
+		t.Error(err)
+	}
+	mustTemplate(t, "--kube-version", "1.29.9", "--set", "mode=node")
 }
 
 // What a parent chart hands down is no mistake.

@@ -31,6 +31,25 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- mergeOverwrite (dict) .Values.commonLabels .Values.podLabels (include "step-csi.selectorLabels" . | fromYaml) | toYaml }}
 {{- end }}
 
+{{/* The registration authority's objects have names and labels of their own, so
+that the DaemonSet never takes its pods for the plugin's. */}}
+{{- define "step-csi.raName" -}}
+{{- printf "%s-ra" (include "step-csi.fullname" . | trunc 60 | trimSuffix "-") }}
+{{- end }}
+
+{{- define "step-csi.raSelectorLabels" -}}
+app.kubernetes.io/name: {{ include "step-csi.name" . | trunc 60 | trimSuffix "-" }}-ra
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "step-csi.raLabels" -}}
+{{- mergeOverwrite (include "step-csi.labels" . | fromYaml) (include "step-csi.raSelectorLabels" . | fromYaml) | toYaml }}
+{{- end }}
+
+{{- define "step-csi.raPodLabels" -}}
+{{- mergeOverwrite (dict) .Values.commonLabels .Values.ra.podLabels (include "step-csi.raSelectorLabels" . | fromYaml) | toYaml }}
+{{- end }}
+
 {{- define "step-csi.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
@@ -40,38 +59,92 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "step-csi.serviceAccountName" -}}
+{{- if and (eq .Values.mode "ra") (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
+{{- fail "serviceAccount.name: name the service account that you have made; in mode ra it is what the authority knows the node plugin by" }}
+{{- end }}
 {{- .Values.serviceAccount.name | default (ternary (include "step-csi.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
-{{/* What the plugin reads: its issuers' files lie in /etc/step-csi/issuers/<name>. */}}
+{{- define "step-csi.raServiceAccountName" -}}
+{{- if not (or .Values.ra.serviceAccount.create .Values.ra.serviceAccount.name) }}
+{{- fail "ra.serviceAccount.name: name the service account that you have made; it gets the right to have tokens reviewed" }}
+{{- end }}
+{{- .Values.ra.serviceAccount.name | default (include "step-csi.raName" .) }}
+{{- end }}
+
+{{/* What the plugin reads. In mode ra, all its issuers are the authority, which is
+recognized by the root of the CA that has signed the authority's certificate. */}}
 {{- define "step-csi.config" -}}
 driverName: {{ .Values.driverName }}
-clusterDomain: {{ .Values.clusterDomain }}
-trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
+{{ include "step-csi.domains" . }}
 issuers:
-{{- range $name, $issuer := .Values.issuers }}
+{{- if eq .Values.mode "node" }}
+  {{- include "step-csi.issuers" . | trim | nindent 2 }}
+{{- else }}
+{{- $issuer := include "step-csi.raIssuer" . }}
+{{- range $name, $own := .Values.issuers }}
   {{ $name }}:
-    url: {{ include "step-csi.issuerURL" (dict "root" $ "name" $name "issuer" $issuer) }}
-    {{- if $issuer.fingerprint }}
-    fingerprint: {{ $issuer.fingerprint | quote }}
-    {{- else }}
-    caBundleFile: issuers/{{ $name }}/ca.crt
-    {{- end }}
+    url: https://{{ include "step-csi.raName" $ }}.{{ $.Release.Namespace }}.svc.{{ $.Values.clusterDomain }}:{{ $.Values.ra.port }}
+    {{- include "step-csi.issuerTrust" (dict "name" $issuer "issuer" (get $.Values.issuers $issuer)) | nindent 4 }}
     provisioner:
-      type: {{ $issuer.provisioner.type }}
-      name: {{ $issuer.provisioner.name | quote }}
-      passwordFile: issuers/{{ $name }}/password
-    {{- with $issuer.duration }}
-    duration:
-      {{- toYaml . | nindent 6 }}
-    {{- end }}
+      type: ra
+      name: {{ $name | quote }}
+      tokenFile: token
+    {{- with include "step-csi.issuerDuration" $own }}{{ nindent 4 . }}{{ end }}
+{{- end }}
 {{- end }}
 policy:
   allowShortNames: {{ .Values.policy.allowShortNames }}
-  {{- with .Values.policy.validations }}
-  validations:
+  {{- if eq .Values.mode "node" }}
+  {{- with include "step-csi.validations" .Values.policy }}{{ nindent 2 . }}{{ end }}
+  {{- end }}
+{{- end }}
+
+{{/* What the authority reads. */}}
+{{- define "step-csi.raConfig" -}}
+{{ include "step-csi.domains" . }}
+issuers:
+  {{- include "step-csi.issuers" . | trim | nindent 2 }}
+policy:
+  allowShortNames: {{ .Values.policy.allowShortNames }}
+  {{- with include "step-csi.validations" .Values.policy }}{{ nindent 2 . }}{{ end }}
+authority:
+  # Node plugins call the first one.
+  names:
+    {{- $name := printf "%s.%s" (include "step-csi.raName" .) .Release.Namespace }}
+    - {{ $name }}.svc.{{ .Values.clusterDomain }}
+    - {{ $name }}.svc
+    - {{ $name }}
+  issuer: {{ include "step-csi.raIssuer" . | quote }}
+  plugin: {{ .Release.Namespace }}/{{ include "step-csi.serviceAccountName" . }}
+  {{- with .Values.ra.limits }}
+  limits:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- end }}
+
+{{- define "step-csi.domains" -}}
+clusterDomain: {{ .Values.clusterDomain }}
+trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
+{{- end }}
+
+{{/* The CAs, for whoever holds the passwords: the files of each lie in
+/etc/step-csi/issuers/<name>. */}}
+{{- define "step-csi.issuers" -}}
+{{- range $name, $issuer := .Values.issuers }}
+{{ $name }}:
+  url: {{ include "step-csi.issuerURL" (dict "root" $ "name" $name "issuer" $issuer) }}
+  {{- include "step-csi.issuerTrust" (dict "name" $name "issuer" $issuer) | nindent 2 }}
+  provisioner:
+    type: {{ $issuer.provisioner.type }}
+    name: {{ $issuer.provisioner.name | quote }}
+    passwordFile: issuers/{{ $name }}/password
+  {{- with include "step-csi.issuerDuration" $issuer }}{{ nindent 2 . }}{{ end }}
+  {{- with include "step-csi.validations" ($issuer.policy | default dict) }}
+  policy:
+    {{- nindent 4 . }}
+  {{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "step-csi.issuerURL" -}}
@@ -84,16 +157,54 @@ https://step-certificates.{{ .root.Release.Namespace }}.svc.{{ .root.Values.clus
 {{- end }}
 {{- end }}
 
-{{/* The files of an issuer, as sources of a projected volume. */}}
+{{- define "step-csi.issuerTrust" -}}
+{{- if .issuer.fingerprint -}}
+fingerprint: {{ .issuer.fingerprint | quote }}
+{{- else -}}
+caBundleFile: issuers/{{ .name }}/ca.crt
+{{- end }}
+{{- end }}
+
+{{- define "step-csi.issuerDuration" -}}
+{{- with .duration -}}
+duration:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "step-csi.validations" -}}
+{{- with .validations -}}
+validations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The issuer that signs the authority's own certificate. */}}
+{{- define "step-csi.raIssuer" -}}
+{{- $name := .Values.ra.issuer | default (ternary "default" (keys .Values.issuers | sortAlpha | first) (hasKey .Values.issuers "default")) }}
+{{- if not (hasKey .Values.issuers $name) }}{{ fail (printf "ra.issuer: %s is none of the issuers" $name) }}{{ end }}
+{{- $name }}
+{{- end }}
+
+{{/* The files of all issuers, as sources of a projected volume. */}}
 {{- define "step-csi.issuerSources" -}}
+{{- range $name, $issuer := .Values.issuers }}
 - secret:
-    name: {{ .issuer.provisioner.passwordSecret.name }}
+    name: {{ $issuer.provisioner.passwordSecret.name }}
     items:
-      - key: {{ .issuer.provisioner.passwordSecret.key }}
-        path: issuers/{{ .name }}/password
+      - key: {{ $issuer.provisioner.passwordSecret.key }}
+        path: issuers/{{ $name }}/password
+{{- with include "step-csi.rootSource" (dict "name" $name "issuer" $issuer) }}
+{{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The root of one issuer, unless its fingerprint is known. */}}
+{{- define "step-csi.rootSource" -}}
 {{- if not .issuer.fingerprint }}
 {{- $bundle := .issuer.caBundle | default dict }}
-{{- if not (or $bundle.secret $bundle.configMap) }}{{- fail (printf "issuers.%s: give the fingerprint of the CA's root, or its caBundle" .name) }}{{- end }}
+{{- if not (or $bundle.secret $bundle.configMap) }}{{- fail (printf "issuers.%s: give the fingerprint of the CA's root, or its caBundle" .name) }}{{- end -}}
 - {{ ternary "secret" "configMap" (not (empty $bundle.secret)) }}:
     name: {{ $bundle.secret | default $bundle.configMap }}
     items:
