@@ -19,9 +19,10 @@ help: ## List the targets
 demo: build ## Show what step-csi does, for real, in 15 s (needs root for mounts)
 	@$(SUDO) bin/step-csi-demo
 
+# -parallel: tests that wait for time to pass do so side by side.
 .PHONY: test
 test: ## Build, and run every test (needs root for mounts)
-	$(SUDO) $(GO) test -timeout 30m -tags $(TAGS) ./...
+	$(SUDO) $(GO) test -timeout 30m -parallel 8 -tags $(TAGS) ./...
 
 .PHONY: build
 build: ## Build step-csi and its demo into bin/

@@ -26,7 +26,7 @@ func (a answer) Error() string { return a.text }
 func (a answer) Unwrap() []error { return a.kinds }
 
 // explain says which authority did not do what, and whether it refused or could
-// not.
+// not. ctx is the caller's: whose own time is over is told so.
 func (s *Signer) explain(ctx context.Context, what string, err error) error {
 	said, answered := status.FromError(err)
 	if !answered {

@@ -25,8 +25,9 @@ import (
 )
 
 const (
-	// defaultTimeout bounds a call, with its tries at other replicas.
-	defaultTimeout = 30 * time.Second
+	// defaultTimeout bounds a call, with its tries at other replicas, and the wait
+	// for one where none can be reached: such as while they are being replaced.
+	defaultTimeout = 20 * time.Second
 	// rootsMaxAge is how old the roots may be that a certificate is issued with.
 	rootsMaxAge = 5 * time.Minute
 )
@@ -45,7 +46,7 @@ type Config struct {
 	Issuer string
 	// Token returns the service-account token of the node plugin's own pod.
 	Token func() ([]byte, error)
-	// Timeout of one call; zero means 30 s.
+	// Timeout of one call; zero means 20 s.
 	Timeout time.Duration
 }
 
@@ -113,9 +114,9 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 			"if the CSIDriver object has tokenRequests for the audience %s and requiresRepublish: true",
 			issuer.ErrUnavailable, issuer.ErrNoToken, s.url, issuer.TokenAudience)
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
-	answer, err := s.client.Sign(ctx, &rapb.SignRequest{
+	answer, err := s.client.Sign(limited, &rapb.SignRequest{
 		Issuer:          s.config.Issuer,
 		Csr:             req.CSR.Raw,
 		DurationSeconds: int64(req.Request.Duration / time.Second),
@@ -127,7 +128,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 			ServiceAccount: pod.ServiceAccount,
 			Node:           pod.Node,
 		},
-	})
+	}, grpc.WaitForReady(true))
 	if err != nil {
 		return nil, s.explain(ctx, "sign", err)
 	}
@@ -159,9 +160,9 @@ func (s *Signer) Roots(ctx context.Context) ([]*x509.Certificate, error) {
 }
 
 func (s *Signer) fetchRoots(ctx context.Context) ([]*x509.Certificate, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
-	answer, err := s.client.Roots(ctx, &rapb.RootsRequest{Issuer: s.config.Issuer})
+	answer, err := s.client.Roots(limited, &rapb.RootsRequest{Issuer: s.config.Issuer})
 	if err != nil {
 		return nil, s.explain(ctx, "get the roots", err)
 	}

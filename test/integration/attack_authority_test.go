@@ -126,6 +126,7 @@ func changed(pod issuer.Pod, change func(*authentication.TokenReviewStatus)) aut
 // something which is not the caller's. It fails with the right code, and the CA is
 // not asked to sign.
 func TestAttackAuthority(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "  limits: {pod: {rate: 1000, burst: 1000}}\n")
 	client := r.client(t)
@@ -309,6 +310,7 @@ func weakCSR(t *testing.T, names issuer.Request) []byte {
 
 // Whoever asks too often is refused, and the others are not.
 func TestAttackAuthorityFlood(t *testing.T) {
+	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "  limits: {node: {rate: 0.001, burst: 8}, pod: {rate: 0.001, burst: 3}}\n")
 	client := r.client(t)
 	ask := func(pod, node string) codes.Code {
@@ -358,6 +360,7 @@ func TestAttackAuthorityFlood(t *testing.T) {
 
 // Slow, silent and unencrypted clients are cut off, and hold up nobody.
 func TestAttackAuthorityByPatience(t *testing.T) {
+	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "")
 	address := net.JoinHostPort("127.0.0.1", r.port)
 	client := r.client(t)
@@ -415,6 +418,7 @@ func grpcStream(t *testing.T, r *authorities, headers metadata.MD) (grpc.ClientS
 
 // Without an API server nobody's identity is known, and nothing is signed.
 func TestAttackAuthorityWithoutAPIServer(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	client := r.client(t)

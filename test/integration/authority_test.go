@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -79,14 +80,19 @@ func startAuthority(t testing.TB, ca *embeddedca.CA, replicas int, more string) 
 	return r
 }
 
+// freePort is above those that the kernel gives to connections by itself, so
+// that it stays free until the process listens that it is for.
 func freePort(t testing.TB) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer listener.Close()
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	must(t, err)
-	return port
+	for range 1000 {
+		port := fmt.Sprint(61000 + rand.IntN(4500))
+		if listener, err := net.Listen("tcp", ":"+port); err == nil {
+			listener.Close()
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 func (r *authorities) prepare(address, more string) *replica {
@@ -188,12 +194,21 @@ issuers:
 	return n
 }
 
+// changeConfig replaces a word of the plugin's configuration.
+func (n *node) changeConfig(old, new string) {
+	n.t.Helper()
+	config, err := os.ReadFile(n.config)
+	must(n.t, err)
+	must(n.t, os.WriteFile(n.config, []byte(strings.ReplaceAll(string(config), old, new)), 0o600))
+}
+
 // admit makes the API server know the pod's token.
 func (r *authorities) admit(p pod) {
 	r.reviews.Bind(jwt(p.id()), issuer.Pod{Namespace: "shop", Name: p.name, UID: p.id(), ServiceAccount: "web", Node: "node-1"})
 }
 
 func TestAuthoritySigns(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
@@ -223,6 +238,7 @@ func TestAuthoritySigns(t *testing.T) {
 
 // Whoever is refused learns why, and there is a line of it.
 func TestAuthorityRefuses(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
@@ -240,6 +256,7 @@ func TestAuthorityRefuses(t *testing.T) {
 
 // Both replicas are asked; when one is gone, killed or stopped, nobody notices.
 func TestAuthorityReplicas(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 2, "")
 	n := r.newNode()
@@ -278,6 +295,7 @@ func TestAuthorityReplicas(t *testing.T) {
 // A plugin that has just started has no tokens: a renewal that is due waits for
 // the kubelet's next call.
 func TestRenewalWaitsForAToken(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
@@ -300,6 +318,7 @@ func TestRenewalWaitsForAToken(t *testing.T) {
 
 // The API server refuses the token that the plugin has: the next one is taken.
 func TestExpiredTokenIsReplaced(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
@@ -317,6 +336,7 @@ func TestExpiredTokenIsReplaced(t *testing.T) {
 }
 
 func TestPublishWithoutAToken(t *testing.T) {
+	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "")
 	n := r.newNode()
 	n.tokens = nil
@@ -328,10 +348,12 @@ func TestPublishWithoutAToken(t *testing.T) {
 // Another CA's authority, or one with another name, is not trusted, and sees no
 // token.
 func TestForeignAuthorityIsNotTrusted(t *testing.T) {
+	t.Parallel()
 	ca, other := startCA(t), startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	r.ca = other // whose fingerprint nodes get
 	n := r.prepareNode()
+	n.changeConfig(authorityHost, "localhost") // one address
 	n.launch()
 	p := pod{name: "web-0"}
 	r.admit(p)
@@ -343,12 +365,11 @@ func TestForeignAuthorityIsNotTrusted(t *testing.T) {
 
 // A node that knows no authority by this name does not send tokens there.
 func TestAuthorityWithAnotherName(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.prepareNode()
-	config, err := os.ReadFile(n.config)
-	must(t, err)
-	must(t, os.WriteFile(n.config, []byte(strings.Replace(string(config), authorityHost, "127.0.0.1", 1)), 0o600))
+	n.changeConfig(authorityHost, "127.0.0.1")
 	n.launch()
 	p := pod{name: "web-0"}
 	r.admit(p)
@@ -360,6 +381,7 @@ func TestAuthorityWithAnotherName(t *testing.T) {
 
 // The authority's own certificate is renewed in time.
 func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	r.stop(0)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -330,7 +331,7 @@ func (n *node) mounts() []string {
 	n.t.Helper()
 	paths, err := tmpfs.List(driverName)
 	must(n.t, err)
-	return paths
+	return slices.DeleteFunc(paths, func(path string) bool { return !strings.HasPrefix(path, n.kubeletDir+"/") })
 }
 
 // eventually waits for a condition that real time brings about.
