@@ -51,7 +51,8 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 		InsecureSkipVerify: true,
 		VerifyConnection:   s.verify,
 	})
-	return grpc.NewClient("dns:///"+net.JoinHostPort(s.url.Hostname(), port),
+	return grpc.NewClient(scheme+":///"+net.JoinHostPort(s.url.Hostname(), port),
+		grpc.WithResolvers(replicas{}),
 		grpc.WithTransportCredentials(secure),
 		grpc.WithPerRPCCredentials(ownToken{s.config.Token}),
 		grpc.WithDefaultServiceConfig(serviceConfig),

@@ -140,7 +140,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 	if err != nil {
 		return nil, s.explain(ctx, "sign", err)
 	}
-	s.keepRoots(roots)
+	s.roots.Store(&answeredRoots{roots, time.Now()})
 	return chain, nil
 }
 
@@ -170,17 +170,20 @@ func (s *Signer) fetchRoots(ctx context.Context) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, s.explain(ctx, "get the roots", err)
 	}
-	s.keepRoots(roots)
+	own, err := certificates(answer.GetAuthorityRoots())
+	if err != nil {
+		return nil, s.explain(ctx, "get the roots", err)
+	}
+	s.roots.Store(&answeredRoots{roots, time.Now()})
+	s.trust(own)
 	return roots, nil
 }
 
-// keepRoots also trusts the authority by what it has answered over a verified
-// connection, so that its own certificate may come from a newer root.
-func (s *Signer) keepRoots(roots []*x509.Certificate) {
-	s.roots.Store(&answeredRoots{roots, time.Now()})
+// trust is for what the authority has answered over a verified connection: its
+// own certificate may come from a newer root next time.
+func (s *Signer) trust(roots []*x509.Certificate) {
 	trusted := s.trusted.Load()
-	all := trust.Union(*trusted, roots)
-	if len(all) > len(*trusted) {
+	if all := trust.Union(*trusted, roots); len(all) > len(*trusted) {
 		s.trusted.Store(&all)
 	}
 }

@@ -2,7 +2,6 @@ package authority
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
@@ -142,15 +141,14 @@ func describe(p issuer.Pod) string {
 
 // Roots implements rapb.RegistrationAuthorityServer.
 func (a *Authority) Roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
-	roots, err := a.roots(ctx, req)
+	answer, err := a.roots(ctx, req)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Roots are refused", "issuer", req.GetIssuer())
-		return nil, err
 	}
-	return &rapb.RootsResponse{Roots: ra.Raw(roots)}, nil
+	return answer, err
 }
 
-func (a *Authority) roots(ctx context.Context, req *rapb.RootsRequest) ([]*x509.Certificate, error) {
+func (a *Authority) roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
 	own, err := callerToken(ctx)
 	if err != nil {
 		return nil, err
@@ -162,7 +160,15 @@ func (a *Authority) roots(ctx context.Context, req *rapb.RootsRequest) ([]*x509.
 	if !known {
 		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())
 	}
-	return i.Roots(ctx)
+	roots, err := i.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own, err := a.serving.issuer.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &rapb.RootsResponse{Roots: ra.Raw(roots), AuthorityRoots: ra.Raw(own)}, nil
 }
 
 // callerToken takes the caller's own token out of the call's metadata.

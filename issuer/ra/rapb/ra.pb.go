@@ -304,9 +304,12 @@ func (x *RootsRequest) GetIssuer() string {
 type RootsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All roots of the CA, in DER.
-	Roots         [][]byte `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Roots [][]byte `protobuf:"bytes,1,rep,name=roots,proto3" json:"roots,omitempty"`
+	// All roots of the CA that signs the authority's own certificate, in DER: what
+	// the caller can verify the authority by from now on. It may be another CA.
+	AuthorityRoots [][]byte `protobuf:"bytes,2,rep,name=authority_roots,json=authorityRoots,proto3" json:"authority_roots,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RootsResponse) Reset() {
@@ -346,6 +349,13 @@ func (x *RootsResponse) GetRoots() [][]byte {
 	return nil
 }
 
+func (x *RootsResponse) GetAuthorityRoots() [][]byte {
+	if x != nil {
+		return x.AuthorityRoots
+	}
+	return nil
+}
+
 var File_issuer_ra_rapb_ra_proto protoreflect.FileDescriptor
 
 const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
@@ -367,9 +377,10 @@ const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\"&\n" +
 	"\fRootsRequest\x12\x16\n" +
-	"\x06issuer\x18\x01 \x01(\tR\x06issuer\"%\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\"N\n" +
 	"\rRootsResponse\x12\x14\n" +
-	"\x05roots\x18\x01 \x03(\fR\x05roots2\x9c\x01\n" +
+	"\x05roots\x18\x01 \x03(\fR\x05roots\x12'\n" +
+	"\x0fauthority_roots\x18\x02 \x03(\fR\x0eauthorityRoots2\x9c\x01\n" +
 	"\x15RegistrationAuthority\x12?\n" +
 	"\x04Sign\x12\x1a.stepcsi.ra.v1.SignRequest\x1a\x1b.stepcsi.ra.v1.SignResponse\x12B\n" +
 	"\x05Roots\x12\x1b.stepcsi.ra.v1.RootsRequest\x1a\x1c.stepcsi.ra.v1.RootsResponseB.Z,github.com/flexstack/step-csi/issuer/ra/rapbb\x06proto3"
