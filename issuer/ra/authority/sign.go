@@ -149,11 +149,11 @@ func (a *Authority) Roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.Ro
 }
 
 func (a *Authority) roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
-	own, err := callerToken(ctx)
+	token, err := callerToken(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := a.reviewCaller(ctx, own); err != nil {
+	if _, err := a.reviewCaller(ctx, token); err != nil {
 		return nil, err
 	}
 	i, known := a.issuers[req.GetIssuer()]
