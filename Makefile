@@ -69,9 +69,10 @@ generate: ## Make the chart's README, deploy/kustomize, and the authority's prot
 	  --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative issuer/ra/rapb/ra.proto
 	$(GO) test -tags $(TAGS) -run TestGenerated ./test/chart -update
 
+# With a cluster of its own, whose API server the authority asks.
 .PHONY: bench
-bench: ## Compare publishing a volume with a bare sign by the CA (needs root)
-	$(SUDO) $(GO) test -tags $(TAGS) -run '^$$' -bench . -benchtime 3000x ./test/bench
+bench: bin/step-csi-cluster ## Compare publishing a volume with a bare sign by the CA, and through the authority (needs root)
+	@$(SUDO) test/bench/run.sh $(GO) test -tags $(TAGS) -run '^$$' -bench . -benchtime 3000x ./test/bench
 
 .PHONY: fuzz
 fuzz: ## Fuzz what users write, for a minute each

@@ -3,9 +3,10 @@ package issuer
 import (
 	"bytes"
 	"crypto"
-	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"net"
@@ -63,25 +64,71 @@ func ReadCSR(der []byte, duration time.Duration) (*x509.CertificateRequest, Requ
 
 // checkOnly demands that the CSR is, but for its key, byte by byte what NewCSR
 // makes of req: there is nothing in it that could be read in another way, or
-// that this package does not know.
+// that this package does not know. See RFC 2986, section 4.1.
 func checkOnly(csr *x509.CertificateRequest, req Request) error {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
+	subject, attributes, err := encode(req)
 	if err != nil {
 		return err
 	}
-	again, err := NewCSR(req, key)
-	if err != nil {
-		return err
-	}
-	if csr.Version != again.Version || !bytes.Equal(csr.RawSubject, again.RawSubject) || !bytes.Equal(afterKey(csr), afterKey(again)) {
+	_, after, _ := bytes.Cut(csr.RawTBSCertificateRequest, csr.RawSubjectPublicKeyInfo)
+	if csr.Version != 0 || !bytes.Equal(csr.RawSubject, subject) || !bytes.Equal(after, attributes) {
 		return errors.New("the CSR asks for more than a common name and subject alternative names, or writes them in another way than usual")
 	}
 	return nil
 }
 
-// afterKey is what follows the public key in a CSR: the attributes, and in them
-// the extensions. See RFC 2986, section 4.1.
-func afterKey(csr *x509.CertificateRequest) []byte {
-	_, after, _ := bytes.Cut(csr.RawTBSCertificateRequest, csr.RawSubjectPublicKeyInfo)
-	return after
+var oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
+
+// The types of a GeneralName; see RFC 5280, section 4.2.1.6.
+const (
+	tagEmail = 1
+	tagDNS   = 2
+	tagURI   = 6
+	tagIP    = 7
+)
+
+// encode writes the subject and the attributes of a CSR as crypto/x509 does.
+func encode(req Request) (subject, attributes []byte, err error) {
+	name := pkix.Name{CommonName: req.CommonName}
+	if subject, err = asn1.Marshal(name.ToRDNSequence()); err != nil {
+		return nil, nil, err
+	}
+	var names []asn1.RawValue
+	add := func(tag int, value []byte) {
+		names = append(names, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: tag, Bytes: value})
+	}
+	for _, dns := range req.DNSNames {
+		add(tagDNS, []byte(dns))
+	}
+	for _, email := range req.EmailAddresses {
+		add(tagEmail, []byte(email))
+	}
+	for _, ip := range req.IPAddresses {
+		add(tagIP, ip.AsSlice())
+	}
+	for _, uri := range req.URIs {
+		add(tagURI, []byte(uri.String()))
+	}
+	var requests []asn1.RawValue
+	if len(names) > 0 {
+		request, err := encodeExtensions(names)
+		if err != nil {
+			return nil, nil, err
+		}
+		requests = append(requests, asn1.RawValue{FullBytes: request})
+	}
+	attributes, err = asn1.MarshalWithParams(requests, "tag:0,set")
+	return subject, attributes, err
+}
+
+// encodeExtensions is the attribute that asks for the one extension.
+func encodeExtensions(names []asn1.RawValue) ([]byte, error) {
+	san, err := asn1.Marshal(names)
+	if err != nil {
+		return nil, err
+	}
+	return asn1.Marshal(struct {
+		Type  asn1.ObjectIdentifier
+		Value [][]pkix.Extension `asn1:"set"`
+	}{oidExtensionRequest, [][]pkix.Extension{{{Id: oidSubjectAltName, Value: san}}}})
 }

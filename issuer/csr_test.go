@@ -36,6 +36,29 @@ func TestReadCSRIsNewCSRBackwards(t *testing.T) {
 	}
 }
 
+func TestReadCSROfFewNames(t *testing.T) {
+	key, err := issuer.Ed25519.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, req := range []issuer.Request{
+		{KeyType: issuer.Ed25519},
+		{KeyType: issuer.Ed25519, CommonName: "ünïcode 'x'"},
+		{KeyType: issuer.Ed25519, DNSNames: []string{"web.shop"}},
+		{KeyType: issuer.Ed25519, CommonName: "web", EmailAddresses: []string{"web@shop.example"}},
+		{KeyType: issuer.Ed25519, URIs: request().URIs},
+		{KeyType: issuer.Ed25519, IPAddresses: request().IPAddresses},
+	} {
+		made, err := issuer.NewCSR(req, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, got, err := issuer.ReadCSR(made.Raw, 0); err != nil || !reflect.DeepEqual(got, req) {
+			t.Errorf("%+v: %v: %+v", req, err, got)
+		}
+	}
+}
+
 // What a policy that sees the Request would not see does not get in.
 func TestReadCSRRefusesMore(t *testing.T) {
 	extension := func(id asn1.ObjectIdentifier, value any) pkix.Extension {

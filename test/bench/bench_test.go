@@ -218,21 +218,40 @@ type node struct {
 
 func startNode(b *testing.B, authority *realca.CA) *node {
 	b.Helper()
-	n := &node{kubeletDir: b.TempDir()}
-	must(b, syscall.Mount("kubelet", n.kubeletDir, "tmpfs", 0, ""))
-	b.Cleanup(func() { must(b, syscall.Unmount(n.kubeletDir, 0)) })
+	return startNodeWith(b, directIssuer(b, authority))
+}
+
+// directSigner signs at the CA.
+func directSigner(b *testing.B, authority *realca.CA) *stepca.Signer {
+	b.Helper()
 	provisioner, password := authority.Provisioner()
 	signer, err := stepca.New(stepca.Config{
 		URL: authority.URL(), Fingerprint: authority.Fingerprint(), Provisioner: provisioner,
 		Password: func() ([]byte, error) { return []byte(password), nil },
 	})
 	must(b, err)
+	b.Cleanup(signer.Close)
+	return signer
+}
+
+// directIssuer has the policy that pods have by default.
+func directIssuer(b *testing.B, authority *realca.CA) *issuer.Issuer {
+	b.Helper()
 	allow, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local"})
 	must(b, err)
-	i, err := issuer.New(issuer.Config{Signer: signer, Policy: allow.Check})
+	i, err := issuer.New(issuer.Config{Signer: directSigner(b, authority), Policy: allow.Check})
 	must(b, err)
+	return i
+}
+
+func startNodeWith(b *testing.B, i *issuer.Issuer) *node {
+	b.Helper()
+	n := &node{kubeletDir: b.TempDir()}
+	must(b, syscall.Mount("kubelet", n.kubeletDir, "tmpfs", 0, ""))
+	b.Cleanup(func() { must(b, syscall.Unmount(n.kubeletDir, 0)) })
 	must(b, i.Connect(b.Context()))
 	socket := filepath.Join(n.kubeletDir, "csi.sock")
+	var err error
 	n.driver, err = driver.New(driver.Config{
 		Name: "csi.step-ca.io", NodeName: "node-1", KubeletDir: n.kubeletDir, Socket: socket,
 		ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
@@ -252,7 +271,6 @@ func startNode(b *testing.B, authority *realca.CA) *node {
 		connection.Close()
 		stop()
 		must(b, <-done)
-		signer.Close()
 	})
 	_, err = n.client.NodeGetInfo(b.Context(), &csi.NodeGetInfoRequest{}) // it runs
 	must(b, err)

@@ -69,6 +69,7 @@ type Authority struct {
 	issuers   map[string]Issuer
 	plugin    ServiceAccount
 	reviewer  Reviewer
+	callers   callers
 	nodes     *limiter
 	pods      *limiter
 	serving   *serving

@@ -20,6 +20,10 @@ import (
 // reviewTimeout bounds a question to the API server.
 const reviewTimeout = 10 * time.Second
 
+// reviewsAtOnce bounds the questions at a time, each on a connection of its own:
+// so many client-go keeps.
+const reviewsAtOnce = 16
+
 // What the API server adds to the user of a token that is bound to a pod. See
 // https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#bound-service-account-tokens
 const (
@@ -29,7 +33,10 @@ const (
 )
 
 // TokenReview is a Reviewer that asks the API server of the cluster.
-type TokenReview struct{ client *rest.RESTClient }
+type TokenReview struct {
+	client *rest.RESTClient
+	places chan struct{}
+}
 
 var _ Reviewer = (*TokenReview)(nil)
 
@@ -48,12 +55,14 @@ func NewTokenReview(c *rest.Config) (*TokenReview, error) {
 	c.ContentType = runtime.ContentTypeProtobuf
 	c.AcceptContentTypes = runtime.ContentTypeProtobuf
 	c.Timeout = reviewTimeout
+	// A question is one small message each way: HTTP/2 would only cost time.
+	c.NextProtos = []string{"http/1.1"}
 	c.QPS = -1 // how much may be asked is limited by node and by pod
 	client, err := rest.RESTClientFor(c)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	return &TokenReview{client}, nil
+	return &TokenReview{client, make(chan struct{}, reviewsAtOnce)}, nil
 }
 
 // Review implements Reviewer. Nothing is remembered: a pod that is gone, or a
@@ -63,6 +72,12 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 		Token:     token.Reveal(),
 		Audiences: []string{issuer.TokenAudience},
 	}}
+	select {
+	case t.places <- struct{}{}:
+		defer func() { <-t.places }()
+	case <-ctx.Done():
+		return issuer.Pod{}, fmt.Errorf("%w: wait for other reviews: %w", issuer.ErrUnavailable, ctx.Err())
+	}
 	answer := &authentication.TokenReview{}
 	err := t.client.Post().Resource("tokenreviews").Body(question).Do(ctx).Into(answer)
 	if err != nil {

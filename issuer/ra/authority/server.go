@@ -37,6 +37,8 @@ const (
 	maxConnections = 8192
 	maxStreams     = 128 // per connection
 	maxHeaders     = 16 << 10
+	// workers are the goroutines that keep the stacks which calls have grown.
+	workers = 16
 	// connectionAge makes nodes connect anew, and so to new replicas, too.
 	connectionAge = 10 * time.Minute
 )
@@ -61,6 +63,7 @@ func (a *Authority) serve(ctx context.Context, listener net.Listener) error {
 		grpc.InTapHandle(func(ctx context.Context, _ *tap.Info) (context.Context, error) { return admit(ctx, peers) }),
 		grpc.UnaryInterceptor(a.intercept(klog.FromContext(ctx))),
 		grpc.WaitForHandlers(true),
+		grpc.NumStreamWorkers(workers),
 	)
 	rapb.RegisterRegistrationAuthorityServer(server, a)
 	failed := make(chan error, 1)

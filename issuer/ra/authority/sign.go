@@ -2,6 +2,7 @@ package authority
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
@@ -44,31 +45,52 @@ func (a *Authority) countSign(name string, err error, took time.Duration) {
 // decide has a certificate signed if all that is to be known about the request
 // allows that. What it learns goes into d.
 func (a *Authority) decide(ctx context.Context, req *rapb.SignRequest, d *decision) (*issuer.Credential, error) {
-	if err := a.identify(ctx, req, d); err != nil {
-		return nil, err
+	// The request is read while the API server is asked. What is wrong with it is
+	// told after what is wrong with who asks.
+	reading := make(chan wanted, 1)
+	go func() { reading <- a.read(req) }()
+	err := a.identify(ctx, req, d)
+	w := <-reading
+	d.request = w.request
+	if err == nil {
+		err = a.checkPlace(d, req.GetPod())
 	}
-	if err := a.checkPlace(d, req.GetPod()); err != nil {
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if !a.pods.allow(d.pod.UID) {
+	case !a.pods.allow(d.pod.UID):
 		return nil, fmt.Errorf("%w for pod %s/%s; the limit is set by authority.limits.pod", errTooMany, d.pod.Namespace, d.pod.Name)
+	case w.err != nil:
+		return nil, w.err
 	}
-	i, known := a.issuers[req.GetIssuer()]
-	if !known {
-		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())
+	return w.issuer.Sign(ctx, issuer.SigningRequest{Applicant: issuer.Applicant{Pod: d.pod}, Request: *w.request, CSR: w.csr})
+}
+
+// wanted is what a request asks for, or why that cannot be.
+type wanted struct {
+	issuer  Issuer
+	csr     *x509.CertificateRequest
+	request *issuer.Request // nil if it cannot be read
+	err     error
+}
+
+func (a *Authority) read(req *rapb.SignRequest) (w wanted) {
+	var known bool
+	if w.issuer, known = a.issuers[req.GetIssuer()]; !known {
+		return wanted{err: fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())}
 	}
 	// Not multiplied before it is known to fit.
-	seconds := req.GetDurationSeconds()
-	if seconds < int64(i.Min/time.Second) || seconds > int64(i.Max/time.Second) {
-		return nil, fmt.Errorf("%w: a duration of %d s is not between %s and %s, which the authority allows for the issuer %q",
-			issuer.ErrDenied, seconds, i.Min, i.Max, req.GetIssuer())
+	seconds, least, most := req.GetDurationSeconds(), w.issuer.Min, w.issuer.Max
+	if seconds < int64(least/time.Second) || seconds > int64(most/time.Second) {
+		return wanted{err: fmt.Errorf("%w: a duration of %d s is not between %s and %s, which the authority allows for the issuer %q",
+			issuer.ErrDenied, seconds, least, most, req.GetIssuer())}
 	}
-	csr, wanted, err := issuer.ReadCSR(req.GetCsr(), time.Duration(seconds)*time.Second)
+	csr, request, err := issuer.ReadCSR(req.GetCsr(), time.Duration(seconds)*time.Second)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errMalformed, err)
+		return wanted{err: fmt.Errorf("%w: %w", errMalformed, err)}
 	}
-	d.request = &wanted
-	return i.Sign(ctx, issuer.SigningRequest{Applicant: issuer.Applicant{Pod: d.pod}, Request: wanted, CSR: csr})
+	w.csr, w.request = csr, &request
+	return w
 }
 
 // identify asks the API server who calls, and for whom, both at once.
@@ -86,24 +108,29 @@ func (a *Authority) identify(ctx context.Context, req *rapb.SignRequest, d *deci
 		d.caller, err = a.reviewCaller(reviewing, own)
 		return err
 	})
-	reviews.Go(func() (err error) {
-		if d.pod, err = a.reviewer.Review(reviewing, pods); err != nil {
-			err = fmt.Errorf("the pod's token: %w", err)
-		}
-		return err
-	})
-	return reviews.Wait()
+	if d.pod, err = a.reviewer.Review(reviewing, pods); err != nil {
+		err = fmt.Errorf("the pod's token: %w", err)
+	}
+	if callerErr := reviews.Wait(); callerErr != nil {
+		return callerErr
+	}
+	return err
 }
 
 // reviewCaller returns the node plugin's pod that the token is of.
 func (a *Authority) reviewCaller(ctx context.Context, own issuer.Token) (issuer.Pod, error) {
-	caller, err := a.reviewer.Review(ctx, own)
-	if err != nil {
-		return issuer.Pod{}, fmt.Errorf("the caller's token: %w", err)
-	}
-	if !a.isPlugin(caller) {
-		return caller, fmt.Errorf("%w: the caller is service account %s/%s; only node plugins may ask, which are %s",
-			issuer.ErrDenied, caller.Namespace, caller.ServiceAccount, a.plugin)
+	asked := time.Now()
+	caller, known := a.callers.get(own, asked)
+	if !known {
+		var err error
+		if caller, err = a.reviewer.Review(ctx, own); err != nil {
+			return issuer.Pod{}, fmt.Errorf("the caller's token: %w", err)
+		}
+		if !a.isPlugin(caller) {
+			return caller, fmt.Errorf("%w: the caller is service account %s/%s; only node plugins may ask, which are %s",
+				issuer.ErrDenied, caller.Namespace, caller.ServiceAccount, a.plugin)
+		}
+		a.callers.put(own, caller, asked)
 	}
 	if !a.nodes.allow(caller.Node) {
 		return caller, fmt.Errorf("%w of node %s; the limit is set by authority.limits.node", errTooMany, caller.Node)

@@ -1,0 +1,207 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/prometheus/client_golang/prometheus"
+	authentication "k8s.io/api/authentication/v1"
+	core "k8s.io/api/core/v1"
+	rbac "k8s.io/api/rbac/v1"
+	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra"
+	"github.com/flexstack/step-csi/issuer/ra/authority"
+	"github.com/flexstack/step-csi/test/realca"
+)
+
+// BenchmarkPublishThroughAuthority publishes through the registration authority,
+// which asks the API server of a real cluster about both tokens. Rounds of it
+// alternate with rounds of publishing with direct signing, which the ratio of the
+// medians is to. No token of a pod is shown twice: the API server remembers
+// tokens for ten seconds.
+func BenchmarkPublishThroughAuthority(b *testing.B) {
+	kubeconfig := os.Getenv("STEP_CSI_BENCH_KUBECONFIG")
+	if kubeconfig == "" {
+		b.Fatal("needs a cluster: run make bench")
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	must(b, err)
+	config.QPS = -1
+	ca, pods := startCA(b), newPods(b, config)
+	direct := startNode(b, ca)
+	through := startNodeWith(b, issuerAt(b, ca, startAuthority(b, ca, pods.authority(b, config)), pods.token(b, "step-ca", "plugin")))
+	for _, callers := range atOnce {
+		b.Run(fmt.Sprintf("at-once=%d", callers), func(b *testing.B) {
+			round := max(64, 4*callers)
+			requests, asked := make([]*csi.NodePublishVolumeRequest, round), make([]*csi.NodePublishVolumeRequest, round)
+			for i := range round {
+				requests[i], asked[i] = direct.request(b, i), through.request(b, i)
+				pods.make(b, "shop", fmt.Sprint("web-", i), "web")
+			}
+			var limit, took times
+			for left := b.N; left > 0; left -= round {
+				for i := range asked {
+					pods.identify(b, asked[i], fmt.Sprint("web-", i))
+				}
+				limit = append(limit, publishAll(b, direct, callers, min(left, round), requests)...)
+				took = append(took, publishAll(b, through, callers, min(left, round), asked)...)
+			}
+			b.ReportMetric(limit.percentile(50), "ms/direct-median")
+			b.ReportMetric(took.percentile(50), "ms/median")
+			b.ReportMetric(took.percentile(99), "ms/p99")
+			b.ReportMetric(took.percentile(50)/limit.percentile(50), "of-direct")
+		})
+	}
+}
+
+func publishAll(b *testing.B, n *node, callers, count int, requests []*csi.NodePublishVolumeRequest) times {
+	took := measure(callers, count, func(i int) {
+		_, err := n.driver.NodePublishVolume(context.Background(), requests[i])
+		must(b, err)
+	})
+	for _, r := range requests {
+		n.unpublish(b, r)
+	}
+	return took
+}
+
+// startAuthority serves on loopback, and returns its URL.
+func startAuthority(b *testing.B, ca *realca.CA, config *rest.Config) string {
+	b.Helper()
+	reviewer, err := authority.NewTokenReview(config)
+	must(b, err)
+	a, err := authority.New(authority.Config{
+		Issuers:  map[string]authority.Issuer{"default": {Issuer: directIssuer(b, ca), Min: time.Minute, Max: time.Hour}},
+		Serving:  authority.Serving{Signer: directSigner(b, ca), Names: []string{"localhost"}, Duration: time.Hour},
+		Plugin:   authority.ServiceAccount{Namespace: "step-ca", Name: "plugin"},
+		Reviewer: reviewer,
+		Limits:   authority.Limits{Node: authority.Limit{Rate: 1e6, Burst: 1e6}, Pod: authority.Limit{Rate: 1e6, Burst: 1e6}},
+		Metrics:  prometheus.NewRegistry(),
+	})
+	must(b, err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(b, err)
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- a.Run(ctx, listener) }()
+	b.Cleanup(func() {
+		stop()
+		must(b, <-done)
+	})
+	for a.Ready() != nil {
+		time.Sleep(10 * time.Millisecond)
+	}
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	must(b, err)
+	return "https://localhost:" + port
+}
+
+func issuerAt(b *testing.B, ca *realca.CA, url, token string) *issuer.Issuer {
+	b.Helper()
+	signer, err := ra.New(ra.Config{URL: url, Fingerprint: ca.Fingerprint(), Issuer: "default", Token: func() ([]byte, error) { return []byte(token), nil }})
+	must(b, err)
+	b.Cleanup(signer.Close)
+	i, err := issuer.New(issuer.Config{Signer: signer, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
+	must(b, err)
+	return i
+}
+
+// pods are objects in the cluster, on a node that does not exist, so that nobody
+// runs them.
+type pods struct {
+	client *kubernetes.Clientset
+	uids   map[string]string
+}
+
+func newPods(b *testing.B, config *rest.Config) *pods {
+	b.Helper()
+	log.SetOutput(io.Discard)
+	client, err := kubernetes.NewForConfig(config)
+	must(b, err)
+	p := &pods{client: client, uids: map[string]string{}}
+	_, err = client.CoreV1().Nodes().Create(b.Context(), &core.Node{ObjectMeta: meta.ObjectMeta{Name: "node-1"}}, meta.CreateOptions{})
+	must(b, err)
+	for namespace, account := range map[string]string{"step-ca": "plugin", "shop": "web"} {
+		_, err := client.CoreV1().Namespaces().Create(b.Context(), &core.Namespace{ObjectMeta: meta.ObjectMeta{Name: namespace}}, meta.CreateOptions{})
+		must(b, err)
+		_, err = client.CoreV1().ServiceAccounts(namespace).Create(b.Context(), &core.ServiceAccount{ObjectMeta: meta.ObjectMeta{Name: account}}, meta.CreateOptions{})
+		must(b, err)
+	}
+	p.make(b, "step-ca", "plugin", "plugin")
+	return p
+}
+
+// authority is how the registration authority reaches the API server: by a token
+// of its own, with the one right that it needs.
+func (p *pods) authority(b *testing.B, config *rest.Config) *rest.Config {
+	b.Helper()
+	const name = "step-csi-ra"
+	object := meta.ObjectMeta{Name: name}
+	_, err := p.client.CoreV1().ServiceAccounts("step-ca").Create(b.Context(), &core.ServiceAccount{ObjectMeta: object}, meta.CreateOptions{})
+	must(b, err)
+	_, err = p.client.RbacV1().ClusterRoles().Create(b.Context(), &rbac.ClusterRole{ObjectMeta: object, Rules: []rbac.PolicyRule{
+		{APIGroups: []string{authentication.GroupName}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
+	}}, meta.CreateOptions{})
+	must(b, err)
+	_, err = p.client.RbacV1().ClusterRoleBindings().Create(b.Context(), &rbac.ClusterRoleBinding{
+		ObjectMeta: object, RoleRef: rbac.RoleRef{APIGroup: rbac.GroupName, Kind: "ClusterRole", Name: name},
+		Subjects: []rbac.Subject{{Kind: rbac.ServiceAccountKind, Namespace: "step-ca", Name: name}},
+	}, meta.CreateOptions{})
+	must(b, err)
+	answer, err := p.client.CoreV1().ServiceAccounts("step-ca").CreateToken(b.Context(), name, &authentication.TokenRequest{}, meta.CreateOptions{})
+	must(b, err)
+	own := rest.AnonymousClientConfig(config)
+	own.BearerToken = answer.Status.Token
+	return own
+}
+
+func (p *pods) make(b *testing.B, namespace, name, account string) {
+	b.Helper()
+	if p.uids[name] != "" {
+		return
+	}
+	pod, err := p.client.CoreV1().Pods(namespace).Create(b.Context(), &core.Pod{
+		ObjectMeta: meta.ObjectMeta{Name: name},
+		Spec: core.PodSpec{
+			NodeName: "node-1", ServiceAccountName: account,
+			Containers: []core.Container{{Name: "app", Image: "none"}},
+		},
+	}, meta.CreateOptions{})
+	must(b, err)
+	p.uids[name] = string(pod.UID)
+}
+
+// token is a new one, bound to the pod, as the kubelet requests it.
+func (p *pods) token(b *testing.B, namespace, name string) string {
+	b.Helper()
+	account := map[string]string{"step-ca": "plugin", "shop": "web"}[namespace]
+	answer, err := p.client.CoreV1().ServiceAccounts(namespace).CreateToken(b.Context(), account, &authentication.TokenRequest{
+		Spec: authentication.TokenRequestSpec{
+			Audiences:      []string{issuer.TokenAudience},
+			BoundObjectRef: &authentication.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: name},
+		},
+	}, meta.CreateOptions{})
+	must(b, err)
+	return answer.Status.Token
+}
+
+// identify makes the request one for the pod, with a new token.
+func (p *pods) identify(b *testing.B, r *csi.NodePublishVolumeRequest, name string) {
+	b.Helper()
+	r.VolumeContext["csi.storage.k8s.io/pod.name"] = name
+	r.VolumeContext["csi.storage.k8s.io/pod.uid"] = p.uids[name]
+	r.Secrets = map[string]string{"csi.storage.k8s.io/serviceAccount.tokens": fmt.Sprintf(
+		`{"step-csi": {"token": %q, "expirationTimestamp": %q}}`, p.token(b, "shop", name), time.Now().Add(time.Hour).UTC().Format(time.RFC3339))}
+}
