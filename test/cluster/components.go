@@ -116,6 +116,9 @@ cgroupRoot: %[2]s
 failSwapOn: false
 clusterDNS: ["%[3]s"]
 clusterDomain: %[4]s
+# How often pods are looked at again, and volumes published again: a minute is
+# what tests of that would have to wait otherwise.
+syncFrequency: 10s
 maxPods: 250
 serializeImagePulls: false
 kubeAPIQPS: 500

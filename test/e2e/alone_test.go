@@ -227,7 +227,7 @@ func nothingLeft(t *testing.T) {
 		return err
 	})
 	eventually(t, 60*time.Second, func() error {
-		objects, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,pods,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings", "-A", "-o", "yaml")
+		objects, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,deployments,replicasets,services,poddisruptionbudgets,pods,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings", "-A", "-o", "yaml")
 		if err == nil {
 			for line := range strings.Lines(objects) {
 				if strings.Contains(line, "step-csi") || strings.Contains(line, driverName) {

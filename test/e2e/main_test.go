@@ -45,6 +45,9 @@ func TestE2E(t *testing.T) {
 			"two-clusters":   twoClusters,
 			"helm-test":      helmTest,
 			"network-policy": networkPolicy,
+			"attack-tokens":  attackTokens,
+			"attack-pods":    attackPods,
+			"compromised":    compromisedNode,
 			"spiffe":         spiffe,
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -60,6 +63,7 @@ func TestE2E(t *testing.T) {
 		{"plugin-killed", pluginKilled},
 		{"plugin-down", pluginDown},
 		{"upgrade", upgrade},
+		{"node-mode", nodeMode},
 		{"ca-outage", caOutage},
 		{"password", password},
 		{"kubelet-restart", kubeletRestart},
@@ -244,7 +248,7 @@ func shellBlock(document, mark string, change func(string) string) (string, erro
 }
 
 func installPlugin(values ...string) error {
-	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev", "--wait", "--timeout=90s"}, values...)
+	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4", "--wait", "--timeout=90s"}, values...)
 	_, err := command("helm", args...)
 	return err
 }
@@ -299,6 +303,7 @@ func keepLogs(t *testing.T) {
 	}
 	for name, args := range map[string][]string{
 		"plugin.log":   {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-csi", "--tail=-1", "--prefix"},
+		"ra.log":       {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-csi-ra", "--tail=-1", "--prefix"},
 		"step-ca.log":  {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-ca", "--tail=-1"},
 		"pods.log":     {"sh", "-c", podLogs},
 		"pods.txt":     {"kubectl", "get", "pods", "-A", "-o", "wide"},

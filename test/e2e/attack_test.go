@@ -1,0 +1,322 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.step.sm/crypto/jose"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra/rapb"
+)
+
+const authorityName = "step-csi-ra." + identity + ".svc.cluster.local"
+
+// attacker calls the registration authority directly, as whoever can reach it.
+type attacker struct {
+	t      *testing.T
+	client rapb.RegistrationAuthorityClient
+	plugin string // the token of the node plugin's pod
+}
+
+func newAttacker(t *testing.T) *attacker {
+	t.Helper()
+	root, err := base64.StdEncoding.DecodeString(kubectl(t, "-n", identity, "get", "secret", "step-ca-secrets", "-o", `jsonpath={.data.root_ca\.crt}`))
+	must(t, err)
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(root) {
+		t.Fatal("no root")
+	}
+	replica := strings.Fields(kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "--field-selector=status.phase=Running", "-o", "name"))[0]
+	connection, err := grpc.NewClient(forward(t, replica, "8443"), grpc.WithTransportCredentials(
+		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: authorityName})))
+	must(t, err)
+	t.Cleanup(func() { connection.Close() })
+	return &attacker{t: t, client: rapb.NewRegistrationAuthorityClient(connection), plugin: pluginFile(t, "token")}
+}
+
+// forward makes a port of the pod one of this machine.
+func forward(t *testing.T, pod, port string) string {
+	t.Helper()
+	c := exec.Command("kubectl", "-n", identity, "port-forward", pod, ":"+port)
+	c.Env = cluster.env
+	out, err := c.StdoutPipe()
+	must(t, err)
+	must(t, c.Start())
+	t.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	_, rest, found := strings.Cut(line, "Forwarding from ")
+	address, _, ok := strings.Cut(rest, " ->")
+	if !found || !ok {
+		t.Fatalf("port-forward: %v: %q", err, line)
+	}
+	return address
+}
+
+// pluginFile reads a file of the plugin's configuration, as root on its node can.
+func pluginFile(t *testing.T, name string) string {
+	t.Helper()
+	return strings.TrimSpace(node(t, "cat /var/lib/kubelet/pods/"+pluginUID(t)+"/volumes/kubernetes.io~projected/config/"+name))
+}
+
+func pluginUID(t *testing.T) string {
+	t.Helper()
+	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.uid}")
+}
+
+// victim is a pod that somebody else asks for a certificate for.
+type victim struct{ namespace, name, uid, account, node string }
+
+func (a *attacker) victim(namespace, name string) victim {
+	a.t.Helper()
+	fields := strings.Split(kubectl(a.t, "-n", namespace, "get", "pod", name, "-o", "jsonpath={.metadata.uid}|{.spec.serviceAccountName}|{.spec.nodeName}"), "|")
+	return victim{namespace, name, fields[0], fields[1], fields[2]}
+}
+
+// token is one for the pod, as an administrator can make it.
+func (v victim) token(t *testing.T, args ...string) string {
+	t.Helper()
+	return strings.TrimSpace(kubectl(t, append([]string{"-n", v.namespace, "create", "token", v.account}, args...)...))
+}
+
+func (v victim) bound(t *testing.T) string {
+	t.Helper()
+	return v.token(t, "--audience=step-csi", "--bound-object-kind=Pod", "--bound-object-name="+v.name, "--bound-object-uid="+v.uid)
+}
+
+// ask asks for the pod's own names.
+func (a *attacker) ask(caller, token string, v victim) (*rapb.SignResponse, error) {
+	a.t.Helper()
+	id, err := url.Parse("spiffe://cluster.local/ns/" + v.namespace + "/sa/" + v.account)
+	must(a.t, err)
+	key, err := issuer.ECDSAP256.Generate()
+	must(a.t, err)
+	csr, err := issuer.NewCSR(issuer.Request{CommonName: v.uid, URIs: []*url.URL{id}}, key)
+	must(a.t, err)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(a.t.Context(), "authorization", "Bearer "+caller), 30*time.Second)
+	defer cancel()
+	return a.client.Sign(ctx, &rapb.SignRequest{
+		Issuer: "default", Csr: csr.Raw, DurationSeconds: 3600, PodToken: token,
+		Pod: &rapb.Pod{Namespace: v.namespace, Name: v.name, Uid: v.uid, ServiceAccount: v.account, Node: v.node},
+	})
+}
+
+func (a *attacker) refused(what string, want codes.Code, message, caller, token string, v victim) {
+	a.t.Helper()
+	answer, err := a.ask(caller, token, v)
+	if status.Code(err) != want || !strings.Contains(err.Error(), message) || len(answer.GetChain()) > 0 {
+		a.t.Errorf("%s: %v, want %s with %q", what, err, want, message)
+	}
+}
+
+// plain makes a pod without a volume; where is a node, or empty.
+func plain(t *testing.T, namespace, name, where string) {
+	t.Helper()
+	must(t, applyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q, "namespace": %q}, "spec": {"nodeName": %q, "terminationGracePeriodSeconds": 0,
+		"tolerations": [{"operator": "Exists"}], "automountServiceAccountToken": false,
+		"containers": [{"name": "app", "image": "docker.io/library/busybox:1.37", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "100000"]}]}}`, name, namespace, where)))
+}
+
+// elsewhere makes a node that nobody runs, with a pod on it.
+func elsewhere(t *testing.T, namespace string) {
+	t.Helper()
+	must(t, applyText(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "elsewhere"}}`))
+	t.Cleanup(func() {
+		_, _ = command("kubectl", "-n", namespace, "delete", "pod", "distant", "--force", "--ignore-not-found")
+		kubectl(t, "delete", "node", "elsewhere")
+	})
+	plain(t, namespace, "distant", "elsewhere")
+}
+
+// Every kind of token that proves too little, at the real API server.
+func attackTokens(t *testing.T) {
+	const n = "attack"
+	namespace(t, n, "baseline")
+	plain(t, n, "mine", "")
+	plain(t, n, "short-lived", "")
+	kubectl(t, "-n", n, "wait", "--for=condition=Ready", "pod/mine", "pod/short-lived", "--timeout=90s")
+	elsewhere(t, n)
+	a := newAttacker(t)
+	mine, gone, distant := a.victim(n, "mine"), a.victim(n, "short-lived"), a.victim(n, "distant")
+	token := mine.bound(t)
+	if _, err := a.ask(a.plugin, token, mine); err != nil {
+		t.Fatalf("not an attack, but refused: %v", err)
+	}
+
+	late := gone.bound(t)
+	kubectl(t, "-n", n, "delete", "pod", gone.name, "--now")
+	a.refused("a pod that is gone", codes.Unauthenticated, "the pod's token", a.plugin, late, gone)
+	plain(t, n, gone.name, "")
+	a.refused("another pod by the name of one that is gone", codes.Unauthenticated, "the pod's token", a.plugin, late, a.victim(n, gone.name))
+
+	a.refused("a token for the API server", codes.Unauthenticated, "the pod's token", a.plugin,
+		mine.token(t, "--bound-object-kind=Pod", "--bound-object-name="+mine.name, "--bound-object-uid="+mine.uid), mine)
+	a.refused("a token of no pod", codes.Unauthenticated, "not bound to a pod", a.plugin, mine.token(t, "--audience=step-csi"), mine)
+	a.refused("an expired token", codes.Unauthenticated, "expired", a.plugin, resign(t, token, clusterKey(t), func(c map[string]any) {
+		c["iat"], c["nbf"], c["exp"] = time.Now().Add(-2*time.Hour).Unix(), time.Now().Add(-2*time.Hour).Unix(), time.Now().Add(-time.Hour).Unix()
+	}), mine)
+	a.refused("a token of tomorrow", codes.Unauthenticated, "the pod's token", a.plugin, resign(t, token, clusterKey(t), func(c map[string]any) {
+		c["nbf"] = time.Now().Add(24 * time.Hour).Unix()
+	}), mine)
+	own, err := jose.GenerateJWK("RSA", "", "RS256", "sig", "forged", 2048)
+	must(t, err)
+	a.refused("a token by one's own key", codes.Unauthenticated, "the pod's token", a.plugin, resign(t, token, own.Key, func(map[string]any) {}), mine)
+	parts := strings.Split(token, ".")
+	parts[1] = base64.RawURLEncoding.EncodeToString([]byte(strings.Replace(decode(t, parts[1]), mine.uid, distant.uid, 1)))
+	a.refused("a changed token", codes.Unauthenticated, "the pod's token", a.plugin, strings.Join(parts, "."), mine)
+	a.refused("a pod that is claimed to be another", codes.PermissionDenied, "not that of the pod", a.plugin, token, distant)
+	a.refused("a pod of another node", codes.PermissionDenied, "another node", a.plugin, distant.bound(t), distant)
+
+	a.refused("a pod that calls by itself", codes.PermissionDenied, "only node plugins", token, token, mine)
+	plugin := a.victim(identity, pluginPod(t))
+	a.refused("the plugin's account without its pod", codes.Unauthenticated, "the caller's token", plugin.token(t, "--audience=step-csi"), token, mine)
+	a.refused("the plugin's token for another audience", codes.Unauthenticated, "the caller's token",
+		plugin.token(t, "--bound-object-kind=Pod", "--bound-object-name="+plugin.name, "--bound-object-uid="+plugin.uid), token, mine)
+	a.refused("the plugin itself", codes.PermissionDenied, "the node plugin itself", a.plugin, a.plugin, plugin)
+}
+
+// A pod's spec cannot make another pod of it, nor take an authority's name.
+func attackPods(t *testing.T) {
+	const n = "attack-pods"
+	namespace(t, n, "baseline")
+	forged := pod{namespace: n, name: "forged-0", attributes: map[string]string{
+		"csi.storage.k8s.io/pod.namespace":         "kube-system",
+		"csi.storage.k8s.io/pod.name":              "coredns",
+		"csi.storage.k8s.io/pod.uid":               "00000000-0000-0000-0000-000000000000",
+		"csi.storage.k8s.io/serviceAccount.name":   "coredns",
+		"csi.storage.k8s.io/serviceAccount.tokens": `{"step-csi": {"token": "forged.forged.forged", "expirationTimestamp": "2099-01-01T00:00:00Z"}}`,
+	}}
+	forged.start(t)
+	if leaf := forged.files(t); len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://cluster.local/ns/"+n+"/sa/default" || leaf.Subject.CommonName != "forged-0" {
+		t.Errorf("%s, %s", leaf.Subject, leaf.URIs)
+	}
+	for name, words := range map[string][]string{
+		"step-csi-ra": {"step-csi-ra." + identity, "reserved"},
+		"step-ca":     {"step-ca." + identity, "reserved"},
+	} {
+		p := pod{namespace: identity, name: "takes-" + name, attributes: map[string]string{"service-names": name}}
+		must(t, applyText(p.manifest()))
+		t.Cleanup(func() { kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now") })
+		p.waitEvent(t, 30*time.Second, words...)
+	}
+}
+
+// With everything that the node plugin's pod has, in mode ra: its files, its
+// environment, its token, and the kubelet's credential, nobody gets a certificate
+// for a pod of another node.
+func compromisedNode(t *testing.T) {
+	const n = "compromised"
+	namespace(t, n, "baseline")
+	elsewhere(t, n)
+	password, err := base64.StdEncoding.DecodeString(kubectl(t, "-n", identity, "get", "secret", "step-ca-secrets", "-o", "jsonpath={.data.provisioner-password}"))
+	must(t, err)
+	if loot := loot(t); strings.Contains(loot, strings.TrimSpace(string(password))) {
+		t.Error("the node has the password of the CA's provisioner")
+	}
+	a := newAttacker(t)
+	distant := a.victim(n, "distant")
+	// The kubelet's own credential gives it no token of that pod.
+	for _, who := range []string{"kubelet", "kube-proxy"} {
+		out, err := tool("exec", "kubectl", "--kubeconfig", "/run/cluster/state/config/"+who, "-n", n, "create", "token", distant.account,
+			"--audience=step-csi", "--bound-object-kind=Pod", "--bound-object-name="+distant.name, "--bound-object-uid="+distant.uid)
+		if err == nil || !strings.Contains(err.Error(), "forbidden") && !strings.Contains(err.Error(), "orbidden") {
+			t.Errorf("%s got a token: %v: %s", who, err, out)
+		}
+	}
+	// Nor does the plugin's: it is none for the API server.
+	if out, err := command("kubectl", "--token", a.plugin, "--kubeconfig", "/dev/null", "auth", "whoami"); err == nil {
+		t.Errorf("the plugin's token opens the API server: %s", out)
+	}
+	a.refused("its own token for that pod", codes.Unauthenticated, "the pod's token", a.plugin, "e30.e30.e30", distant)
+	a.refused("its own token as that pod's", codes.PermissionDenied, "", a.plugin, a.plugin, distant)
+	// Not even with a stolen token of that pod.
+	a.refused("a stolen token", codes.PermissionDenied, "another node", a.plugin, distant.bound(t), distant)
+}
+
+// loot is all that there is of the plugin on its node: files and environment.
+func loot(t *testing.T) string {
+	t.Helper()
+	return node(t, `find /var/lib/kubelet/pods/`+pluginUID(t)+` /var/lib/kubelet/plugins/`+driverName+` -type f -exec cat {} +; for d in /proc/[0-9]*; do case "$(tr '\0' ' ' < $d/cmdline)" in /step-csi\ node*) cat $d/environ; esac; done`)
+}
+
+// In mode node, beside that, the node has the password, and with it any name.
+func nodeMode(t *testing.T) {
+	p := witness(t, "node-mode")
+	leaf := p.files(t)
+	must(t, installPlugin("--set", "mode=node"))
+	t.Cleanup(func() { must(t, installPlugin()) })
+	leaf = p.waitRotation(t, leaf, 90*time.Second)
+	fresh := pod{namespace: p.namespace, name: "fresh"}
+	fresh.start(t)
+	fresh.files(t)
+	password := pluginFile(t, "issuers/default/password")
+	if !strings.Contains(loot(t), password) {
+		t.Error("the password is not among what the node has")
+	}
+	out := kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc", `
+		printf %s '`+password+`' > /tmp/stolen
+		step ca certificate db.prod.svc /tmp/db.crt /tmp/db.key --force --provisioner admin --provisioner-password-file /tmp/stolen \
+			--ca-url https://step-ca.flexstack-identity.svc.cluster.local:9000 --root /home/step/certs/root_ca.crt 2>&1
+		step certificate inspect --short /tmp/db.crt; rm /tmp/stolen /tmp/db.*`)
+	if !strings.Contains(out, "db.prod.svc") {
+		t.Errorf("the password is of no use: %s", out)
+	}
+	must(t, installPlugin())
+	p.waitRotation(t, leaf, 90*time.Second)
+	sawAll(t, p)
+}
+
+// clusterKey is what the API server signs tokens with.
+func clusterKey(t *testing.T) any {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	must(t, err)
+	key, err := jose.ReadKey(filepath.Join(cache, "step-csi", "clusters", cluster.name, "pki", "service-account.key"))
+	must(t, err)
+	return key.Key
+}
+
+func decode(t *testing.T, part string) string {
+	t.Helper()
+	data, err := base64.RawURLEncoding.DecodeString(part)
+	must(t, err)
+	return string(data)
+}
+
+// resign makes another token of one.
+func resign(t *testing.T, token string, key any, change func(claims map[string]any)) string {
+	t.Helper()
+	parts := strings.Split(token, ".")
+	claims, header := map[string]any{}, map[string]any{}
+	must(t, json.Unmarshal([]byte(decode(t, parts[0])), &header))
+	must(t, json.Unmarshal([]byte(decode(t, parts[1])), &claims))
+	change(claims)
+	options := (&jose.SignerOptions{}).WithHeader("kid", header["kid"])
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.SignatureAlgorithm(header["alg"].(string)), Key: key}, options)
+	must(t, err)
+	signed, err := jose.Signed(signer).Claims(claims).CompactSerialize()
+	must(t, err)
+	return signed
+}
