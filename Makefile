@@ -75,9 +75,10 @@ bench: bin/step-csi-cluster ## Compare publishing a volume with a bare sign by t
 	@$(SUDO) test/bench/run.sh $(GO) test -tags $(TAGS) -run '^$$' -bench . -benchtime 3000x ./test/bench
 
 .PHONY: fuzz
-fuzz: ## Fuzz what users write, for a minute each
+fuzz: ## Fuzz what users and nodes send, for a minute each
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzParse -fuzztime 60s ./driver/attributes
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/policy
+	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/ra/authority
 
 .PHONY: clean
 clean: ## Remove what was built

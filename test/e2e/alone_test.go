@@ -138,11 +138,14 @@ func caOutage(t *testing.T) {
 	sawAll(t, p)
 }
 
-// The provisioner gets another key with another password: the plugin takes the
-// password from the Secret, without a restart.
+// The provisioner gets another key with another password: the authority takes
+// the password from the Secret, without a restart.
 func password(t *testing.T) {
 	p := witness(t, "password")
-	before := pluginPod(t)
+	replicas := func() string {
+		return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
+	}
+	before := replicas()
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc", `
 		cd /home/step && echo another-password > /tmp/password
 		step ca provisioner remove admin --ca-config config/ca.json
@@ -152,11 +155,11 @@ func password(t *testing.T) {
 	kubectl(t, "-n", identity, "delete", "pod", "-l", "app.kubernetes.io/name=step-ca")
 	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
 	// So that the kubelet does not take its time with the mounted file.
-	kubectl(t, "-n", identity, "annotate", "pod", before, "e2e=now", "--overwrite")
+	kubectl(t, "-n", identity, "annotate", "pod", "-l", "app.kubernetes.io/name=step-csi-ra", "e2e=now", "--overwrite")
 	leaf := p.files(t)
 	p.waitRotation(t, leaf, 150*time.Second)
-	if after := pluginPod(t); after != before {
-		t.Errorf("the plugin's pod was %s, and is %s", before, after)
+	if after := replicas(); after != before {
+		t.Errorf("the authority's pods were %s, and are %s", before, after)
 	}
 	sawAll(t, p)
 }

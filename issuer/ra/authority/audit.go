@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
@@ -24,8 +25,13 @@ type decision struct {
 func (d *decision) record(ctx context.Context, credential *issuer.Credential, err error, took time.Duration) {
 	logger := klog.FromContext(ctx)
 	values := append(d.values(), "took", took.String())
-	if err != nil {
-		logger.Error(err, "Refused", append(values, "code", code(err).String())...)
+	switch c := code(err); c {
+	case codes.OK:
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Internal:
+		logger.Error(err, "Failed", append(values, "code", c.String())...)
+		return
+	default:
+		logger.Error(err, "Refused", append(values, "code", c.String())...)
 		return
 	}
 	leaf := credential.Leaf()
