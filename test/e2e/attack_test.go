@@ -142,12 +142,13 @@ func plain(t *testing.T, namespace, name, where string) {
 // elsewhere makes a node that nobody runs, with a pod on it.
 func elsewhere(t *testing.T, namespace string) {
 	t.Helper()
-	must(t, applyText(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "elsewhere"}}`))
+	name := "beside-" + namespace
+	must(t, applyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Node", "metadata": {"name": %q}}`, name)))
 	t.Cleanup(func() {
 		_, _ = command("kubectl", "-n", namespace, "delete", "pod", "distant", "--force", "--ignore-not-found")
-		kubectl(t, "delete", "node", "elsewhere")
+		kubectl(t, "delete", "node", name)
 	})
-	plain(t, namespace, "distant", "elsewhere")
+	plain(t, namespace, "distant", name)
 }
 
 // Every kind of token that proves too little, at the real API server.
@@ -180,9 +181,9 @@ func attackTokens(t *testing.T) {
 	a.refused("a token of tomorrow", codes.Unauthenticated, "the pod's token", a.plugin, resign(t, token, clusterKey(t), func(c map[string]any) {
 		c["nbf"] = time.Now().Add(24 * time.Hour).Unix()
 	}), mine)
-	own, err := jose.GenerateJWK("RSA", "", "RS256", "sig", "forged", 2048)
+	own, err := issuer.ECDSAP256.Generate()
 	must(t, err)
-	a.refused("a token by one's own key", codes.Unauthenticated, "the pod's token", a.plugin, resign(t, token, own.Key, func(map[string]any) {}), mine)
+	a.refused("a token by one's own key", codes.Unauthenticated, "the pod's token", a.plugin, resign(t, token, own.Signer, func(map[string]any) {}), mine)
 	parts := strings.Split(token, ".")
 	parts[1] = base64.RawURLEncoding.EncodeToString([]byte(strings.Replace(decode(t, parts[1]), mine.uid, distant.uid, 1)))
 	a.refused("a changed token", codes.Unauthenticated, "the pod's token", a.plugin, strings.Join(parts, "."), mine)
