@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -70,10 +69,9 @@ var _ issuer.Signer = (*Signer)(nil)
 
 // New refuses a configuration that cannot work, without asking the authority.
 func New(c Config) (*Signer, error) {
-	u, err := url.Parse(c.URL)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
-		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
-		return nil, fmt.Errorf("url: %q is not of the form https://<DNS name of the authority>[:<port>]", c.URL)
+	u, err := trust.ParseURL(c.URL)
+	if err != nil {
+		return nil, err
 	}
 	if c.Issuer == "" {
 		return nil, errors.New("provisioner.name: name the authority's issuer, such as default")
@@ -81,7 +79,7 @@ func New(c Config) (*Signer, error) {
 	if c.Token == nil {
 		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod")
 	}
-	s := &Signer{config: c, url: &url.URL{Scheme: u.Scheme, Host: u.Host}}
+	s := &Signer{config: c, url: u}
 	if s.config.Timeout == 0 {
 		s.config.Timeout = defaultTimeout
 	}

@@ -10,9 +10,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net/url"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -68,12 +66,11 @@ var (
 
 // New refuses a configuration that cannot work, without asking the CA.
 func New(c Config) (*Signer, error) {
-	u, err := url.Parse(c.URL)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
-		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
-		return nil, fmt.Errorf("url: %q is not of the form https://<DNS name of the CA>[:<port>]", c.URL)
+	u, err := trust.ParseURL(c.URL)
+	if err != nil {
+		return nil, err
 	}
-	s := &Signer{config: c, url: &url.URL{Scheme: u.Scheme, Host: u.Host}}
+	s := &Signer{config: c, url: u}
 	if s.config.Timeout == 0 {
 		s.config.Timeout = defaultTimeout
 	}

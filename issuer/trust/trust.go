@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -41,6 +42,17 @@ func Parse(fingerprint string, bundle []byte) (Pins, error) {
 		return Pins{}, fmt.Errorf("caBundleFile: %w", err)
 	}
 	return Pins{Roots: roots}, nil
+}
+
+// ParseURL accepts the URL of an authority: https, a host, perhaps a port, and
+// nothing else. Its errors begin with the key in the configuration.
+func ParseURL(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf("url: %q is not of the form https://<DNS name of the authority>[:<port>]", text)
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
 }
 
 // Among returns the roots that are pinned: the configured ones, or the one among

@@ -105,6 +105,7 @@ func TestCADownAtPublish(t *testing.T) {
 // A plugin that starts before its CA says that it is not ready, and is once the
 // CA has come.
 func TestCADownAtStart(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	ca.Stop()
 	n := prepareNode(t, ca)
@@ -125,6 +126,7 @@ func TestCADownAtStart(t *testing.T) {
 }
 
 func TestCADownAtRenewal(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
@@ -159,6 +161,7 @@ func TestCADownAtRenewal(t *testing.T) {
 }
 
 func TestBadAnswersOfTheCA(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	p := pod{name: "web-0"}
@@ -304,6 +307,7 @@ func TestHostileTargetPath(t *testing.T) {
 
 // A republish never fails, never disturbs the mount, and brings changes.
 func TestRepublish(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	p := pod{name: "web-0", attributes: map[string]string{"service-names": "web"}}

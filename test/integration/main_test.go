@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
+	// A process with the race detector sleeps for a second before it exits.
+	os.Setenv("GORACE", "atexit_sleep_ms=0")
 	directory, err := os.MkdirTemp("", "step-csi-test-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

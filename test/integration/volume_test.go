@@ -167,6 +167,7 @@ func exposed(path string) error {
 }
 
 func TestKeysAndFileNames(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	for _, test := range []struct{ keyType, encoding, block string }{
 		{"ecdsa-p384", "sec1", "EC PRIVATE KEY"},
@@ -194,6 +195,7 @@ func TestKeysAndFileNames(t *testing.T) {
 }
 
 func TestRotation(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	for _, reuse := range []string{"false", "true"} {
 		p := pod{name: "short-" + reuse, attributes: map[string]string{"duration": "8s", "reuse-private-key": reuse}}
@@ -216,6 +218,7 @@ func TestRotation(t *testing.T) {
 
 // Killed, and started again, the plugin finds what is mounted and goes on.
 func TestRestartByKill(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	short := pod{name: "short-0", attributes: map[string]string{"duration": "12s"}}
