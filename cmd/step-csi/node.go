@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"sync"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver"
@@ -66,16 +65,17 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := harden(nodeCapabilities()...); err != nil {
+		return err
+	}
 	settings, err := loadConfig(o.config, (*configFile).node)
 	if err != nil {
-		return err
+		return explainDenied(err)
 	}
 	defer settings.close()
 	if err := setUpLogs(o.verbosity); err != nil {
 		return err
 	}
-	// What is made without a mode of its own is root's alone.
-	unix.Umask(0o077)
 	checked, err := settings.driverConfig(o)
 	if err != nil {
 		return err
