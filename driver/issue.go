@@ -79,11 +79,11 @@ func (d *Driver) create(ctx context.Context, v *volume) error {
 	go func() { waiting <- d.makePlace(v.record.Target) }()
 	i, err := d.issue(ctx, v, false, issuer.PrivateKey{})
 	p := <-waiting
+	defer i.wipe()
 	if err = errors.Join(err, p.err); err != nil {
 		p.abandon()
 		return err
 	}
-	defer i.wipe()
 	if err := v.write(p.tree, i); err != nil {
 		p.abandon()
 		return err
@@ -151,8 +151,11 @@ func (v *volume) keptKey(target *os.File) (issuer.PrivateKey, error) {
 	return key, nil
 }
 
-// wipe overwrites the encoded key.
+// wipe overwrites the encoded key, if one was issued.
 func (i *issued) wipe() {
+	if i == nil {
+		return
+	}
 	for _, file := range i.files {
 		clear(file.Data)
 	}

@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"os"
 
-	"go.step.sm/crypto/pemutil"
-
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 )
@@ -45,7 +43,13 @@ func encodeKey(key issuer.PrivateKey, encoding attributes.KeyEncoding) ([]byte, 
 		return nil, err
 	}
 	defer clear(der)
-	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), nil
+	// A buffer that grows would leave pieces of the key behind. PEM adds a third,
+	// a newline to each 64 bytes, and two lines.
+	b := bytes.NewBuffer(make([]byte, 0, 3*len(der)/2+128))
+	if err := pem.Encode(b, &pem.Block{Type: kind, Bytes: der}); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
 }
 
 func marshalKey(key crypto.Signer, encoding attributes.KeyEncoding) (der []byte, kind string, err error) {
@@ -74,7 +78,12 @@ func ReadKey(root *os.Root, a attributes.Attributes) (issuer.PrivateKey, error) 
 		return issuer.PrivateKey{}, err
 	}
 	defer clear(data)
-	key, err := pemutil.ParseKey(data)
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return issuer.PrivateKey{}, fmt.Errorf("%s is not PEM", a.PrivateKeyFile)
+	}
+	defer clear(block.Bytes)
+	key, err := parseKey(block)
 	if err != nil {
 		return issuer.PrivateKey{}, err
 	}
@@ -83,4 +92,15 @@ func ReadKey(root *os.Root, a attributes.Attributes) (issuer.PrivateKey, error) 
 		return issuer.PrivateKey{}, fmt.Errorf("a %T is no private key", key)
 	}
 	return issuer.PrivateKey{Signer: signer}, nil
+}
+
+// parseKey undoes marshalKey.
+func parseKey(block *pem.Block) (any, error) {
+	switch block.Type {
+	case "RSA PRIVATE KEY":
+		return x509.ParsePKCS1PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		return x509.ParseECPrivateKey(block.Bytes)
+	}
+	return x509.ParsePKCS8PrivateKey(block.Bytes)
 }
