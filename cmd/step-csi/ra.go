@@ -59,6 +59,10 @@ func registrationAuthority(ctx context.Context, args []string, stdout, stderr io
 	if err != nil {
 		return err
 	}
+	// No capability is needed, and no file of others.
+	if err := harden(); err != nil {
+		return err
+	}
 	settings, err := loadConfig(o.config, (*configFile).authority)
 	if err != nil {
 		return err

@@ -7,11 +7,13 @@ import (
 	"log"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"github.com/prometheus/client_golang/prometheus"
 	authentication "k8s.io/api/authentication/v1"
 	core "k8s.io/api/core/v1"
 	rbac "k8s.io/api/rbac/v1"
@@ -22,7 +24,6 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/ra"
-	"github.com/flexstack/step-csi/issuer/ra/authority"
 	"github.com/flexstack/step-csi/test/realca"
 )
 
@@ -77,35 +78,50 @@ func publishAll(b *testing.B, n *node, callers, count int, requests []*csi.NodeP
 	return took
 }
 
-// startAuthority serves on loopback, and returns its URL.
-func startAuthority(b *testing.B, ca *realca.CA, config *rest.Config) string {
+// startAuthority starts the real one, as a process, and returns its URL.
+func startAuthority(b *testing.B, ca *realca.CA, api *rest.Config) string {
 	b.Helper()
-	reviewer, err := authority.NewTokenReview(config)
-	must(b, err)
-	a, err := authority.New(authority.Config{
-		Issuers:  map[string]authority.Issuer{"default": {Issuer: directIssuer(b, ca), Min: time.Minute, Max: time.Hour}},
-		Serving:  authority.Serving{Signer: directSigner(b, ca), Names: []string{"localhost"}, Duration: time.Hour},
-		Plugin:   authority.ServiceAccount{Namespace: "step-ca", Name: "plugin"},
-		Reviewer: reviewer,
-		Limits:   authority.Limits{Node: authority.Limit{Rate: 1e6, Burst: 1e6}, Pod: authority.Limit{Rate: 1e6, Burst: 1e6}},
-		Metrics:  prometheus.NewRegistry(),
-	})
-	must(b, err)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	must(b, err)
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- a.Run(ctx, listener) }()
-	b.Cleanup(func() {
-		stop()
-		must(b, <-done)
-	})
-	for a.Ready() != nil {
-		time.Sleep(10 * time.Millisecond)
+	directory := b.TempDir()
+	binary := filepath.Join(directory, "step-csi")
+	build := exec.Command("go", "build", "-tags", "nobadger,nobbolt,nomysql,nopgx", "-o", binary, "../../cmd/step-csi")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	if err != nil {
+		b.Fatalf("%v\n%s", err, out)
 	}
-	_, port, err := net.SplitHostPort(listener.Addr().String())
+	name, password := ca.Provisioner()
+	for file, content := range map[string]string{
+		"password": password, "token": api.BearerToken, "api.crt": string(api.CAData),
+		"step-csi.yaml": fmt.Sprintf(`
+issuers:
+  default: {url: %q, fingerprint: %s, provisioner: {type: jwk, name: %s, passwordFile: password}}
+authority:
+  names: [localhost]
+  plugin: step-ca/plugin
+  limits: {node: {rate: 1e6, burst: 1000000}, pod: {rate: 1e6, burst: 1000000}}
+  kubernetes: {url: %q, caFile: %[5]s/api.crt, tokenFile: %[5]s/token}
+`, ca.URL(), ca.Fingerprint(), name, api.Host, directory),
+	} {
+		must(b, os.WriteFile(filepath.Join(directory, file), []byte(content), 0o600))
+	}
+	address := freeAddress(b)
+	process := exec.Command(binary, "ra", "--config", filepath.Join(directory, "step-csi.yaml"), "--listen", address)
+	must(b, process.Start())
+	b.Cleanup(func() {
+		must(b, process.Process.Signal(syscall.SIGTERM))
+		must(b, process.Wait())
+	})
+	_, port, err := net.SplitHostPort(address)
 	must(b, err)
 	return "https://localhost:" + port
+}
+
+func freeAddress(b *testing.B) string {
+	b.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(b, err)
+	defer listener.Close()
+	return listener.Addr().String()
 }
 
 func issuerAt(b *testing.B, ca *realca.CA, url, token string) *issuer.Issuer {
@@ -113,6 +129,9 @@ func issuerAt(b *testing.B, ca *realca.CA, url, token string) *issuer.Issuer {
 	signer, err := ra.New(ra.Config{URL: url, Fingerprint: ca.Fingerprint(), Issuer: "default", Token: func() ([]byte, error) { return []byte(token), nil }})
 	must(b, err)
 	b.Cleanup(signer.Close)
+	for try := 0; signer.Connect(b.Context()) != nil && try < 100; try++ {
+		time.Sleep(50 * time.Millisecond)
+	}
 	i, err := issuer.New(issuer.Config{Signer: signer, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
 	must(b, err)
 	return i

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	authentication "k8s.io/api/authentication/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,9 +15,6 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 )
-
-// reviewTimeout bounds a question to the API server.
-const reviewTimeout = 10 * time.Second
 
 // reviewsAtOnce bounds the questions at a time, each on a connection of its own:
 // so many client-go keeps.
@@ -54,7 +50,6 @@ func NewTokenReview(c *rest.Config) (*TokenReview, error) {
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	c.ContentType = runtime.ContentTypeProtobuf
 	c.AcceptContentTypes = runtime.ContentTypeProtobuf
-	c.Timeout = reviewTimeout
 	// A question is one small message each way: HTTP/2 would only cost time.
 	c.NextProtos = []string{"http/1.1"}
 	c.QPS = -1 // how much may be asked is limited by node and by pod
@@ -65,7 +60,7 @@ func NewTokenReview(c *rest.Config) (*TokenReview, error) {
 	return &TokenReview{client, make(chan struct{}, reviewsAtOnce)}, nil
 }
 
-// Review implements Reviewer. Nothing is remembered: a pod that is gone, or a
+// Review implements Reviewer. The context bounds how long it waits. Nothing is remembered: a pod that is gone, or a
 // token that has expired, is refused as soon as the API server does.
 func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Pod, error) {
 	question := &authentication.TokenReview{Spec: authentication.TokenReviewSpec{
