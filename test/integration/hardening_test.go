@@ -1,0 +1,255 @@
+package integration
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kept are the capabilities that the plugin keeps, as /proc shows them.
+var kept = fmt.Sprintf("%016x", 1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_CHOWN)
+
+const none = "0000000000000000"
+
+// taskStatus reads the fields of /proc/PID/status of every thread, by its id.
+func taskStatus(t *testing.T, pid int) map[string]map[string]string {
+	t.Helper()
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	must(t, err)
+	all := map[string]map[string]string{}
+	for _, path := range paths {
+		content, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // the thread has just ended
+		}
+		must(t, err)
+		fields := map[string]string{}
+		for line := range strings.Lines(string(content)) {
+			key, value, _ := strings.Cut(line, ":")
+			fields[key] = strings.TrimSpace(value)
+		}
+		all[path] = fields
+	}
+	return all
+}
+
+func expectStatus(t *testing.T, pid int, want map[string]string) {
+	t.Helper()
+	tasks := taskStatus(t, pid)
+	if len(tasks) < 2 {
+		t.Errorf("%d threads", len(tasks))
+	}
+	for path, fields := range tasks {
+		for key, value := range want {
+			if fields[key] != value {
+				t.Errorf("%s: %s is %q, not %q", path, key, fields[key], value)
+			}
+		}
+	}
+}
+
+// Every thread has two capabilities and no way to more, also after those threads
+// came that calls need.
+func TestHardeningOfEveryThread(t *testing.T) {
+	n := newNode(t, startCA(t))
+	want := map[string]string{
+		"CapEff": kept, "CapPrm": kept, "CapInh": none, "CapAmb": none, "CapBnd": none,
+		"NoNewPrivs": "1", "Umask": "0077",
+	}
+	expectStatus(t, n.process.Process.Pid, want)
+	p := pod{name: "web-0"}
+	n.publish(p)
+	expectStatus(t, n.process.Process.Pid, want)
+	n.unpublish(p)
+	for _, path := range []string{n.socket(), filepath.Join(n.kubeletDir, "plugins_registry", driverName+"-reg.sock")} {
+		info, err := os.Lstat(path)
+		must(t, err)
+		owner := info.Sys().(*syscall.Stat_t)
+		if info.Mode() != fs.ModeSocket|0o600 || owner.Uid != 0 || owner.Gid != 0 {
+			t.Errorf("%s: %v %d:%d", path, info.Mode(), owner.Uid, owner.Gid)
+		}
+	}
+}
+
+// A kubelet's directories are root's alone. All calls work in them, and the
+// files get their group.
+func TestHardeningLetsItWork(t *testing.T) {
+	n := prepareNode(t, startCA(t))
+	must(t, os.Chmod(n.kubeletDir, 0o750))
+	n.start()
+	p := pod{name: "short-0", group: "2000", attributes: map[string]string{"duration": "6s", "reuse-private-key": "true"}}
+	request := n.publishRequest(p)
+	for _, path := range n.components(p) {
+		if path != n.target(p) {
+			must(t, os.Chmod(path, 0o750))
+		}
+	}
+	_, err := n.NodePublishVolume(t.Context(), request)
+	must(t, err)
+	first := read(t, n.target(p)).leaf()
+	renewed := func() bool { return !read(t, n.target(p)).leaf().Equal(first) }
+	eventually(t, 6*time.Second, "a renewal", renewed)
+	n.kill()
+	n.start()
+	first = read(t, n.target(p)).leaf()
+	eventually(t, 6*time.Second, "a renewal after a restart", renewed)
+	info, err := os.Stat(filepath.Join(n.target(p), "tls.key"))
+	must(t, err)
+	if owner := info.Sys().(*syscall.Stat_t); info.Mode() != 0o440 || owner.Uid != 0 || owner.Gid != 2000 {
+		t.Errorf("%v %d:%d", info.Mode(), owner.Uid, owner.Gid)
+	}
+	n.unpublish(p)
+	if mounted := n.mounts(); len(mounted) > 0 {
+		t.Errorf("mounted: %q", mounted)
+	}
+}
+
+// The memory of the process is closed to others of the same user with the same
+// rights, who could attach to any other process.
+func TestHardeningHidesMemory(t *testing.T) {
+	n := newNode(t, startCA(t))
+	withoutBounding(t, unix.CAP_SYS_PTRACE) // the other has no more rights than this thread below
+	other := exec.Command("sleep", "60")
+	must(t, other.Start())
+	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
+	memory := func(process *exec.Cmd) error {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/mem", process.Process.Pid))
+		if err == nil {
+			f.Close()
+		}
+		return err
+	}
+	withoutEffective(t, unix.CAP_SYS_PTRACE, func() {
+		if err := memory(n.process); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("the plugin's memory: %v", err)
+		}
+		if err := memory(other); err != nil {
+			t.Errorf("that of any process: %v", err)
+		}
+	})
+}
+
+// withoutEffective does something without one of the capabilities. Those of a
+// thread are its own.
+func withoutEffective(t *testing.T, capability int, do func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	must(t, unix.Capget(&header, &had[0]))
+	without := had
+	without[capability/32].Effective &^= 1 << (capability % 32)
+	must(t, unix.Capset(&header, &without[0]))
+	do()
+	must(t, unix.Capset(&header, &had[0]))
+}
+
+// A process that crashes where others leave a core dump leaves none.
+func TestHardeningDumpsNoCore(t *testing.T) {
+	var had unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_CORE, &had))
+	must(t, unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: had.Max, Max: had.Max}))
+	defer func() { must(t, unix.Setrlimit(unix.RLIMIT_CORE, &had)) }()
+	// A crash of Go is one of the process; the race detector turns dumps off.
+	t.Setenv("GOTRACEBACK", "crash")
+	t.Setenv("GORACE", "atexit_sleep_ms=0 disable_coredump=0")
+	n := newNode(t, startCA(t))
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", n.process.Process.Pid))
+	must(t, err)
+	if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
+		t.Errorf("%s", limits)
+	}
+	control := exec.Command("sh", "-c", "kill -ABRT $$")
+	control.Dir = t.TempDir()
+	_ = control.Run()
+	process := n.process
+	if err := n.end(syscall.SIGQUIT); err == nil {
+		t.Error("it ended well")
+	}
+	ended := process.ProcessState.Sys().(syscall.WaitStatus)
+	if !ended.Signaled() || ended.CoreDump() {
+		t.Errorf("it ended with %v, core dump %v", process.ProcessState, ended.CoreDump())
+	}
+	if cores, err := filepath.Glob(filepath.Join(process.Dir, "core*")); err != nil || len(cores) > 0 {
+		t.Errorf("%q, %v", cores, err)
+	}
+	if !control.ProcessState.Sys().(syscall.WaitStatus).CoreDump() {
+		t.Skip("nothing leaves a core dump on this machine; only the limit was tested")
+	}
+}
+
+// withoutBounding lets what the test executes from here on have one capability
+// less. Nothing brings it back to the thread, which ends with the test.
+func withoutBounding(t *testing.T, capability uintptr) {
+	t.Helper()
+	runtime.LockOSThread()
+	must(t, unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0))
+}
+
+// A process that may not mount says so, and not that it could not keep the right.
+func TestHardeningWithoutAdmin(t *testing.T) {
+	n := prepareNode(t, startCA(t))
+	withoutBounding(t, unix.CAP_SYS_ADMIN)
+	out, err := exec.Command(binary, "node", "--config", n.config, "--kubelet-dir", n.kubeletDir).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "not allowed to mount: run as root with CAP_SYS_ADMIN") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// A process that cannot empty the bounding set has no more than others.
+func TestHardeningWithoutSetpcap(t *testing.T) {
+	n := prepareNode(t, startCA(t))
+	withoutBounding(t, unix.CAP_SETPCAP)
+	n.start()
+	expectStatus(t, n.process.Process.Pid, map[string]string{
+		"CapEff": kept, "CapPrm": kept, "CapInh": none, "CapAmb": none, "NoNewPrivs": "1",
+	})
+	p := pod{name: "web-0", group: "2000"}
+	n.publish(p)
+	n.unpublish(p)
+}
+
+// What root can no longer read is named, with what to change.
+func TestHardeningNamesUnreadableFiles(t *testing.T) {
+	ca := startCA(t)
+	for _, name := range []string{"step-csi.yaml", "password"} {
+		n := prepareNode(t, ca)
+		must(t, os.Chown(filepath.Join(filepath.Dir(n.config), name), 1234, 1234))
+		out, err := exec.Command(binary, "node", "--config", n.config, "--kubelet-dir", n.kubeletDir).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), name+": permission denied: the file must be readable for user 0") {
+			t.Errorf("%s: %v: %s", name, err, out)
+		}
+	}
+}
+
+// Others see a process's environment more easily than its files. The one
+// variable that is read is a name.
+func TestHardeningOfTheEnvironment(t *testing.T) {
+	reads := regexp.MustCompile(`(os|syscall|unix)\.(Getenv|LookupEnv|Environ|ExpandEnv)\b[^,\n]*`)
+	var found []string
+	for _, directory := range []string{"cmd/step-csi", "driver", "issuer"} {
+		for _, path := range tree(t, filepath.Join("../..", directory)) {
+			if filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			source, err := os.ReadFile(path)
+			must(t, err)
+			found = append(found, reads.FindAllString(string(source), -1)...)
+		}
+	}
+	if got, want := strings.Join(found, " "), `os.Getenv("NODE_NAME")`; got != want {
+		t.Errorf("reads %s, not only %s", got, want)
+	}
+}

@@ -1,0 +1,166 @@
+package integration
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/flexstack/step-csi/driver/tmpfs"
+)
+
+// components are the paths of all parts of the pod's target path below the
+// kubelet's directory, by their names.
+func (n *node) components(p pod) map[string]string {
+	all := map[string]string{}
+	for path := n.target(p); path != n.kubeletDir; path = filepath.Dir(path) {
+		all[filepath.Base(path)] = path
+	}
+	return all
+}
+
+// plant moves what is at path away, and puts a symbolic link to it in its place:
+// whoever follows that finds all as it was. It is done from another mount
+// namespace, where the volume is not mounted, since nobody can move a mount point
+// that he sees.
+func plant(t *testing.T, target, path, moved string) {
+	t.Helper()
+	inAnotherNamespace(t, `umount -l "$1" 2>/dev/null || :; mv "$2" "$3"; ln -s "$3" "$2"`, target, path, moved)
+}
+
+// uproot undoes plant.
+func uproot(t *testing.T, target, path, moved string) {
+	t.Helper()
+	through := strings.Replace(target, path, moved, 1)
+	inAnotherNamespace(t, `umount -l "$1" 2>/dev/null || :; rm "$2"; mv "$3" "$2"`, through, path, moved)
+}
+
+func inAnotherNamespace(t *testing.T, script string, args ...string) {
+	t.Helper()
+	command := exec.Command("sh", append([]string{"-ec", script, "sh"}, args...)...)
+	command.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if out, err := command.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+func (n *node) tryUnpublish(p pod) error {
+	_, err := n.NodeUnpublishVolume(n.t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
+	return err
+}
+
+func refused(t *testing.T, operation string, err error) {
+	t.Helper()
+	if status.Code(err) == codes.OK || !strings.Contains(err.Error(), "symbolic link") {
+		t.Errorf("%s: %v", operation, err)
+	}
+}
+
+// tree lists all that is below the directory.
+func tree(t *testing.T, directory string) (all []string) {
+	t.Helper()
+	must(t, filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
+		all = append(all, path)
+		return err
+	}))
+	return all
+}
+
+// A symbolic link anywhere in the target path leads neither a new volume nor its
+// end elsewhere, be that in the kubelet's directory or not.
+func TestSymlinkBeforePublish(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	for place, directory := range map[string]string{"inside": n.kubeletDir, "outside": filepath.Dir(n.kubeletDir)} {
+		p := pod{name: place}
+		for name, path := range n.components(p) {
+			t.Run(name+"/"+place, func(t *testing.T) {
+				request := n.publishRequest(p)
+				must(t, os.MkdirAll(n.target(p), 0o750))
+				moved := filepath.Join(directory, "moved")
+				plant(t, n.target(p), path, moved)
+				before := tree(t, moved)
+				_, err := n.NodePublishVolume(t.Context(), request)
+				refused(t, "publish", err)
+				refused(t, "unpublish", n.tryUnpublish(p))
+				if after := tree(t, moved); !slices.Equal(before, after) {
+					t.Errorf("before: %q, after: %q", before, after)
+				}
+				uproot(t, n.target(p), path, moved)
+				n.unpublish(p)
+			})
+		}
+	}
+	if mounted, err := tmpfs.List(driverName); err != nil || len(mounted) > 0 || ca.Signs() > 0 {
+		t.Errorf("mounted %q, %v, %d signs", mounted, err, ca.Signs())
+	}
+}
+
+// Nor does one that is planted while the volume is mounted: not even where it
+// leads to the volume itself. When it is gone, all goes on.
+func TestSymlinkPlanted(t *testing.T) {
+	ca := startCA(t)
+	for _, name := range []string{"pods", "uid-web-0", "volumes", "kubernetes.io~csi", "tls", "mount"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, ca)
+			p := pod{name: "web-0", attributes: map[string]string{"duration": "3s"}}
+			path, moved := n.components(p)[name], filepath.Join(n.kubeletDir, "moved")
+			request := n.publishRequest(p)
+			n.publish(p)
+			plant(t, n.target(p), path, moved)
+			certificate := func(target string) []byte {
+				data, err := os.ReadFile(filepath.Join(target, "tls.crt"))
+				must(t, err)
+				return data
+			}
+			before := certificate(strings.Replace(n.target(p), path, moved, 1))
+			n.expectRefusals(t, p, request)
+			eventually(t, 15*time.Second, "a renewal that is refused", func() bool {
+				_, log, failed := strings.Cut(n.logs.String(), `"Renewal failed"`)
+				return failed && strings.Contains(log, "symbolic link")
+			})
+			if !bytes.Equal(before, certificate(strings.Replace(n.target(p), path, moved, 1))) {
+				t.Error("renewed through the link")
+			}
+			uproot(t, n.target(p), path, moved)
+			eventually(t, 15*time.Second, "the renewal", func() bool { return !bytes.Equal(before, certificate(n.target(p))) })
+
+			// Another process, which finds the link there, takes nothing over.
+			plant(t, n.target(p), path, moved)
+			n.kill()
+			n.start()
+			if strings.Contains(n.logs.String(), `"Took over mounted volumes" count=1`) {
+				t.Error("taken over through the link")
+			}
+			refused(t, "unpublish after a restart", n.tryUnpublish(p))
+			uproot(t, n.target(p), path, moved)
+			n.unpublish(p)
+			if mounted := n.mounts(); len(mounted) > 0 {
+				t.Errorf("mounted: %q", mounted)
+			}
+		})
+	}
+}
+
+// expectRefusals tries every call for a mounted volume.
+func (n *node) expectRefusals(t *testing.T, p pod, request *csi.NodePublishVolumeRequest) {
+	t.Helper()
+	_, err := n.NodePublishVolume(t.Context(), request)
+	refused(t, "publish again", err)
+	_, err = n.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: p.volumeID(), VolumePath: n.target(p)})
+	refused(t, "stats", err)
+	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
+	refused(t, "health", err)
+	refused(t, "unpublish", n.tryUnpublish(p))
+}
