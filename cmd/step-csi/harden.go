@@ -54,9 +54,6 @@ func keepCapabilities(keep []cap.Value) error {
 	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
 		return fmt.Errorf("no_new_privs: %w", err)
 	}
-	if err := cap.ResetAmbient(); err != nil {
-		return fmt.Errorf("the ambient set: %w", err)
-	}
 	// Without CAP_SETPCAP the bounding set stays. It bounds what a program that
 	// is executed may gain, and with no_new_privs that is nothing.
 	if err := dropBounding(); err != nil && !errors.Is(err, unix.EPERM) {
@@ -71,6 +68,7 @@ func keepCapabilities(keep []cap.Value) error {
 	if err != nil {
 		return err
 	}
+	// With the inheritable set, the kernel empties the ambient one.
 	return kept.SetProc()
 }
 
