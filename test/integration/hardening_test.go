@@ -59,10 +59,25 @@ func expectStatus(t *testing.T, pid int, want map[string]string) {
 	}
 }
 
-// Every thread has two capabilities and no way to more, also after those threads
-// came that calls need.
+// inheriting lets what the test executes from here on inherit a capability. The
+// thread ends with the test.
+func inheriting(t *testing.T, capability int) {
+	t.Helper()
+	runtime.LockOSThread()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	must(t, unix.Capget(&header, &data[0]))
+	data[capability/32].Inheritable |= 1 << (capability % 32)
+	must(t, unix.Capset(&header, &data[0]))
+	must(t, unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(capability), 0, 0))
+}
+
+// Every thread has two capabilities and no way to more, whatever it was started
+// with, also after those threads came that calls need.
 func TestHardeningOfEveryThread(t *testing.T) {
-	n := newNode(t, startCA(t))
+	n := prepareNode(t, startCA(t))
+	inheriting(t, unix.CAP_NET_RAW)
+	n.start()
 	want := map[string]string{
 		"CapEff": kept, "CapPrm": kept, "CapInh": none, "CapAmb": none, "CapBnd": none,
 		"NoNewPrivs": "1", "Umask": "0077",

@@ -35,7 +35,9 @@ func (n *node) components(p pod) map[string]string {
 // that he sees.
 func plant(t *testing.T, target, path, moved string) {
 	t.Helper()
-	inAnotherNamespace(t, `umount -l "$1" 2>/dev/null || :; mv "$2" "$3"; ln -s "$3" "$2"`, target, path, moved)
+	link, err := filepath.Rel(filepath.Dir(path), moved)
+	must(t, err)
+	inAnotherNamespace(t, `umount -l "$1" 2>/dev/null || :; mv "$2" "$3"; ln -s "$4" "$2"`, target, path, moved, link)
 }
 
 // uproot undoes plant.
