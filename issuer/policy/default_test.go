@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/net/idna"
+
 	"github.com/flexstack/step-csi/issuer"
 )
 
@@ -391,43 +393,110 @@ func names(labels []string, depth int, domain string) func(func(string) bool) {
 	}
 }
 
+// FuzzDefault demands that a pod gets nothing but its own, whatever it asks for.
+// Lists have a line for each name.
 func FuzzDefault(f *testing.F) {
-	for _, seed := range [][4]string{
-		{"prod", "web-0", "web.prod", "web.prod"},
-		{"svc", "web-0", "b.a.svc", ""},
-		{"svc", "web-0", "a.svc.svc", "web-0"},
-		{"com", "admin.example.com", "www.example.com", "admin.example.com"},
-		{"local", "a-b.c", "web.other.svc.cluster.local", "a-b.c"},
-		{"cluster", "postgres", "*.web.cluster.svc.cluster.local", "postgres"},
-		{"prod", "web-0", "xn--bcher-kva.prod.svc", "web-0"},
-		{"1", "web-0", "127.1", "web.prod\x00"},
-		{"prod", "web-0", "WEB.prod.", "*.prod"},
+	for _, seed := range []struct{ namespace, pod, dns, ips, uris, emails, commonName string }{
+		{"prod", "web-0", "web.prod\nweb.prod.svc.cluster.local", "", "spiffe://example.org/ns/prod/sa/web", "", "web.prod"},
+		{"shop", "web-0", "web.shop\n*.web.shop.svc", "", "spiffe://example.org/ns/shop/sa/web", "", ""},
+		{"shop", "web-0", "web.shop\ndb.prod", "10.0.0.1", "spiffe://example.org/ns/prod/sa/web", "root@example.com", "db.prod"},
+		{"shop", "web-0", "", "::ffff:10.0.0.1\nfe80::1%eth0", "", "", "web-0"},
+		{"shop", "web-0", "", "", "SPIFFE://example.org/ns/shop/sa/web\nspiffe://EXAMPLE.org/ns/shop/sa/web\nspiffe://example.org/ns/shop/sa/web/", "", "web-0"},
+		{"shop", "web-0", "", "", "spiffe://example.org/ns/prod/../shop/sa/web\nspiffe://example.org/ns/shop/sa/w%65b\nspiffe:example.org/ns/shop/sa/web", "", ""},
+		{"shop", "web-0", "", "", "https\x00example.org/ns\x00/shop/sa/web\nspiffe\x00example.org\x00/ns/shop/sa/web", "web@shop.svc\na@b,c@d", ""},
+		{"svc", "web-0", "b.a.svc", "", "", "", ""},
+		{"svc", "web-0", "a.svc.svc", "", "", "", "web-0"},
+		{"com", "admin.example.com", "www.example.com", "", "", "", "admin.example.com"},
+		{"local", "a-b.c", "web.other.svc.cluster.local", "", "", "", "a-b.c"},
+		{"cluster", "postgres", "*.web.cluster.svc.cluster.local", "", "", "", "postgres"},
+		{"prod", "web-0", "xn--bcher-kva.prod.svc", "", "", "", "web-0"},
+		{"prod", "web-0", "xn--dbprod-jn68a.prod\nweb。prod\nｗeb.prod", "", "", "", "web-0"},
+		{"1", "web-0", "127.1", "", "", "", "web.prod\x00"},
+		{"prod", "web-0", "WEB.prod.", "", "", "", "*.prod"},
 	} {
-		f.Add(seed[0], seed[1], seed[2], seed[3])
+		f.Add(seed.namespace, seed.pod, seed.dns, seed.ips, seed.uris, seed.emails, seed.commonName)
 	}
 	p := newPolicy(f, testConfig())
-	f.Fuzz(func(t *testing.T, namespace, podName, name, commonName string) {
+	f.Fuzz(func(t *testing.T, namespace, podName, dnsNames, ips, uris, emails, commonName string) {
 		pod, req := testPod(), testRequest()
 		pod.Namespace, pod.Name = namespace, podName
-		req.DNSNames, req.CommonName, req.URIs = []string{name}, commonName, nil
+		req.CommonName, req.DNSNames, req.EmailAddresses = commonName, lines(dnsNames), lines(emails)
+		req.URIs = anyURIs(lines(uris))
+		for _, line := range lines(ips) {
+			ip, _ := netip.ParseAddr(line) // one that is none is the zero value
+			req.IPAddresses = append(req.IPAddresses, ip)
+		}
 		if err := p.Check(t.Context(), pod, req); err != nil {
 			if !errors.Is(err, issuer.ErrDenied) || strings.Contains(err.Error(), "cannot be evaluated") {
 				t.Fatalf("not a plain denial: %v", err)
 			}
 			return
 		}
-		if got := owner(name, "cluster.local"); got != namespace {
-			t.Errorf("namespace %q has got %q, which belongs to %q", namespace, name, got)
+		checkOwnNames(t, pod, req)
+		checkOwnIdentity(t, pod, req)
+	})
+}
+
+// lines are those of the text; none if it is empty.
+func lines(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return strings.Split(text, "\n")
+}
+
+// anyURIs makes URIs of texts, and of those with NULs in them what no text parses
+// to: such have the scheme, the host and the path between them.
+func anyURIs(texts []string) (all []*url.URL) {
+	for _, text := range texts {
+		parts := strings.SplitN(text, "\x00", 3)
+		if len(parts) == 3 {
+			all = append(all, &url.URL{Scheme: parts[0], Host: parts[1], Path: parts[2]})
+			continue
+		}
+		u, _ := url.Parse(text) // nil if it is none
+		all = append(all, u)
+	}
+	return all
+}
+
+// checkOwnNames reads each DNS name as the most generous reader would: in any
+// case and script, and with or without a dot at the end.
+func checkOwnNames(t *testing.T, pod issuer.Pod, req issuer.Request) {
+	for _, name := range req.DNSNames {
+		host, wildcard := strings.CutPrefix(strings.TrimSuffix(strings.ToLower(name), "."), "*.")
+		read, err := idna.New(idna.MapForLookup(), idna.CheckHyphens(false)).ToASCII(host)
+		if wildcard {
+			read = "*." + read
+		}
+		if err != nil || read != name || owner(read, "cluster.local") != pod.Namespace {
+			t.Errorf("namespace %q has got %q, which reads %q (%v) and belongs to %q", pod.Namespace, name, read, err, owner(read, "cluster.local"))
 		}
 		for i, c := range []byte(name) {
-			star := c == '*' && i == 0 && strings.HasPrefix(name, "*.")
+			star := c == '*' && i == 0 && wildcard
 			if !star && c != '-' && c != '.' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
 				t.Errorf("%q has a %q at %d", name, c, i)
 			}
 		}
-		hyphenated := strings.Contains(podName, "-") && !strings.Contains(podName, ".")
-		if commonName != "" && commonName != name && commonName != pod.UID && (commonName != podName || !hyphenated) {
-			t.Errorf("pod %q with %q has got the common name %q", podName, name, commonName)
+	}
+}
+
+// checkOwnIdentity is about all other names.
+func checkOwnIdentity(t *testing.T, pod issuer.Pod, req issuer.Request) {
+	for _, uri := range req.URIs {
+		id := url.URL{Scheme: "spiffe", Host: "example.org", Path: "/ns/" + pod.Namespace + "/sa/" + pod.ServiceAccount}
+		if *uri != id || uri.String() != id.String() {
+			t.Errorf("%+v has got %#v", pod, uri)
 		}
-	})
+	}
+	if len(req.IPAddresses) > 0 || len(req.EmailAddresses) > 0 {
+		t.Errorf("%+v has got %q, %q", pod, req.IPAddresses, req.EmailAddresses)
+	}
+	allowed := append([]string{"", pod.UID}, req.DNSNames...)
+	if strings.Contains(pod.Name, "-") && !strings.Contains(pod.Name, ".") {
+		allowed = append(allowed, pod.Name)
+	}
+	if !slices.Contains(allowed, req.CommonName) {
+		t.Errorf("%+v with %q has got the common name %q", pod, req.DNSNames, req.CommonName)
+	}
 }
