@@ -1,12 +1,25 @@
 package integration
 
 import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -15,7 +28,10 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/test/embeddedca"
+	"github.com/flexstack/step-csi/test/realca"
 )
 
 // The attack suite, at the plugin: each case is one call that tries to obtain
@@ -670,4 +686,127 @@ var takenTargetAttacks = []attempt{
 	{"a tmpfs with the driver's name", mounted(driverName, "tmpfs", 0), codes.Internal, "something else is mounted there"},
 	{"another volume once more", mounted("OTHER", "", syscall.MS_BIND), codes.AlreadyExists, "another volume is mounted"},
 	{"a directory of the host", mounted("/etc", "", syscall.MS_BIND), codes.Internal, "something else is mounted there"},
+}
+
+// middleman is between the plugin and the real step-ca. It has got a certificate
+// for the CA's address from the CA itself, reads what is sent, and keeps it from
+// the CA if it wants to.
+type middleman struct {
+	*realca.CA
+	server *httptest.Server
+	asks   chan []byte // requests to sign
+	keeps  atomic.Bool
+}
+
+func (m *middleman) URL() string { return m.server.URL }
+
+func interpose(t *testing.T, ca *realca.CA) *middleman {
+	t.Helper()
+	behind, err := url.Parse(ca.URL())
+	must(t, err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca.RootPEM())
+	forward := httputil.NewSingleHostReverseProxy(behind)
+	forward.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}
+	m := &middleman{CA: ca, asks: make(chan []byte, 10)}
+	m.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			ask, _ := io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(ask))
+			m.asks <- ask
+			if m.keeps.Load() {
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	m.server.TLS = &tls.Config{Certificates: []tls.Certificate{servingCertificate(t, ca)}}
+	m.server.StartTLS()
+	t.Cleanup(m.server.Close)
+	return m
+}
+
+// servingCertificate is one for the CA's own address, as only a policy that lets
+// pods have it would give out.
+func servingCertificate(t *testing.T, ca *realca.CA) tls.Certificate {
+	t.Helper()
+	signer, err := stepca.New(stepca.Config{
+		URL: ca.URL(), Fingerprint: ca.Fingerprint(), Provisioner: "admin",
+		Password: func() ([]byte, error) { return []byte("password"), nil },
+	})
+	must(t, err)
+	defer signer.Close()
+	i, err := issuer.New(issuer.Config{Signer: signer, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
+	must(t, err)
+	c, err := i.Issue(t.Context(), issuer.Applicant{}, issuer.Request{
+		CommonName: "127.0.0.1", IPAddresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Duration: time.Hour, KeyType: issuer.ECDSAP256,
+	}, issuer.PrivateKey{})
+	must(t, err)
+	return tls.Certificate{Certificate: [][]byte{c.Chain[0].Raw, c.Chain[1].Raw}, PrivateKey: c.Key.Signer}
+}
+
+// sign sends a request to sign to the CA.
+func (m *middleman) sign(t *testing.T, ask []byte) (status int, answer string) {
+	t.Helper()
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(m.RootPEM())
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}}
+	response, err := client.Post(m.CA.URL()+"/1.0/sign", "application/json", bytes.NewReader(ask))
+	must(t, err)
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	must(t, err)
+	return response.StatusCode, string(body)
+}
+
+// Whoever can read what the plugin sends to the CA, and write to the CA, gets
+// nothing with it: neither by sending it again, nor with a CSR of his own. The
+// CA's database remembers what was used.
+func TestAttackBetweenPluginAndCA(t *testing.T) {
+	t.Parallel()
+	ca, err := realca.Start(t.TempDir())
+	must(t, err)
+	t.Cleanup(ca.Stop)
+	m := interpose(t, ca)
+	n := newNode(t, m)
+	n.publish(attacker)
+	used := <-m.asks
+	n.unpublish(attacker)
+	m.keeps.Store(true)
+	next := func() []byte {
+		expect(t, n.tryPublish(attacker), codes.Unavailable, "")
+		return <-m.asks
+	}
+	carrying := func(csr, ask []byte) []byte {
+		var body map[string]any
+		must(t, json.Unmarshal(ask, &body))
+		body["csr"] = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}))
+		changed, err := json.Marshal(body)
+		must(t, err)
+		return changed
+	}
+	own := csrOf(t, issuer.Request{CommonName: "web-0", URIs: []*url.URL{{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/shop/sa/web"}}, KeyType: issuer.ECDSAP256})
+	foreign := csrOf(t, issuer.Request{CommonName: "db.prod", DNSNames: []string{"db.prod"}, KeyType: issuer.ECDSAP256})
+	unused := next()
+	for _, test := range []struct {
+		name    string
+		ask     []byte
+		status  int
+		message string
+	}{
+		{"a used token with its CSR", used, http.StatusUnauthorized, "authorization"},
+		{"a used token with the thief's CSR", carrying(own, used), http.StatusUnauthorized, "authorization"},
+		{"a token with the thief's CSR", carrying(own, next()), http.StatusForbidden, "fingerprint"},
+		{"a token with a CSR for other names", carrying(foreign, next()), http.StatusForbidden, "fingerprint"},
+		{"no attack: a token with its CSR", unused, http.StatusCreated, "CERTIFICATE"},
+		{"the same once more", unused, http.StatusUnauthorized, "authorization"},
+	} {
+		if status, answer := m.sign(t, test.ask); status != test.status || !strings.Contains(answer, test.message) {
+			t.Errorf("%s: status %d: %s", test.name, status, answer)
+		}
+	}
+	if mounted := n.mounts(); len(mounted) > 0 {
+		t.Errorf("mounted: %q", mounted)
+	}
 }
