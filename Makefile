@@ -19,11 +19,10 @@ help: ## List the targets
 demo: build ## Show what step-csi does, for real, in 15 s (needs root for mounts)
 	@$(SUDO) bin/step-csi-demo
 
-# -parallel: tests that wait for time to pass do so side by side. -count: some run
-# the built binary, which the test cache knows nothing of.
+# -count: some tests run the built binary, which the test cache knows nothing of.
 .PHONY: test
 test: ## Build, and run every test (needs root for mounts)
-	$(SUDO) $(GO) test -count 1 -timeout 30m -parallel 8 -tags $(TAGS) ./...
+	$(SUDO) $(GO) test -count 1 -timeout 30m -tags $(TAGS) ./...
 
 .PHONY: build
 build: ## Build step-csi and its demo into bin/

@@ -65,7 +65,7 @@ func registrationAuthority(ctx context.Context, args []string, stdout, stderr io
 	}
 	settings, err := loadConfig(o.config, (*configFile).authority)
 	if err != nil {
-		return err
+		return explainDenied(err)
 	}
 	defer settings.close()
 	if err := setUpLogs(o.verbosity); err != nil {
@@ -76,7 +76,7 @@ func registrationAuthority(ctx context.Context, args []string, stdout, stderr io
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a, err := settings.newAuthority(registry)
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.config, err)
+		return explainDenied(fmt.Errorf("%s: %w", o.config, err))
 	}
 	h, err := newHealth(o.httpAddress, a.Ready, promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -34,6 +35,11 @@ var binary string
 
 func TestMain(m *testing.M) {
 	sandbox.Enter()
+	// Tests that wait for time to pass do so side by side. Ginkgo, which the sanity
+	// test brings, refuses -test.parallel on the command line.
+	if err := flag.Lookup("test.parallel").Value.Set("8"); err != nil {
+		panic(err)
+	}
 	os.Exit(run(m))
 }
 

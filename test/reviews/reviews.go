@@ -114,11 +114,11 @@ func (s *Server) Set(token string, status authentication.TokenReviewStatus) {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.asked.Add(1)
+	body, err := io.ReadAll(r.Body) // before it hangs, else the end of the connection is not seen
 	if s.hang.Load() {
 		<-r.Context().Done()
 		return
 	}
-	body, err := io.ReadAll(r.Body)
 	review := &authentication.TokenReview{}
 	if err == nil {
 		_, _, err = s.decode.Decode(body, nil, review)

@@ -69,7 +69,6 @@ type Authority struct {
 	issuers   map[string]Issuer
 	plugin    ServiceAccount
 	reviewer  Reviewer
-	callers   callers
 	nodes     *limiter
 	pods      *limiter
 	serving   *serving

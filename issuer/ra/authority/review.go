@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	authentication "k8s.io/api/authentication/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +20,9 @@ import (
 // reviewsAtOnce bounds the questions at a time, each on a connection of its own:
 // so many client-go keeps.
 const reviewsAtOnce = 16
+
+// reviewTimeout leaves the call time to tell that the API server did not answer.
+const reviewTimeout = 10 * time.Second
 
 // What the API server adds to the user of a token that is bound to a pod. See
 // https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#bound-service-account-tokens
@@ -60,9 +64,11 @@ func NewTokenReview(c *rest.Config) (*TokenReview, error) {
 	return &TokenReview{client, make(chan struct{}, reviewsAtOnce)}, nil
 }
 
-// Review implements Reviewer. The context bounds how long it waits. Nothing is remembered: a pod that is gone, or a
+// Review implements Reviewer. Nothing is remembered: a pod that is gone, or a
 // token that has expired, is refused as soon as the API server does.
 func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	defer cancel()
 	question := &authentication.TokenReview{Spec: authentication.TokenReviewSpec{
 		Token:     token.Reveal(),
 		Audiences: []string{issuer.TokenAudience},

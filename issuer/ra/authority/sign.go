@@ -119,18 +119,13 @@ func (a *Authority) identify(ctx context.Context, req *rapb.SignRequest, d *deci
 
 // reviewCaller returns the node plugin's pod that the token is of.
 func (a *Authority) reviewCaller(ctx context.Context, own issuer.Token) (issuer.Pod, error) {
-	asked := time.Now()
-	caller, known := a.callers.get(own, asked)
-	if !known {
-		var err error
-		if caller, err = a.reviewer.Review(ctx, own); err != nil {
-			return issuer.Pod{}, fmt.Errorf("the caller's token: %w", err)
-		}
-		if !a.isPlugin(caller) {
-			return caller, fmt.Errorf("%w: the caller is service account %s/%s; only node plugins may ask, which are %s",
-				issuer.ErrDenied, caller.Namespace, caller.ServiceAccount, a.plugin)
-		}
-		a.callers.put(own, caller, asked)
+	caller, err := a.reviewer.Review(ctx, own)
+	if err != nil {
+		return issuer.Pod{}, fmt.Errorf("the caller's token: %w", err)
+	}
+	if !a.isPlugin(caller) {
+		return caller, fmt.Errorf("%w: the caller is service account %s/%s; only node plugins may ask, which are %s",
+			issuer.ErrDenied, caller.Namespace, caller.ServiceAccount, a.plugin)
 	}
 	if !a.nodes.allow(caller.Node) {
 		return caller, fmt.Errorf("%w of node %s; the limit is set by authority.limits.node", errTooMany, caller.Node)
