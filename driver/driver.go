@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -52,6 +53,8 @@ type Config struct {
 type Issuer struct {
 	*issuer.Issuer
 	Bounds attributes.Bounds
+	// RootsRefresh is how often the authority is asked for its roots.
+	RootsRefresh time.Duration
 }
 
 // Driver serves the CSI Identity and Node services.
@@ -74,8 +77,9 @@ type Driver struct {
 }
 
 type authority struct {
-	issuer *issuer.Issuer
-	gate   *gate
+	issuer       *issuer.Issuer
+	gate         *gate
+	rootsRefresh time.Duration
 }
 
 // New refuses a configuration that cannot work, and a machine on which volumes
@@ -101,7 +105,7 @@ func New(c Config) (*Driver, error) {
 		},
 	}
 	for name, i := range c.Issuers {
-		d.authorities[name] = authority{issuer: i.Issuer, gate: newGate(signingPlaces)}
+		d.authorities[name] = authority{issuer: i.Issuer, gate: newGate(signingPlaces), rootsRefresh: i.RootsRefresh}
 		d.attributes.Issuers[name] = i.Bounds
 		d.readiness.Expect(name)
 	}
@@ -140,7 +144,10 @@ func (d *Driver) Run(ctx context.Context) error {
 		return err
 	}
 	for name, a := range d.authorities {
-		d.ending.Go(func() { d.readiness.Connect(d.background, name, a.issuer) })
+		d.ending.Go(func() {
+			d.readiness.Connect(d.background, name, a.issuer)
+			d.followRoots(d.background, name, a)
+		})
 	}
 	err = server.serve(ctx)
 	d.removeDirectory()

@@ -14,6 +14,7 @@ import (
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // issued is a new credential, encoded.
@@ -21,6 +22,7 @@ type issued struct {
 	files    []payload.File
 	validity renewal.Validity
 	serial   string
+	learnt   trust.Learnt // what the authority was verified by
 }
 
 // issue asks the volume's issuer for a new credential. key is the zero value
@@ -46,6 +48,7 @@ func (d *Driver) issue(ctx context.Context, v *volume, isRenewal bool, key issue
 		files:    files,
 		validity: renewal.Validity{Issued: now, NotAfter: leaf.NotAfter, Before: v.attributes.RenewBefore},
 		serial:   leaf.SerialNumber.String(),
+		learnt:   authority.issuer.Trust().Learnt(),
 	}, nil
 }
 
@@ -56,8 +59,7 @@ func (v *volume) write(tree *tmpfs.Tree, i *issued) error {
 		return err
 	}
 	defer root.Close()
-	access := payload.Access{Mode: v.attributes.Mode, Group: v.attributes.Group}
-	if err := payload.Write(root, i.files, access); err != nil {
+	if err := payload.Write(root, i.files, v.access()); err != nil {
 		return fmt.Errorf("write the files: %w", err)
 	}
 	v.record.Issued, v.record.NotAfter, v.record.Serial = i.validity.Issued, i.validity.NotAfter, i.serial
@@ -68,8 +70,15 @@ func (v *volume) write(tree *tmpfs.Tree, i *issued) error {
 	if err := tree.SetRecord(data); err != nil {
 		return fmt.Errorf("write the record: %w", err)
 	}
+	if err := writeLearnt(tree, i.learnt); err != nil {
+		return fmt.Errorf("write the authority's roots: %w", err)
+	}
 	v.state.Store(&state{validity: i.validity, next: i.validity.Due(renewal.Random())})
 	return nil
+}
+
+func (v *volume) access() payload.Access {
+	return payload.Access{Mode: v.attributes.Mode, Group: v.attributes.Group}
 }
 
 // create makes the volume: all of it, or, on an error, nothing.
@@ -117,6 +126,8 @@ func (d *Driver) renew(ctx context.Context, v *volume) error {
 		return err
 	}
 	defer i.wipe()
+	v.writing.Lock()
+	defer v.writing.Unlock()
 	if target, err = d.openMounted(v.record.VolumeID, v.record.Target); err != nil {
 		return err
 	}

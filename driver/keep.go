@@ -169,7 +169,12 @@ func (d *Driver) restoreAt(path string) (*volume, error) {
 	if err != nil || r.Target != path {
 		return nil, err
 	}
-	return d.takeOver(r), nil
+	v := d.takeOver(r)
+	// Without it, the configuration's roots are what there is.
+	if learnt, err := readLearnt(target); err == nil && v.err == nil {
+		d.authorities[v.attributes.Issuer].issuer.Trust().Learn(learnt)
+	}
+	return v, nil
 }
 
 // takeOver makes a volume of one that is mounted.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -62,11 +63,12 @@ type volume struct {
 	// do not fit a configuration that has changed since.
 	err error
 
-	state  atomic.Pointer[state]
-	token  atomic.Pointer[issuer.Token] // the newest; only in memory
-	fresh  chan struct{}                // a token came while a renewal waited for one
-	cancel context.CancelFunc           // ends its keeper
-	done   chan struct{}                // closed when the keeper has ended
+	writing sync.Mutex // held while what is mounted is rewritten
+	state   atomic.Pointer[state]
+	token   atomic.Pointer[issuer.Token] // the newest; only in memory
+	fresh   chan struct{}                // a token came while a renewal waited for one
+	cancel  context.CancelFunc           // ends its keeper
+	done    chan struct{}                // closed when the keeper has ended
 }
 
 // state is a snapshot, for whoever looks at a volume from outside.

@@ -82,7 +82,7 @@ func verify(leaf *x509.Certificate, intermediates, roots []*x509.Certificate, no
 		CurrentTime: now,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("no chain to a root of the CA: %w", err)
+		return nil, fmt.Errorf("%w: %w", errNoChain, err)
 	}
 	shortest := slices.MinFunc(chains, func(a, b []*x509.Certificate) int { return len(a) - len(b) })
 	if len(shortest) < 2 {

@@ -13,7 +13,10 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"sync/atomic"
 	"time"
+
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 var (
@@ -76,8 +79,12 @@ type Signer interface {
 	// Sign returns the leaf, followed by its intermediates.
 	Sign(context.Context, SigningRequest) ([]*x509.Certificate, error)
 	// Roots returns the authority's root certificates, all of them, obtained
-	// over a verified connection.
-	Roots(context.Context) ([]*x509.Certificate, error)
+	// over a verified connection: those that it has answered last.
+	Roots(context.Context) (Roots, error)
+	// RefreshRoots asks the authority for them.
+	RefreshRoots(context.Context) (Roots, error)
+	// Trust is what the authority itself is verified by.
+	Trust() *trust.Store
 }
 
 // Revoker is a Signer that can revoke what it has signed.
@@ -96,7 +103,7 @@ type Credential struct {
 	// Chain is the leaf and its intermediates, without the root.
 	Chain []*x509.Certificate
 	// Roots are all roots of the authority, not only the one Chain ends in.
-	Roots []*x509.Certificate
+	Roots Roots
 }
 
 // Leaf is the pod's own certificate.
@@ -122,6 +129,9 @@ type Issuer struct {
 	signer   Signer
 	policy   Policy
 	verifier verifier
+
+	followed   atomic.Pointer[Roots] // the last ones that FollowRoots got
+	otherRoots chan struct{}
 }
 
 // New refuses a configuration without a signer or a policy: an issuer that
@@ -130,7 +140,7 @@ func New(c Config) (*Issuer, error) {
 	if c.Signer == nil || c.Policy == nil {
 		return nil, errors.New("an issuer needs a signer and a policy")
 	}
-	return &Issuer{signer: c.Signer, policy: c.Policy}, nil
+	return &Issuer{signer: c.Signer, policy: c.Policy, otherRoots: make(chan struct{}, 1)}, nil
 }
 
 // Connect checks that the authority can be reached, trusted, and asked to sign.
@@ -183,15 +193,26 @@ func (i *Issuer) sign(ctx context.Context, req SigningRequest) (*Credential, err
 	if err != nil {
 		return nil, err
 	}
-	chain, err := i.verifier.check(answer, roots, req.Request, req.CSR.PublicKey, asked)
+	public := req.CSR.PublicKey
+	chain, err := i.verifier.check(answer, roots.Own, req.Request, public, asked)
+	if errors.Is(err, errNoChain) {
+		if roots, err = i.signer.RefreshRoots(ctx); err != nil {
+			return nil, err
+		}
+		chain, err = i.verifier.check(answer, roots.Own, req.Request, public, asked)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the authority's answer is not what was asked for: %w", err)
 	}
+	i.noticeRoots(roots)
 	return &Credential{Chain: chain, Roots: roots}, nil
 }
 
-// Roots returns all roots of the authority.
-func (i *Issuer) Roots(ctx context.Context) ([]*x509.Certificate, error) { return i.signer.Roots(ctx) }
+// Roots returns the authority's roots, as it has answered them last.
+func (i *Issuer) Roots(ctx context.Context) (Roots, error) { return i.signer.Roots(ctx) }
+
+// Trust is what the authority itself is verified by.
+func (i *Issuer) Trust() *trust.Store { return i.signer.Trust() }
 
 // CanRevoke tells whether the signer is one that can revoke.
 func (i *Issuer) CanRevoke() bool {

@@ -18,6 +18,7 @@ import (
 	"go.step.sm/crypto/minica"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // hostileSigner signs what it is asked to, and then as its spoil wants it.
@@ -40,7 +41,11 @@ func newSigner(t *testing.T) *hostileSigner {
 
 func (*hostileSigner) Connect(context.Context) error { return nil }
 
-func (s *hostileSigner) Roots(context.Context) ([]*x509.Certificate, error) { return s.roots, nil }
+func (s *hostileSigner) Roots(context.Context) (issuer.Roots, error) {
+	return issuer.Roots{Own: s.roots}, nil
+}
+func (s *hostileSigner) RefreshRoots(ctx context.Context) (issuer.Roots, error) { return s.Roots(ctx) }
+func (s *hostileSigner) Trust() *trust.Store                                    { return nil }
 
 func (s *hostileSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
 	template := &x509.Certificate{
@@ -95,8 +100,8 @@ func TestIssue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(c.Chain) != 2 || !c.Chain[1].Equal(s.ca.Intermediate) || len(c.Roots) != 1 {
-		t.Errorf("chain of %d, %d roots", len(c.Chain), len(c.Roots))
+	if len(c.Chain) != 2 || !c.Chain[1].Equal(s.ca.Intermediate) || len(c.Roots.Own) != 1 {
+		t.Errorf("chain of %d, %d roots", len(c.Chain), len(c.Roots.Own))
 	}
 	again, err := issue(t, s, allowAll, c.Key)
 	if err != nil || again.Key != c.Key {

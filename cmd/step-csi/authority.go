@@ -94,7 +94,7 @@ func (c *authorityConfig) authorityConfig(reviewer authority.Reviewer, metrics p
 		if err != nil {
 			return authority.Config{}, err
 		}
-		a.Issuers[name] = authority.Issuer{Issuer: made, Min: i.bounds.Min, Max: i.bounds.Max}
+		a.Issuers[name] = authority.Issuer{Issuer: made, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
 	}
 	return a, nil
 }

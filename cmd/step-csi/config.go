@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/net/idna"
 	utiljson "sigs.k8s.io/json"
@@ -47,6 +48,8 @@ type configured struct {
 	signer closingSigner
 	allow  issuer.Policy
 	bounds attributes.Bounds
+
+	rootsRefresh time.Duration
 }
 
 // loadConfig reads the configuration and has it checked; the errors have the
@@ -102,8 +105,12 @@ func (f *configFile) check(directory string) (*config, error) {
 	if _, err := f.policyFor("", f.Policy.Validations, c); err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
+	refresh := refreshRoots
+	if f.Authority != nil {
+		refresh = refreshRootsOfAuthority
+	}
 	for name, i := range f.Issuers {
-		made, err := i.configure(name, directory)
+		made, err := i.configure(name, directory, refresh)
 		if err != nil {
 			return nil, fmt.Errorf("issuers.%s.%w", name, err)
 		}

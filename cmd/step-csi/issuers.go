@@ -27,6 +27,7 @@ type issuerFile struct {
 	CABundleFile string           `json:"caBundleFile"`
 	Provisioner  provisionerFile  `json:"provisioner"`
 	Duration     durationFile     `json:"duration"`
+	Roots        rootsFile        `json:"roots"`
 	Policy       issuerPolicyFile `json:"policy"`
 }
 
@@ -41,6 +42,30 @@ type issuerPolicyFile struct {
 	Validations []policy.Validation `json:"validations"`
 }
 
+type rootsFile struct {
+	Refresh    string `json:"refresh"`
+	Federation bool   `json:"federation"`
+}
+
+// refreshRoots is how often the CA is asked for its roots where nothing is said.
+// An authority asks more often: what it knows gets to the nodes at their own pace.
+const (
+	refreshRoots            = 5 * time.Minute
+	refreshRootsOfAuthority = 30 * time.Second
+)
+
+// refresh is how often to ask.
+func (f rootsFile) refresh(otherwise time.Duration) (time.Duration, error) {
+	if f.Refresh == "" {
+		return otherwise, nil
+	}
+	every, err := time.ParseDuration(f.Refresh)
+	if err != nil || every < time.Second {
+		return 0, fmt.Errorf("roots.refresh: %q is not a duration of at least a second, such as 5m", f.Refresh)
+	}
+	return every, nil
+}
+
 type durationFile struct {
 	Default string `json:"default"`
 	Max     string `json:"max"`
@@ -53,9 +78,14 @@ type closingSigner interface {
 	Close()
 }
 
-// configure makes the signer, and checks the rest.
-func (f issuerFile) configure(name, directory string) (configured, error) {
+// configure makes the signer, and checks the rest. The roots are refreshed as often
+// as the file says, or as otherwise says.
+func (f issuerFile) configure(name, directory string, otherwise time.Duration) (configured, error) {
 	bounds, err := f.Duration.bounds()
+	if err != nil {
+		return configured{}, err
+	}
+	refresh, err := f.Roots.refresh(otherwise)
 	if err != nil {
 		return configured{}, err
 	}
@@ -74,7 +104,7 @@ func (f issuerFile) configure(name, directory string) (configured, error) {
 	default:
 		err = fmt.Errorf("provisioner.type: %q is unknown; %s and %s are what there is", f.Provisioner.Type, typeJWK, typeRA)
 	}
-	return configured{signer: signer, bounds: bounds}, err
+	return configured{signer: signer, bounds: bounds, rootsRefresh: refresh}, err
 }
 
 func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, error) {
@@ -95,6 +125,7 @@ func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, e
 		Fingerprint: f.Fingerprint,
 		CABundle:    bundle,
 		Provisioner: f.Provisioner.Name,
+		Federation:  f.Roots.Federation,
 		Password:    func() ([]byte, error) { return readSecret(passwordFile) },
 	})
 }
@@ -104,6 +135,9 @@ func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, e
 func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSigner, error) {
 	if f.Provisioner.PasswordFile != "" {
 		return nil, fmt.Errorf("provisioner.passwordFile: is for the type %s only; no node needs it any more", typeJWK)
+	}
+	if f.Roots.Federation {
+		return nil, errors.New("roots.federation: the authority decides; write it into its configuration")
 	}
 	if f.Provisioner.TokenFile == "" {
 		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod, for the audience " + issuer.TokenAudience)

@@ -41,11 +41,12 @@ The configuration, with its defaults where there are any:
   issuers:
     default:                           # the one that volumes get without "issuer"
       url: https://step-certificates.step-ca.svc.cluster.local
-      fingerprint: 84a0…               # step certificate fingerprint root_ca.crt
+      fingerprint: 84a0…               # step certificate fingerprint root_ca.crt; or several: a, b
       # caBundleFile: /etc/step-csi/root_ca.crt        instead of the fingerprint
       provisioner: {type: jwk, name: admin, passwordFile: /etc/step-csi/password}
       # provisioner: {type: ra, tokenFile: /etc/step-csi/token}   the url is then that of "step-csi ra"
       duration: {default: 24h, max: 24h, min: 5m}
+      roots: {refresh: 5m, federation: false}   # how often to ask for the CA's roots; with those it is federated with
   policy:
     allowShortNames: false             # also the bare "s" of service-names: s
     validations: []                    # CEL; replaces the default policy where given, and an
@@ -160,7 +161,7 @@ func (c *config) driverConfig(o options) (driver.Config, error) {
 		if err != nil {
 			return driver.Config{}, err
 		}
-		d.Issuers[name] = driver.Issuer{Issuer: made, Bounds: i.bounds}
+		d.Issuers[name] = driver.Issuer{Issuer: made, Bounds: i.bounds, RootsRefresh: i.rootsRefresh}
 	}
 	return d, nil
 }

@@ -24,9 +24,12 @@ func Encode(c *issuer.Credential, a attributes.Attributes) ([]File, error) {
 	return []File{
 		{Name: a.CertificateFile, Data: encodeCertificates(c.Chain)},
 		{Name: a.PrivateKeyFile, Data: key},
-		{Name: a.CAFile, Data: encodeCertificates(c.Roots)},
+		{Name: a.CAFile, Data: EncodeRoots(c.Roots)},
 	}, nil
 }
+
+// EncodeRoots makes the file of the roots.
+func EncodeRoots(roots issuer.Roots) []byte { return encodeCertificates(roots.All()) }
 
 func encodeCertificates(certificates []*x509.Certificate) []byte {
 	var b bytes.Buffer

@@ -9,6 +9,7 @@
 package payload
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -62,6 +63,34 @@ func Write(root *os.Root, files []File, access Access) error {
 		return errors.Join(fmt.Errorf("swap %s: %w", dataLink, err), root.RemoveAll(set))
 	}
 	return linkNames(root, names, files)
+}
+
+// Has tells whether the file is there, with the same contents.
+func Has(root *os.Root, file File) (bool, error) {
+	data, err := root.ReadFile(file.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return bytes.Equal(data, file.Data), err
+}
+
+// Replace replaces one file of the set, which has all the names. The others keep
+// their contents.
+func Replace(root *os.Root, file File, names []string, access Access) error {
+	files := make([]File, len(names))
+	for i, name := range names {
+		if name == file.Name {
+			files[i] = file
+			continue
+		}
+		data, err := root.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		defer clear(data) // one is the key
+		files[i] = File{name, data}
+	}
+	return Write(root, files, access)
 }
 
 func list(root *os.Root) ([]string, error) {

@@ -24,7 +24,10 @@ import (
 // not to workloads. See xattr(7).
 const record = "trusted.step-csi"
 
-// MaxRecord is the size of the largest record, in bytes.
+// trust is the extended attribute that holds what the authority was verified by.
+const trust = "trusted.step-csi.trust"
+
+// MaxRecord is the size of the largest value of either, in bytes.
 const MaxRecord = 16 << 10
 
 // Options of a new tmpfs.
@@ -104,6 +107,26 @@ func (t *Tree) SetRecord(value []byte) error {
 		return fmt.Errorf("the record of %d bytes is longer than %d", len(value), MaxRecord)
 	}
 	return os.NewSyscallError("setxattr", unix.Setxattr(path(t.file), record, value, 0))
+}
+
+// SetTrust stores what the volume's authority was verified by, at most MaxRecord
+// bytes.
+func (t *Tree) SetTrust(value []byte) error {
+	return os.NewSyscallError("setxattr", unix.Setxattr(path(t.file), trust, value, 0))
+}
+
+// Trust returns what SetTrust has stored in the tmpfs that is attached at target,
+// or nil.
+func Trust(target *os.File) ([]byte, error) {
+	value := make([]byte, MaxRecord)
+	n, err := unix.Getxattr(path(target), trust, value)
+	if errors.Is(err, unix.ENODATA) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("getxattr", err)
+	}
+	return value[:n], nil
 }
 
 // Attach makes the mount read-only and attaches it at target, an empty

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -23,13 +24,9 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-const (
-	// defaultTimeout bounds a call, with its tries at other replicas, and the wait
-	// for one where none can be reached: such as while they are being replaced.
-	defaultTimeout = 20 * time.Second
-	// rootsMaxAge is how old the roots may be that a certificate is issued with.
-	rootsMaxAge = 5 * time.Minute
-)
+// defaultTimeout bounds a call, with its tries at other replicas, and the wait for
+// one where none can be reached: such as while they are being replaced.
+const defaultTimeout = 20 * time.Second
 
 // Config is what a Signer needs.
 type Config struct {
@@ -37,7 +34,8 @@ type Config struct {
 	// certificate. All addresses that it resolves to are replicas.
 	URL string
 	// Fingerprint is the SHA-256 of a root of the CA which has signed the
-	// authority's certificate, in hexadecimal. Either it or CABundle is needed.
+	// authority's certificate, in hexadecimal, or several with commas between them.
+	// Either it or CABundle is needed.
 	Fingerprint string
 	// CABundle holds roots of that CA, in PEM.
 	CABundle []byte
@@ -54,15 +52,11 @@ type Signer struct {
 	config     Config
 	url        *url.URL
 	pins       trust.Pins
-	trusted    atomic.Pointer[[]*x509.Certificate] // what the authority is verified by
-	roots      atomic.Pointer[answeredRoots]
+	trust      *trust.Store
+	presented  atomic.Pointer[[]*x509.Certificate] // what the authority was last verified with
+	roots      atomic.Pointer[issuer.Roots]
 	connection *grpc.ClientConn
 	client     rapb.RegistrationAuthorityClient
-}
-
-type answeredRoots struct {
-	certificates []*x509.Certificate
-	at           time.Time
 }
 
 var _ issuer.Signer = (*Signer)(nil)
@@ -86,6 +80,7 @@ func New(c Config) (*Signer, error) {
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
 	}
+	s.trust = trust.NewStore(u.String(), s.pins)
 	if s.connection, err = s.dial(); err != nil {
 		return nil, err
 	}
@@ -99,7 +94,7 @@ func (s *Signer) Close() { s.connection.Close() }
 // Connect checks that the authority can be reached and trusted, and that it
 // knows the issuer and accepts this node plugin.
 func (s *Signer) Connect(ctx context.Context) error {
-	_, err := s.fetchRoots(ctx)
+	_, err := s.RefreshRoots(ctx)
 	return err
 }
 
@@ -134,55 +129,56 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 	if err != nil {
 		return nil, s.explain(ctx, "sign", err)
 	}
-	roots, err := certificates(answer.GetRoots())
+	roots, err := answeredRoots(answer)
 	if err != nil {
 		return nil, s.explain(ctx, "sign", err)
 	}
-	s.roots.Store(&answeredRoots{roots, time.Now()})
+	s.roots.Store(&roots)
 	return chain, nil
 }
 
-// Roots returns all roots of the CA, as the authority knows them. They are at
-// most five minutes old as long as the authority answers, and the last ones
-// known when it does not.
-func (s *Signer) Roots(ctx context.Context) ([]*x509.Certificate, error) {
-	known := s.roots.Load()
-	if known != nil && time.Since(known.at) < rootsMaxAge {
-		return known.certificates, nil
+// Roots returns the roots of the CA, as the authority has last answered.
+func (s *Signer) Roots(ctx context.Context) (issuer.Roots, error) {
+	if known := s.roots.Load(); known != nil {
+		return *known, nil
 	}
-	fresh, err := s.fetchRoots(ctx)
-	if err != nil && known != nil {
-		return known.certificates, nil
-	}
-	return fresh, err
+	return s.RefreshRoots(ctx)
 }
 
-func (s *Signer) fetchRoots(ctx context.Context) ([]*x509.Certificate, error) {
+// RefreshRoots asks the authority for the roots of the CA, and for those of its
+// own certificate, which may come from another one next time.
+func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
 	answer, err := s.client.Roots(limited, &rapb.RootsRequest{Issuer: s.config.Issuer})
 	if err != nil {
-		return nil, s.explain(ctx, "get the roots", err)
+		return issuer.Roots{}, s.explain(ctx, "get the roots", err)
 	}
-	roots, err := certificates(answer.GetRoots())
+	roots, err := answeredRoots(answer)
 	if err != nil {
-		return nil, s.explain(ctx, "get the roots", err)
+		return issuer.Roots{}, s.explain(ctx, "get the roots", err)
 	}
 	own, err := certificates(answer.GetAuthorityRoots())
 	if err != nil {
-		return nil, s.explain(ctx, "get the roots", err)
+		return issuer.Roots{}, s.explain(ctx, "get the roots", err)
 	}
-	s.roots.Store(&answeredRoots{roots, time.Now()})
-	s.trust(own)
+	s.roots.Store(&roots)
+	s.follow(own)
 	return roots, nil
 }
 
-// trust is for what the authority has answered over a verified connection: its
-// own certificate may come from a newer root next time.
-func (s *Signer) trust(roots []*x509.Certificate) {
-	trusted := s.trusted.Load()
-	if all := trust.Union(*trusted, roots); len(all) > len(*trusted) {
-		s.trusted.Store(&all)
+// Trust is what the authority is verified by.
+func (s *Signer) Trust() *trust.Store { return s.trust }
+
+// follow trusts the roots instead of those before, as soon as the authority's
+// certificate comes from one of them.
+func (s *Signer) follow(roots []*x509.Certificate) {
+	presented := s.presented.Load()
+	for _, trusted := range s.trust.Candidates(roots) {
+		if presented != nil && s.verifyBy(trusted, *presented) == nil {
+			s.trust.Follow(trusted)
+			return
+		}
 	}
 }
 
@@ -193,23 +189,39 @@ func (s *Signer) verify(state tls.ConnectionState) error {
 	if len(presented) == 0 {
 		return errors.New("the authority shows no certificate")
 	}
-	trusted := s.trusted.Load()
-	if trusted == nil {
-		pinned := s.pins.Among(presented)
-		if pinned == nil {
-			return fmt.Errorf("the authority has no root with the fingerprint %s", s.pins.Fingerprint)
-		}
-		trusted = &pinned
+	trusted := trust.Union(s.trust.Trusted(), s.pins.Among(presented))
+	if len(trusted) == 0 {
+		return fmt.Errorf("the authority has no root with the fingerprint %s", strings.Join(s.pins.Fingerprints, " or "))
 	}
-	_, err := presented[0].Verify(x509.VerifyOptions{
-		DNSName:       s.url.Hostname(),
-		Roots:         trust.Pool(*trusted),
-		Intermediates: trust.Pool(presented[1:]),
-	})
+	err := s.verifyBy(trusted, presented)
 	if err == nil {
-		s.trusted.CompareAndSwap(nil, trusted)
+		s.trust.Pin(presented)
+		s.presented.Store(&presented)
 	}
 	return err
+}
+
+func (s *Signer) verifyBy(trusted, presented []*x509.Certificate) error {
+	_, err := presented[0].Verify(x509.VerifyOptions{
+		DNSName:       s.url.Hostname(),
+		Roots:         trust.Pool(trusted),
+		Intermediates: trust.Pool(presented[1:]),
+	})
+	return err
+}
+
+// answeredRoots are in both of the authority's answers.
+func answeredRoots(answer interface {
+	GetRoots() [][]byte
+	GetFederatedRoots() [][]byte
+}) (roots issuer.Roots, err error) {
+	if roots.Own, err = certificates(answer.GetRoots()); err != nil {
+		return roots, err
+	}
+	if len(answer.GetFederatedRoots()) > 0 {
+		roots.Federated, err = certificates(answer.GetFederatedRoots())
+	}
+	return roots, err
 }
 
 func certificates(all [][]byte) ([]*x509.Certificate, error) {

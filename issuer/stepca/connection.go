@@ -5,15 +5,16 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/smallstep/certificates/api"
 	"github.com/smallstep/certificates/ca"
 
+	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
@@ -26,8 +27,7 @@ type connection struct {
 	client    *ca.Client
 	transport *http.Transport
 	trusted   []*x509.Certificate // what the CA's own serving certificate is verified by
-	roots     []*x509.Certificate
-	fetched   time.Time
+	roots     issuer.Roots
 }
 
 // connected returns the kept connection, or makes one.
@@ -39,15 +39,7 @@ func (s *Signer) connected(ctx context.Context) (*connection, error) {
 		if c := s.connection.Load(); c != nil {
 			return c, nil
 		}
-		trusted := s.pins.Roots
-		if trusted == nil {
-			root, err := s.fetchPinnedRoot(ctx)
-			if err != nil {
-				return nil, err
-			}
-			trusted = []*x509.Certificate{root}
-		}
-		return s.connect(ctx, trusted)
+		return s.connect(ctx)
 	})
 	if err != nil {
 		return nil, s.explain("connect", err)
@@ -55,45 +47,74 @@ func (s *Signer) connected(ctx context.Context) (*connection, error) {
 	return c, nil
 }
 
+// connect fetches the roots from a CA that is verified by what is trusted so far,
+// and from then on trusts them.
+func (s *Signer) connect(ctx context.Context) (*connection, error) {
+	if err := s.fetchPinnedRoots(ctx); err != nil && len(s.trust.Trusted()) == 0 {
+		return nil, err
+	}
+	c, err := s.dialer(s.trust.Trusted())
+	if err != nil {
+		return nil, err
+	}
+	if err := s.fetchRoots(ctx, c); err != nil {
+		c.transport.CloseIdleConnections()
+		return nil, err
+	}
+	return s.follow(ctx, c), nil
+}
+
 // refreshed fetches the roots again.
 func (s *Signer) refreshed(ctx context.Context, old *connection) (*connection, error) {
-	return once(ctx, s, "roots", func(ctx context.Context) (*connection, error) {
+	c, err := once(ctx, s, "roots", func(ctx context.Context) (*connection, error) {
 		if c := s.connection.Load(); c != old {
 			return c, nil
 		}
 		fresh := *old
-		if err := fresh.fetchRoots(ctx); err != nil {
+		if err := s.fetchRoots(ctx, &fresh); err != nil {
 			return nil, err
 		}
-		if !slices.EqualFunc(fresh.roots, old.roots, (*x509.Certificate).Equal) {
-			old.transport.CloseIdleConnections()
-			return s.connect(ctx, trust.Union(old.trusted, fresh.roots))
-		}
-		s.connection.Store(&fresh)
-		return &fresh, nil
+		return s.follow(ctx, &fresh), nil
 	})
+	if err != nil {
+		return nil, s.explain("get the roots", err)
+	}
+	return c, nil
 }
 
-// connect fetches the roots from a CA that is verified by the trusted ones, and
-// from then on trusts all of them.
-func (s *Signer) connect(ctx context.Context, trusted []*x509.Certificate) (*connection, error) {
+// follow makes the connection the kept one. If the CA has other roots than those
+// that it is verified by, they take their place, as soon as it is seen to be
+// verified by them.
+func (s *Signer) follow(ctx context.Context, c *connection) *connection {
+	for _, trusted := range s.trust.Candidates(c.roots.Own) {
+		next, err := c, error(nil)
+		if !trust.Same(trusted, c.trusted) {
+			next, err = s.verifiedBy(ctx, trusted)
+		}
+		if err != nil {
+			continue
+		}
+		s.trust.Follow(trusted)
+		if next != c {
+			c.transport.CloseIdleConnections()
+		}
+		s.connection.Store(next)
+		return next
+	}
+	s.connection.Store(c) // what was trusted is still good
+	return c
+}
+
+// verifiedBy connects anew.
+func (s *Signer) verifiedBy(ctx context.Context, trusted []*x509.Certificate) (*connection, error) {
 	c, err := s.dialer(trusted)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.fetchRoots(ctx); err != nil {
+	if err := s.fetchRoots(ctx, c); err != nil {
 		c.transport.CloseIdleConnections()
 		return nil, err
 	}
-	if all := trust.Union(trusted, c.roots); len(all) > len(trusted) {
-		c.transport.CloseIdleConnections()
-		roots, fetched := c.roots, c.fetched
-		if c, err = s.dialer(all); err != nil {
-			return nil, err
-		}
-		c.roots, c.fetched = roots, fetched
-	}
-	s.connection.Store(c)
 	return c, nil
 }
 
@@ -133,26 +154,53 @@ func (t limitedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-func (c *connection) fetchRoots(ctx context.Context) error {
+func (s *Signer) fetchRoots(ctx context.Context, c *connection) error {
 	answer, err := c.client.RootsWithContext(ctx)
 	if err != nil {
 		return err
 	}
-	if c.roots, err = certificates(answer.Certificates); err != nil {
+	own, err := certificates(answer.Certificates)
+	if err != nil {
 		return err
 	}
-	c.fetched = time.Now()
-	return nil
+	c.roots = issuer.Roots{Own: own}
+	if !s.config.Federation {
+		return nil
+	}
+	federation, err := c.client.FederationWithContext(ctx)
+	if err != nil {
+		return err
+	}
+	if len(federation.Certificates) == 0 {
+		return nil
+	}
+	c.roots.Federated, err = certificates(federation.Certificates)
+	return err
+}
+
+// fetchPinnedRoots fetches the roots with the configured fingerprints, as far as
+// the CA has them. One is enough: the others may be yet to come, or gone.
+func (s *Signer) fetchPinnedRoots(ctx context.Context) error {
+	var failed []error
+	for _, fingerprint := range s.pins.Fingerprints {
+		root, err := s.fetchPinnedRoot(ctx, fingerprint)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		s.trust.Pin([]*x509.Certificate{root})
+	}
+	return errors.Join(failed...)
 }
 
 // fetchPinnedRoot fetches the root with the configured fingerprint. Nothing
 // secret is sent, and nothing but that root is accepted, so the connection need
 // not be verified. (The client's own Root keeps that connection open and
 // panics on an empty answer.)
-func (s *Signer) fetchPinnedRoot(ctx context.Context) (*x509.Certificate, error) {
+func (s *Signer) fetchPinnedRoot(ctx context.Context, fingerprint string) (*x509.Certificate, error) {
 	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
 	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url.JoinPath("root", s.pins.Fingerprint).String(), nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url.JoinPath("root", fingerprint).String(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -166,14 +214,14 @@ func (s *Signer) fetchPinnedRoot(ctx context.Context) (*x509.Certificate, error)
 		return nil, err
 	}
 	if response.StatusCode == http.StatusNotFound {
-		return nil, fmt.Errorf("%w %s; compare it with: step certificate fingerprint root_ca.crt", errNoSuchRoot, s.pins.Fingerprint)
+		return nil, fmt.Errorf("%w %s; compare it with: step certificate fingerprint root_ca.crt", errNoSuchRoot, fingerprint)
 	}
 	var answer api.RootResponse
 	if err := json.Unmarshal(body, &answer); err != nil || answer.RootPEM.Certificate == nil {
 		return nil, errRubbish
 	}
-	if offered := trust.Fingerprint(answer.RootPEM.Certificate); offered != s.pins.Fingerprint {
-		return nil, fmt.Errorf("%w %s; it offers %s instead", errNoSuchRoot, s.pins.Fingerprint, offered)
+	if offered := trust.Fingerprint(answer.RootPEM.Certificate); offered != fingerprint {
+		return nil, fmt.Errorf("%w %s; it offers %s instead", errNoSuchRoot, fingerprint, offered)
 	}
 	return answer.RootPEM.Certificate, nil
 }

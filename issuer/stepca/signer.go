@@ -23,20 +23,16 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-const (
-	// defaultTimeout bounds a single call to the CA. A sign takes a few
-	// milliseconds; a CA that needs longer than this is not answering.
-	defaultTimeout = 15 * time.Second
-	// rootsMaxAge is how old the roots may be that a certificate is issued with.
-	rootsMaxAge = 5 * time.Minute
-)
+// defaultTimeout bounds a single call to the CA. A sign takes a few milliseconds;
+// a CA that needs longer than this is not answering.
+const defaultTimeout = 15 * time.Second
 
 // Config is what a Signer needs.
 type Config struct {
 	// URL of the CA, https only. Its host is one of the CA's DNS names.
 	URL string
-	// Fingerprint is the SHA-256 of a root of the CA, in hexadecimal.
-	// Either it or CABundle is needed.
+	// Fingerprint is the SHA-256 of a root of the CA, in hexadecimal, or several
+	// with commas between them. Either it or CABundle is needed.
 	Fingerprint string
 	// CABundle holds roots of the CA, in PEM.
 	CABundle []byte
@@ -44,6 +40,9 @@ type Config struct {
 	Provisioner string
 	// Password of the provisioner's key; called whenever that key is decrypted.
 	Password func() ([]byte, error)
+	// Federation adds the roots of the CAs that this one is federated with to its
+	// own.
+	Federation bool
 	// Timeout of one call to the CA; zero means 15 s.
 	Timeout time.Duration
 }
@@ -53,6 +52,7 @@ type Signer struct {
 	config Config
 	url    *url.URL
 	pins   trust.Pins
+	trust  *trust.Store
 
 	flights    singleflight.Group // connecting, fetching the key, refreshing the roots
 	connection atomic.Pointer[connection]
@@ -83,6 +83,7 @@ func New(c Config) (*Signer, error) {
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
 	}
+	s.trust = trust.NewStore(u.String(), s.pins)
 	// Otherwise the client would read $STEPPATH/config/identity.json of the host.
 	ca.DisableIdentity = true
 	return s, nil
@@ -106,20 +107,30 @@ func (s *Signer) Close() {
 	}
 }
 
-// Roots returns all roots of the CA. They are at most five minutes old as long
-// as the CA answers, and the last ones known when it does not.
-func (s *Signer) Roots(ctx context.Context) ([]*x509.Certificate, error) {
+// Roots returns the roots of the CA, as it has last answered.
+func (s *Signer) Roots(ctx context.Context) (issuer.Roots, error) {
 	c, err := s.connected(ctx)
 	if err != nil {
-		return nil, err
-	}
-	if time.Since(c.fetched) > rootsMaxAge {
-		if fresh, err := s.refreshed(ctx, c); err == nil {
-			c = fresh
-		}
+		return issuer.Roots{}, err
 	}
 	return c.roots, nil
 }
+
+// RefreshRoots asks the CA for its roots.
+func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
+	c := s.connection.Load()
+	if c == nil {
+		return s.Roots(ctx) // they are fresh
+	}
+	c, err := s.refreshed(ctx, c)
+	if err != nil {
+		return issuer.Roots{}, err
+	}
+	return c.roots, nil
+}
+
+// Trust is what the CA is verified by.
+func (s *Signer) Trust() *trust.Store { return s.trust }
 
 // Sign has the CA sign the CSR. A token is spent by a failed sign, too, so each
 // try mints its own. There is another try when the connection broke, and one

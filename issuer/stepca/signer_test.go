@@ -107,8 +107,8 @@ func TestIssueWithEveryKeyType(t *testing.T) {
 			if !keyType.Matches(got.Key.Signer) {
 				t.Errorf("the key is a %T", got.Key.Signer)
 			}
-			if len(got.Chain) != 2 || len(got.Roots) != 1 || !got.Roots[0].Equal(ca.Root()) {
-				t.Errorf("chain of %d, %d roots", len(got.Chain), len(got.Roots))
+			if len(got.Chain) != 2 || len(got.Roots.Own) != 1 || !got.Roots.Own[0].Equal(ca.Root()) {
+				t.Errorf("chain of %d, %d roots", len(got.Chain), len(got.Roots.Own))
 			}
 			if lifetime := time.Until(got.Leaf().NotAfter); lifetime > time.Hour || lifetime < 59*time.Minute {
 				t.Errorf("it lives %s", lifetime)
@@ -449,7 +449,7 @@ func TestCallersStopWaitingWithTheirContext(t *testing.T) {
 func TestRootsComeFromTheCA(t *testing.T) {
 	ca := startCA(t)
 	roots, err := newSigner(t, configFor(ca)).Roots(t.Context())
-	if err != nil || len(roots) != 1 || !roots[0].Equal(ca.Root()) {
+	if err != nil || len(roots.Own) != 1 || !roots.Own[0].Equal(ca.Root()) {
 		t.Errorf("%v, %v", roots, err)
 	}
 }

@@ -18,30 +18,38 @@ import (
 // Pins are what the administrator has configured: one of the two.
 type Pins struct {
 	Roots []*x509.Certificate
-	// Fingerprint is the SHA-256 of a root, in lower-case hexadecimal.
-	Fingerprint string
+	// Fingerprints are the SHA-256 of roots, in lower-case hexadecimal.
+	Fingerprints []string
 }
 
-// Parse takes either a fingerprint, in hexadecimal, or a bundle of roots in PEM.
-// Its errors begin with the key in the configuration.
-func Parse(fingerprint string, bundle []byte) (Pins, error) {
+// Parse takes either fingerprints, in hexadecimal and with commas between them,
+// or a bundle of roots in PEM. Its errors begin with the key in the configuration.
+func Parse(fingerprints string, bundle []byte) (Pins, error) {
 	switch {
-	case fingerprint == "" && len(bundle) == 0:
+	case fingerprints == "" && len(bundle) == 0:
 		return Pins{}, errors.New("fingerprint: give the CA's root fingerprint (step certificate fingerprint root_ca.crt), or a caBundleFile")
-	case fingerprint != "" && len(bundle) > 0:
+	case fingerprints != "" && len(bundle) > 0:
 		return Pins{}, errors.New("fingerprint: there is a caBundleFile, too; give one of the two")
-	case fingerprint != "":
-		digits := strings.ToLower(strings.NewReplacer(":", "", "-", "").Replace(fingerprint))
-		if b, err := hex.DecodeString(digits); err != nil || len(b) != sha256.Size {
-			return Pins{}, fmt.Errorf("fingerprint: %q is not a SHA-256 in hexadecimal (64 digits)", fingerprint)
-		}
-		return Pins{Fingerprint: digits}, nil
+	case fingerprints != "":
+		return parseFingerprints(fingerprints)
 	}
 	roots, err := pemutil.ParseCertificateBundle(bundle)
 	if err != nil {
 		return Pins{}, fmt.Errorf("caBundleFile: %w", err)
 	}
 	return Pins{Roots: roots}, nil
+}
+
+func parseFingerprints(list string) (Pins, error) {
+	var p Pins
+	for text := range strings.SplitSeq(list, ",") {
+		digits := strings.ToLower(strings.NewReplacer(":", "", "-", "", " ", "").Replace(text))
+		if b, err := hex.DecodeString(digits); err != nil || len(b) != sha256.Size {
+			return Pins{}, fmt.Errorf("fingerprint: %q is not a SHA-256 in hexadecimal (64 digits)", strings.TrimSpace(text))
+		}
+		p.Fingerprints = append(p.Fingerprints, digits)
+	}
+	return p, nil
 }
 
 // ParseURL accepts the URL of an authority: https, a host, perhaps a port, and
@@ -55,19 +63,16 @@ func ParseURL(text string) (*url.URL, error) {
 	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
 }
 
-// Among returns the roots that are pinned: the configured ones, or the one among
-// the offered certificates that has the fingerprint. There is none if the
+// Among returns the roots that are pinned: the configured ones, or those among the
+// offered certificates that have one of the fingerprints. There is none if the
 // authority is another.
 func (p Pins) Among(offered []*x509.Certificate) []*x509.Certificate {
-	if p.Fingerprint == "" {
+	if p.Fingerprints == nil {
 		return p.Roots
 	}
-	for _, certificate := range offered {
-		if Fingerprint(certificate) == p.Fingerprint {
-			return []*x509.Certificate{certificate}
-		}
-	}
-	return nil
+	return slices.DeleteFunc(slices.Clone(offered), func(certificate *x509.Certificate) bool {
+		return !slices.Contains(p.Fingerprints, Fingerprint(certificate))
+	})
 }
 
 // Fingerprint is the SHA-256 of a certificate, as step certificate fingerprint
@@ -86,6 +91,11 @@ func Union(a, b []*x509.Certificate) []*x509.Certificate {
 		}
 	}
 	return all
+}
+
+// Same tells whether both have the same certificates, in whatever order.
+func Same(a, b []*x509.Certificate) bool {
+	return len(a) == len(b) && len(Union(a, b)) == len(a)
 }
 
 // Pool is what crypto/x509 wants.

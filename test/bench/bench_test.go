@@ -255,7 +255,7 @@ func startNodeWith(b *testing.B, i *issuer.Issuer) *node {
 	n.driver, err = driver.New(driver.Config{
 		Name: "csi.step-ca.io", NodeName: "node-1", KubeletDir: n.kubeletDir, Socket: socket,
 		ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
-		Issuers: map[string]driver.Issuer{"default": {Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Minute, Max: time.Hour}}},
+		Issuers: map[string]driver.Issuer{"default": {Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Minute, Max: time.Hour}, RootsRefresh: time.Minute}},
 	})
 	must(b, err)
 	klog.SetOutput(io.Discard)

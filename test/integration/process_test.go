@@ -191,7 +191,7 @@ func TestRunEndsEveryGoroutine(t *testing.T) {
 	d, err := driver.New(driver.Config{
 		Name: driverName, NodeName: "node-1", KubeletDir: n.kubeletDir, Socket: n.socket(), Register: true,
 		ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
-		Issuers: map[string]driver.Issuer{"default": {Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Second, Max: time.Hour}}},
+		Issuers: map[string]driver.Issuer{"default": {Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Second, Max: time.Hour}, RootsRefresh: time.Minute}},
 	})
 	must(t, err)
 	ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logr.Discard()))

@@ -47,6 +47,8 @@ func (s ServiceAccount) String() string { return s.Namespace + "/" + s.Name }
 type Issuer struct {
 	*issuer.Issuer
 	Min, Max time.Duration
+	// RootsRefresh is how often the CA is asked for its roots.
+	RootsRefresh time.Duration
 }
 
 // Config is what an Authority needs.
@@ -127,7 +129,11 @@ func (a *Authority) Run(ctx context.Context, listener net.Listener) error {
 	}()
 	ending.Go(func() { a.serving.keep(background) })
 	for name, i := range a.issuers {
-		ending.Go(func() { a.readiness.Connect(background, name, i.Issuer) })
+		ending.Go(func() {
+			a.readiness.Connect(background, name, i.Issuer)
+			ctx := klog.NewContext(background, klog.FromContext(background).WithValues("issuer", name))
+			i.FollowRoots(ctx, i.RootsRefresh, func(issuer.Roots) {})
+		})
 	}
 	klog.FromContext(ctx).Info("Serving the registration authority", "address", listener.Addr(), "plugin", a.plugin)
 	return a.serve(ctx, listener)

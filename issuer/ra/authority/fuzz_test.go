@@ -20,6 +20,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 var (
@@ -44,7 +45,9 @@ func (knowing) Review(_ context.Context, token issuer.Token) (issuer.Pod, error)
 type recording struct{ asked []issuer.SigningRequest }
 
 func (*recording) Connect(context.Context) error                      { return nil }
-func (*recording) Roots(context.Context) ([]*x509.Certificate, error) { return nil, nil }
+func (*recording) Roots(context.Context) (issuer.Roots, error)        { return issuer.Roots{}, nil }
+func (*recording) RefreshRoots(context.Context) (issuer.Roots, error) { return issuer.Roots{}, nil }
+func (*recording) Trust() *trust.Store                                { return nil }
 func (r *recording) Sign(_ context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
 	r.asked = append(r.asked, req)
 	return nil, issuer.ErrUnavailable

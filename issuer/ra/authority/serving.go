@@ -87,7 +87,7 @@ func (s *serving) keep(ctx context.Context) {
 // tlsCertificate shows the roots, too: node plugins know one by its fingerprint.
 func tlsCertificate(c *issuer.Credential) *tls.Certificate {
 	t := &tls.Certificate{PrivateKey: c.Key.Signer, Leaf: c.Leaf()}
-	for _, certificate := range slices.Concat(c.Chain, c.Roots) {
+	for _, certificate := range slices.Concat(c.Chain, c.Roots.Own) {
 		t.Certificate = append(t.Certificate, certificate.Raw)
 	}
 	return t

@@ -31,7 +31,9 @@ func (a *Authority) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.Sign
 	if err != nil {
 		return nil, err
 	}
-	return &rapb.SignResponse{Chain: ra.Raw(credential.Chain), Roots: ra.Raw(credential.Roots)}, nil
+	return &rapb.SignResponse{
+		Chain: ra.Raw(credential.Chain), Roots: ra.Raw(credential.Roots.Own), FederatedRoots: ra.Raw(credential.Roots.Federated),
+	}, nil
 }
 
 // countSign counts a request. A name that is no issuer's anybody could make up.
@@ -190,7 +192,9 @@ func (a *Authority) roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.Ro
 	if err != nil {
 		return nil, err
 	}
-	return &rapb.RootsResponse{Roots: ra.Raw(roots), AuthorityRoots: ra.Raw(own)}, nil
+	return &rapb.RootsResponse{
+		Roots: ra.Raw(roots.Own), AuthorityRoots: ra.Raw(own.Own), FederatedRoots: ra.Raw(roots.Federated),
+	}, nil
 }
 
 // callerToken takes the caller's own token out of the call's metadata.

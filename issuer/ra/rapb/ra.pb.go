@@ -207,9 +207,11 @@ type SignResponse struct {
 	// The leaf and its intermediates, without the root, in DER.
 	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
 	// All roots of the CA, in DER.
-	Roots         [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Roots [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
+	// The roots of the CAs that it is federated with, if the issuer wants them.
+	FederatedRoots [][]byte `protobuf:"bytes,3,rep,name=federated_roots,json=federatedRoots,proto3" json:"federated_roots,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *SignResponse) Reset() {
@@ -252,6 +254,13 @@ func (x *SignResponse) GetChain() [][]byte {
 func (x *SignResponse) GetRoots() [][]byte {
 	if x != nil {
 		return x.Roots
+	}
+	return nil
+}
+
+func (x *SignResponse) GetFederatedRoots() [][]byte {
+	if x != nil {
+		return x.FederatedRoots
 	}
 	return nil
 }
@@ -308,6 +317,8 @@ type RootsResponse struct {
 	// All roots of the CA that signs the authority's own certificate, in DER: what
 	// the caller can verify the authority by from now on. It may be another CA.
 	AuthorityRoots [][]byte `protobuf:"bytes,2,rep,name=authority_roots,json=authorityRoots,proto3" json:"authority_roots,omitempty"`
+	// The roots of the CAs that it is federated with, if the issuer wants them.
+	FederatedRoots [][]byte `protobuf:"bytes,3,rep,name=federated_roots,json=federatedRoots,proto3" json:"federated_roots,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -356,6 +367,13 @@ func (x *RootsResponse) GetAuthorityRoots() [][]byte {
 	return nil
 }
 
+func (x *RootsResponse) GetFederatedRoots() [][]byte {
+	if x != nil {
+		return x.FederatedRoots
+	}
+	return nil
+}
+
 var File_issuer_ra_rapb_ra_proto protoreflect.FileDescriptor
 
 const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
@@ -372,15 +390,17 @@ const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\tR\x03uid\x12'\n" +
 	"\x0fservice_account\x18\x04 \x01(\tR\x0eserviceAccount\x12\x12\n" +
-	"\x04node\x18\x05 \x01(\tR\x04node\":\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\"c\n" +
 	"\fSignResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
-	"\x05roots\x18\x02 \x03(\fR\x05roots\"&\n" +
+	"\x05roots\x18\x02 \x03(\fR\x05roots\x12'\n" +
+	"\x0ffederated_roots\x18\x03 \x03(\fR\x0efederatedRoots\"&\n" +
 	"\fRootsRequest\x12\x16\n" +
-	"\x06issuer\x18\x01 \x01(\tR\x06issuer\"N\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\"w\n" +
 	"\rRootsResponse\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12'\n" +
-	"\x0fauthority_roots\x18\x02 \x03(\fR\x0eauthorityRoots2\x9c\x01\n" +
+	"\x0fauthority_roots\x18\x02 \x03(\fR\x0eauthorityRoots\x12'\n" +
+	"\x0ffederated_roots\x18\x03 \x03(\fR\x0efederatedRoots2\x9c\x01\n" +
 	"\x15RegistrationAuthority\x12?\n" +
 	"\x04Sign\x12\x1a.stepcsi.ra.v1.SignRequest\x1a\x1b.stepcsi.ra.v1.SignResponse\x12B\n" +
 	"\x05Roots\x12\x1b.stepcsi.ra.v1.RootsRequest\x1a\x1c.stepcsi.ra.v1.RootsResponseB.Z,github.com/flexstack/step-csi/issuer/ra/rapbb\x06proto3"

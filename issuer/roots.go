@@ -1,0 +1,109 @@
+package issuer
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/trust"
+)
+
+// Roots are what a pod verifies its peers by.
+type Roots struct {
+	// Own are all roots of the authority, not only the one that it signs under.
+	Own []*x509.Certificate
+	// Federated are those of authorities that it vouches for, where they are
+	// wanted. What the authority itself answers is not verified by them.
+	Federated []*x509.Certificate
+}
+
+// All are both, each once.
+func (r Roots) All() []*x509.Certificate { return trust.Union(r.Own, r.Federated) }
+
+// Same tells whether both are the same, in whatever order.
+func (r Roots) Same(other Roots) bool {
+	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated)
+}
+
+// soon is how long a refresh waits that was not awaited: whatever shows that the
+// roots are others comes more than once.
+const soon = time.Second
+
+// FollowRoots asks for the roots until ctx ends: at once, then on a timer with a
+// jitter of 10 %, and whenever an answer of the authority shows that there are
+// others. fresh gets each answer. While the authority does not answer, what was
+// known stays.
+func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, fresh func(Roots)) {
+	logger := klog.FromContext(ctx)
+	failed, next := false, time.Now()
+	for i.sleep(ctx, next) {
+		roots, err := i.refreshRoots(ctx)
+		switch {
+		case err == nil:
+			fresh(roots)
+		case ctx.Err() != nil:
+			return
+		case !failed: // once: renewals tell, too
+			logger.Error(err, "The roots are not refreshed; those that were known stay")
+		}
+		failed = err != nil
+		next = time.Now().Add(every + time.Duration((0.2*renewal.Random()-0.1)*float64(every)))
+	}
+}
+
+// sleep waits until the time has come, or the roots are others.
+func (i *Issuer) sleep(ctx context.Context, until time.Time) bool {
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-i.otherRoots:
+		return renewal.SleepUntil(ctx, time.Now().Add(soon))
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// refreshRoots logs what an administrator has to do while roots are rotated.
+func (i *Issuer) refreshRoots(ctx context.Context) (Roots, error) {
+	roots, err := i.signer.RefreshRoots(ctx)
+	if err != nil {
+		return Roots{}, err
+	}
+	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
+		logger := klog.FromContext(ctx)
+		logger.Info("Roots", "own", fingerprints(roots.Own), "federated", fingerprints(roots.Federated))
+		if unpinned := i.signer.Trust().Unpinned(roots.Own); len(unpinned) > 0 {
+			logger.Info("The configuration does not name all roots of the CA: add these before another one goes, in fingerprint or caBundleFile",
+				"fingerprints", unpinned)
+		}
+	}
+	return roots, nil
+}
+
+// noticeRoots has the roots refreshed if these are others than the known ones.
+func (i *Issuer) noticeRoots(roots Roots) {
+	if known := i.followed.Load(); known == nil || known.Same(roots) {
+		return
+	}
+	select {
+	case i.otherRoots <- struct{}{}:
+	default:
+	}
+}
+
+func fingerprints(certificates []*x509.Certificate) []string {
+	var all []string
+	for _, certificate := range certificates {
+		all = append(all, trust.Fingerprint(certificate))
+	}
+	return all
+}
+
+// errNoChain says that the answer may come from a root that is not known yet.
+var errNoChain = errors.New("no chain to a root of the CA")
