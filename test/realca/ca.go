@@ -5,12 +5,15 @@ package realca
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,12 +27,14 @@ import (
 )
 
 // CA is a running step-ca. Its provisioner and password are those that
-// Provisioner returns, and its lifetimes step-ca's defaults.
+// Provisioner returns, and its lifetimes step-ca's defaults, but for a minimum of
+// one second, so that rotations can be watched.
 type CA struct {
-	address string
-	pki     *minica.CA
-	process *exec.Cmd
-	log     bytes.Buffer
+	address   string
+	directory string
+	pki       *minica.CA // the first one
+	process   *exec.Cmd
+	log       bytes.Buffer
 }
 
 // Start builds step-ca, sets it up below directory as `step ca init` does, and
@@ -48,15 +53,14 @@ func Start(directory string) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca := &CA{pki: pki}
+	ca := &CA{pki: pki, directory: directory}
 	if ca.address, err = freeAddress(); err != nil {
 		return nil, err
 	}
-	config, err := ca.write(directory)
-	if err != nil {
+	if err := ca.write(); err != nil {
 		return nil, err
 	}
-	ca.process = exec.Command(program, config)
+	ca.process = exec.Command(program, ca.path("ca.json"))
 	ca.process.Stdout, ca.process.Stderr = &ca.log, &ca.log
 	if err := ca.process.Start(); err != nil {
 		return nil, err
@@ -72,37 +76,112 @@ func freeAddress() (string, error) {
 	return listener.Addr().String(), listener.Close()
 }
 
+func (ca *CA) path(name string) string { return filepath.Join(ca.directory, name) }
+
 // write writes what `step ca init` does.
-func (ca *CA) write(directory string) (config string, err error) {
-	path := func(name string) string { return filepath.Join(directory, name) }
-	for name, value := range map[string]any{
-		"root_ca.crt": ca.pki.Root, "intermediate_ca.crt": ca.pki.Intermediate, "intermediate_ca_key": ca.pki.Signer,
-	} {
-		if _, err := pemutil.Serialize(value, pemutil.ToFile(path(name), 0o600)); err != nil {
-			return "", err
-		}
-	}
+func (ca *CA) write() error {
 	name, password := ca.Provisioner()
 	key, encrypted, err := jose.GenerateDefaultKeyPair([]byte(password))
 	if err != nil {
-		return "", err
+		return err
 	}
 	sealed, err := encrypted.CompactSerialize()
 	if err != nil {
-		return "", err
+		return err
 	}
 	data, err := json.Marshal(map[string]any{
-		"root": path("root_ca.crt"), "crt": path("intermediate_ca.crt"), "key": path("intermediate_ca_key"),
+		"root": []string{ca.path("root_ca_0.crt")}, "crt": ca.path("intermediate_ca.crt"), "key": ca.path("intermediate_ca_key"),
 		"address": ca.address, "dnsNames": []string{"127.0.0.1"},
-		"db": map[string]any{"type": "badgerv2", "dataSource": path("db")},
+		"db": map[string]any{"type": "badgerv2", "dataSource": ca.path("db")},
 		"authority": map[string]any{"provisioners": []any{map[string]any{
 			"type": "JWK", "name": name, "key": key, "encryptedKey": sealed,
+			"claims": map[string]any{"minTLSCertDuration": "1s"},
 		}}},
 	})
 	if err != nil {
-		return "", err
+		return err
 	}
-	return path("ca.json"), os.WriteFile(path("ca.json"), data, 0o600)
+	return errors.Join(os.WriteFile(ca.path("ca.json"), data, 0o600), ca.writePKI(ca.pki, ca.pki.Root))
+}
+
+// writePKI writes the intermediate that signs, with its key, and the roots.
+func (ca *CA) writePKI(signing *minica.CA, roots ...*x509.Certificate) error {
+	files := map[string]any{"intermediate_ca.crt": signing.Intermediate, "intermediate_ca_key": signing.Signer}
+	for i, root := range roots {
+		files[fmt.Sprintf("root_ca_%d.crt", i)] = root
+	}
+	for name, value := range files {
+		if _, err := pemutil.Serialize(value, pemutil.ToFile(ca.path(name), 0o600)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// PKI is what the CA was set up with.
+func (ca *CA) PKI() *minica.CA { return ca.pki }
+
+// Serve makes the CA sign by the intermediate of one PKI and answer the roots, as
+// an administrator does: with new files, a line in ca.json, and SIGHUP.
+func (ca *CA) Serve(signing *minica.CA, roots ...*x509.Certificate) error {
+	if err := ca.writePKI(signing, roots...); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(ca.path("ca.json"))
+	if err != nil {
+		return err
+	}
+	var config map[string]any
+	if err := json.Unmarshal(data, &config); err != nil {
+		return err
+	}
+	var files []string
+	for i := range roots {
+		files = append(files, ca.path(fmt.Sprintf("root_ca_%d.crt", i)))
+	}
+	config["root"] = files
+	if data, err = json.Marshal(config); err != nil {
+		return err
+	}
+	if err := os.WriteFile(ca.path("ca.json"), data, 0o600); err != nil {
+		return err
+	}
+	if err := ca.process.Process.Signal(syscall.SIGHUP); err != nil {
+		return err
+	}
+	return ca.waitFor(signing.Intermediate, len(roots))
+}
+
+// waitFor waits until the CA shows a certificate of the intermediate, and answers
+// so many roots.
+func (ca *CA) waitFor(intermediate *x509.Certificate, roots int) (err error) {
+	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+		if err = ca.shows(intermediate, roots); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("step-ca has not reloaded: %w", err)
+}
+
+func (ca *CA) shows(intermediate *x509.Certificate, roots int) error {
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+	}}
+	answer, err := client.Get(ca.URL() + "/roots")
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	var listed struct {
+		Certificates []string `json:"crts"`
+	}
+	if err := json.NewDecoder(answer.Body).Decode(&listed); err != nil {
+		return err
+	}
+	if n := len(listed.Certificates); n != roots {
+		return fmt.Errorf("it has %d roots", n)
+	}
+	return answer.TLS.PeerCertificates[0].CheckSignatureFrom(intermediate)
 }
 
 func (ca *CA) wait() error {
