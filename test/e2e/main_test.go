@@ -66,6 +66,7 @@ func TestE2E(t *testing.T) {
 		{"node-mode", nodeMode},
 		{"ca-outage", caOutage},
 		{"password", password},
+		{"root-rotation", rootRotation},
 		{"kubelet-restart", kubeletRestart},
 		{"node-restart", nodeRestart},
 		{"hundred-pods", hundredPods},

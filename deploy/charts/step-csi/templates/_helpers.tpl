@@ -91,6 +91,9 @@ issuers:
       name: {{ $name | quote }}
       tokenFile: token
     {{- with include "step-csi.issuerDuration" $own }}{{ nindent 4 . }}{{ end }}
+    {{- with $own.roots }}{{ with .refresh }}
+    roots: {refresh: {{ . }}}
+    {{- end }}{{ end }}
 {{- end }}
 {{- end }}
 policy:
@@ -140,6 +143,7 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
     name: {{ $issuer.provisioner.name | quote }}
     passwordFile: issuers/{{ $name }}/password
   {{- with include "step-csi.issuerDuration" $issuer }}{{ nindent 2 . }}{{ end }}
+  {{- with include "step-csi.issuerRoots" (dict "mode" $.Values.mode "roots" $issuer.roots) }}{{ nindent 2 . }}{{ end }}
   {{- with include "step-csi.validations" ($issuer.policy | default dict) }}
   policy:
     {{- nindent 4 . }}
@@ -168,6 +172,17 @@ caBundleFile: issuers/{{ .name }}/ca.crt
 {{- define "step-csi.issuerDuration" -}}
 {{- with .duration -}}
 duration:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The authority, whose answers the nodes ask for at their own pace, has a pace of
+its own. */}}
+{{- define "step-csi.issuerRoots" -}}
+{{- $roots := .roots | default dict }}
+{{- if eq .mode "ra" }}{{ $roots = omit $roots "refresh" }}{{ end }}
+{{- with $roots -}}
+roots:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
