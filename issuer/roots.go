@@ -63,7 +63,12 @@ func (i *Issuer) sleep(ctx context.Context, until time.Time) bool {
 	case <-timer.C:
 		return true
 	case <-i.otherRoots:
-		return renewal.SleepUntil(ctx, time.Now().Add(soon))
+		awake := renewal.SleepUntil(ctx, time.Now().Add(soon))
+		select {
+		case <-i.otherRoots:
+		default:
+		}
+		return awake
 	case <-ctx.Done():
 		return false
 	}

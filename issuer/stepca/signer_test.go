@@ -3,6 +3,7 @@ package stepca_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/stepca"
+	"github.com/flexstack/step-csi/issuer/trust"
 	"github.com/flexstack/step-csi/test/embeddedca"
 )
 
@@ -451,6 +453,50 @@ func TestRootsComeFromTheCA(t *testing.T) {
 	roots, err := newSigner(t, configFor(ca)).Roots(t.Context())
 	if err != nil || len(roots.Own) != 1 || !roots.Own[0].Equal(ca.Root()) {
 		t.Errorf("%v, %v", roots, err)
+	}
+}
+
+// A federated CA is one for the pods, and never one for the CA itself.
+func TestFederationIsOptedIn(t *testing.T) {
+	other := startCA(t)
+	ca, err := embeddedca.Start(embeddedca.Config{Federated: []*x509.Certificate{other.Root()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ca.Stop)
+	for _, federation := range []bool{false, true} {
+		c := configFor(ca)
+		c.Federation = federation
+		s := newSigner(t, c)
+		roots, err := s.RefreshRoots(t.Context())
+		if err != nil || !trust.Same(roots.Own, []*x509.Certificate{ca.Root()}) {
+			t.Errorf("%v, %v", roots, err)
+		}
+		want := []*x509.Certificate{ca.Root()}
+		if !trust.Same(s.Trust().Trusted(), want) {
+			t.Error("the CA is verified by a federated root")
+		}
+		if federation {
+			want = append(want, other.Root())
+		}
+		if !trust.Same(roots.All(), want) {
+			t.Errorf("with federation %v: %d roots", federation, len(roots.All()))
+		}
+	}
+}
+
+// While roots are rotated, both fingerprints may be configured, whichever of them
+// the CA has.
+func TestSeveralFingerprints(t *testing.T) {
+	ca, other := startCA(t), startCA(t)
+	c := configFor(ca)
+	c.Fingerprint = other.Fingerprint() + "," + ca.Fingerprint()
+	if err := newSigner(t, c).Connect(t.Context()); err != nil {
+		t.Error(err)
+	}
+	c.Fingerprint = other.Fingerprint() + "," + other.Fingerprint()
+	if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), other.Fingerprint()) {
+		t.Errorf("got %v", err)
 	}
 }
 

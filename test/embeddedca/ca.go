@@ -35,6 +35,8 @@ type Config struct {
 	// Provisioner and Password are those of the JWK provisioner; admin and
 	// "password" if empty.
 	Provisioner, Password string
+	// Federated are the roots of CAs that it is federated with.
+	Federated []*x509.Certificate
 }
 
 // CA is a running step-ca.
@@ -97,6 +99,7 @@ func (ca *CA) Resume() error {
 			AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{ca.provider}},
 		}),
 		authority.WithX509RootCerts(ca.pki.Root),
+		authority.WithX509FederatedCerts(ca.config.Federated...),
 		authority.WithX509Signer(ca.pki.Intermediate, ca.pki.Signer),
 		authority.WithQuietInit(),
 	)

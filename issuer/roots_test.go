@@ -1,0 +1,117 @@
+package issuer_test
+
+import (
+	"context"
+	"crypto/x509"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-logr/logr"
+	"go.step.sm/crypto/minica"
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/trust"
+)
+
+// changingSigner answers roots as a CA that changes its own.
+type changingSigner struct {
+	*hostileSigner
+	store *trust.Store
+	asked []time.Time
+	away  atomic.Bool
+}
+
+func newChangingSigner(t *testing.T) *changingSigner {
+	return &changingSigner{hostileSigner: newSigner(t), store: trust.NewStore("", trust.Pins{})}
+}
+
+func (s *changingSigner) Trust() *trust.Store { return s.store }
+
+func (s *changingSigner) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
+	s.asked = append(s.asked, time.Now())
+	if s.away.Load() {
+		return issuer.Roots{}, issuer.ErrUnavailable
+	}
+	return s.Roots(ctx)
+}
+
+// following runs test beside FollowRoots, which asks every five minutes.
+func following(t *testing.T, test func(s *changingSigner, i *issuer.Issuer, fresh *[]issuer.Roots)) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newChangingSigner(t)
+		i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logr.Discard()))
+		defer stop()
+		var fresh []issuer.Roots
+		go i.FollowRoots(ctx, 5*time.Minute, func(r issuer.Roots) { fresh = append(fresh, r) })
+		synctest.Wait()
+		test(s, i, &fresh)
+	})
+}
+
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestRootsAreAskedForOnATimer(t *testing.T) {
+	following(t, func(s *changingSigner, _ *issuer.Issuer, fresh *[]issuer.Roots) {
+		pass(24 * time.Hour)
+		if len(s.asked) < 270 || len(s.asked) > 310 || len(*fresh) != len(s.asked) {
+			t.Errorf("asked %d times, answered %d times", len(s.asked), len(*fresh))
+		}
+		spread := map[time.Duration]bool{}
+		for i := range s.asked[1:] {
+			between := s.asked[i+1].Sub(s.asked[i])
+			spread[between] = true
+			if between < 4*time.Minute || between > 6*time.Minute {
+				t.Errorf("%s between two", between)
+			}
+		}
+		if len(spread) < 100 {
+			t.Errorf("only %d different pauses: nodes would ask together", len(spread))
+		}
+	})
+}
+
+// A CA that is away is asked no more often, and what was known stays.
+func TestRootsStayWhileTheCAIsAway(t *testing.T) {
+	following(t, func(s *changingSigner, _ *issuer.Issuer, fresh *[]issuer.Roots) {
+		s.away.Store(true)
+		pass(time.Hour)
+		if len(s.asked) > 16 || len(*fresh) != 1 {
+			t.Errorf("asked %d times, answered %d times", len(s.asked), len(*fresh))
+		}
+		s.away.Store(false)
+		pass(6 * time.Minute)
+		if len(*fresh) < 2 {
+			t.Error("not asked when it is back")
+		}
+	})
+}
+
+// Whoever has a certificate from a root that is new brings the news.
+func TestAnswersBringNewRoots(t *testing.T) {
+	following(t, func(s *changingSigner, i *issuer.Issuer, fresh *[]issuer.Roots) {
+		next, err := minica.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.roots = []*x509.Certificate{s.ca.Root, next.Root}
+		for range 3 { // together they are asked for once
+			if _, err := i.Issue(t.Context(), issuer.Applicant{}, request(), issuer.PrivateKey{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(5 * time.Second)
+		if len(*fresh) != 2 || !(*fresh)[1].Same(issuer.Roots{Own: s.roots}) {
+			t.Errorf("%d answers", len(*fresh))
+		}
+	})
+}
