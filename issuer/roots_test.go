@@ -3,6 +3,8 @@ package issuer_test
 import (
 	"context"
 	"crypto/x509"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -16,11 +18,29 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
+// log is what has happened so far.
+type log[T any] struct {
+	mu     sync.Mutex
+	events []T
+}
+
+func (l *log[T]) add(event T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = append(l.events, event)
+}
+
+func (l *log[T]) all() []T {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.events)
+}
+
 // changingSigner answers roots as a CA that changes its own.
 type changingSigner struct {
 	*hostileSigner
 	store *trust.Store
-	asked []time.Time
+	asked log[time.Time]
 	away  atomic.Bool
 }
 
@@ -31,7 +51,7 @@ func newChangingSigner(t *testing.T) *changingSigner {
 func (s *changingSigner) Trust() *trust.Store { return s.store }
 
 func (s *changingSigner) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
-	s.asked = append(s.asked, time.Now())
+	s.asked.add(time.Now())
 	if s.away.Load() {
 		return issuer.Roots{}, issuer.ErrUnavailable
 	}
@@ -39,7 +59,7 @@ func (s *changingSigner) RefreshRoots(ctx context.Context) (issuer.Roots, error)
 }
 
 // following runs test beside FollowRoots, which asks every five minutes.
-func following(t *testing.T, test func(s *changingSigner, i *issuer.Issuer, fresh *[]issuer.Roots)) {
+func following(t *testing.T, test func(s *changingSigner, i *issuer.Issuer, fresh *log[issuer.Roots])) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newChangingSigner(t)
 		i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
@@ -48,8 +68,8 @@ func following(t *testing.T, test func(s *changingSigner, i *issuer.Issuer, fres
 		}
 		ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logr.Discard()))
 		defer stop()
-		var fresh []issuer.Roots
-		go i.FollowRoots(ctx, 5*time.Minute, func(r issuer.Roots) { fresh = append(fresh, r) })
+		var fresh log[issuer.Roots]
+		go i.FollowRoots(ctx, 5*time.Minute, fresh.add)
 		synctest.Wait()
 		test(s, i, &fresh)
 	})
@@ -61,14 +81,15 @@ func pass(d time.Duration) {
 }
 
 func TestRootsAreAskedForOnATimer(t *testing.T) {
-	following(t, func(s *changingSigner, _ *issuer.Issuer, fresh *[]issuer.Roots) {
+	following(t, func(s *changingSigner, _ *issuer.Issuer, fresh *log[issuer.Roots]) {
 		pass(24 * time.Hour)
-		if len(s.asked) < 270 || len(s.asked) > 310 || len(*fresh) != len(s.asked) {
-			t.Errorf("asked %d times, answered %d times", len(s.asked), len(*fresh))
+		if len(s.asked.all()) < 270 || len(s.asked.all()) > 310 || len(fresh.all()) != len(s.asked.all()) {
+			t.Errorf("asked %d times, answered %d times", len(s.asked.all()), len(fresh.all()))
 		}
 		spread := map[time.Duration]bool{}
-		for i := range s.asked[1:] {
-			between := s.asked[i+1].Sub(s.asked[i])
+		asked := s.asked.all()
+		for i := range asked[1:] {
+			between := asked[i+1].Sub(asked[i])
 			spread[between] = true
 			if between < 4*time.Minute || between > 6*time.Minute {
 				t.Errorf("%s between two", between)
@@ -82,15 +103,15 @@ func TestRootsAreAskedForOnATimer(t *testing.T) {
 
 // A CA that is away is asked no more often, and what was known stays.
 func TestRootsStayWhileTheCAIsAway(t *testing.T) {
-	following(t, func(s *changingSigner, _ *issuer.Issuer, fresh *[]issuer.Roots) {
+	following(t, func(s *changingSigner, _ *issuer.Issuer, fresh *log[issuer.Roots]) {
 		s.away.Store(true)
 		pass(time.Hour)
-		if len(s.asked) > 16 || len(*fresh) != 1 {
-			t.Errorf("asked %d times, answered %d times", len(s.asked), len(*fresh))
+		if len(s.asked.all()) > 16 || len(fresh.all()) != 1 {
+			t.Errorf("asked %d times, answered %d times", len(s.asked.all()), len(fresh.all()))
 		}
 		s.away.Store(false)
 		pass(6 * time.Minute)
-		if len(*fresh) < 2 {
+		if len(fresh.all()) < 2 {
 			t.Error("not asked when it is back")
 		}
 	})
@@ -98,7 +119,7 @@ func TestRootsStayWhileTheCAIsAway(t *testing.T) {
 
 // Whoever has a certificate from a root that is new brings the news.
 func TestAnswersBringNewRoots(t *testing.T) {
-	following(t, func(s *changingSigner, i *issuer.Issuer, fresh *[]issuer.Roots) {
+	following(t, func(s *changingSigner, i *issuer.Issuer, fresh *log[issuer.Roots]) {
 		next, err := minica.New()
 		if err != nil {
 			t.Fatal(err)
@@ -110,8 +131,8 @@ func TestAnswersBringNewRoots(t *testing.T) {
 			}
 		}
 		pass(5 * time.Second)
-		if len(*fresh) != 2 || !(*fresh)[1].Same(issuer.Roots{Own: s.roots}) {
-			t.Errorf("%d answers", len(*fresh))
+		if len(fresh.all()) != 2 || !fresh.all()[1].Same(issuer.Roots{Own: s.roots}) {
+			t.Errorf("%d answers", len(fresh.all()))
 		}
 	})
 }
