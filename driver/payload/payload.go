@@ -59,10 +59,16 @@ func Write(root *os.Root, files []File, access Access) error {
 	if err := writeSet(root, set, files, access); err != nil {
 		return errors.Join(err, root.RemoveAll(set))
 	}
-	if err := swap(root, set); err != nil {
-		return errors.Join(fmt.Errorf("swap %s: %w", dataLink, err), root.RemoveAll(set))
+	// At every moment there are all of the old names or all of the new ones, each
+	// of which leads to a file. New ones lead nowhere until the swap.
+	before, after := visible(names), fileNames(files)
+	if err = link(root, missing(after, before)); err == nil {
+		err = swap(root, set)
 	}
-	return linkNames(root, names, files)
+	if err != nil {
+		return errors.Join(err, unlink(root, missing(after, before)), root.RemoveAll(set))
+	}
+	return unlink(root, missing(before, after))
 }
 
 // Has tells whether the file is there, with the same contents.
@@ -167,29 +173,47 @@ func writeFile(set *os.Root, file File, access Access) error {
 }
 
 func swap(root *os.Root, set string) error {
-	if err := root.Symlink(set, newLink); err != nil {
-		return err
+	err := root.Symlink(set, newLink)
+	if err == nil {
+		err = root.Rename(newLink, dataLink)
 	}
-	return root.Rename(newLink, dataLink)
+	if err != nil {
+		return fmt.Errorf("swap %s: %w", dataLink, err)
+	}
+	return nil
 }
 
-// linkNames makes the visible names, which have been names so far, those of
-// files.
-func linkNames(root *os.Root, names []string, files []File) error {
+// visible are those of the names that a reader is to use.
+func visible(names []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.HasPrefix(name, reserved) })
+}
+
+func fileNames(files []File) []string {
+	var names []string
 	for _, file := range files {
-		if slices.Contains(names, file.Name) {
-			continue
-		}
-		if err := root.Symlink(dataLink+"/"+file.Name, file.Name); err != nil {
+		names = append(names, file.Name)
+	}
+	return names
+}
+
+// missing are those of the names that are not among others.
+func missing(names, others []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(others, name) })
+}
+
+func link(root *os.Root, names []string) error {
+	for _, name := range names {
+		if err := root.Symlink(dataLink+"/"+name, name); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// unlink removes the names, those that there are.
+func unlink(root *os.Root, names []string) error {
 	for _, name := range names {
-		wanted := slices.ContainsFunc(files, func(f File) bool { return f.Name == name })
-		if wanted || strings.HasPrefix(name, reserved) {
-			continue
-		}
-		if err := root.Remove(name); err != nil {
+		if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

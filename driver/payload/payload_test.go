@@ -156,6 +156,21 @@ func TestModeWhateverTheUmask(t *testing.T) {
 	}
 }
 
+// A Write that was killed before the swap has left new names, which lead nowhere.
+func TestNamesLeftByACrashAreCleared(t *testing.T) {
+	root := openRoot(t)
+	write(t, root, files("tls.crt", "1"))
+	for _, name := range []string{"server.pem", "other.pem"} {
+		if err := root.Symlink("..data/"+name, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, root, files("server.pem", "2"))
+	if got, want := visible(t, root), map[string]string{"server.pem": "2"}; !maps.Equal(got, want) {
+		t.Errorf("got %v", got)
+	}
+}
+
 // Whoever follows ..data once reads a certificate and a key of one set.
 func TestReadersNeverSeeHalfASet(t *testing.T) {
 	root := openRoot(t)
