@@ -136,8 +136,9 @@ func listenUnix(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("%s: there is a file of another kind in the socket's place; remove it", path)
 	}
 	// Made under another name and renamed, it has its mode before anybody can
-	// find it.
-	temporary := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%d", os.Getpid()))
+	// find it. The name is always the same: one that is left by a process which was
+	// killed here is replaced, too.
+	temporary := filepath.Join(filepath.Dir(path), ".new")
 	if err := os.RemoveAll(temporary); err != nil {
 		return nil, err
 	}
