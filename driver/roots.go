@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 
 	"k8s.io/klog/v2"
@@ -84,7 +85,11 @@ func (d *Driver) rewriteRoots(ctx context.Context, v *volume, roots issuer.Roots
 		return false, err
 	}
 	defer root.Close()
-	if err := payload.Replace(root, file, names(v.attributes), v.access()); err != nil {
+	err = payload.Replace(root, file, names(v.attributes), v.access())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // its files are to have other names: it is about to be renewed
+	}
+	if err != nil {
 		return false, err
 	}
 	return true, writeLearnt(tree, learnt)
