@@ -54,7 +54,11 @@ func (v Validity) Due(random float64) time.Time {
 // expiry, as long as there is time for them. random in [0, 1) takes up to half
 // of it away.
 func (v Validity) Retry(failures int, now time.Time, random float64) time.Duration {
-	wait := min(SlowestRetry, v.window()/triesBeforeExpiry)
+	wait := SlowestRetry
+	// Without a lifetime, nothing is known of the certificate.
+	if window := v.window(); window > 0 {
+		wait = min(wait, window/triesBeforeExpiry)
+	}
 	if doubled := firstRetry << min(failures-1, 10); doubled < wait {
 		wait = doubled
 	}

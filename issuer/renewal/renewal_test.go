@@ -48,6 +48,7 @@ func TestRetry(t *testing.T) {
 		"long expired":          {day, 20, start.Add(48 * time.Hour), 5 * time.Minute},
 		"a five-minute lifetime, expired": {
 			Validity{Issued: start, NotAfter: start.Add(5 * time.Minute)}, 20, start.Add(time.Hour), 12500 * time.Millisecond},
+		"of a certificate that cannot be read": {Validity{}, 1 << 40, start, 5 * time.Minute},
 		"hardly any time": {
 			Validity{Issued: start, NotAfter: start.Add(time.Second)}, 3, start.Add(time.Second - time.Millisecond), leastRetry},
 	} {
