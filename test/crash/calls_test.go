@@ -1,0 +1,326 @@
+package crash
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// step decides about system calls: the one of that number, counted from 1, is
+// dealt with, and all others are made.
+type step struct {
+	number  int
+	reads   bool // also counts calls that change nothing
+	verdict verdict
+
+	count int
+	met   atomic.Pointer[call] // the call, once it has come
+}
+
+func (s *step) decide(c call) verdict {
+	// An interrupted or failed close is none: the descriptor would stay open.
+	if !s.reads && !c.changes || s.reads && c.name == "close" {
+		return verdict{}
+	}
+	if s.count++; s.count != s.number {
+		return verdict{}
+	}
+	s.met.Store(&c)
+	return s.verdict
+}
+
+// operation is something that the kubelet has the plugin do with a pod's volume.
+type operation struct {
+	published bool // the volume is mounted before
+	// try is the kubelet's call.
+	try func(n *node, p pod) error
+	// finished tells whether all is done that a call without an error began.
+	finished func(n *node, p pod) bool
+	// whole are the names that the volume's files may have meanwhile.
+	whole []names
+	// gone tells that no volume is to be there in the end.
+	gone bool
+}
+
+// wanted are the names that the pod's files are to have in the end.
+func (p pod) wanted() names {
+	return names{p.attributes["certificate-file"], p.attributes["privatekey-file"], p.attributes["ca-file"]}
+}
+
+func operations() map[string]operation {
+	return map[string]operation{
+		"publish": {
+			try:      (*node).publish,
+			finished: func(*node, pod) bool { return true },
+			whole:    []names{usual},
+		},
+		// All the steps of a renewal, and those of other names for the files.
+		"rewrite": {
+			published: true,
+			try:       func(n *node, p pod) error { return n.publish(p.rewritten()) },
+			finished: func(n *node, p pod) bool {
+				return strings.Count(n.logs.String(), fmt.Sprintf(`"Renewed" pod="shop/%s"`, p.name)) > 0
+			},
+			whole: []names{usual, other},
+		},
+		"unpublish": {
+			published: true,
+			try:       (*node).unpublish,
+			finished:  func(*node, pod) bool { return true },
+			whole:     []names{usual},
+			gone:      true,
+		},
+	}
+}
+
+func newPod(name string) pod { return pod{name: name, attributes: usual.attributes()} }
+
+// rewritten is the pod with other names for its files.
+func (p pod) rewritten() pod {
+	changed := pod{name: p.name, attributes: maps.Clone(p.attributes)}
+	maps.Copy(changed.attributes, other.attributes())
+	return changed
+}
+
+// The process is killed before each system call that changes something, until
+// the operation is through without one.
+func TestKilledBeforeEveryCall(t *testing.T) {
+	ca := startCA(t)
+	for name, operation := range operations() {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, ca)
+			var met []string
+			for number := 1; ; number++ {
+				p := newPod(fmt.Sprint("web-", number))
+				c := n.killedAt(operation, p, number)
+				if t.Failed() {
+					t.Fatalf("killed before change %d, %v, after %v", number, c, met)
+				}
+				if c == nil {
+					break
+				}
+				met = append(met, c.name)
+			}
+			t.Logf("killed %d times: before each of %v", len(met), met)
+			if len(met) < 3 {
+				t.Error("that is too few: the calls are not met")
+			}
+			n.stop()
+		})
+	}
+}
+
+// killedAt kills the process at a step of the operation, checks what is left,
+// and what becomes of it. It returns the call at which that was, or nil if there
+// are fewer.
+func (n *node) killedAt(o operation, p pod, number int) *call {
+	n.t.Helper()
+	if n.process == nil {
+		n.startIntercepted(nil)
+	}
+	if o.published {
+		must(n.t, n.publish(p))
+	}
+	s := &step{number: number, verdict: verdict{kill: true}}
+	n.calls.set(s.decide)
+	if err := o.try(n, p); err == nil {
+		eventually(n.t, 30*time.Second, "the operation is done, or the process killed", func() bool {
+			return s.met.Load() != nil || o.finished(n, p)
+		})
+	}
+	n.calls.set(nil)
+	if s.met.Load() != nil {
+		n.ended()
+		n.expectWhole(o, p)
+		n.startIntercepted(nil)
+		n.expectTracked(p)
+	}
+	n.expectRepaired(o, p)
+	must(n.t, n.unpublish(p))
+	n.expectGone(p)
+	return s.met.Load()
+}
+
+// expectWhole checks that there is a whole volume, or none.
+func (n *node) expectWhole(o operation, p pod) {
+	n.t.Helper()
+	_, err := readAll(n.target(p), o.whole...)
+	if errors.Is(err, errNotMounted) && (!o.published || o.gone) {
+		return
+	}
+	if err != nil {
+		n.t.Errorf("%s: the volume: %v", p.name, err)
+	}
+}
+
+// expectReadable checks the same where the plugin goes on meanwhile. The names
+// change once.
+func (n *node) expectReadable(o operation, p pod) {
+	n.t.Helper()
+	var all error
+	for _, names := range o.whole {
+		_, err := read(n.target(p), names)
+		if err == nil || errors.Is(err, errNotMounted) && (!o.published || o.gone) {
+			return
+		}
+		all = errors.Join(all, err)
+	}
+	n.t.Errorf("%s: the volume: %v", p.name, all)
+}
+
+// expectTracked checks that the plugin knows the volume, if that is mounted.
+func (n *node) expectTracked(p pod) {
+	n.t.Helper()
+	if !slices.Contains(n.mounts(), n.target(p)) {
+		return
+	}
+	if trouble, err := n.health(p); err != nil || len(trouble) > 0 {
+		n.t.Errorf("%s is mounted: %v, %v", p.name, trouble, err)
+	}
+}
+
+// expectRepaired has the kubelet try again, which sets all right.
+func (n *node) expectRepaired(o operation, p pod) {
+	n.t.Helper()
+	if err := o.try(n, p); err != nil {
+		n.t.Errorf("the kubelet's next try: %v", err)
+	}
+	if o.gone {
+		n.expectGone(p)
+		return
+	}
+	want := o.whole[len(o.whole)-1]
+	eventually(n.t, 30*time.Second, "the volume is as the pod wants it", func() bool {
+		leaf, err := read(n.target(p), want)
+		return err == nil && leaf != nil
+	})
+	eventually(n.t, 30*time.Second, "other files are gone", func() bool {
+		_, err := os.Lstat(filepath.Join(n.target(p), o.whole[0].certificate))
+		return want == o.whole[0] || errors.Is(err, os.ErrNotExist)
+	})
+	if _, err := readAll(n.target(p), want); err != nil {
+		n.t.Error(err)
+	}
+	n.expectTracked(p)
+}
+
+// Killed while it starts, too, it leaves the volumes alone, and nothing of its
+// own that the next process does not take away.
+func TestKilledBeforeEveryCallOfTheStart(t *testing.T) {
+	n := newNode(t, startCA(t))
+	n.start()
+	p := newPod("web-0")
+	must(t, n.publish(p))
+	var met []string
+	for number := 1; ; number++ {
+		n.kill() // the same leftovers each time
+		s := &step{number: number, verdict: verdict{kill: true}}
+		connected := strings.Count(n.logs.String(), `"Connected"`)
+		n.startIntercepted(s.decide)
+		eventually(t, 30*time.Second, "the process is ready, or killed", func() bool {
+			return s.met.Load() != nil || strings.Count(n.logs.String(), `"Connected"`) > connected
+		})
+		c := s.met.Load()
+		if c == nil {
+			t.Logf("killed %d times: before each of %v", len(met), met)
+			break
+		}
+		met = append(met, c.name)
+		n.ended()
+		if _, err := readAll(n.target(p), usual); err != nil {
+			t.Fatalf("killed before change %d of the start, after %v: %v", number, met, err)
+		}
+		n.start()
+		n.expectTracked(p)
+	}
+	n.calls.set(nil)
+	n.expectTracked(p)
+	must(t, n.unpublish(p))
+	n.expectGone(p)
+	n.stop()
+}
+
+// Each system call fails once. What is mounted stays, nothing is left of what
+// was begun, and the next try sets all right, without a restart.
+func TestEveryCallFails(t *testing.T) {
+	ca := startCA(t)
+	for name, operation := range operations() {
+		for _, errno := range []unix.Errno{unix.ENOSPC, unix.EINTR, unix.EBUSY} {
+			t.Run(name+" "+unix.ErrnoName(errno), func(t *testing.T) {
+				n := newNode(t, ca)
+				n.startIntercepted(nil)
+				before := n.openFiles()
+				var met []string
+				for number := 1; ; number++ {
+					p := newPod(fmt.Sprint("web-", number)).with("duration", "1h")
+					c := n.failedAt(operation, p, number, errno)
+					if t.Failed() {
+						t.Fatalf("call %d, %v, failed, after %v", number, c, met)
+					}
+					if c == nil {
+						break
+					}
+					met = append(met, c.name)
+				}
+				t.Logf("%d calls failed: each of %v", len(met), met)
+				if len(met) < 5 {
+					t.Error("that is too few: the calls are not met")
+				}
+				eventually(t, 10*time.Second, fmt.Sprintf("no more open files than at first: %q", before), func() bool {
+					return len(n.openFiles()) <= len(before)
+				})
+				n.stop()
+			})
+		}
+	}
+}
+
+// failedAt has a call of the operation fail. It returns the call, or nil if there
+// are fewer.
+func (n *node) failedAt(o operation, p pod, number int, errno unix.Errno) *call {
+	n.t.Helper()
+	if o.published {
+		must(n.t, n.publish(p))
+	}
+	s := &step{number: number, reads: true, verdict: verdict{errno: errno}}
+	n.calls.set(s.decide)
+	err := o.try(n, p)
+	if err == nil {
+		eventually(n.t, 30*time.Second, "the operation is done, or has failed", func() bool {
+			return s.met.Load() != nil || o.finished(n, p)
+		})
+	}
+	n.calls.set(nil)
+	n.expectReadable(o, p)
+	if err != nil && !o.published {
+		n.expectGone(p)
+	}
+	n.expectRepaired(o, p)
+	must(n.t, n.unpublish(p))
+	n.expectGone(p)
+	return s.met.Load()
+}
+
+// openFiles are the files and mounts that the process holds open.
+func (n *node) openFiles() []string {
+	directory := fmt.Sprintf("/proc/%d/fd", n.process.Process.Pid)
+	entries, err := os.ReadDir(directory)
+	must(n.t, err)
+	var open []string
+	for _, entry := range entries {
+		path, err := os.Readlink(filepath.Join(directory, entry.Name()))
+		if err == nil && (strings.HasPrefix(path, "/") || strings.Contains(path, "fscontext")) {
+			open = append(open, path)
+		}
+	}
+	return open
+}
