@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io/fs"
 	"os"
@@ -9,6 +10,8 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
@@ -141,6 +144,8 @@ func (d *Driver) restore(ctx context.Context) error {
 		switch v, err := d.restoreAt(relative); {
 		case err != nil:
 			logger.Error(err, "Cannot take over a mounted volume", "path", path)
+		case v != nil && d.tracked(v.record.VolumeID) != nil:
+			// Mounted a second time, on top of itself.
 		case v != nil:
 			if v.err != nil {
 				logger.Error(v.err, "A mounted volume does not fit the configuration and cannot be renewed", v.logValues()...)
@@ -169,12 +174,40 @@ func (d *Driver) restoreAt(path string) (*volume, error) {
 	if err != nil || r.Target != path {
 		return nil, err
 	}
+	d.correct(&r, target)
 	v := d.takeOver(r)
 	// Without it, the configuration's roots are what there is.
 	if learnt, err := readLearnt(target); err == nil && v.err == nil {
 		d.authorities[v.attributes.Issuer].issuer.Trust().Learn(learnt)
 	}
 	return v, nil
+}
+
+// correct makes the record of the volume at target say which certificate is
+// mounted. A process that was killed between writing the files and writing the
+// record has left that of the certificate before. Where there is no certificate
+// to be read, a new one is due at once.
+func (d *Driver) correct(r *record, target *os.File) {
+	a, err := attributes.Parse(r.Attributes, r.Pod, r.MountGroup, d.attributes)
+	if err != nil {
+		return // it is not known where the certificate is, and nothing can be renewed
+	}
+	leaf, written, err := readLeaf(target, a)
+	switch {
+	case err != nil:
+		r.Issued = time.Time{}
+	case leaf.SerialNumber.String() != r.Serial || r.NotAfter.IsZero():
+		r.Issued, r.NotAfter, r.Serial = written, leaf.NotAfter, leaf.SerialNumber.String()
+	}
+}
+
+func readLeaf(target *os.File, a attributes.Attributes) (leaf *x509.Certificate, written time.Time, err error) {
+	root, err := tmpfs.Root(target)
+	if err != nil {
+		return nil, written, err
+	}
+	defer root.Close()
+	return payload.ReadLeaf(root, a)
 }
 
 // takeOver makes a volume of one that is mounted.

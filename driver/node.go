@@ -131,8 +131,9 @@ func (d *Driver) recordAt(ctx context.Context, path, wanted string) (*record, er
 	r, err := parseRecord(data)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "The mounted volume is renewed at once", "volumeID", wanted)
-		r = record{VolumeID: wanted, Target: path}
+		return &record{VolumeID: wanted, Target: path}, nil
 	}
+	d.correct(&r, target)
 	return &r, nil
 }
 

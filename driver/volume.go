@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -33,9 +34,15 @@ type record struct {
 	Serial string `json:"serial"`
 }
 
+// parseRecord takes what it knows of a record that an older or a newer version
+// has written, as long as that says which volume it is.
 func parseRecord(data []byte) (record, error) {
 	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
+	err := json.Unmarshal(data, &r)
+	if err == nil && (r.VolumeID == "" || r.Target == "") {
+		err = errors.New("it does not say of which volume it is")
+	}
+	if err != nil {
 		return r, fmt.Errorf("the volume's record cannot be read: %w", err)
 	}
 	return r, nil

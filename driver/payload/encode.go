@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
@@ -95,6 +96,25 @@ func ReadKey(root *os.Root, a attributes.Attributes) (issuer.PrivateKey, error) 
 		return issuer.PrivateKey{}, fmt.Errorf("a %T is no private key", key)
 	}
 	return issuer.PrivateKey{Signer: signer}, nil
+}
+
+// ReadLeaf reads the certificate that Encode and Write have put into root, and
+// tells when that was.
+func ReadLeaf(root *os.Root, a attributes.Attributes) (leaf *x509.Certificate, written time.Time, err error) {
+	info, err := root.Stat(a.CertificateFile)
+	if err != nil {
+		return nil, written, err
+	}
+	data, err := root.ReadFile(a.CertificateFile)
+	if err != nil {
+		return nil, written, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, written, fmt.Errorf("%s is not PEM", a.CertificateFile)
+	}
+	leaf, err = x509.ParseCertificate(block.Bytes)
+	return leaf, info.ModTime(), err
 }
 
 // parseKey undoes marshalKey.
