@@ -17,6 +17,7 @@ import (
 	"unicode"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/tmpfs"
@@ -47,6 +48,8 @@ type Config struct {
 	AllowShortNames            bool
 	// Issuers by name. A volume that names none takes the one called default.
 	Issuers map[string]Issuer
+	// Metrics are registered here; nowhere if it is nil.
+	Metrics prometheus.Registerer
 }
 
 // Issuer is an issuer with the bounds of what it is asked for.
@@ -66,6 +69,7 @@ type Driver struct {
 	attributes  attributes.Config
 	authorities map[string]authority
 	targets     *tmpfs.Directory
+	metrics     *metrics
 
 	background context.Context // of the keepers; ends with Run
 	readiness  issuer.Readiness
@@ -97,6 +101,7 @@ func New(c Config) (*Driver, error) {
 		config:      c,
 		authorities: map[string]authority{},
 		volumes:     map[string]*volume{},
+		metrics:     newMetrics(),
 		attributes: attributes.Config{
 			ClusterDomain:   c.ClusterDomain,
 			TrustDomain:     c.TrustDomain,
@@ -108,8 +113,12 @@ func New(c Config) (*Driver, error) {
 		d.authorities[name] = authority{issuer: i.Issuer, gate: newGate(signingPlaces), rootsRefresh: i.RootsRefresh}
 		d.attributes.Issuers[name] = i.Bounds
 		d.readiness.Expect(name)
+		d.metrics.expect(name)
 	}
 	d.config.KubeletDir = filepath.Clean(c.KubeletDir)
+	if err := d.registerMetrics(c.Metrics); err != nil {
+		return nil, err
+	}
 	return d, nil
 }
 

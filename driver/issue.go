@@ -29,13 +29,16 @@ type issued struct {
 // for a new key.
 func (d *Driver) issue(ctx context.Context, v *volume, isRenewal bool, key issuer.PrivateKey) (*issued, error) {
 	authority := d.authorities[v.attributes.Issuer]
+	entered := d.metrics.wait(v.attributes.Issuer, isRenewal)
 	leave, err := authority.gate.enter(ctx, isRenewal)
+	entered()
 	if err != nil {
 		return nil, fmt.Errorf("wait for other calls to issuer %s: %w", v.attributes.Issuer, err)
 	}
 	defer leave()
 	now := time.Now()
 	credential, err := authority.issuer.Issue(ctx, v.applicant(), v.attributes.Request, key)
+	d.metrics.signed(v.attributes.Issuer, isRenewal, now, credential, err)
 	if err != nil {
 		return nil, fmt.Errorf("issuer %s: %w", v.attributes.Issuer, err)
 	}

@@ -21,7 +21,11 @@ import (
 func (d *Driver) followRoots(ctx context.Context, name string, a authority) {
 	logger := klog.FromContext(ctx).WithValues("issuer", name)
 	ctx = klog.NewContext(ctx, logger)
-	a.issuer.FollowRoots(ctx, a.rootsRefresh, func(roots issuer.Roots) {
+	a.issuer.FollowRoots(ctx, a.rootsRefresh, func(roots issuer.Roots, err error) {
+		d.metrics.refreshed(name, roots, err)
+		if err != nil {
+			return // those that were known stay
+		}
 		rewritten := 0
 		for _, v := range d.volumesOf(name) {
 			done, err := d.rewriteRoots(ctx, v, roots, a.issuer.Trust().Learnt())

@@ -29,6 +29,9 @@ var (
 	// ErrNoToken says that there is no valid token of the pod to ask with. It
 	// comes with ErrUnavailable: asking again with a new token may succeed.
 	ErrNoToken = errors.New("no valid token of the pod")
+	// ErrInvalidAnswer says that the authority has answered something else than
+	// what was asked for.
+	ErrInvalidAnswer = errors.New("the authority's answer is not what was asked for")
 )
 
 // Pod is the identity of a pod as the kubelet or the API server states it,
@@ -147,8 +150,8 @@ func New(c Config) (*Issuer, error) {
 func (i *Issuer) Connect(ctx context.Context) error { return i.signer.Connect(ctx) }
 
 // Issue makes a credential for the pod. It uses key where that is not the zero
-// value, and a new one of the requested type otherwise. Errors wrap ErrDenied
-// or ErrUnavailable where one of the two applies.
+// value, and a new one of the requested type otherwise. Errors wrap ErrDenied,
+// ErrUnavailable or ErrInvalidAnswer where one of them applies.
 func (i *Issuer) Issue(ctx context.Context, pod Applicant, req Request, key PrivateKey) (*Credential, error) {
 	if err := i.policy(ctx, pod.Pod, req); err != nil {
 		return nil, err
@@ -202,7 +205,7 @@ func (i *Issuer) sign(ctx context.Context, req SigningRequest) (*Credential, err
 		chain, err = i.verifier.check(answer, roots.Own, req.Request, public, asked)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the authority's answer is not what was asked for: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrInvalidAnswer, err)
 	}
 	i.noticeRoots(roots)
 	return &Credential{Chain: chain, Roots: roots}, nil

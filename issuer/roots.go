@@ -35,22 +35,20 @@ const soon = time.Second
 
 // FollowRoots asks for the roots until ctx ends: at once, then on a timer with a
 // jitter of 10 %, and whenever an answer of the authority shows that there are
-// others. fresh gets each answer. While the authority does not answer, what was
-// known stays.
-func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, fresh func(Roots)) {
+// others. answered gets each answer, or why there is none.
+func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, answered func(Roots, error)) {
 	logger := klog.FromContext(ctx)
 	failed, next := false, time.Now()
 	for i.sleep(ctx, next) {
 		roots, err := i.refreshRoots(ctx)
-		switch {
-		case err == nil:
-			fresh(roots)
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return
-		case !failed: // once: renewals tell, too
+		}
+		if err != nil && !failed { // once: renewals tell, too
 			logger.Error(err, "The roots are not refreshed; those that were known stay")
 		}
 		failed = err != nil
+		answered(roots, err)
 		next = time.Now().Add(every + time.Duration((0.2*renewal.Random()-0.1)*float64(every)))
 	}
 }

@@ -69,7 +69,11 @@ func following(t *testing.T, test func(s *changingSigner, i *issuer.Issuer, fres
 		ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logr.Discard()))
 		defer stop()
 		var fresh log[issuer.Roots]
-		go i.FollowRoots(ctx, 5*time.Minute, fresh.add)
+		go i.FollowRoots(ctx, 5*time.Minute, func(r issuer.Roots, err error) {
+			if err == nil {
+				fresh.add(r)
+			}
+		})
 		synctest.Wait()
 		test(s, i, &fresh)
 	})

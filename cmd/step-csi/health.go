@@ -7,21 +7,23 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/klog/v2"
 )
 
 // healthStop is how long answers under way may take when the plugin stops.
 const healthStop = time.Second
 
-// health serves /livez and /readyz in plain HTTP, as Kubernetes' own components
-// do: https://kubernetes.io/docs/reference/using-api/health-checks/.
+// health serves /livez, /readyz and /metrics in plain HTTP, as Kubernetes' own
+// components do; /healthz is the older name of /livez: https://kubernetes.io/docs/reference/using-api/health-checks/.
 type health struct {
 	listener net.Listener
 	server   *http.Server
 }
 
-// newHealth listens on address; an empty one turns it off. metrics may be nil.
-func newHealth(address string, ready func() error, metrics http.Handler) (*health, error) {
+// newHealth listens on address; an empty one turns it off.
+func newHealth(address string, ready func() error, metrics prometheus.Gatherer) (*health, error) {
 	if address == "" {
 		return nil, nil
 	}
@@ -40,9 +42,11 @@ func newHealth(address string, ready func() error, metrics http.Handler) (*healt
 
 // healthHandler keeps being alive apart from being ready: to restart the plugin
 // does not bring a CA back.
-func healthHandler(ready func() error, metrics http.Handler) http.Handler {
+func healthHandler(ready func() error, metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	alive := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }
+	mux.HandleFunc("GET /livez", alive)
+	mux.HandleFunc("GET /healthz", alive)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if err := ready(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
@@ -50,9 +54,7 @@ func healthHandler(ready func() error, metrics http.Handler) http.Handler {
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	if metrics != nil {
-		mux.Handle("GET /metrics", metrics)
-	}
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	return mux
 }
 

@@ -7,9 +7,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 func TestHealth(t *testing.T) {
@@ -21,6 +24,7 @@ func TestHealth(t *testing.T) {
 	}{
 		"alive":                {"/livez", nil, http.StatusOK, "ok\n"},
 		"alive without the CA": {"/livez", errors.New("issuer default: no route"), http.StatusOK, "ok\n"},
+		"healthy":              {"/healthz", errors.New("issuer default: no route"), http.StatusOK, "ok\n"},
 		"ready":                {"/readyz", nil, http.StatusOK, "ok\n"},
 		"not ready":            {"/readyz", errors.New("issuer default: no route"), http.StatusServiceUnavailable, "issuer default: no route\n"},
 		"unknown":              {"/", nil, http.StatusNotFound, "404 page not found\n"},
@@ -32,6 +36,22 @@ func TestHealth(t *testing.T) {
 				t.Errorf("%d %q", answer.Code, answer.Body)
 			}
 		})
+	}
+}
+
+// Both commands have these, and the names follow the rules of Prometheus.
+func TestCommonMetrics(t *testing.T) {
+	registry := newRegistry()
+	problems, err := testutil.GatherAndLint(registry)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+	answer := httptest.NewRecorder()
+	healthHandler(nil, registry).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for _, want := range []string{`step_csi_build_info{goversion="` + runtime.Version() + `",version="` + release() + `"} 1`, "\ngo_goroutines ", "\nprocess_open_fds "} {
+		if !strings.Contains(answer.Body.String(), want) {
+			t.Errorf("no %q in\n%s", want, answer.Body)
+		}
 	}
 }
 

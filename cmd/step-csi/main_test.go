@@ -55,7 +55,7 @@ func TestConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.driverConfig(options{kubeletDir: "/var/lib/kubelet", nodeName: "node-1", register: true})
+	got, err := c.driverConfig(options{kubeletDir: "/var/lib/kubelet", nodeName: "node-1", register: true}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ issuers:
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.driverConfig(options{})
+	got, err := c.driverConfig(options{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver"
@@ -29,7 +30,7 @@ Flags:
   --node-name NAME      the name of the Node                  ($NODE_NAME, else the host's name)
   --kubelet-dir DIR     the kubelet's --root-dir              (/var/lib/kubelet)
   --csi-socket PATH     where to serve CSI                    (DIR/plugins/<driver name>/csi.sock)
-  --http-address ADDR   serve /livez and /readyz, such as :9808 (off)
+  --http-address ADDR   serve /livez, /readyz and /metrics, such as :9808 (off)
   --kubelet-register    register with the kubelet by itself   (true)
   --v N                 log more: 4 logs every call           (0)
 
@@ -77,7 +78,8 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := setUpLogs(o.verbosity); err != nil {
 		return err
 	}
-	checked, err := settings.driverConfig(o)
+	registry := newRegistry()
+	checked, err := settings.driverConfig(o, registry)
 	if err != nil {
 		return err
 	}
@@ -85,7 +87,7 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	h, err := newHealth(o.httpAddress, d.Ready, nil)
+	h, err := newHealth(o.httpAddress, d.Ready, registry)
 	if err != nil {
 		return err
 	}
@@ -143,7 +145,7 @@ func (f *configFile) node(directory string) (*config, error) {
 	return f.check(directory)
 }
 
-func (c *config) driverConfig(o options) (driver.Config, error) {
+func (c *config) driverConfig(o options, metrics prometheus.Registerer) (driver.Config, error) {
 	d := driver.Config{
 		Name:            c.driverName,
 		Version:         version(),
@@ -155,6 +157,7 @@ func (c *config) driverConfig(o options) (driver.Config, error) {
 		TrustDomain:     c.trustDomain,
 		AllowShortNames: c.allowShortNames,
 		Issuers:         map[string]driver.Issuer{},
+		Metrics:         metrics,
 	}
 	for name, i := range c.issuers {
 		made, err := issuer.New(issuer.Config{Signer: i.signer, Policy: i.allow})

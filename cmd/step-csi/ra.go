@@ -10,8 +10,6 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer/ra/authority"
@@ -72,13 +70,12 @@ func registrationAuthority(ctx context.Context, args []string, stdout, stderr io
 		return err
 	}
 	defer klog.Flush()
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry := newRegistry()
 	a, err := settings.newAuthority(registry)
 	if err != nil {
 		return explainDenied(fmt.Errorf("%s: %w", o.config, err))
 	}
-	h, err := newHealth(o.httpAddress, a.Ready, promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	h, err := newHealth(o.httpAddress, a.Ready, registry)
 	if err != nil {
 		return err
 	}

@@ -11,11 +11,17 @@ import (
 var buildVersion string
 
 // version is the module's version, or the commit that it was built from, with
-// Go's: all from the build's own information.
+// Go's.
 func version() string {
+	return fmt.Sprintf("%s %s %s/%s", release(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+// release is all of the version that is not Go's, from the build's own
+// information.
+func release() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "unknown " + runtime.Version()
+		return or(buildVersion, "unknown")
 	}
 	v := info.Main.Version
 	switch {
@@ -32,5 +38,5 @@ func version() string {
 			}
 		}
 	}
-	return fmt.Sprintf("%s %s %s/%s", v, info.GoVersion, runtime.GOOS, runtime.GOARCH)
+	return v
 }

@@ -42,6 +42,7 @@ func (s *Signer) explain(ctx context.Context, what string, err error) error {
 		a.kinds = []error{issuer.ErrUnavailable}
 	case codes.Internal:
 		// The CA has answered something else than what was asked for.
+		a.kinds = []error{issuer.ErrInvalidAnswer}
 	default:
 		a.kinds = []error{issuer.ErrUnavailable}
 		a.text = issuer.ErrUnavailable.Error() + ": " + said.Message()

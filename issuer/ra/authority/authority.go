@@ -132,7 +132,7 @@ func (a *Authority) Run(ctx context.Context, listener net.Listener) error {
 		ending.Go(func() {
 			a.readiness.Connect(background, name, i.Issuer)
 			ctx := klog.NewContext(background, klog.FromContext(background).WithValues("issuer", name))
-			i.FollowRoots(ctx, i.RootsRefresh, func(issuer.Roots) {})
+			i.FollowRoots(ctx, i.RootsRefresh, func(issuer.Roots, error) {})
 		})
 	}
 	klog.FromContext(ctx).Info("Serving the registration authority", "address", listener.Addr(), "plugin", a.plugin)
