@@ -18,6 +18,9 @@ func TestGenerated(t *testing.T) {
 	for name, content := range kustomization(t) {
 		files[root+"/deploy/kustomize/"+name] = content
 	}
+	for name, content := range monitoring(t) {
+		files[root+"/deploy/monitoring/"+name] = content
+	}
 	for path, want := range files {
 		if *update {
 			if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
@@ -78,7 +81,13 @@ configMapGenerator:
 	for _, kind := range []string{"DaemonSet", "ra/Deployment"} {
 		delete(at(objects[kind], "spec", "template", "metadata").(object), "annotations")
 	}
-	for file, kinds := range kustomizeFiles {
+	return withObjects(t, files, kustomizeFiles, objects)
+}
+
+// withObjects adds the files that have objects of the chart, by kind.
+func withObjects(t *testing.T, files map[string]string, kindsOf map[string][]string, objects map[string]object) map[string]string {
+	t.Helper()
+	for file, kinds := range kindsOf {
 		var documents []string
 		for _, kind := range kinds {
 			labels := at(objects[kind], "metadata", "labels").(object)
@@ -96,6 +105,23 @@ configMapGenerator:
 		files[name] = "# Made from the chart by make generate; do not edit.\n" + content
 	}
 	return files
+}
+
+// monitoring is what the operator of Prometheus takes.
+func monitoring(t *testing.T) map[string]string {
+	t.Helper()
+	return withObjects(t, map[string]string{
+		"kustomization.yaml": `apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+namespace: step-ca
+resources:
+  - podmonitor.yaml
+  - prometheusrule.yaml
+`,
+	}, map[string][]string{
+		"podmonitor.yaml":     {"PodMonitor", "ra/PodMonitor"},
+		"prometheusrule.yaml": {"PrometheusRule"},
+	}, render(t, "--set", "monitoring.podMonitor.enabled=true,monitoring.prometheusRule.enabled=true"))
 }
 
 // kustomize makes the same objects of it as Helm, and the pods have the

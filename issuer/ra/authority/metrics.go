@@ -1,6 +1,7 @@
 package authority
 
 import (
+	"crypto/x509"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,21 +26,28 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
 		}, []string{"issuer"}),
 	}
-	expiry := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "step_csi_ra_certificate_expiration_timestamp_seconds",
-		Help: "When the authority's own certificate expires; 0 if there is none.",
-	}, func() float64 {
-		if at := s.notAfter(); !at.IsZero() {
-			return float64(at.Unix())
-		}
-		return 0
-	})
-	for _, c := range []prometheus.Collector{m.requests, m.duration, expiry} {
+	issued := s.gauge("step_csi_ra_certificate_issued_timestamp_seconds",
+		"When the authority's own certificate was issued, by its notBefore; 0 if there is none.",
+		func(leaf *x509.Certificate) time.Time { return leaf.NotBefore })
+	expiry := s.gauge("step_csi_ra_certificate_expiration_timestamp_seconds",
+		"When the authority's own certificate expires; 0 if there is none.",
+		func(leaf *x509.Certificate) time.Time { return leaf.NotAfter })
+	for _, c := range []prometheus.Collector{m.requests, m.duration, issued, expiry} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
 	}
 	return m, nil
+}
+
+// gauge is a time of the authority's own certificate.
+func (s *serving) gauge(name, help string, at func(*x509.Certificate) time.Time) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+		if c := s.current.Load(); c != nil {
+			return float64(at(c.Leaf).Unix())
+		}
+		return 0
+	})
 }
 
 func (m *metrics) signed(issuer string, c codes.Code, took time.Duration) {
