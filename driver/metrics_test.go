@@ -259,7 +259,7 @@ func TestRootsAreBounded(t *testing.T) {
 			t.Errorf("%s is there, and expires at %v", series, at)
 		}
 	}
-	d.metrics.sawRoots("default", roots[:1])
+	d.metrics.sawRoots("default", issuer.Roots{Own: roots[:1]})
 	if got := scrape(t, registry, "step_csi_root_expiration_timestamp_seconds"); len(got) != 1 {
 		t.Errorf("of another answer: %v", got)
 	}
