@@ -20,13 +20,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
 )
-
-// signingPlaces bounds the concurrent calls to one issuer. step-ca reaches its
-// full rate on two cores with about as many.
-const signingPlaces = 64
 
 // Config is what a Driver needs.
 type Config struct {
@@ -71,7 +68,7 @@ type Driver struct {
 	targets     *tmpfs.Directory
 	metrics     *metrics
 
-	background context.Context // of the keepers; ends with Run
+	background context.Context // of renewals; ends with Run
 	readiness  issuer.Readiness
 	ending     sync.WaitGroup // connecting, and revoking
 	locks      locks
@@ -82,7 +79,7 @@ type Driver struct {
 
 type authority struct {
 	issuer       *issuer.Issuer
-	gate         *gate
+	line         *schedule.Line
 	rootsRefresh time.Duration
 }
 
@@ -110,7 +107,7 @@ func New(c Config) (*Driver, error) {
 		},
 	}
 	for name, i := range c.Issuers {
-		d.authorities[name] = authority{issuer: i.Issuer, gate: newGate(signingPlaces), rootsRefresh: i.RootsRefresh}
+		d.authorities[name] = authority{issuer: i.Issuer, line: schedule.NewLine(), rootsRefresh: i.RootsRefresh}
 		d.attributes.Issuers[name] = i.Bounds
 		d.readiness.Expect(name)
 		d.metrics.expect(name)
@@ -140,19 +137,19 @@ func (d *Driver) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Keepers and connecting outlive ctx until the calls in flight have ended.
+	// Renewals and connecting outlive ctx until the calls in flight have ended.
 	var stop context.CancelFunc
 	d.background, stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		stop()
 		d.ending.Wait()
-		d.forgetAll()
 	}()
 	if err := d.restore(ctx); err != nil {
 		server.close()
 		return err
 	}
 	for name, a := range d.authorities {
+		d.ending.Go(func() { a.line.Run(d.background) })
 		d.ending.Go(func() {
 			d.readiness.Connect(d.background, name, a.issuer)
 			d.followRoots(d.background, name, a)
@@ -166,17 +163,3 @@ func (d *Driver) Run(ctx context.Context) error {
 // Ready is nil once every issuer has answered, and was trusted, once; else it
 // names those that have not.
 func (d *Driver) Ready() error { return d.readiness.Err() }
-
-// forgetAll ends all keepers.
-func (d *Driver) forgetAll() {
-	d.mu.Lock()
-	var ids []string
-	for id, v := range d.volumes {
-		v.cancel()
-		ids = append(ids, id)
-	}
-	d.mu.Unlock()
-	for _, id := range ids {
-		d.untrack(id)
-	}
-}

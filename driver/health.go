@@ -9,6 +9,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
+	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
@@ -45,7 +46,7 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 	}
 	target.Close()
 	health := &csi.VolumeHealth{VolumeId: req.GetVolumeId()}
-	if reason, message := v.state.Load().trouble(time.Now()); reason != "" {
+	if reason, message := trouble(v.state(), time.Now()); reason != "" {
 		health.HealthStatuses = []*csi.VolumeHealth_VolumeHealthEntry{{
 			Status: csi.VolumeHealthErrorType_DEGRADED, Reason: reason, Message: message,
 		}}
@@ -68,19 +69,19 @@ func (d *Driver) openTracked(id, path string) (*volume, *os.File, error) {
 
 // trouble says what is wrong with the volume, in one word and in a sentence, or
 // nothing.
-func (s *state) trouble(now time.Time) (reason, message string) {
-	expiry := s.validity.NotAfter.UTC().Format(time.RFC3339)
+func trouble(s schedule.State, now time.Time) (reason, message string) {
+	expiry := s.Validity.NotAfter.UTC().Format(time.RFC3339)
 	switch {
-	case !now.Before(s.validity.NotAfter):
+	case !now.Before(s.Validity.NotAfter):
 		reason, message = "CertificateExpired", "the certificate expired at "+expiry
-	case s.err != nil:
+	case s.Err != nil:
 		reason, message = "RenewalFailing", "the certificate is valid until "+expiry+" but cannot be renewed"
 	default:
 		return "", ""
 	}
-	if s.err != nil {
+	if s.Err != nil {
 		message += fmt.Sprintf("; failures in a row: %d, the last one: %v; next try: %s",
-			s.failures, s.err, s.next.UTC().Format(time.RFC3339))
+			s.Failures, s.Err, s.Next.UTC().Format(time.RFC3339))
 	}
 	return reason, message
 }

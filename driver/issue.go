@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -13,14 +14,14 @@ import (
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
-	"github.com/flexstack/step-csi/issuer/renewal"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // issued is a new credential, encoded.
 type issued struct {
 	files    []payload.File
-	validity renewal.Validity
+	issued   time.Time
+	notAfter time.Time
 	serial   string
 	learnt   trust.Learnt // what the authority was verified by
 }
@@ -29,13 +30,6 @@ type issued struct {
 // for a new key.
 func (d *Driver) issue(ctx context.Context, v *volume, isRenewal bool, key issuer.PrivateKey) (*issued, error) {
 	authority := d.authorities[v.attributes.Issuer]
-	entered := d.metrics.wait(v.attributes.Issuer, isRenewal)
-	leave, err := authority.gate.enter(ctx, isRenewal)
-	entered()
-	if err != nil {
-		return nil, fmt.Errorf("wait for other calls to issuer %s: %w", v.attributes.Issuer, err)
-	}
-	defer leave()
 	now := time.Now()
 	credential, err := authority.issuer.Issue(ctx, v.applicant(), v.attributes.Request, key)
 	d.metrics.signed(v.attributes.Issuer, isRenewal, now, credential, err)
@@ -49,10 +43,29 @@ func (d *Driver) issue(ctx context.Context, v *volume, isRenewal bool, key issue
 	leaf := credential.Leaf()
 	return &issued{
 		files:    files,
-		validity: renewal.Validity{Issued: now, NotAfter: leaf.NotAfter, Before: v.attributes.RenewBefore},
+		issued:   now,
+		notAfter: leaf.NotAfter,
 		serial:   leaf.SerialNumber.String(),
 		learnt:   authority.issuer.Trust().Learnt(),
 	}, nil
+}
+
+// issueFirst is issue for a pod that waits, as soon as there is a place for it.
+func (d *Driver) issueFirst(ctx context.Context, v *volume) (i *issued, err error) {
+	name := v.attributes.Issuer
+	admitted := sync.OnceFunc(d.metrics.wait(name))
+	defer admitted()
+	begun := false
+	err = d.authorities[name].line.Publish(ctx, func(ctx context.Context) error {
+		admitted()
+		begun = true
+		i, err = d.issue(ctx, v, false, issuer.PrivateKey{})
+		return err
+	})
+	if err != nil && !begun {
+		err = fmt.Errorf("wait for other calls to issuer %s: %w", name, err)
+	}
+	return i, err
 }
 
 // write puts what was issued into the volume's tmpfs.
@@ -65,7 +78,7 @@ func (v *volume) write(tree *tmpfs.Tree, i *issued) error {
 	if err := payload.Write(root, i.files, v.access()); err != nil {
 		return fmt.Errorf("write the files: %w", err)
 	}
-	v.record.Issued, v.record.NotAfter, v.record.Serial = i.validity.Issued, i.validity.NotAfter, i.serial
+	v.record.Issued, v.record.NotAfter, v.record.Serial = i.issued, i.notAfter, i.serial
 	data, err := json.Marshal(v.record)
 	if err != nil {
 		return err
@@ -76,7 +89,6 @@ func (v *volume) write(tree *tmpfs.Tree, i *issued) error {
 	if err := writeLearnt(tree, i.learnt); err != nil {
 		return fmt.Errorf("write the authority's roots: %w", err)
 	}
-	v.state.Store(&state{validity: i.validity, next: i.validity.Due(renewal.Random())})
 	return nil
 }
 
@@ -89,7 +101,7 @@ func (d *Driver) create(ctx context.Context, v *volume) error {
 	// The place for the files is made while the CA signs.
 	waiting := make(chan *place, 1)
 	go func() { waiting <- d.makePlace(v.record.Target) }()
-	i, err := d.issue(ctx, v, false, issuer.PrivateKey{})
+	i, err := d.issueFirst(ctx, v)
 	p := <-waiting
 	defer i.wipe()
 	if err = errors.Join(err, p.err); err != nil {
@@ -177,6 +189,6 @@ func (i *issued) wipe() {
 
 func (v *volume) logIssued(ctx context.Context, what string, i *issued) {
 	klog.FromContext(ctx).Info(what, append(v.logValues(), "issuer", v.attributes.Issuer, "serial", i.serial,
-		"notAfter", i.validity.NotAfter.UTC().Format(time.RFC3339),
-		"renewal", v.state.Load().next.UTC().Format(time.RFC3339))...)
+		"notAfter", i.notAfter.UTC().Format(time.RFC3339),
+		"renewal", v.validity().Due().UTC().Format(time.RFC3339))...)
 }

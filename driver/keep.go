@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"time"
@@ -12,29 +13,27 @@ import (
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
-	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
-// renewalTimeout bounds one try, the wait for its turn included.
+// renewalTimeout bounds one try.
 const renewalTimeout = 2 * time.Minute
 
 // errGone says that a volume is not mounted any more.
-var errGone = errors.New("the volume is not mounted")
+var errGone = fmt.Errorf("the volume is not mounted: %w", schedule.ErrGone)
 
 // track keeps the certificate of a mounted volume fresh until untrack.
 func (d *Driver) track(v *volume) {
-	ctx, cancel := context.WithCancel(d.background)
-	v.cancel, v.done = cancel, make(chan struct{})
+	if v.err == nil { // else nothing is known of whom to ask for what
+		v.item = d.authorities[v.attributes.Issuer].line.Add(v.validity(), func(ctx context.Context) (renewal.Validity, error) {
+			return d.keep(ctx, v)
+		})
+	}
 	d.mu.Lock()
 	d.volumes[v.record.VolumeID] = v
 	d.mu.Unlock()
-	go func() {
-		defer close(v.done)
-		defer cancel()
-		keep(ctx, v, d.renew)
-	}()
 }
 
 func (d *Driver) tracked(id string) *volume {
@@ -50,59 +49,26 @@ func (d *Driver) untrack(id string) *volume {
 	v := d.volumes[id]
 	delete(d.volumes, id)
 	d.mu.Unlock()
-	if v != nil {
-		v.cancel()
-		<-v.done
+	if v != nil && v.item != nil {
+		d.authorities[v.attributes.Issuer].line.Remove(v.item)
 	}
 	return v
 }
 
-// keep renews the volume whenever it is due, for as long as it is mounted.
-func keep(ctx context.Context, v *volume, renew func(context.Context, *volume) error) {
-	for v.sleep(ctx) {
-		err := within(ctx, renewalTimeout, func(ctx context.Context) error { return renew(ctx, v) })
-		switch {
-		case err == nil:
-			continue
-		case ctx.Err() != nil:
-			return
-		case errors.Is(err, errGone):
-			klog.FromContext(ctx).Info("Stopped renewing a volume that is not mounted any more", v.logValues()...)
-			return
-		}
-		now := time.Now()
-		s := *v.state.Load()
-		s.failures, s.err = s.failures+1, err
-		s.next = now.Add(s.validity.Retry(s.failures, now, renewal.Random()))
-		v.state.Store(&s)
-		klog.FromContext(ctx).Error(err, "Renewal failed", append(v.logValues(), "failures", s.failures,
-			"notAfter", s.validity.NotAfter.UTC().Format(time.RFC3339), "next", s.next.UTC().Format(time.RFC3339))...)
-	}
-}
-
-// sleep waits until the next try, or, where a token of the pod was missing, until
-// there is one.
-func (v *volume) sleep(ctx context.Context) bool {
-	s := v.state.Load()
-	if !errors.Is(s.err, issuer.ErrNoToken) {
-		return renewal.SleepUntil(ctx, s.next)
-	}
-	timer := time.NewTimer(time.Until(s.next))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-v.fresh:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-func within(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// keep renews the volume, and says so if it cannot.
+func (d *Driver) keep(ctx context.Context, v *volume) (renewal.Validity, error) {
+	limited, cancel := context.WithTimeout(ctx, renewalTimeout)
 	defer cancel()
-	return do(ctx)
+	err := d.renew(limited, v)
+	logger := klog.FromContext(ctx)
+	switch {
+	case errors.Is(err, errGone):
+		v.gone.Store(true)
+		logger.Info("Stopped renewing a volume that is not mounted any more", v.logValues()...)
+	case err != nil && ctx.Err() == nil:
+		logger.Error(err, "Renewal failed", append(v.logValues(), "notAfter", v.record.NotAfter.UTC().Format(time.RFC3339))...)
+	}
+	return v.validity(), err
 }
 
 // openMounted opens the target path, and makes sure that it is the volume which
@@ -214,13 +180,7 @@ func readLeaf(target *os.File, a attributes.Attributes) (leaf *x509.Certificate,
 func (d *Driver) takeOver(r record) *volume {
 	v, err := d.newVolume(r)
 	if err != nil {
-		v = &volume{record: r, err: err, fresh: make(chan struct{}, 1)}
+		v = &volume{record: r, err: err}
 	}
-	s := &state{
-		validity: renewal.Validity{Issued: r.Issued, NotAfter: r.NotAfter, Before: v.attributes.RenewBefore},
-		err:      v.err,
-	}
-	s.next = s.validity.Due(renewal.Random())
-	v.state.Store(s)
 	return v
 }

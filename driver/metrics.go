@@ -60,7 +60,7 @@ func newMetrics() *metrics {
 			Help:    "How long it took to make a key and have its certificate signed, whatever the result; without the wait for other calls.",
 			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
 		}, []string{"issuer", "operation"}),
-		waiting: gauge("step_csi_signings_waiting", "Calls that wait for other calls to the issuer to end.", "issuer", "operation"),
+		waiting: gauge("step_csi_signings_waiting", "First certificates that wait for other calls to the issuer to end.", "issuer"),
 		answered: gauge("step_csi_issuer_last_answer_timestamp_seconds",
 			"When the issuer last did what it was asked for; 0 if never.", "issuer"),
 		failed: gauge("step_csi_issuer_last_failure_timestamp_seconds",
@@ -90,8 +90,8 @@ func (m *metrics) expect(name string) {
 			m.signings.WithLabelValues(name, operation, result)
 		}
 		m.duration.WithLabelValues(name, operation)
-		m.waiting.WithLabelValues(name, operation)
 	}
+	m.waiting.WithLabelValues(name)
 	m.answered.WithLabelValues(name)
 	m.failed.WithLabelValues(name)
 	m.roots[name] = &atomic.Pointer[[]*x509.Certificate]{}
@@ -105,8 +105,8 @@ func operation(isRenewal bool) string {
 }
 
 // wait counts a call that waits, until done.
-func (m *metrics) wait(name string, isRenewal bool) (done func()) {
-	waiting := m.waiting.WithLabelValues(name, operation(isRenewal))
+func (m *metrics) wait(name string) (done func()) {
+	waiting := m.waiting.WithLabelValues(name)
 	waiting.Inc()
 	return waiting.Dec
 }

@@ -36,18 +36,21 @@ func measured(t testing.TB) (*Driver, *prometheus.Registry) {
 	return d, registry
 }
 
-// add tracks a volume without a keeper, issued now, for a day.
+// add tracks a volume that was issued now, for a day. Its renewals, if the line
+// runs, do what renew does.
 func (d *Driver) add(id, pod, target string) *volume {
 	now := time.Now()
-	v := &volume{
-		record:     record{VolumeID: id, Target: target, Pod: issuer.Pod{Namespace: "shop", Name: pod}},
-		attributes: attributes.Attributes{Issuer: "default"},
-		done:       make(chan struct{}),
-	}
-	s := &state{validity: renewal.Validity{Issued: now, NotAfter: now.Add(24 * time.Hour)}}
-	s.next = s.validity.Due(0.5)
-	v.state.Store(s)
-	d.volumes[id] = v
+	return d.addWith(record{
+		VolumeID: id, Target: target, Pod: issuer.Pod{Namespace: "shop", Name: pod}, Issued: now, NotAfter: now.Add(24 * time.Hour),
+	}, nil)
+}
+
+func (d *Driver) addWith(r record, renew func(context.Context) error) *volume {
+	v := &volume{record: r, attributes: attributes.Attributes{Issuer: "default"}}
+	v.item = d.authorities["default"].line.Add(v.validity(), func(ctx context.Context) (renewal.Validity, error) {
+		return v.validity(), renew(ctx)
+	})
+	d.volumes[r.VolumeID] = v
 	return v
 }
 
@@ -113,18 +116,18 @@ func TestSeriesOfAVolume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, registry := measured(t)
 		now := float64(time.Now().Unix())
-		d.add("csi-1", "web-0", "pods/uid/volumes/kubernetes.io~csi/tls/mount")
+		due := seconds(d.add("csi-1", "web-0", "pods/uid/volumes/kubernetes.io~csi/tls/mount").validity().Due())
 		d.add("csi-2", "web-1", "some/where/else")
 		const hour = 3600
 		first, second := `{issuer="default",namespace="shop",pod="web-0",volume="tls"}`, `{issuer="default",namespace="shop",pod="web-1",volume="csi-2"}`
 		expectSeries(t, scrape(t, registry, "step_csi_certificate_"), map[string]float64{
 			"step_csi_certificate_expiration_timestamp_seconds" + first:  now + 24*hour,
 			"step_csi_certificate_issued_timestamp_seconds" + first:      now,
-			"step_csi_certificate_renewal_timestamp_seconds" + first:     now + 16*hour,
+			"step_csi_certificate_renewal_timestamp_seconds" + first:     due,
 			"step_csi_certificate_renewal_failures" + first:              0,
 			"step_csi_certificate_expiration_timestamp_seconds" + second: now + 24*hour,
 			"step_csi_certificate_issued_timestamp_seconds" + second:     now,
-			"step_csi_certificate_renewal_timestamp_seconds" + second:    now + 16*hour,
+			"step_csi_certificate_renewal_timestamp_seconds" + second:    due,
 			"step_csi_certificate_renewal_failures" + second:             0,
 		})
 		delete(d.volumes, "csi-1")
@@ -132,7 +135,7 @@ func TestSeriesOfAVolume(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 		// Its keeper has found that it is not mounted any more.
-		close(d.volumes["csi-2"].done)
+		d.volumes["csi-2"].gone.Store(true)
 		expectSeries(t, scrape(t, registry, "step_csi_certificate_"), nil)
 	})
 }
@@ -158,15 +161,26 @@ func TestCountsOfVolumes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, registry := measured(t)
 		d.add("good", "web-0", "a")
-		change := func(v *volume, change func(*state)) {
-			s := *v.state.Load()
-			change(&s)
-			v.state.Store(&s)
-		}
-		change(d.add("failing", "web-1", "b"), func(s *state) {
-			s.failures, s.next, s.err = 3, time.Now().Add(time.Minute), errors.New("no route to host")
+		due := record{Pod: issuer.Pod{Namespace: "shop", Name: "web-1"}, Issued: time.Now().Add(-20 * time.Hour), NotAfter: time.Now().Add(4 * time.Hour)}
+		failing, hanging := due, due
+		failing.VolumeID, hanging.VolumeID = "failing", "hanging"
+		tries := 0
+		d.addWith(failing, func(ctx context.Context) error {
+			if tries++; tries > 3 {
+				<-ctx.Done()
+			}
+			return errors.New("no route to host")
 		})
-		change(d.add("hanging", "web-2", "c"), func(s *state) { s.next = time.Now().Add(-time.Second) })
+		d.addWith(hanging, func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		defer synctest.Wait()
+		defer stop()
+		go d.authorities["default"].line.Run(ctx)
+		time.Sleep(time.Minute)
+		synctest.Wait()
 		// Of an issuer that is not configured any more.
 		unfit := d.add("unfit", "web-3", "d")
 		unfit.attributes, unfit.record.Attributes = attributes.Attributes{}, map[string]string{"issuer": "old"}
@@ -230,8 +244,8 @@ func TestResultsOfSigning(t *testing.T) {
 
 func TestWaitingCalls(t *testing.T) {
 	d, registry := measured(t)
-	const series = `step_csi_signings_waiting{issuer="default",operation="publish"}`
-	entered := d.metrics.wait("default", false)
+	const series = `step_csi_signings_waiting{issuer="default"}`
+	entered := d.metrics.wait("default")
 	if got := scrape(t, registry, series)[series]; got != 1 {
 		t.Errorf("%v wait", got)
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/flexstack/step-csi/driver/schedule"
 )
 
 // volumeCollector reads the tracked volumes whenever it is asked. Nothing is kept,
@@ -52,16 +54,16 @@ func (c *volumeCollector) Collect(out chan<- prometheus.Metric) {
 		counts[name] = &volumeCounts{}
 	}
 	now := time.Now()
-	states := map[volumeLabels]*state{}
+	states := map[volumeLabels]schedule.State{}
 	for _, v := range c.driver.mounted() {
-		labels, s := v.labels(), v.state.Load()
+		labels, s := v.labels(), v.state()
 		if counts[labels.issuer] == nil {
 			counts[labels.issuer] = &volumeCounts{} // of an earlier configuration
 		}
 		counts[labels.issuer].add(s, now)
 		// A pod that was deleted by force may be there beside a new one of its
 		// name. Two series of the same labels would spoil all.
-		if other := states[labels]; other == nil || other.validity.Issued.Before(s.validity.Issued) {
+		if other, twice := states[labels]; !twice || other.Validity.Issued.Before(s.Validity.Issued) {
 			states[labels] = s
 		}
 	}
@@ -70,10 +72,10 @@ func (c *volumeCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	for l, s := range states {
 		labels := []string{l.namespace, l.pod, l.volume, l.issuer}
-		send(c.expiration, seconds(s.validity.NotAfter), labels...)
-		send(c.issued, seconds(s.validity.Issued), labels...)
-		send(c.renewal, seconds(s.next), labels...)
-		send(c.failures, float64(s.failures), labels...)
+		send(c.expiration, seconds(s.Validity.NotAfter), labels...)
+		send(c.issued, seconds(s.Validity.Issued), labels...)
+		send(c.renewal, seconds(s.Next), labels...)
+		send(c.failures, float64(s.Failures), labels...)
 	}
 	for name, n := range counts {
 		send(c.volumes, float64(n.all), name)
@@ -117,27 +119,20 @@ func nameInPod(target string) string {
 
 type volumeCounts struct{ all, backoff, overdue int }
 
-func (n *volumeCounts) add(s *state, now time.Time) {
+func (n *volumeCounts) add(s schedule.State, now time.Time) {
 	n.all++
-	if s.failures > 0 {
+	if s.Failures > 0 {
 		n.backoff++
 	}
-	if s.failures > 0 || now.After(s.next) {
+	if s.Failures > 0 || now.After(s.Validity.Due()) {
 		n.overdue++
 	}
 }
 
-// mounted are the tracked volumes, but those that their keepers have found gone.
+// mounted are the tracked volumes, but those that were found gone.
 func (d *Driver) mounted() []*volume {
 	d.mu.Lock()
 	all := slices.Collect(maps.Values(d.volumes))
 	d.mu.Unlock()
-	return slices.DeleteFunc(all, func(v *volume) bool {
-		select {
-		case <-v.done:
-			return true
-		default:
-			return false
-		}
-	})
+	return slices.DeleteFunc(all, func(v *volume) bool { return v.gone.Load() })
 }

@@ -102,14 +102,12 @@ func (d *Driver) republish(ctx context.Context, mounted, wanted record, token is
 		klog.FromContext(ctx).Error(v.err, "The new attributes of a mounted volume are refused; it stays as it is", wanted.logValues()...)
 		return
 	}
-	if !mounted.sameSpec(wanted) {
-		s := *v.state.Load()
-		s.next = time.Now()
-		v.state.Store(&s)
-	}
 	v.take(token)
 	d.untrack(wanted.VolumeID)
 	d.track(v)
+	if !mounted.sameSpec(wanted) {
+		v.item.Renew()
+	}
 }
 
 // recordAt returns the record of the volume that is mounted at the target path,

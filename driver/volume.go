@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
@@ -70,20 +70,24 @@ type volume struct {
 	// do not fit a configuration that has changed since.
 	err error
 
-	writing sync.Mutex // held while what is mounted is rewritten
-	state   atomic.Pointer[state]
+	writing sync.Mutex                   // held while what is mounted is rewritten
+	item    *schedule.Item               // once it is tracked; nil if it cannot be renewed
+	gone    atomic.Bool                  // it was found not to be mounted any more
 	token   atomic.Pointer[issuer.Token] // the newest; only in memory
-	fresh   chan struct{}                // a token came while a renewal waited for one
-	cancel  context.CancelFunc           // ends its keeper
-	done    chan struct{}                // closed when the keeper has ended
 }
 
-// state is a snapshot, for whoever looks at a volume from outside.
-type state struct {
-	validity renewal.Validity
-	next     time.Time // when the next renewal is tried
-	failures int       // in a row
-	err      error     // of the last one
+// validity is that of the mounted certificate.
+func (v *volume) validity() renewal.Validity {
+	r := v.record
+	return renewal.Validity{Issued: r.Issued, NotAfter: r.NotAfter, Before: v.attributes.RenewBefore, Spread: renewal.SpreadOf(r.Serial)}
+}
+
+// state is what there is to say about the renewal of a tracked volume.
+func (v *volume) state() schedule.State {
+	if v.item == nil {
+		return schedule.State{Validity: v.validity(), Err: v.err}
+	}
+	return v.item.State()
 }
 
 // newVolume checks the attributes of r.
@@ -92,7 +96,7 @@ func (d *Driver) newVolume(r record) (*volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &volume{record: r, attributes: parsed, fresh: make(chan struct{}, 1)}, nil
+	return &volume{record: r, attributes: parsed}, nil
 }
 
 // applicant is the pod with its newest token.
@@ -104,16 +108,15 @@ func (v *volume) applicant() issuer.Applicant {
 	return a
 }
 
-// take keeps the token if it is newer than the one that is there, and wakes the
-// keeper if that waits for one.
+// take keeps the token if it is newer than the one that is there: a renewal may be
+// waiting for it.
 func (v *volume) take(token issuer.Token) {
 	if !token.NewerThan(v.applicant().Token) {
 		return
 	}
 	v.token.Store(&token)
-	select {
-	case v.fresh <- struct{}{}:
-	default:
+	if v.item != nil {
+		v.item.Token()
 	}
 }
 

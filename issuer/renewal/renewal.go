@@ -4,6 +4,8 @@ package renewal
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"math/rand/v2"
 	"time"
 )
@@ -16,7 +18,8 @@ const (
 	// certificate is due and its expiry.
 	triesBeforeExpiry = 8
 	firstRetry        = time.Second
-	// leastRetry keeps the tries apart when no time is left.
+	// leastRetry keeps the tries apart when no time is left, for certificates that
+	// live for seconds; for others it is firstRetry.
 	leastRetry = 100 * time.Millisecond
 )
 
@@ -28,11 +31,14 @@ type Validity struct {
 	// Before is how long before NotAfter to renew; zero means a third of the
 	// lifetime.
 	Before time.Duration
+	// Spread in [0, 1) is this certificate's part of the time that due renewals
+	// are spread over. It stays the same when a process takes over from another.
+	Spread float64
 }
 
-// window is how long before expiry the renewal is due. A CA may give less time
+// Window is how long before expiry the renewal is due, but for the spread. A CA may give less time
 // than was asked for; a window as long as the lifetime would renew for ever.
-func (v Validity) window() time.Duration {
+func (v Validity) Window() time.Duration {
 	lifetime := v.NotAfter.Sub(v.Issued)
 	if v.Before <= 0 || v.Before >= lifetime {
 		return lifetime / 3
@@ -40,13 +46,13 @@ func (v Validity) window() time.Duration {
 	return v.Before
 }
 
-// Due is when to renew, spread by random in [0, 1) over ±10 % of the time until
-// then, so that what was published together is not renewed together. With a
-// short window the spread takes at most half of it.
-func (v Validity) Due(random float64) time.Time {
-	due := v.NotAfter.Add(-v.window())
-	spread := min(due.Sub(v.Issued)/10, v.window()/2)
-	return due.Add(time.Duration((2*random - 1) * float64(spread)))
+// Due is when to renew, by the wall clock, spread over ±10 % of the time until then,
+// so that what was published together is not renewed together. With a short window
+// the spread takes at most half of it.
+func (v Validity) Due() time.Time {
+	due := v.NotAfter.Add(-v.Window())
+	spread := min(due.Sub(v.Issued)/10, v.Window()/2)
+	return due.Add(time.Duration((2*v.Spread - 1) * float64(spread))).Round(0)
 }
 
 // Retry is how long to wait after so many failures in a row, at least one:
@@ -56,7 +62,7 @@ func (v Validity) Due(random float64) time.Time {
 func (v Validity) Retry(failures int, now time.Time, random float64) time.Duration {
 	wait := SlowestRetry
 	// Without a lifetime, nothing is known of the certificate.
-	if window := v.window(); window > 0 {
+	if window := v.Window(); window > 0 {
 		wait = min(wait, window/triesBeforeExpiry)
 	}
 	if doubled := firstRetry << min(failures-1, 10); doubled < wait {
@@ -65,8 +71,14 @@ func (v Validity) Retry(failures int, now time.Time, random float64) time.Durati
 	if remaining := v.NotAfter.Sub(now); remaining > 0 {
 		wait = min(wait, remaining/triesBeforeExpiry)
 	}
-	wait = max(wait, leastRetry)
+	wait = max(wait, leastRetry, min(firstRetry, v.Window()/64))
 	return wait - time.Duration(random*float64(wait)/2)
+}
+
+// SpreadOf is the spread of the certificate with the serial number.
+func SpreadOf(serial string) float64 {
+	sum := sha256.Sum256([]byte(serial))
+	return float64(binary.BigEndian.Uint64(sum[:])>>11) / (1 << 53)
 }
 
 // Random is in [0, 1).

@@ -1,6 +1,7 @@
 package renewal
 
 import (
+	"strconv"
 	"testing"
 	"time"
 )
@@ -22,10 +23,11 @@ func TestDue(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := Validity{Issued: start, NotAfter: start.Add(test.lifetime), Before: test.before}
-			if got := v.Due(0).Sub(start); got != test.earliest {
+			if got := v.Due().Sub(start); got != test.earliest {
 				t.Errorf("earliest %s, want %s", got, test.earliest)
 			}
-			if got := v.Due(1).Sub(start); got != test.latest {
+			v.Spread = 1
+			if got := v.Due().Sub(start); got != test.latest {
 				t.Errorf("latest %s, want %s", got, test.latest)
 			}
 		})
@@ -67,7 +69,8 @@ func TestRetry(t *testing.T) {
 func TestEightTriesBeforeExpiry(t *testing.T) {
 	for _, lifetime := range []time.Duration{10 * time.Second, 5 * time.Minute, 24 * time.Hour, 30 * 24 * time.Hour} {
 		v := Validity{Issued: start, NotAfter: start.Add(lifetime)}
-		now, tries := v.Due(1), 1
+		v.Spread = 1
+		now, tries := v.Due(), 1
 		for failures := 1; ; failures++ {
 			now = now.Add(v.Retry(failures, now, 0))
 			if !now.Before(v.NotAfter) {
@@ -78,5 +81,22 @@ func TestEightTriesBeforeExpiry(t *testing.T) {
 		if tries < triesBeforeExpiry {
 			t.Errorf("%s: %d tries", lifetime, tries)
 		}
+	}
+}
+
+// Serial numbers that follow each other spread evenly.
+func TestSpreadOf(t *testing.T) {
+	const count, parts = 10000, 10
+	var found [parts]int
+	for i := range count {
+		found[int(SpreadOf(strconv.Itoa(1000000+i))*parts)]++
+	}
+	for i, n := range found {
+		if n < count/parts*8/10 || n > count/parts*12/10 {
+			t.Errorf("%d in part %d", n, i)
+		}
+	}
+	if SpreadOf("1") != SpreadOf("1") {
+		t.Error("not the same again")
 	}
 }

@@ -70,8 +70,8 @@ func (s *serving) keep(ctx context.Context) {
 		case err == nil:
 			s.current.Store(tlsCertificate(credential))
 			leaf := credential.Leaf()
-			validity, failures = renewal.Validity{Issued: asked, NotAfter: leaf.NotAfter}, 0
-			next = validity.Due(renewal.Random())
+			validity, failures = renewal.Validity{Issued: asked, NotAfter: leaf.NotAfter, Spread: renewal.Random()}, 0
+			next = validity.Due()
 			logger.Info("Issued the authority's own certificate", "serial", leaf.SerialNumber, "names", leaf.DNSNames,
 				"notAfter", leaf.NotAfter.UTC().Format(time.RFC3339), "renewal", next.UTC().Format(time.RFC3339))
 		case ctx.Err() != nil:

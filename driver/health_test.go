@@ -1,0 +1,32 @@
+package driver
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/flexstack/step-csi/driver/schedule"
+	"github.com/flexstack/step-csi/issuer/renewal"
+)
+
+func TestTroubleTellsTheCondition(t *testing.T) {
+	now := time.Now()
+	day := renewal.Validity{Issued: now, NotAfter: now.Add(24 * time.Hour)}
+	failing := schedule.State{Validity: day, Err: errors.New("no route to host"), Failures: 3}
+	for _, test := range []struct {
+		state  schedule.State
+		after  time.Duration
+		reason string
+	}{
+		{schedule.State{Validity: day}, 20 * time.Hour, ""},
+		{failing, 20 * time.Hour, "RenewalFailing"},
+		{failing, 24 * time.Hour, "CertificateExpired"},
+		{schedule.State{Validity: day}, 30 * time.Hour, "CertificateExpired"},
+	} {
+		reason, message := trouble(test.state, now.Add(test.after))
+		if reason != test.reason || strings.Contains(message, "no route to host") != (test.state.Err != nil) {
+			t.Errorf("after %s: %s: %s", test.after, reason, message)
+		}
+	}
+}
