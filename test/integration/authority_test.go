@@ -249,9 +249,10 @@ func TestAuthorityRefuses(t *testing.T) {
 	if ca.Signs() != before || len(n.mounts()) > 0 {
 		t.Error("the CA was asked, or something is mounted")
 	}
-	if log := r.replicas[0].logs.String(); !strings.Contains(log, `"Refused" err="denied: DNS name db.prod.svc`) || !strings.Contains(log, `code="PermissionDenied"`) {
-		t.Errorf("the audit log:\n%s", log)
-	}
+	eventually(t, 10*time.Second, "the line of the audit log", func() bool {
+		log := r.replicas[0].logs.String()
+		return strings.Contains(log, `"Refused" err="denied: DNS name db.prod.svc`) && strings.Contains(log, `code="PermissionDenied"`)
+	})
 }
 
 // Both replicas are asked; when one is gone, killed or stopped, nobody notices.
