@@ -1,0 +1,244 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// server is a Prometheus, with the chart's alerts.
+type server struct {
+	t       *testing.T
+	address string
+	logs    *buffer
+}
+
+// startPrometheus scrapes the targets, as job and address, every second. The
+// alerts are those of the chart, but for their "for", which would take minutes: it
+// is two seconds. Their expressions are relative to lifetimes, or of what fails
+// now, and stay as they are.
+func startPrometheus(t *testing.T, targets map[string]string) *server {
+	t.Helper()
+	program, err := exec.LookPath("prometheus")
+	if err != nil {
+		t.Fatal("prometheus is needed: apt-get install --no-install-recommends prometheus (its service is not): ", err)
+	}
+	directory := t.TempDir()
+	shipped, err := filepath.Glob("../../deploy/charts/step-csi/alerts/*.yaml")
+	must(t, err)
+	if len(shipped) != 2 {
+		t.Fatalf("alerts: %s", shipped)
+	}
+	for _, file := range shipped {
+		rules, err := os.ReadFile(file)
+		must(t, err)
+		rules = regexp.MustCompile(`(?m)^( +for:) \S+$`).ReplaceAll(rules, []byte("$1 2s"))
+		must(t, os.WriteFile(filepath.Join(directory, filepath.Base(file)), rules, 0o600))
+	}
+	config := "global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [plugin.yaml, authority.yaml]\nscrape_configs:\n"
+	for job, address := range targets {
+		config += fmt.Sprintf("  - {job_name: %s, honor_labels: true, static_configs: [{targets: [%q], labels: {node: node-1}}]}\n", job, address)
+	}
+	must(t, os.WriteFile(filepath.Join(directory, "prometheus.yaml"), []byte(config), 0o600))
+	s := &server{t: t, address: "127.0.0.1:" + freePort(t), logs: &buffer{}}
+	process := exec.Command(program, "--config.file", filepath.Join(directory, "prometheus.yaml"), "--storage.tsdb.path", filepath.Join(directory, "data"),
+		"--web.listen-address", s.address, "--log.level", "warn")
+	process.Stdout, process.Stderr = s.logs, s.logs
+	must(t, process.Start())
+	t.Cleanup(func() {
+		_ = process.Process.Signal(syscall.SIGTERM)
+		if err := process.Wait(); err != nil {
+			t.Errorf("prometheus: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("the log of Prometheus:\n%s", s.logs)
+		}
+	})
+	eventually(t, 60*time.Second, "Prometheus is ready", func() bool {
+		answer, err := http.Get("http://" + s.address + "/-/ready")
+		if err != nil {
+			return false
+		}
+		answer.Body.Close()
+		return answer.StatusCode == http.StatusOK
+	})
+	return s
+}
+
+// series is one of an answer of Prometheus, with its value.
+type series struct {
+	Metric map[string]string
+	Value  [2]any
+}
+
+func (s *server) query(expression string) []series {
+	s.t.Helper()
+	_, body := get(s.t, "http://"+s.address+"/api/v1/query?query="+url.QueryEscape(expression))
+	var answer struct {
+		Status string
+		Data   struct{ Result []series }
+	}
+	must(s.t, json.Unmarshal([]byte(body), &answer))
+	if answer.Status != "success" {
+		s.t.Fatalf("%s: %s", expression, body)
+	}
+	return answer.Data.Result
+}
+
+// firing are the names of the alerts that fire, without that about the root: the
+// tests' CA has one for a day.
+func (s *server) firing() (names []string) {
+	s.t.Helper()
+	for _, alert := range s.query(`ALERTS{alertstate="firing",alertname!="StepCSIRootExpiring"}`) {
+		names = append(names, alert.Metric["alertname"])
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// waitFiring waits until these alerts fire, and no others.
+func (s *server) waitFiring(within time.Duration, want ...string) {
+	s.t.Helper()
+	begin := time.Now()
+	eventually(s.t, within, fmt.Sprintf("firing: %q", want), func() bool { return slices.Equal(s.firing(), want) })
+	s.t.Logf("after %s: %q", time.Since(begin).Round(time.Millisecond), want)
+}
+
+// The alerts fire through a real outage of the CA, of the authority and of the
+// plugin, and resolve after it.
+func TestAlertsThroughAnOutage(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	n := r.prepareNode()
+	address := "127.0.0.1:" + freePort(t)
+	n.flags = []string{"--http-address", address}
+	n.start()
+	prometheus := startPrometheus(t, map[string]string{"step-csi": address, "step-csi-ra": r.replicas[0].http})
+	long, short := pod{name: "long-0"}, pod{name: "short-0", attributes: map[string]string{"duration": "30s"}}
+	for _, p := range []pod{long, short} {
+		r.admit(p)
+		n.publish(p)
+	}
+	prometheus.expectVolumes(n, address, long, short)
+	prometheus.waitFiring(30 * time.Second)
+	if root := prometheus.query(`ALERTS{alertname="StepCSIRootExpiring",issuer="default",fingerprint="` + ca.Fingerprint() + `"}`); len(root) != 1 {
+		t.Errorf("the root: %v", root)
+	}
+
+	ca.Stop()
+	prometheus.waitFiring(90*time.Second, "StepCSICAUnreachable", "StepCSICertificateExpiring", "StepCSIRenewalFailing")
+	for _, alert := range prometheus.query(`ALERTS{alertname="StepCSICertificateExpiring"}`) {
+		if m := alert.Metric; m["namespace"] != "shop" || m["pod"] != "short-0" || m["volume"] != "tls" || m["node"] != "node-1" {
+			t.Errorf("the wrong certificate: %v", m)
+		}
+	}
+	must(t, ca.Resume())
+	prometheus.waitFiring(90 * time.Second)
+
+	r.stop(0)
+	prometheus.waitFiring(90*time.Second, "StepCSIAuthorityDown", "StepCSICAUnreachable", "StepCSICertificateExpiring", "StepCSIRenewalFailing")
+	r.start(0)
+	prometheus.waitFiring(90 * time.Second)
+
+	n.unpublish(short) // its certificate would expire now
+	prometheus.expectVolumes(n, address, long)
+	n.stop()
+	prometheus.waitFiring(60*time.Second, "StepCSIPluginDown")
+	n.start()
+	prometheus.waitFiring(60 * time.Second)
+	prometheus.expectVolumes(n, address, long) // the next process knows it
+
+	refused := pod{name: "refused-0", attributes: map[string]string{"dns-names": "web.other"}}
+	r.admit(refused)
+	refuse := func() {
+		if err := n.tryPublish(refused); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("not refused: %v", err)
+		}
+	}
+	refuse()
+	eventually(t, 30*time.Second, "the first refusal is seen", func() bool { return len(prometheus.query(`step_csi_ra_requests_total{code="PermissionDenied"}`)) == 1 })
+	for range 15 {
+		refuse()
+	}
+	prometheus.waitFiring(60*time.Second, "StepCSIAuthorityRefusing")
+	n.unpublish(long)
+	prometheus.expectVolumes(n, address)
+}
+
+// expectVolumes waits until Prometheus has the pods' series, and no others, and
+// compares them with what is mounted.
+func (s *server) expectVolumes(n *node, address string, pods ...pod) {
+	s.t.Helper()
+	const name = "step_csi_certificate_expiration_timestamp_seconds"
+	eventually(s.t, 60*time.Second, fmt.Sprintf("the series of %d pods", len(pods)), func() bool {
+		return len(s.query(name)) == len(pods)
+	})
+	for _, p := range pods {
+		eventually(s.t, 30*time.Second, "the series say what "+p.name+" has", func() bool {
+			found := s.query(fmt.Sprintf(`%s{namespace="shop",pod=%q,volume="tls",issuer="default",node="node-1",job="step-csi",instance=%q}`, name, p.name, address))
+			return len(found) == 1 && found[0].Value[1] == fmt.Sprint(read(s.t, n.target(p)).leaf().NotAfter.Unix())
+		})
+	}
+}
+
+// What the processes serve is well-formed, well-named, and has no secret in it.
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	n := r.prepareNode()
+	address := "127.0.0.1:" + freePort(t)
+	n.flags = []string{"--http-address", address}
+	n.start()
+	p := pod{name: "web-0"}
+	r.admit(p)
+	n.publish(p)
+	_, password := ca.Provisioner()
+	_, authority := r.get(0, "/metrics")
+	_, plugin := get(t, "http://"+address+"/metrics")
+	for _, want := range []string{
+		`step_csi_signings_total{issuer="default",operation="publish",result="success"} 1`,
+		`step_csi_signing_duration_seconds_count{issuer="default",operation="publish"} 1`,
+		`step_csi_signings_waiting{issuer="default",operation="publish"} 0`,
+		`step_csi_root_expiration_timestamp_seconds{fingerprint="` + ca.Fingerprint() + `",issuer="default"} `,
+		`step_csi_volumes{issuer="default"} 1`,
+		`step_csi_build_info{`,
+	} {
+		if !strings.Contains(plugin, "\n"+want) {
+			t.Errorf("the plugin has no %s in\n%s", want, plugin)
+		}
+	}
+	for name, text := range map[string]string{"plugin": plugin, "authority": authority} {
+		for _, secret := range []string{jwt(p.id()), jwt("plugin"), password, "PRIVATE"} {
+			if strings.Contains(text, secret) {
+				t.Errorf("the %s tells %s", name, secret)
+			}
+		}
+		check := exec.Command("promtool", "check", "metrics")
+		check.Stdin = strings.NewReader(text)
+		if out, err := check.CombinedOutput(); err != nil {
+			t.Errorf("%s: promtool, of the package prometheus: %v\n%s", name, err, out)
+		}
+	}
+	if status, body := get(t, "http://"+address+"/healthz"); status != http.StatusOK || body != "ok\n" {
+		t.Errorf("healthz: %d %q", status, body)
+	}
+	n.unpublish(p)
+	if _, left := get(t, "http://"+address+"/metrics"); strings.Contains(left, "web-0") || !strings.Contains(left, `step_csi_volumes{issuer="default"} 0`) {
+		t.Errorf("after the pod:\n%s", left)
+	}
+}
