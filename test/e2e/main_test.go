@@ -49,6 +49,7 @@ func TestE2E(t *testing.T) {
 			"attack-pods":    attackPods,
 			"compromised":    compromisedNode,
 			"spiffe":         spiffe,
+			"metrics":        metrics,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

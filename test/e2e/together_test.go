@@ -14,6 +14,7 @@ import (
 
 // Every manifest goes through the real API server, which knows all fields.
 func validation(t *testing.T) {
+	installMonitoringKinds(t)
 	namespace(t, "validation", "privileged")
 	for _, file := range allKustomizations(t) {
 		directory := filepath.Dir(file)

@@ -1,0 +1,63 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A pod's series are there while the pod is. The API server reads them, as any
+// Prometheus would, at the port that the chart gives the pods.
+func metrics(t *testing.T) {
+	namespace(t, "metrics", "baseline")
+	p := pod{namespace: "metrics", name: "measured", attributes: map[string]string{"service-names": "measured"}}
+	p.start(t)
+	series := fmt.Sprintf(`step_csi_certificate_expiration_timestamp_seconds{issuer="default",namespace="metrics",pod="measured",volume="tls"} %s`,
+		strconv.FormatFloat(float64(p.files(t).NotAfter.Unix()), 'g', -1, 64))
+	if text := metricsOf(t, "step-csi"); !strings.Contains(text, series+"\n") {
+		t.Errorf("no %s in\n%s", series, text)
+	}
+	if text := metricsOf(t, "step-csi-ra"); !strings.Contains(text, "step_csi_ra_certificate_expiration_timestamp_seconds 1") {
+		t.Errorf("the authority's:\n%s", text)
+	}
+	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now")
+	eventually(t, 60*time.Second, func() error {
+		if text := metricsOf(t, "step-csi"); strings.Contains(text, p.name) || !strings.Contains(text, "\nstep_csi_volumes{") {
+			return fmt.Errorf("the pod is gone, and the metrics are\n%s", text)
+		}
+		return nil
+	})
+}
+
+// metricsOf are those of a pod of the plugin or the authority.
+func metricsOf(t *testing.T, name string) string {
+	t.Helper()
+	pods := strings.Fields(kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name="+name, "-o", "jsonpath={.items[*].metadata.name}"))
+	if len(pods) == 0 {
+		t.Fatalf("no pod of %s", name)
+	}
+	return kubectl(t, "get", "--raw", "/api/v1/namespaces/"+identity+"/pods/"+pods[0]+":9808/proxy/metrics")
+}
+
+// monitoringKinds is the module with the definitions of Prometheus' operator.
+const monitoringKinds = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
+
+// installMonitoringKinds makes the API server know PodMonitors and
+// PrometheusRules with all their fields.
+func installMonitoringKinds(t *testing.T) {
+	t.Helper()
+	out, err := command("go", "mod", "download", "-json", monitoringKinds)
+	must(t, err)
+	var module struct{ Dir string }
+	must(t, json.Unmarshal([]byte(out), &module))
+	for _, kind := range []string{"podmonitors", "prometheusrules"} {
+		kubectl(t, "apply", "--server-side", "-f", filepath.Join(module.Dir, "example/prometheus-operator-crd", "monitoring.coreos.com_"+kind+".yaml"))
+		kubectl(t, "wait", "--for=condition=Established", "crd/"+kind+".monitoring.coreos.com", "--timeout=60s")
+	}
+}
