@@ -21,7 +21,7 @@ demo: build ## Show what step-csi does, for real, in 15 s (needs root for mounts
 
 # -count: some tests run the built binary, which the test cache knows nothing of.
 .PHONY: test
-test: ## Build, and run every test (needs root for mounts)
+test: ## Build, and run every test (needs root for mounts, openssl, prometheus)
 	$(SUDO) $(GO) test -count 1 -timeout 30m -tags $(TAGS) ./...
 
 .PHONY: build
@@ -63,7 +63,7 @@ lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
 	@for module in $(MODULES); do echo "$(GO) -C $$module mod tidy -diff"; $(GO) -C $$module mod tidy -diff || exit 1; done
 
 .PHONY: generate
-generate: ## Make the chart's README, deploy/kustomize, and the authority's protocol (needs protoc)
+generate: ## Make the chart's README, deploy/kustomize, deploy/monitoring, and the authority's protocol (needs protoc)
 	protoc --plugin=$$($(GO) tool -n protoc-gen-go) --plugin=$$($(GO) tool -n protoc-gen-go-grpc) \
 	  --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative issuer/ra/rapb/ra.proto
 	$(GO) test -tags $(TAGS) -run TestGenerated ./test/chart -update

@@ -19,6 +19,13 @@ const (
 	operationRenew   = "renew"
 )
 
+// What an issuer is asked for. They are told apart since the authority answers the
+// roots that it knows also while its CA is away.
+const (
+	callSign  = "sign"
+	callRoots = "roots"
+)
+
 // The results of asking for a signature.
 const (
 	resultSuccess     = "success"
@@ -62,9 +69,9 @@ func newMetrics() *metrics {
 		}, []string{"issuer", "operation"}),
 		waiting: gauge("step_csi_signings_waiting", "First certificates that wait for other calls to the issuer to end.", "issuer"),
 		answered: gauge("step_csi_issuer_last_answer_timestamp_seconds",
-			"When the issuer last did what it was asked for; 0 if never.", "issuer"),
+			"When the issuer last did what it was asked for, by operation (sign, roots); 0 if never.", "issuer", "operation"),
 		failed: gauge("step_csi_issuer_last_failure_timestamp_seconds",
-			"When the issuer could last not be asked, or could not answer; 0 if never.", "issuer"),
+			"When the issuer could last not be asked, or could not answer, by operation (sign, roots); 0 if never.", "issuer", "operation"),
 		roots: map[string]*atomic.Pointer[[]*x509.Certificate]{},
 	}
 }
@@ -92,8 +99,10 @@ func (m *metrics) expect(name string) {
 		m.duration.WithLabelValues(name, operation)
 	}
 	m.waiting.WithLabelValues(name)
-	m.answered.WithLabelValues(name)
-	m.failed.WithLabelValues(name)
+	for _, call := range []string{callSign, callRoots} {
+		m.answered.WithLabelValues(name, call)
+		m.failed.WithLabelValues(name, call)
+	}
 	m.roots[name] = &atomic.Pointer[[]*x509.Certificate]{}
 }
 
@@ -113,30 +122,29 @@ func (m *metrics) wait(name string) (done func()) {
 
 // signed counts what became of a call.
 func (m *metrics) signed(name string, isRenewal bool, begin time.Time, credential *issuer.Credential, err error) {
-	r := result(err)
-	m.signings.WithLabelValues(name, operation(isRenewal), r).Inc()
+	m.signings.WithLabelValues(name, operation(isRenewal), result(err)).Inc()
 	m.duration.WithLabelValues(name, operation(isRenewal)).Observe(time.Since(begin).Seconds())
-	switch r {
-	case resultSuccess:
-		m.sawRoots(name, credential.Roots)
-	case resultUnavailable:
-		m.failed.WithLabelValues(name).SetToCurrentTime()
+	m.asked(name, callSign, err)
+	if err == nil {
+		m.roots[name].Store(&credential.Roots.Own)
 	}
-}
-
-// sawRoots is for roots that the issuer has just answered.
-func (m *metrics) sawRoots(name string, roots issuer.Roots) {
-	m.answered.WithLabelValues(name).SetToCurrentTime()
-	m.roots[name].Store(&roots.Own)
 }
 
 // refreshed is for an answer to the question for the roots.
 func (m *metrics) refreshed(name string, roots issuer.Roots, err error) {
+	m.asked(name, callRoots, err)
+	if err == nil {
+		m.roots[name].Store(&roots.Own)
+	}
+}
+
+// asked keeps when there was an answer, and when there was none.
+func (m *metrics) asked(name, call string, err error) {
 	switch result(err) {
 	case resultSuccess:
-		m.sawRoots(name, roots)
+		m.answered.WithLabelValues(name, call).SetToCurrentTime()
 	case resultUnavailable:
-		m.failed.WithLabelValues(name).SetToCurrentTime()
+		m.failed.WithLabelValues(name, call).SetToCurrentTime()
 	}
 }
 

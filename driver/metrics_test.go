@@ -95,7 +95,7 @@ func expectSeries(t *testing.T, got, want map[string]float64) {
 func TestMetricsAreWellNamed(t *testing.T) {
 	d, registry := measured(t)
 	d.add("csi-1", "web-0", "pods/uid/volumes/kubernetes.io~csi/tls/mount")
-	d.metrics.sawRoots("default", issuer.Roots{Own: []*x509.Certificate{{Raw: []byte("root")}}})
+	d.metrics.refreshed("default", issuer.Roots{Own: []*x509.Certificate{{Raw: []byte("root")}}}, nil)
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)
@@ -223,15 +223,28 @@ func TestResultsOfSigning(t *testing.T) {
 					t.Errorf("it took %v s", got)
 				}
 				now, never := float64(time.Now().Unix()), 0.0
-				times := map[string]float64{
-					`step_csi_issuer_last_answer_timestamp_seconds{issuer="default"}`: never, `step_csi_issuer_last_failure_timestamp_seconds{issuer="default"}`: never,
-					`step_csi_issuer_last_answer_timestamp_seconds{issuer="other"}`: never, `step_csi_issuer_last_failure_timestamp_seconds{issuer="other"}`: never,
+				answer := func(when, name, call string) string {
+					return fmt.Sprintf("step_csi_issuer_last_%s_timestamp_seconds{issuer=%q,operation=%q}", when, name, call)
+				}
+				times := map[string]float64{}
+				for _, name := range []string{"default", "other"} {
+					for _, call := range []string{callSign, callRoots} {
+						times[answer("answer", name, call)], times[answer("failure", name, call)] = never, never
+					}
 				}
 				switch want {
 				case resultSuccess:
-					times[`step_csi_issuer_last_answer_timestamp_seconds{issuer="default"}`] = now
+					times[answer("answer", "default", callSign)] = now
 				case resultUnavailable:
-					times[`step_csi_issuer_last_failure_timestamp_seconds{issuer="default"}`] = now
+					times[answer("failure", "default", callSign)] = now
+				}
+				expectSeries(t, scrape(t, registry, "step_csi_issuer_last_"), times)
+				d.metrics.refreshed("other", issuer.Roots{}, err)
+				switch want {
+				case resultSuccess:
+					times[answer("answer", "other", callRoots)] = now
+				case resultUnavailable:
+					times[answer("failure", "other", callRoots)] = now
 				}
 				expectSeries(t, scrape(t, registry, "step_csi_issuer_last_"), times)
 			})
@@ -263,7 +276,7 @@ func TestRootsAreBounded(t *testing.T) {
 		root := &x509.Certificate{Raw: []byte(fmt.Sprint("root ", i%50)), NotAfter: time.Unix(int64(1000+i%50/2), 0)}
 		roots = append(roots, root)
 	}
-	d.metrics.sawRoots("default", issuer.Roots{Own: roots})
+	d.metrics.refreshed("default", issuer.Roots{Own: roots}, nil)
 	got := scrape(t, registry, "step_csi_root_expiration_timestamp_seconds")
 	if len(got) != maxRoots {
 		t.Errorf("%d series", len(got))
@@ -273,7 +286,7 @@ func TestRootsAreBounded(t *testing.T) {
 			t.Errorf("%s is there, and expires at %v", series, at)
 		}
 	}
-	d.metrics.sawRoots("default", issuer.Roots{Own: roots[:1]})
+	d.metrics.refreshed("default", issuer.Roots{Own: roots[:1]}, nil)
 	if got := scrape(t, registry, "step_csi_root_expiration_timestamp_seconds"); len(got) != 1 {
 		t.Errorf("of another answer: %v", got)
 	}

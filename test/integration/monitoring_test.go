@@ -126,6 +126,7 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	n := r.prepareNode()
 	address := "127.0.0.1:" + freePort(t)
 	n.flags = []string{"--http-address", address}
+	n.changeConfig("duration:", "roots: {refresh: 1s}\n    duration:") // else the next answer is minutes away
 	n.start()
 	prometheus := startPrometheus(t, map[string]string{"step-csi": address, "step-csi-ra": r.replicas[0].http})
 	long, short := pod{name: "long-0"}, pod{name: "short-0", attributes: map[string]string{"duration": "30s"}}

@@ -108,6 +108,7 @@ func New(c Config) (*Authority, error) {
 	}
 	for name := range c.Issuers {
 		a.readiness.Expect(name)
+		a.metrics.expect(name)
 	}
 	return a, nil
 }
@@ -132,7 +133,7 @@ func (a *Authority) Run(ctx context.Context, listener net.Listener) error {
 		ending.Go(func() {
 			a.readiness.Connect(background, name, i.Issuer)
 			ctx := klog.NewContext(background, klog.FromContext(background).WithValues("issuer", name))
-			i.FollowRoots(ctx, i.RootsRefresh, func(issuer.Roots, error) {})
+			i.FollowRoots(ctx, i.RootsRefresh, func(_ issuer.Roots, err error) { a.metrics.refreshed(name, err) })
 		})
 	}
 	klog.FromContext(ctx).Info("Serving the registration authority", "address", listener.Addr(), "plugin", a.plugin)

@@ -12,6 +12,8 @@ import (
 type metrics struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
+	answered *prometheus.GaugeVec
+	failed   *prometheus.GaugeVec
 }
 
 func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
@@ -25,6 +27,14 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 			Help:    "How long requests to sign took, whatever the answer, by issuer.",
 			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
 		}, []string{"issuer"}),
+		answered: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "step_csi_ra_issuer_last_answer_timestamp_seconds",
+			Help: "When the CA of the issuer last answered its roots; 0 if never.",
+		}, []string{"issuer"}),
+		failed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "step_csi_ra_issuer_last_failure_timestamp_seconds",
+			Help: "When the CA of the issuer last did not answer its roots; 0 if never.",
+		}, []string{"issuer"}),
 	}
 	issued := s.gauge("step_csi_ra_certificate_issued_timestamp_seconds",
 		"When the authority's own certificate was issued, by its notBefore; 0 if there is none.",
@@ -32,7 +42,7 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 	expiry := s.gauge("step_csi_ra_certificate_expiration_timestamp_seconds",
 		"When the authority's own certificate expires; 0 if there is none.",
 		func(leaf *x509.Certificate) time.Time { return leaf.NotAfter })
-	for _, c := range []prometheus.Collector{m.requests, m.duration, issued, expiry} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, issued, expiry} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -48,6 +58,21 @@ func (s *serving) gauge(name, help string, at func(*x509.Certificate) time.Time)
 		}
 		return 0
 	})
+}
+
+// expect makes the series of an issuer whose CA has not been asked yet.
+func (m *metrics) expect(issuer string) {
+	m.answered.WithLabelValues(issuer)
+	m.failed.WithLabelValues(issuer)
+}
+
+// refreshed keeps when the CA answered its roots, and when it did not.
+func (m *metrics) refreshed(issuer string, err error) {
+	at := m.answered
+	if err != nil {
+		at = m.failed
+	}
+	at.WithLabelValues(issuer).SetToCurrentTime()
 }
 
 func (m *metrics) signed(issuer string, c codes.Code, took time.Duration) {
