@@ -196,6 +196,24 @@ func (s *server) expectVolumes(n *node, address string, pods ...pod) {
 	}
 }
 
+// described compares the metrics with those that the manual has, both ways.
+func described(t *testing.T, served string) {
+	t.Helper()
+	manual, err := os.ReadFile("../../docs/monitoring.md")
+	must(t, err)
+	pairs := func(expression, text string) (all []string) {
+		for _, found := range regexp.MustCompile(expression).FindAllStringSubmatch(text, -1) {
+			all = append(all, found[1]+" "+found[2])
+		}
+		slices.Sort(all)
+		return slices.Compact(all)
+	}
+	is, says := pairs(`(?m)^# TYPE (step_csi_\w+) (\w+)$`, served), pairs("(?m)^\\| `(step_csi_\\w+)` \\| (\\w+) \\|", string(manual))
+	if !slices.Equal(is, says) {
+		t.Errorf("the processes serve\n%s\nand docs/monitoring.md has\n%s", strings.Join(is, "\n"), strings.Join(says, "\n"))
+	}
+}
+
 // What the processes serve is well-formed, well-named, and has no secret in it.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
@@ -235,6 +253,7 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s: promtool, of the package prometheus: %v\n%s", name, err, out)
 		}
 	}
+	described(t, plugin+authority)
 	if status, body := get(t, "http://"+address+"/healthz"); status != http.StatusOK || body != "ok\n" {
 		t.Errorf("healthz: %d %q", status, body)
 	}
