@@ -24,8 +24,8 @@ const driverName = "csi.step-ca.io"
 var binary string
 
 var (
-	soak = flag.Duration("soak", 100*time.Second, "how long to kill at random")
-	seed = flag.Uint64("seed", 0, "repeat a run of random kills; 0 is a new one")
+	soak = flag.Duration("soak", 0, "how long to kill at random, instead of a thousand times in at most two minutes")
+	seed = flag.Uint64("seed", 0, "what is random in it, to repeat a run; 0 is something new")
 )
 
 func TestMain(m *testing.M) {

@@ -90,11 +90,17 @@ func (n *node) command() *exec.Cmd {
 	return command
 }
 
-// start starts the plugin and waits until it answers.
-func (n *node) start() {
+// launch starts the plugin.
+func (n *node) launch() {
 	n.t.Helper()
 	n.process = n.command()
 	must(n.t, n.process.Start())
+}
+
+// start starts the plugin and waits until it answers.
+func (n *node) start() {
+	n.t.Helper()
+	n.launch()
 	n.answers()
 }
 
@@ -115,7 +121,9 @@ func (n *node) startIntercepted(decide func(call) verdict) {
 func (n *node) answers() {
 	n.t.Helper()
 	eventually(n.t, 30*time.Second, "the plugin answers", func() bool {
-		_, err := n.Probe(n.context(), &csi.ProbeRequest{})
+		ctx, cancel := n.context()
+		defer cancel()
+		_, err := n.Probe(ctx, &csi.ProbeRequest{})
 		return err == nil
 	})
 }
@@ -158,14 +166,12 @@ func (n *node) stop() {
 
 // context is that of one call: longer than any should take, and no longer than
 // an intercepted process lives.
-func (n *node) context() context.Context {
+func (n *node) context() (context.Context, context.CancelFunc) {
 	parent := context.Background()
 	if n.calls != nil {
 		parent = n.calls.alive
 	}
-	ctx, cancel := context.WithTimeout(parent, 30*time.Second)
-	n.t.Cleanup(cancel)
-	return ctx
+	return context.WithTimeout(parent, 30*time.Second)
 }
 
 // pod is a pod with one volume, as the kubelet sees it.
@@ -207,7 +213,9 @@ func (n *node) publish(p pod) error {
 		"csi.storage.k8s.io/serviceAccount.name": "web",
 	}
 	maps.Copy(volumeContext, p.attributes)
-	_, err := n.NodePublishVolume(n.context(), &csi.NodePublishVolumeRequest{
+	ctx, cancel := n.context()
+	defer cancel()
+	_, err := n.NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{
 		VolumeId:   p.volumeID(),
 		TargetPath: target,
 		Readonly:   true,
@@ -222,14 +230,18 @@ func (n *node) publish(p pod) error {
 
 // unpublish is one try of the kubelet.
 func (n *node) unpublish(p pod) error {
-	_, err := n.NodeUnpublishVolume(n.context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
+	ctx, cancel := n.context()
+	defer cancel()
+	_, err := n.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
 	return err
 }
 
 // health is what is wrong with the volume. It fails for one that the plugin does
 // not know, or that is not mounted.
 func (n *node) health(p pod) ([]*csi.VolumeHealth_VolumeHealthEntry, error) {
-	answer, err := n.NodeGetVolumeHealth(n.context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
+	ctx, cancel := n.context()
+	defer cancel()
+	answer, err := n.NodeGetVolumeHealth(ctx, &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
 	return answer.GetVolumeHealth().GetHealthStatuses(), err
 }
 
@@ -251,15 +263,20 @@ func (n *node) expectGone(p pod) {
 	}
 }
 
-// buffer collects a process's output.
+// buffer collects the output of processes: the newest of it, where it is much.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
 
+const maxLog = 8 << 20
+
 func (b *buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.b.Len() > maxLog {
+		b.b.Next(maxLog / 2)
+	}
 	return b.b.Write(p)
 }
 

@@ -1,0 +1,317 @@
+package crash
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/flexstack/step-csi/driver/tmpfs"
+)
+
+func (n *node) serial(p pod) string {
+	n.t.Helper()
+	leaf, err := read(n.target(p), usual)
+	must(n.t, err)
+	return leaf.SerialNumber.String()
+}
+
+// expectRenewal waits for another certificate in the pod's volume, and checks it.
+func (n *node) expectRenewal(p pod, before string) {
+	n.t.Helper()
+	eventually(n.t, time.Minute, "a renewal", func() bool { return n.serial(p) != before })
+	eventually(n.t, time.Minute, "nothing is wrong", func() bool {
+		trouble, err := n.health(p)
+		return err == nil && len(trouble) == 0
+	})
+}
+
+func (n *node) expectTrouble(p pod, message string) {
+	n.t.Helper()
+	eventually(n.t, time.Minute, "the volume's health says "+message, func() bool {
+		trouble, err := n.health(p)
+		return err == nil && len(trouble) == 1 && strings.Contains(trouble[0].GetMessage(), message)
+	})
+}
+
+// open opens the pod's volume for writing.
+func (n *node) open(p pod) *os.Root {
+	n.t.Helper()
+	target, err := os.Open(n.target(p))
+	must(n.t, err)
+	defer target.Close()
+	tree, err := tmpfs.Clone(target)
+	must(n.t, err)
+	defer tree.Close()
+	root, err := tree.Root()
+	must(n.t, err)
+	n.t.Cleanup(func() { root.Close() })
+	return root
+}
+
+// A volume that takes nothing more keeps what it has, and is renewed by itself
+// once it does.
+func TestFullVolume(t *testing.T) {
+	n := newNode(t, startCA(t))
+	n.start()
+	for name, fill := range map[string]func(*os.Root) error{
+		"bytes": func(root *os.Root) error { return root.WriteFile("filler", make([]byte, 2<<20), 0o600) },
+		"inodes": func(root *os.Root) (err error) {
+			for i := 0; err == nil; i++ {
+				err = root.WriteFile(fmt.Sprint("filler", i), nil, 0o600)
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPod("web-"+name).with("duration", "6s")
+			must(t, n.publish(p))
+			root := n.open(p)
+			if err := fill(root); !errors.Is(err, unix.ENOSPC) {
+				t.Fatalf("filled: %v", err)
+			}
+			before := n.serial(p)
+			n.expectTrouble(p, "no space left on device")
+			if leaf, err := readAll(n.target(p), usual); err != nil || leaf.SerialNumber.String() != before {
+				t.Errorf("what was mounted is not there: %v", err)
+			}
+			fillers, err := filepath.Glob(n.target(p) + "/filler*")
+			must(t, err)
+			for _, filler := range fillers {
+				must(t, root.Remove(filepath.Base(filler)))
+			}
+			n.expectRenewal(p, before)
+			if names, err := filepath.Glob(n.target(p) + "/..2*"); err != nil || len(names) > 2 {
+				t.Errorf("sets of files: %q, %v", names, err)
+			}
+			must(t, n.unpublish(p))
+			n.expectGone(p)
+		})
+	}
+	n.stop()
+}
+
+// longChain makes the CA's answer longer than a volume: the intermediate comes
+// two thousand times.
+func longChain(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		recorder := httptest.NewRecorder()
+		next.ServeHTTP(recorder, r)
+		var answer map[string]any
+		if chain, ok := func() ([]any, bool) {
+			if json.Unmarshal(recorder.Body.Bytes(), &answer) != nil {
+				return nil, false
+			}
+			chain, ok := answer["certChain"].([]any)
+			return chain, ok && len(chain) > 1
+		}(); ok {
+			answer["certChain"] = append(chain, slices.Repeat(chain[1:], 2000)...)
+			_ = json.NewEncoder(w).Encode(answer)
+			return
+		}
+		w.WriteHeader(recorder.Code)
+		_, _ = w.Write(recorder.Body.Bytes())
+	})
+}
+
+// A chain that does not fit into a volume is refused, and leaves nothing, or what
+// was there.
+func TestChainLongerThanAVolume(t *testing.T) {
+	ca := startCA(t)
+	n := newNode(t, ca)
+	n.start()
+	mounted, refused := newPod("web-0").with("duration", "6s"), newPod("web-1")
+	must(t, n.publish(mounted))
+	before := n.serial(mounted)
+	ca.Intercept(longChain)
+	if err := n.publish(refused); err == nil || status.Code(err) == codes.Unavailable {
+		t.Errorf("published: %v", err)
+	} else {
+		t.Log(err)
+	}
+	n.expectGone(refused)
+	n.expectTrouble(mounted, "cannot be renewed")
+	if leaf, err := readAll(n.target(mounted), usual); err != nil || leaf.SerialNumber.String() != before {
+		t.Errorf("what was mounted is not there: %v", err)
+	}
+	ca.Intercept(nil)
+	must(t, n.publish(refused))
+	n.expectRenewal(mounted, before)
+	for _, p := range []pod{mounted, refused} {
+		must(t, n.unpublish(p))
+		n.expectGone(p)
+	}
+	n.stop()
+}
+
+// Whatever somebody takes away, the plugin notices by the next renewal, and the
+// kubelet's next call brings it back.
+func TestTakenAwayBehindOurBack(t *testing.T) {
+	n := newNode(t, startCA(t))
+	n.start()
+	for name, takeAway := range map[string]func(target string) error{
+		"the mount":  func(target string) error { return syscall.Unmount(target, 0) },
+		"the target": func(target string) error { return errors.Join(syscall.Unmount(target, 0), os.Remove(target)) },
+		"the pod directory": func(target string) error {
+			pod := filepath.Dir(filepath.Dir(filepath.Dir(filepath.Dir(target))))
+			return errors.Join(syscall.Unmount(target, 0), os.RemoveAll(pod))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPod("web-"+strings.ReplaceAll(name, " ", "-")).with("duration", "3s")
+			must(t, n.publish(p))
+			must(t, takeAway(n.target(p)))
+			if _, err := n.health(p); status.Code(err) != codes.NotFound {
+				t.Errorf("its health: %v", err)
+			}
+			eventually(t, time.Minute, "the renewals end", func() bool {
+				return strings.Contains(n.logs.String(), fmt.Sprintf(`"Stopped renewing a volume that is not mounted any more" pod="shop/%s"`, p.name))
+			})
+			must(t, n.publish(p))
+			n.expectRenewal(p, n.serial(p))
+			must(t, takeAway(n.target(p)))
+			must(t, n.unpublish(p))
+			n.expectGone(p)
+			must(t, n.publish(p))
+			must(t, n.unpublish(p))
+			n.expectGone(p)
+		})
+	}
+	n.stop()
+}
+
+// The same in the middle of what is being done.
+func TestTakenAwayMeanwhile(t *testing.T) {
+	n := newNode(t, startCA(t))
+	n.startIntercepted(nil)
+	p := newPod("web-0")
+	before := func(name string, do func() error) {
+		n.calls.set(func(c call) verdict {
+			if c.name == name && do != nil {
+				if err := do(); err != nil {
+					t.Error(err)
+				}
+				do = nil
+			}
+			return verdict{}
+		})
+	}
+	before("move_mount", func() error { return os.Remove(n.target(p)) })
+	if err := n.publish(p); status.Code(err) != codes.NotFound {
+		t.Errorf("published where there is no target: %v", err)
+	}
+	n.expectGone(p)
+	must(t, n.publish(p))
+	for _, call := range []string{"open_tree", "openat(O_CREAT)", "setxattr"} {
+		first := n.serial(p)
+		done := make(chan struct{})
+		before(call, func() error {
+			defer close(done)
+			return syscall.Unmount(n.target(p), syscall.MNT_DETACH)
+		})
+		must(t, n.publish(p.with("service-names", call[:4])))
+		<-done
+		must(t, n.publish(p))
+		if n.serial(p) == first {
+			t.Errorf("unmounted before %s: the old volume is there", call)
+		}
+		n.expectTracked(p)
+	}
+	before("umount2", func() error { return syscall.Unmount(n.target(p), syscall.MNT_DETACH) })
+	_ = n.unpublish(p) // there was something a moment ago
+	must(t, n.unpublish(p))
+	n.expectGone(p)
+	n.stop()
+}
+
+// A kubelet directory that is read-only for a while, as on a file system with an
+// error, stops no renewal.
+func TestReadOnlyKubeletDirectory(t *testing.T) {
+	n := newNode(t, startCA(t))
+	pods := filepath.Join(n.kubeletDir, "pods")
+	must(t, os.Mkdir(pods, 0o755))
+	must(t, syscall.Mount(pods, pods, "", syscall.MS_BIND, ""))
+	defer func() { must(t, syscall.Unmount(pods, 0)) }()
+	n.start()
+	mounted, refused := newPod("web-0").with("duration", "6s"), newPod("web-1")
+	must(t, n.publish(mounted))
+	must(t, os.MkdirAll(filepath.Dir(n.target(refused)), 0o755))
+	must(t, syscall.Mount("", pods, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+	if err := n.publish(refused); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "read-only file system") {
+		t.Errorf("published: %v", err)
+	}
+	n.expectRenewal(mounted, n.serial(mounted))
+	for range 2 {
+		if err := n.unpublish(mounted); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "read-only file system") {
+			t.Errorf("unpublished: %v", err)
+		}
+	}
+	must(t, syscall.Mount("", pods, "", syscall.MS_BIND|syscall.MS_REMOUNT, ""))
+	must(t, n.publish(refused))
+	for _, p := range []pod{mounted, refused} {
+		must(t, n.unpublish(p))
+		n.expectGone(p)
+	}
+	n.stop()
+}
+
+// A mount that is busy for longer stays a volume like any other, until it goes.
+func TestBusyWhenUnpublished(t *testing.T) {
+	n := newNode(t, startCA(t))
+	n.startIntercepted(nil)
+	p := newPod("web-0").with("duration", "6s")
+	must(t, n.publish(p))
+	for _, errno := range []unix.Errno{unix.EBUSY, unix.EINTR} {
+		n.calls.set(func(c call) verdict {
+			if c.name == "umount2" {
+				return verdict{errno: errno}
+			}
+			return verdict{}
+		})
+		for range 3 {
+			if err := n.unpublish(p); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "umount2: "+errno.Error()) {
+				t.Errorf("unpublished: %v", err)
+			}
+		}
+		n.expectRenewal(p, n.serial(p))
+	}
+	n.calls.set(nil)
+	must(t, n.unpublish(p))
+	n.expectGone(p)
+	n.stop()
+}
+
+// A pod that will not let go of its files keeps them, and nobody else waits.
+func TestFilesOpenOverUnpublish(t *testing.T) {
+	n := newNode(t, startCA(t))
+	n.start()
+	p := newPod("web-0")
+	must(t, n.publish(p))
+	directory, err := os.Open(n.target(p))
+	must(t, err)
+	defer directory.Close()
+	file, err := os.Open(filepath.Join(n.target(p), usual.key))
+	must(t, err)
+	defer file.Close()
+	must(t, n.unpublish(p))
+	n.expectGone(p)
+	if read, err := file.Read(make([]byte, 100)); err != nil || read != 100 {
+		t.Errorf("the file that is open: %d, %v", read, err)
+	}
+	must(t, n.publish(p)) // a volume of its own
+	must(t, n.unpublish(p))
+	n.expectGone(p)
+	n.stop()
+}

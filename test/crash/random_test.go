@@ -1,0 +1,215 @@
+package crash
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// kills are made at most, unless -soak says for how long, and no longer than
+	// most.
+	kills = 1000
+	most  = 110 * time.Second
+	// slowest is what is waited for a start, at most.
+	slowest = 200 * time.Millisecond
+	// podsAtOnce is how many pods come and go side by side.
+	podsAtOnce = 12
+)
+
+// storm is a node whose plugin is killed again and again, with pods that come and
+// go, and readers of their volumes.
+type storm struct {
+	*node
+	seed uint64
+
+	mu   sync.Mutex
+	held map[string]bool // by target: the kubelet has seen the volume published, and wants it
+
+	published, unpublished, renewed, checked atomic.Int64
+}
+
+// The process is killed at random moments, under a load of publishes, renewals
+// and unpublishes, while others read the volumes all the time.
+func TestRandomKills(t *testing.T) {
+	s := &storm{node: newNode(t, startCA(t)), seed: *seed, held: map[string]bool{}}
+	if s.seed == 0 {
+		s.seed = rand.Uint64()
+	}
+	t.Logf("to repeat it: go test ./test/crash -run RandomKills -seed %d", s.seed)
+	begin := time.Now()
+	ctx, stop := context.WithCancel(t.Context())
+	var kubelets, readers sync.WaitGroup
+	for i := range uint64(podsAtOnce) {
+		kubelets.Go(func() { s.keepPods(ctx, i) })
+	}
+	reading, stopReading := context.WithCancel(context.Background())
+	for range 2 {
+		readers.Go(func() { s.keepReading(reading) })
+	}
+	killed := s.keepKilling(begin)
+	s.start()
+	renewed := s.renewed.Load()
+	eventually(t, time.Minute, "renewals by the last process", func() bool { return s.renewed.Load() > renewed+podsAtOnce || t.Failed() })
+	s.expectAllTracked()
+	stop()
+	kubelets.Wait()
+	stopReading()
+	readers.Wait()
+	t.Logf("%d kills in %s: %d volumes published, %d rotations seen, %d unpublished, %d times read",
+		killed, time.Since(begin).Round(time.Second), s.published.Load(), s.renewed.Load(), s.unpublished.Load(), s.checked.Load())
+	if left := s.mounts(); len(left) > 0 {
+		t.Errorf("%d mounts are left: %q", len(left), left)
+	}
+	s.stop()
+	if pods, err := os.ReadDir(filepath.Join(s.kubeletDir, "pods")); err != nil || len(pods) > 0 {
+		t.Errorf("left of the pods: %v, %v", pods, err)
+	}
+}
+
+func (s *storm) random(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed, stream)) }
+
+// keepKilling kills the process again and again: some while they start, most in
+// the middle of what there is to do, and a few after a while.
+func (s *storm) keepKilling(begin time.Time) (killed int) {
+	s.t.Helper()
+	random := s.random(1 << 32)
+	s.start()
+	start := 20 * time.Millisecond // what a start takes, by and by, on this machine
+	for !s.t.Failed() && (*soak > 0 && time.Since(begin) < *soak || *soak == 0 && killed < kills && time.Since(begin) < most) {
+		life := time.Duration(random.Float64() * 3 * float64(start))
+		switch random.IntN(40) {
+		case 0:
+			life += time.Second
+		case 1, 2, 3, 4:
+			life += 5 * start
+		}
+		time.Sleep(life)
+		s.kill()
+		killed++
+		launched := time.Now()
+		s.launch()
+		if killed%20 == 1 {
+			s.answers()
+			start = min(max(time.Since(launched), start/2), start*2, slowest)
+		}
+	}
+	s.kill()
+	s.t.Logf("a start took %s, by and by", start.Round(time.Millisecond))
+	return killed
+}
+
+// keepPods starts one pod after the other, and lets it go.
+func (s *storm) keepPods(ctx context.Context, number uint64) {
+	random := s.random(number)
+	for generation := 0; ctx.Err() == nil && !s.t.Failed(); generation++ {
+		p := newPod(fmt.Sprintf("web-%d-%d", number, generation))
+		p = p.with("duration", []string{"2s", "3s", "5s"}[random.IntN(3)])
+		p = p.with("reuse-private-key", []string{"true", "false"}[random.IntN(2)])
+		if random.IntN(5) == 0 { // it is deleted before it runs
+			_ = s.publish(p)
+		} else {
+			s.insist(func() error { return s.publish(p) })
+			s.published.Add(1)
+			s.hold(p, true)
+			for lives := random.IntN(6); lives > 0 && ctx.Err() == nil; lives-- {
+				time.Sleep(time.Duration(random.IntN(1000)) * time.Millisecond)
+				if random.IntN(2) == 0 {
+					p = p.with("service-names", fmt.Sprint("web-", lives))
+				}
+				s.insist(func() error { return s.publish(p) })
+			}
+			s.hold(p, false)
+		}
+		s.insist(func() error { return s.unpublish(p) })
+		s.unpublished.Add(1)
+		if _, err := os.Lstat(s.target(p)); !errors.Is(err, fs.ErrNotExist) {
+			s.t.Errorf("%s: the target is still there: %v", p.name, err)
+		}
+		if err := os.RemoveAll(filepath.Join(s.kubeletDir, "pods", p.name)); err != nil {
+			s.t.Error(err)
+		}
+	}
+}
+
+// insist tries until it succeeds, as the kubelet does. That the plugin is not
+// there is the only error there is.
+func (s *storm) insist(try func() error) {
+	for !s.t.Failed() {
+		err := try()
+		if err == nil {
+			return
+		}
+		if status.Code(err) != codes.Unavailable {
+			s.t.Error(err)
+		}
+	}
+}
+
+func (s *storm) hold(p pod, held bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if held {
+		s.held[s.target(p)] = true
+	} else {
+		delete(s.held, s.target(p))
+	}
+}
+
+func (s *storm) holds(target string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held[target]
+}
+
+// keepReading reads whatever volumes there are, also those that are just being
+// published or unpublished.
+func (s *storm) keepReading(ctx context.Context) {
+	serials := map[string]string{}
+	for ctx.Err() == nil && !s.t.Failed() {
+		targets, err := filepath.Glob(filepath.Join(s.kubeletDir, "pods/*/volumes/*/*/mount"))
+		if err != nil {
+			s.t.Error(err)
+		}
+		for _, target := range targets {
+			held := s.holds(target)
+			leaf, err := read(target, usual)
+			switch {
+			case err == nil:
+				serial := leaf.SerialNumber.String()
+				if before := serials[target]; before != "" && before != serial {
+					s.renewed.Add(1)
+				}
+				serials[target] = serial
+			case errors.Is(err, errNotMounted) && (!held || !s.holds(target)):
+			default:
+				s.t.Errorf("%s: %v", target, err)
+			}
+			s.checked.Add(1)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// expectAllTracked checks that the plugin knows every volume that a pod has.
+func (s *storm) expectAllTracked() {
+	s.t.Helper()
+	for _, path := range s.mounts() {
+		name := filepath.Base(filepath.Dir(filepath.Dir(filepath.Dir(filepath.Dir(path)))))
+		if _, err := s.health(pod{name: name}); err != nil && slices.Contains(s.mounts(), path) && s.holds(path) {
+			s.t.Errorf("%s is mounted: %v", name, err)
+		}
+	}
+}
