@@ -79,6 +79,11 @@ fuzz: ## Fuzz what users and nodes send, for a minute each
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/policy
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/ra/authority
 
+# SOAK is for how long, SEED repeats a run.
+.PHONY: soak
+soak: ## Kill the plugin at random, under load, for SOAK=30m (needs root)
+	$(SUDO) $(GO) test -count 1 -timeout 0 -tags $(TAGS) -v -run TestRandomKills ./test/crash -soak $(or $(SOAK),30m) -seed $(or $(SEED),0)
+
 .PHONY: clean
 clean: ## Remove what was built
 	rm -rf bin

@@ -1,14 +1,21 @@
 package crash
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -46,8 +53,8 @@ func (n *node) expectTrouble(p pod, message string) {
 	})
 }
 
-// open opens the pod's volume for writing.
-func (n *node) open(p pod) *os.Root {
+// openVolume opens the pod's volume for writing.
+func (n *node) openVolume(p pod) *os.Root {
 	n.t.Helper()
 	target, err := os.Open(n.target(p))
 	must(n.t, err)
@@ -64,6 +71,7 @@ func (n *node) open(p pod) *os.Root {
 // A volume that takes nothing more keeps what it has, and is renewed by itself
 // once it does.
 func TestFullVolume(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	n.start()
 	for name, fill := range map[string]func(*os.Root) error{
@@ -78,7 +86,7 @@ func TestFullVolume(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPod("web-"+name).with("duration", "6s")
 			must(t, n.publish(p))
-			root := n.open(p)
+			root := n.openVolume(p)
 			if err := fill(root); !errors.Is(err, unix.ENOSPC) {
 				t.Fatalf("filled: %v", err)
 			}
@@ -103,50 +111,64 @@ func TestFullVolume(t *testing.T) {
 	n.stop()
 }
 
-// longChain makes the CA's answer longer than a volume: the intermediate comes
-// two thousand times.
-func longChain(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		recorder := httptest.NewRecorder()
-		next.ServeHTTP(recorder, r)
-		var answer map[string]any
-		if chain, ok := func() ([]any, bool) {
-			if json.Unmarshal(recorder.Body.Bytes(), &answer) != nil {
-				return nil, false
+// largeRoot makes the CA answer with one more root, which alone is larger than a
+// volume.
+func largeRoot(t *testing.T) func(http.Handler) http.Handler {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Large"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: make([]byte, 1<<20)}},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	must(t, err)
+	large := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !strings.HasSuffix(r.URL.Path, "/roots") {
+				next.ServeHTTP(w, r)
+				return
 			}
-			chain, ok := answer["certChain"].([]any)
-			return chain, ok && len(chain) > 1
-		}(); ok {
-			answer["certChain"] = append(chain, slices.Repeat(chain[1:], 2000)...)
+			recorder := httptest.NewRecorder()
+			next.ServeHTTP(recorder, r)
+			var answer struct {
+				Certificates []string `json:"crts"`
+			}
+			if err := json.Unmarshal(recorder.Body.Bytes(), &answer); err != nil {
+				t.Error(err)
+			}
+			answer.Certificates = append(answer.Certificates, large)
+			w.WriteHeader(recorder.Code)
 			_ = json.NewEncoder(w).Encode(answer)
-			return
-		}
-		w.WriteHeader(recorder.Code)
-		_, _ = w.Write(recorder.Body.Bytes())
-	})
+		})
+	}
 }
 
-// A chain that does not fit into a volume is refused, and leaves nothing, or what
-// was there.
-func TestChainLongerThanAVolume(t *testing.T) {
+// Roots that do not fit into a volume leave nothing of it, or what was there.
+func TestRootsLargerThanAVolume(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	n.start()
 	mounted, refused := newPod("web-0").with("duration", "6s"), newPod("web-1")
 	must(t, n.publish(mounted))
 	before := n.serial(mounted)
-	ca.Intercept(longChain)
-	if err := n.publish(refused); err == nil || status.Code(err) == codes.Unavailable {
+	n.kill()
+	ca.Intercept(largeRoot(t))
+	n.start()
+	if err := n.publish(refused); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "no space left on device") {
 		t.Errorf("published: %v", err)
-	} else {
-		t.Log(err)
 	}
 	n.expectGone(refused)
-	n.expectTrouble(mounted, "cannot be renewed")
+	n.expectTrouble(mounted, "no space left on device")
 	if leaf, err := readAll(n.target(mounted), usual); err != nil || leaf.SerialNumber.String() != before {
 		t.Errorf("what was mounted is not there: %v", err)
 	}
 	ca.Intercept(nil)
+	n.kill()
+	n.start()
 	must(t, n.publish(refused))
 	n.expectRenewal(mounted, before)
 	for _, p := range []pod{mounted, refused} {
@@ -159,6 +181,7 @@ func TestChainLongerThanAVolume(t *testing.T) {
 // Whatever somebody takes away, the plugin notices by the next renewal, and the
 // kubelet's next call brings it back.
 func TestTakenAwayBehindOurBack(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	n.start()
 	for name, takeAway := range map[string]func(target string) error{
@@ -239,6 +262,7 @@ func TestTakenAwayMeanwhile(t *testing.T) {
 // A kubelet directory that is read-only for a while, as on a file system with an
 // error, stops no renewal.
 func TestReadOnlyKubeletDirectory(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	pods := filepath.Join(n.kubeletDir, "pods")
 	must(t, os.Mkdir(pods, 0o755))
@@ -269,6 +293,7 @@ func TestReadOnlyKubeletDirectory(t *testing.T) {
 
 // A mount that is busy for longer stays a volume like any other, until it goes.
 func TestBusyWhenUnpublished(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	n.startIntercepted(nil)
 	p := newPod("web-0").with("duration", "6s")
@@ -295,6 +320,7 @@ func TestBusyWhenUnpublished(t *testing.T) {
 
 // A pod that will not let go of its files keeps them, and nobody else waits.
 func TestFilesOpenOverUnpublish(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	n.start()
 	p := newPod("web-0")

@@ -89,12 +89,12 @@ func (s *storm) keepKilling(begin time.Time) (killed int) {
 	s.start()
 	start := 20 * time.Millisecond // what a start takes, by and by, on this machine
 	for !s.t.Failed() && (*soak > 0 && time.Since(begin) < *soak || *soak == 0 && killed < kills && time.Since(begin) < most) {
-		life := time.Duration(random.Float64() * 3 * float64(start))
-		switch random.IntN(40) {
+		life := time.Duration(random.Float64() * 2 * float64(start))
+		switch random.IntN(48) {
 		case 0:
-			life += time.Second
+			life += 500 * time.Millisecond
 		case 1, 2, 3, 4:
-			life += 5 * start
+			life += 3 * start
 		}
 		time.Sleep(life)
 		s.kill()
