@@ -51,11 +51,18 @@ func TestRandomKills(t *testing.T) {
 	t.Logf("to repeat it: go test ./test/crash -run RandomKills -seed %d", s.seed)
 	begin := time.Now()
 	ctx, stop := context.WithCancel(t.Context())
+	reading, stopReading := context.WithCancel(context.Background())
 	var kubelets, readers sync.WaitGroup
+	end := func() {
+		stop()
+		kubelets.Wait()
+		stopReading()
+		readers.Wait()
+	}
+	defer end()
 	for i := range uint64(podsAtOnce) {
 		kubelets.Go(func() { s.keepPods(ctx, i) })
 	}
-	reading, stopReading := context.WithCancel(context.Background())
 	for range 2 {
 		readers.Go(func() { s.keepReading(reading) })
 	}
@@ -64,10 +71,7 @@ func TestRandomKills(t *testing.T) {
 	renewed := s.renewed.Load()
 	eventually(t, time.Minute, "renewals by the last process", func() bool { return s.renewed.Load() > renewed+podsAtOnce || t.Failed() })
 	s.expectAllTracked()
-	stop()
-	kubelets.Wait()
-	stopReading()
-	readers.Wait()
+	end()
 	t.Logf("%d kills in %s: %d volumes published, %d rotations seen, %d unpublished, %d times read",
 		killed, time.Since(begin).Round(time.Second), s.published.Load(), s.renewed.Load(), s.unpublished.Load(), s.checked.Load())
 	if left := s.mounts(); len(left) > 0 {

@@ -56,8 +56,10 @@ func readOnce(path string, n names) (*x509.Certificate, error) {
 	}
 	// What is mounted there now stays readable through this, also when unmounted.
 	defer target.Close()
-	if record, err := tmpfs.Record(target); err != nil || record == nil {
-		return nil, errors.Join(err, errNotMounted)
+	if record, err := tmpfs.Record(target); err != nil {
+		return nil, fmt.Errorf("half attached: %w", err)
+	} else if record == nil {
+		return nil, errNotMounted
 	}
 	root, err := tmpfs.Root(target)
 	if err != nil {
