@@ -51,11 +51,6 @@ type operation struct {
 	gone bool
 }
 
-// wanted are the names that the pod's files are to have in the end.
-func (p pod) wanted() names {
-	return names{p.attributes["certificate-file"], p.attributes["privatekey-file"], p.attributes["ca-file"]}
-}
-
 func operations() map[string]operation {
 	return map[string]operation{
 		"publish": {
@@ -207,10 +202,13 @@ func (n *node) expectRepaired(o operation, p pod) {
 		_, err := os.Lstat(filepath.Join(n.target(p), o.whole[0].certificate))
 		return want == o.whole[0] || errors.Is(err, os.ErrNotExist)
 	})
+	eventually(n.t, 30*time.Second, "nothing is wrong", func() bool {
+		trouble, err := n.health(p)
+		return err == nil && len(trouble) == 0
+	})
 	if _, err := readAll(n.target(p), want); err != nil {
 		n.t.Error(err)
 	}
-	n.expectTracked(p)
 }
 
 // Killed while it starts, too, it leaves the volumes alone, and nothing of its
