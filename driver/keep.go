@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"time"
@@ -22,7 +21,7 @@ import (
 const renewalTimeout = 2 * time.Minute
 
 // errGone says that a volume is not mounted any more.
-var errGone = fmt.Errorf("the volume is not mounted: %w", schedule.ErrGone)
+var errGone = errors.New("the volume is not mounted")
 
 // track keeps the certificate of a mounted volume fresh until untrack.
 func (d *Driver) track(v *volume) {
@@ -65,6 +64,7 @@ func (d *Driver) keep(ctx context.Context, v *volume) (renewal.Validity, error) 
 	case errors.Is(err, errGone):
 		v.gone.Store(true)
 		logger.Info("Stopped renewing a volume that is not mounted any more", v.logValues()...)
+		err = schedule.ErrGone
 	case err != nil && ctx.Err() == nil:
 		logger.Error(err, "Renewal failed", append(v.logValues(), "notAfter", v.record.NotAfter.UTC().Format(time.RFC3339))...)
 	}
