@@ -21,7 +21,8 @@ demo: build ## Show what step-csi does, for real, in 15 s (needs root for mounts
 
 # -count: some tests run the built binary, which the test cache knows nothing of.
 .PHONY: test
-test: ## Build, and run every test (needs root for mounts, openssl, prometheus)
+test: ## Build, and run every test (needs root for mounts)
+	@$(SUDO) test/setup.sh test
 	$(SUDO) $(GO) test -count 1 -timeout 30m -tags $(TAGS) ./...
 
 .PHONY: build
@@ -49,7 +50,7 @@ bin/step-csi-cluster:
 # -parallel: two cores do not take more at once.
 .PHONY: e2e
 e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one (needs root)
-	@$(SUDO) test/e2e/setup.sh
+	@$(SUDO) test/setup.sh e2e
 	$(if $(SCENARIO),,$(SUDO) $(GO) test -count 1 -tags e2e,$(TAGS) ./test/image)
 	@$(GO) test -c -tags e2e,$(TAGS) -o bin/e2e.test ./test/e2e
 	@cd test/e2e && $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 4 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'

@@ -1,0 +1,29 @@
+#!/bin/sh
+# Installs what `make test` ("test") or `make e2e` ("e2e") needs and this machine
+# lacks, where apt-get can.
+set -eu
+missing=
+need() { # program package
+	command -v "$1" >/dev/null || [ -e "$1" ] || missing="$missing $2"
+}
+need openssl openssl # a second opinion on certificates
+case $1 in
+test)
+	need promtool prometheus # with promtool: what the alerts are tried in
+	;;
+e2e)
+	need buildah buildah
+	need /bin/busybox busybox-static
+	need runc runc
+	need /usr/lib/cni/ptp containernetworking-plugins
+	need iptables iptables
+	need mmdebstrap mmdebstrap
+	;;
+esac
+[ -z "$missing" ] && exit 0
+command -v apt-get >/dev/null || { echo "make $1: install$missing" >&2; exit 1; }
+echo "Installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q >/dev/null
+# Without services: nothing here runs on the machine itself.
+apt-get install -qqy --no-install-recommends $missing >/dev/null
