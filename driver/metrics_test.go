@@ -171,15 +171,16 @@ func TestCountsOfVolumes(t *testing.T) {
 			}
 			return errors.New("no route to host")
 		})
-		d.addWith(hanging, func(ctx context.Context) error {
-			<-ctx.Done()
-			return ctx.Err()
-		})
 		ctx, stop := context.WithCancel(t.Context())
 		defer synctest.Wait()
 		defer stop()
 		go d.authorities["default"].line.Run(ctx)
 		time.Sleep(time.Minute)
+		// After the failures of the other, which it would be in the way of.
+		d.addWith(hanging, func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		})
 		synctest.Wait()
 		// Of an issuer that is not configured any more.
 		unfit := d.add("unfit", "web-3", "d")

@@ -32,7 +32,7 @@ func newVolumeCollector(d *Driver) *volumeCollector {
 		driver:     d,
 		expiration: perVolume("expiration_timestamp_seconds", "When the certificate in a pod's volume expires."),
 		issued:     perVolume("issued_timestamp_seconds", "When the certificate came, by the node's clock."),
-		renewal:    perVolume("renewal_timestamp_seconds", "When its renewal is tried next; a time in the past if that is under way."),
+		renewal:    perVolume("renewal_timestamp_seconds", "When its renewal is tried next; a time in the past if that is under way, or waits for others."),
 		failures:   perVolume("renewal_failures", "Renewals that failed in a row; 0 after one that succeeded."),
 		volumes:    perIssuer("volumes", "Volumes that are mounted."),
 		backoff:    perIssuer("volumes_backoff", "Volumes whose last renewal failed, and which wait to try again."),

@@ -232,7 +232,7 @@ func TestMetrics(t *testing.T) {
 	for _, want := range []string{
 		`step_csi_signings_total{issuer="default",operation="publish",result="success"} 1`,
 		`step_csi_signing_duration_seconds_count{issuer="default",operation="publish"} 1`,
-		`step_csi_signings_waiting{issuer="default",operation="publish"} 0`,
+		`step_csi_signings_waiting{issuer="default"} 0`,
 		`step_csi_root_expiration_timestamp_seconds{fingerprint="` + ca.Fingerprint() + `",issuer="default"} `,
 		`step_csi_volumes{issuer="default"} 1`,
 		`step_csi_build_info{`,
