@@ -111,23 +111,23 @@ func TestFullVolume(t *testing.T) {
 	n.stop()
 }
 
-// largeRoot makes the CA answer with one more root, which alone is larger than a
-// volume.
-func largeRoot(t *testing.T) func(http.Handler) http.Handler {
+// moreRoots makes the CA answer with one more root of at least the size, for as
+// long as that is wanted.
+func moreRoots(t *testing.T, size int, wanted func() bool) func(http.Handler) http.Handler {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Large"}, IsCA: true, BasicConstraintsValid: true,
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Another"}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: make([]byte, 1<<20)}},
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: make([]byte, size)}},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	must(t, err)
-	large := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	another := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if !strings.HasSuffix(r.URL.Path, "/roots") {
+			if !strings.HasSuffix(r.URL.Path, "/roots") || !wanted() {
 				next.ServeHTTP(w, r)
 				return
 			}
@@ -139,7 +139,7 @@ func largeRoot(t *testing.T) func(http.Handler) http.Handler {
 			if err := json.Unmarshal(recorder.Body.Bytes(), &answer); err != nil {
 				t.Error(err)
 			}
-			answer.Certificates = append(answer.Certificates, large)
+			answer.Certificates = append(answer.Certificates, another)
 			w.WriteHeader(recorder.Code)
 			_ = json.NewEncoder(w).Encode(answer)
 		})
@@ -156,7 +156,7 @@ func TestRootsLargerThanAVolume(t *testing.T) {
 	must(t, n.publish(mounted))
 	before := n.serial(mounted)
 	n.kill()
-	ca.Intercept(largeRoot(t))
+	ca.Intercept(moreRoots(t, 1<<20, func() bool { return true })) // larger than a volume
 	n.start()
 	if err := n.publish(refused); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "no space left on device") {
 		t.Errorf("published: %v", err)

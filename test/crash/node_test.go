@@ -57,6 +57,7 @@ issuers:
     fingerprint: %s
     provisioner: {type: jwk, name: %s, passwordFile: password}
     duration: {default: 1h, max: 24h, min: 1s}
+    roots: {refresh: 1s}
 `, ca.URL(), ca.Fingerprint(), name)), 0o600))
 	// One connection for all processes: each is found on the same path.
 	connection, err := grpc.NewClient("unix://"+n.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -41,10 +41,13 @@ type storm struct {
 	published, unpublished, renewed, checked atomic.Int64
 }
 
-// The process is killed at random moments, under a load of publishes, renewals
-// and unpublishes, while others read the volumes all the time.
+// The process is killed at random moments, under a load of publishes, renewals,
+// changes of the CA's roots, and unpublishes, while others read the volumes all the time.
 func TestRandomKills(t *testing.T) {
-	s := &storm{node: newNode(t, startCA(t)), seed: *seed, held: map[string]bool{}}
+	ca := startCA(t)
+	// Roots come and go: ca.crt is rewritten in every volume.
+	ca.Intercept(moreRoots(t, 1, func() bool { return time.Now().Unix()%6 < 3 }))
+	s := &storm{node: newNode(t, ca), seed: *seed, held: map[string]bool{}}
 	if s.seed == 0 {
 		s.seed = rand.Uint64()
 	}
