@@ -185,8 +185,10 @@ func TestTakenAwayBehindOurBack(t *testing.T) {
 	n := newNode(t, startCA(t))
 	n.start()
 	for name, takeAway := range map[string]func(target string) error{
-		"the mount":  func(target string) error { return syscall.Unmount(target, syscall.MNT_DETACH) },
-		"the target": func(target string) error { return errors.Join(syscall.Unmount(target, syscall.MNT_DETACH), os.Remove(target)) },
+		"the mount": func(target string) error { return syscall.Unmount(target, syscall.MNT_DETACH) },
+		"the target": func(target string) error {
+			return errors.Join(syscall.Unmount(target, syscall.MNT_DETACH), os.Remove(target))
+		},
 		"the pod directory": func(target string) error {
 			pod := filepath.Dir(filepath.Dir(filepath.Dir(filepath.Dir(target))))
 			return errors.Join(syscall.Unmount(target, syscall.MNT_DETACH), os.RemoveAll(pod))
