@@ -89,17 +89,18 @@ type State struct {
 
 // Publish does what asks for a first certificate, as soon as there is a place for
 // it. It goes ahead of renewals.
-func (l *Line) Publish(ctx context.Context, issue func(context.Context) error) error {
+func (l *Line) Publish(ctx context.Context, issue func(context.Context) error) (err error) {
 	if err := l.enter(ctx); err != nil {
 		return err
 	}
 	began := time.Now()
-	err := issue(ctx)
-	l.mu.Lock()
-	l.heard(began, err, false)
-	l.mu.Unlock()
-	l.changed()
-	return err
+	defer func() { // also when it panics
+		l.mu.Lock()
+		l.heard(began, err, false)
+		l.mu.Unlock()
+		l.changed()
+	}()
+	return issue(ctx)
 }
 
 // Add keeps the certificate fresh: renew is called whenever it is due, and again
