@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -68,7 +69,11 @@ func Write(root *os.Root, files []File, access Access) error {
 	if err != nil {
 		return errors.Join(err, unlink(root, missing(after, before)), root.RemoveAll(set))
 	}
-	return unlink(root, missing(before, after))
+	if err := unlink(root, missing(before, after)); err != nil {
+		return err
+	}
+	announce(root, current)
+	return nil
 }
 
 // Has tells whether the file is there, with the same contents.
@@ -97,6 +102,23 @@ func Replace(root *os.Root, file File, names []string, access Access) error {
 		files[i] = File{name, data}
 	}
 	return Write(root, files, access)
+}
+
+// announce touches the files of the set before, for programs that watch a file
+// itself, and so that of the set which it was in then: they see that it is written
+// to and that its attributes change, and open the name again. Without that, they
+// would see nothing before the set is removed, with the next Write. The new set is
+// in use already, so nothing can fail here.
+func announce(root *os.Root, set string) {
+	if set == "" {
+		return
+	}
+	entries, _ := fs.ReadDir(root.FS(), set)
+	for _, entry := range entries {
+		name, now := path.Join(set, entry.Name()), time.Now()
+		_ = root.Chtimes(name, time.Time{}, now) // IN_MODIFY
+		_ = root.Chtimes(name, now, now)         // IN_ATTRIB
+	}
 }
 
 func list(root *os.Root) ([]string, error) {
