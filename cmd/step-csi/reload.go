@@ -86,15 +86,18 @@ func parseReload(args []string) (reload.Config, error) {
 	flags.StringVar(&c.PIDFile, "pid-file", "", "")
 	flags.StringVar(&c.ProcessName, "process-name", "", "")
 	execute := flags.Bool("exec", false, "")
-	flags.Func("url", "", func(text string) (err error) {
-		c.URL, err = parseReloadURL(text)
-		return err
-	})
+	address := flags.String("url", "", "") // not parsed here: the error would have it in it
 	flags.StringVar(&c.Method, "method", http.MethodPost, "")
 	flags.DurationVar(&c.Debounce, "debounce", time.Second, "")
 	flags.DurationVar(&c.Timeout, "timeout", 30*time.Second, "")
 	if err := flags.Parse(args); err != nil {
 		return c, err
+	}
+	if *address != "" {
+		var err error
+		if c.URL, err = parseReloadURL(*address); err != nil {
+			return c, fmt.Errorf("--url: %w", err)
+		}
 	}
 	switch {
 	case *execute && flags.NArg() == 0:
@@ -116,7 +119,7 @@ func parseSignal(name string) (syscall.Signal, error) {
 	return 0, fmt.Errorf("there is no signal %q; HUP and USR1 are some", name)
 }
 
-// parseReloadURL repeats nothing of the URL in its errors.
+// parseReloadURL repeats nothing of the URL, which may have a password in it.
 func parseReloadURL(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {

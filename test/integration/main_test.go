@@ -34,6 +34,9 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	if directory := os.Getenv(serverOf); directory != "" {
+		runServer(directory)
+	}
 	sandbox.Enter()
 	// Tests that wait for time to pass do so side by side. Ginkgo, which the sanity
 	// test brings, refuses -test.parallel on the command line.

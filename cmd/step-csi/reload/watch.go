@@ -13,8 +13,8 @@ const (
 	// one that is not there.
 	lookAgain = time.Second
 	// lookAnyway is how often to look while all are watched: what is mounted at a
-	// path can be replaced without an event.
-	lookAnyway = time.Minute
+	// path comes and goes without an event.
+	lookAnyway = 10 * time.Second
 )
 
 // watcher tells that something may have changed in directories. Whoever listens

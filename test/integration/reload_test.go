@@ -1,0 +1,304 @@
+package integration
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// serverOf makes the test's binary a server that cannot watch its files: it shows
+// what it has read when it started, or at the last SIGHUP.
+const serverOf = "STEP_CSI_TEST_SERVER_OF"
+
+// runServer is that server. It says on its output which signals it gets.
+func runServer(directory string) {
+	load := func() *tls.Certificate {
+		pair, err := tls.LoadX509KeyPair(filepath.Join(directory, "tls.crt"), filepath.Join(directory, "tls.key"))
+		if err != nil {
+			panic(err)
+		}
+		return &pair
+	}
+	pair := load()
+	signals := make(chan os.Signal, 10)
+	signal.Notify(signals)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("serving", listener.Addr())
+	handshakes := make(chan net.Conn)
+	go func() {
+		for {
+			connection, err := listener.Accept()
+			if err != nil {
+				panic(err)
+			}
+			handshakes <- connection
+		}
+	}()
+	for {
+		select {
+		case connection := <-handshakes:
+			_ = tls.Server(connection, &tls.Config{Certificates: []tls.Certificate{*pair}}).Handshake()
+			connection.Close()
+		case s := <-signals:
+			switch s {
+			case syscall.SIGURG: // of Go itself
+				continue
+			case syscall.SIGHUP:
+				pair = load()
+			case syscall.SIGTERM:
+				fmt.Println("got", s)
+				os.Exit(7)
+			}
+			fmt.Println("got", s)
+		}
+	}
+}
+
+// reloading is a step-csi reload.
+type reloading struct {
+	t       *testing.T
+	process *exec.Cmd
+	out     *buffer
+	ended   chan error
+}
+
+func startReload(t *testing.T, env string, args ...string) *reloading {
+	t.Helper()
+	r := &reloading{t: t, process: exec.Command(binary, append([]string{"reload"}, args...)...), out: &buffer{}, ended: make(chan error, 1)}
+	r.process.Stdout, r.process.Stderr = r.out, r.out
+	r.process.Env = append(os.Environ(), env)
+	must(t, r.process.Start())
+	go func() { r.ended <- r.process.Wait() }()
+	t.Cleanup(func() {
+		_ = r.process.Process.Kill()
+		if t.Failed() {
+			t.Logf("step-csi reload %q:\n%s", args, r.out)
+		}
+	})
+	return r
+}
+
+// says waits until the word is in the output so often.
+func (r *reloading) says(times int, what string) {
+	r.t.Helper()
+	eventually(r.t, 30*time.Second, what, func() bool { return strings.Count(r.out.String(), what) >= times })
+}
+
+func (r *reloading) signal(s syscall.Signal) {
+	r.t.Helper()
+	must(r.t, r.process.Process.Signal(s))
+}
+
+// exits waits for the end, and compares the exit status.
+func (r *reloading) exits(status int) {
+	r.t.Helper()
+	select {
+	case err := <-r.ended:
+		var exit *exec.ExitError
+		if got := r.process.ProcessState.ExitCode(); got != status || err != nil && !errors.As(err, &exit) {
+			r.t.Errorf("exit status %d instead of %d: %v", got, status, err)
+		}
+	case <-time.After(30 * time.Second):
+		r.t.Fatal("it does not end")
+	}
+}
+
+// A server that is wrapped shows the new certificate after each rotation, in the
+// same process, and is sent all other signals, too.
+func TestReloadWrapsAServer(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, startCA(t))
+	p := pod{name: "web-0", attributes: map[string]string{"dns-names": "web.shop", "duration": "9s"}}
+	target := n.target(p)
+	self, err := os.Executable()
+	must(t, err)
+	r := startReload(t, serverOf+"="+target, "--dir", target, "--signal", "HUP", "--debounce", "100ms", "--", self)
+	// It waits for the volume, and only then is there a server.
+	r.says(1, `"Waiting for the files"`)
+	n.publish(p)
+	r.says(1, "serving ")
+	_, rest, _ := strings.Cut(r.out.String(), "serving ")
+	address := strings.Fields(rest)[0]
+	roots := read(t, target).roots
+	for range 3 {
+		first := shownAt(t, address, roots)
+		eventually(t, 30*time.Second, "a new certificate at the server", func() bool { return !shownAt(t, address, roots).Equal(first) })
+		eventually(t, 5*time.Second, "the one of the volume", func() bool { return shownAt(t, address, roots).Equal(read(t, target).leaf()) })
+	}
+	if started := strings.Count(r.out.String(), "serving "); started != 1 {
+		t.Errorf("the server started %d times", started)
+	}
+	for s, name := range map[syscall.Signal]string{
+		syscall.SIGUSR1: "user defined signal 1", syscall.SIGUSR2: "user defined signal 2",
+		syscall.SIGINT: "interrupt", syscall.SIGQUIT: "quit", syscall.SIGWINCH: "window changed",
+	} {
+		r.signal(s)
+		r.says(1, "got "+name)
+	}
+	r.signal(syscall.SIGTERM)
+	r.exits(7)
+	n.unpublish(p)
+}
+
+func shownAt(t *testing.T, address string, roots *x509.CertPool) *x509.Certificate {
+	t.Helper()
+	connection, err := tls.Dial("tcp", address, &tls.Config{RootCAs: roots, ServerName: "web.shop"})
+	must(t, err)
+	defer connection.Close()
+	return connection.ConnectionState().PeerCertificates[0]
+}
+
+// still is a directory in which nothing changes.
+func still(t *testing.T) string {
+	directory := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(directory, "tls.crt"), nil, 0o600))
+	return directory
+}
+
+func TestReloadExitsAsTheProgramDoes(t *testing.T) {
+	t.Parallel()
+	for script, status := range map[string]int{
+		"exit 0": 0, "exit 3": 3, "exit 255": 255, "kill -KILL $$": 137, "kill -SEGV $$": 139, "kill -HUP $$": 129,
+	} {
+		startReload(t, "", "--dir", still(t), "--signal", "HUP", "--", "sh", "-c", script).exits(status)
+	}
+	r := startReload(t, "", "--dir", still(t), "--signal", "HUP", "--", "/no/such/program")
+	r.exits(1)
+	r.says(1, "/no/such/program: no such file or directory")
+	// Before the files are there, there is no program yet.
+	r = startReload(t, "", "--dir", "/no/such/directory", "--signal", "HUP", "--", "true")
+	r.says(1, "missing=")
+	r.signal(syscall.SIGTERM)
+	r.exits(0)
+	// Nobody is told who would be killed by it.
+	directory := still(t)
+	r = startReload(t, "", "--dir", directory, "--debounce", "10ms", "--signal", "HUP", "--", "sleep", "600")
+	r.says(1, "Watching")
+	must(t, os.WriteFile(filepath.Join(directory, "tls.crt"), []byte("new"), 0o600))
+	r.says(1, "does not handle SIGHUP")
+	r.signal(syscall.SIGTERM)
+	r.exits(143)
+}
+
+// As process 1 of a container it collects the orphans, which would stay for ever.
+func TestReloadCollectsOrphans(t *testing.T) {
+	t.Parallel()
+	r := &reloading{t: t, out: &buffer{}, ended: make(chan error, 1)}
+	r.process = exec.Command(binary, "reload", "--dir", still(t), "--signal", "HUP", "--", "sh", "-c",
+		`i=0; while [ $i -lt 20 ]; do (sh -c 'sleep 0.2; exit 1' &); i=$((i+1)); done; echo orphaned; sleep 600`)
+	r.process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	r.process.Stdout, r.process.Stderr = r.out, r.out
+	must(t, r.process.Start())
+	go func() { r.ended <- r.process.Wait() }()
+	t.Cleanup(func() { _ = r.process.Process.Kill() })
+	r.says(1, "orphaned")
+	children := func() []string {
+		pid := strconv.Itoa(r.process.Process.Pid)
+		var all []string
+		tasks, err := filepath.Glob("/proc/" + pid + "/task/*/children")
+		must(t, err)
+		for _, task := range tasks {
+			text, _ := os.ReadFile(task)
+			all = append(all, strings.Fields(string(text))...)
+		}
+		return all
+	}
+	eventually(t, 30*time.Second, "the program is the only child", func() bool { return len(children()) == 1 })
+	r.signal(syscall.SIGTERM)
+	r.exits(143)
+}
+
+// A sidecar: the server is not its child. First it is found by its process id,
+// then by its name.
+func TestReloadBesideAServer(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, startCA(t))
+	p := pod{name: "web-0", attributes: map[string]string{"dns-names": "web.shop", "duration": "9s"}}
+	n.publish(p)
+	target := n.target(p)
+	name := filepath.Join(t.TempDir(), "sidecar-test")
+	self, err := os.Executable()
+	must(t, err)
+	must(t, os.Symlink(self, name))
+	server, out := exec.Command(name), &buffer{}
+	server.Env, server.Stdout, server.Stderr = append(os.Environ(), serverOf+"="+target), out, out
+	must(t, server.Start())
+	t.Cleanup(func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+	})
+	eventually(t, 30*time.Second, "the server", func() bool { return strings.Contains(out.String(), "serving ") })
+	file := filepath.Join(t.TempDir(), "pid")
+	must(t, os.WriteFile(file, fmt.Appendf(nil, "%d\n", server.Process.Pid), 0o600))
+	for i, to := range [][]string{{"--pid-file", file}, {"--process-name", "sidecar-test"}} {
+		r := startReload(t, "", append([]string{"--dir", target, "--debounce", "10ms", "--signal", "HUP"}, to...)...)
+		// Once when it starts, and then with the rotation.
+		for reloads := range 2 {
+			r.says(reloads+1, "Reloaded")
+			eventually(t, 10*time.Second, "the signal", func() bool { return strings.Count(out.String(), "got hangup") >= 2*i+reloads+1 })
+		}
+		r.signal(syscall.SIGTERM)
+		r.exits(0)
+	}
+	n.unpublish(p)
+}
+
+// A command that fails is run again, with what it says in between; one that works
+// is run once for each rotation.
+func TestReloadRunsACommand(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, startCA(t))
+	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
+	n.publish(p)
+	target := n.target(p)
+	mark := filepath.Join(t.TempDir(), "mark")
+	r := startReload(t, "", "--dir", target, "--debounce", "10ms", "--exec", "--", "sh", "-c",
+		`openssl x509 -noout -serial -in "$1/tls.crt"; test -e "$2" || { echo not yet; exit 4; }`, "sh", target, mark)
+	r.says(2, `err="sh: exit status 4"`)
+	must(t, os.WriteFile(mark, nil, 0o600))
+	r.says(1, "Reloaded")
+	first := read(t, target).leaf()
+	eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, target).leaf().Equal(first) })
+	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber))
+	n.unpublish(p)
+	// The volume is gone; the next pod's comes.
+	r.says(1, "Waiting for the files")
+	n.publish(p)
+	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber))
+	r.signal(syscall.SIGTERM)
+	r.exits(0)
+	if strings.Contains(r.out.String(), "PRIVATE") {
+		t.Error("there is a key in the log")
+	}
+	n.unpublish(p)
+}
+
+func TestReloadUsage(t *testing.T) {
+	t.Parallel()
+	startReload(t, "", "--help").exits(0)
+	for _, args := range [][]string{
+		{"--signal", "HUP", "true"}, {"--dir", "/tls"}, {"--dir", "/tls", "--signal", "NONE", "true"}, {"--dir", "/tls", "--exec"},
+		{"--dir", "/tls", "--url", "localhost"}, {"--dir", "/tls", "--signal", "HUP"}, {"--dir", "", "--signal", "HUP", "true"},
+		{"--dir", "/tls", "--signal", "HUP", "--exec", "true"}, {"--dir", "/tls", "--url", "http://u:secret@h:x/"},
+	} {
+		r := startReload(t, "", args...)
+		r.exits(2)
+		if out := r.out.String(); !strings.HasPrefix(out, "step-csi reload: ") || !strings.Contains(out, "Usage: step-csi reload") || strings.Contains(out, "secret") {
+			t.Errorf("%q: %s", args, out)
+		}
+	}
+}
