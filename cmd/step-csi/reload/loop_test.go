@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,7 +19,7 @@ import (
 type scene struct {
 	*loop
 	ctx     context.Context
-	now     byte
+	now     atomic.Int32
 	changes chan struct{}
 	begin   time.Time
 	acted   []float64
@@ -29,18 +30,19 @@ func newScene(t *testing.T) *scene {
 	s := &scene{ctx: klog.NewContext(t.Context(), logr.Discard()), changes: make(chan struct{}, 1), begin: time.Now()}
 	s.loop = &loop{
 		contents: func() (digest, error) {
-			if s.now == 0 {
+			now := byte(s.now.Load())
+			if now == 0 {
 				return digest{}, fs.ErrNotExist
 			}
-			return digest{s.now}, nil
+			return digest{now}, nil
 		},
 		changes: s.changes, debounce: time.Second, timeout: 30 * time.Second,
 	}
 	return s
 }
 
-func (s *scene) change(to byte) {
-	s.now = to
+func (s *scene) change(to int32) {
+	s.now.Store(to)
 	select {
 	case s.changes <- struct{}{}:
 	default:
@@ -74,7 +76,7 @@ func (s *scene) play(t *testing.T, want []float64, during func()) {
 func TestOnceForSeveralChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
-		s.now = 1
+		s.now.Store(1)
 		s.play(t, []float64{11}, func() {
 			time.Sleep(10 * time.Second)
 			s.change(2)
@@ -91,11 +93,11 @@ func TestOnceForSeveralChanges(t *testing.T) {
 func TestChangesAllTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
-		s.now = 1
+		s.now.Store(1)
 		s.play(t, []float64{1, 2, 3}, func() {
 			time.Sleep(50 * time.Millisecond)
 			s.begin = time.Now()
-			for i := range byte(30) {
+			for i := range int32(30) {
 				s.change(2 + i)
 				time.Sleep(100 * time.Millisecond)
 			}
@@ -107,7 +109,7 @@ func TestChangesAllTheTime(t *testing.T) {
 func TestTouchedIsNotChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
-		s.now = 1
+		s.now.Store(1)
 		s.play(t, nil, func() {
 			for range 10 {
 				s.changes <- struct{}{}
@@ -120,7 +122,7 @@ func TestTouchedIsNotChanged(t *testing.T) {
 func TestGoneAndBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
-		s.now = 1
+		s.now.Store(1)
 		s.play(t, []float64{7213}, func() {
 			s.change(0)
 			time.Sleep(time.Hour)
@@ -137,7 +139,7 @@ func TestGoneAndBack(t *testing.T) {
 func TestBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
-		s.now = 1
+		s.now.Store(1)
 		s.fail = func(try int) error {
 			if try < 10 {
 				return errors.New("no")
@@ -155,7 +157,7 @@ func TestBackOff(t *testing.T) {
 func TestNewerThanWhatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
-		s.now = 1
+		s.now.Store(1)
 		s.fail = func(int) error { return errors.New("no") }
 		s.play(t, []float64{1, 2, 4, 8, 16, 21, 22, 24, 28}, func() {
 			s.change(2)
@@ -171,7 +173,8 @@ func TestTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScene(t)
 		var took []time.Duration
-		s.due, s.now = true, 1
+		s.due = true
+		s.now.Store(1)
 		if !s.await(s.ctx) {
 			t.Fatal("nothing is there")
 		}
@@ -202,7 +205,7 @@ func TestWaitsForTheFiles(t *testing.T) {
 		s.play(t, []float64{3600}, func() { time.Sleep(time.Hour) })
 		ended, stop := context.WithCancel(s.ctx)
 		stop()
-		s.now = 0
+		s.now.Store(0)
 		if s.await(ended) {
 			t.Error("there is nothing")
 		}

@@ -33,16 +33,15 @@ func start(command []string, sys *syscall.SysProcAttr) (*os.Process, error) {
 
 // wait collects the process, and on the way orphans, which come to process 1.
 // Nothing else in this program waits for processes.
-func wait(p *os.Process) error {
-	defer p.Release()
+func wait(pid int) error {
 	for {
 		var status unix.WaitStatus
-		pid, err := unix.Wait4(-1, &status, 0, nil)
+		ended, err := unix.Wait4(-1, &status, 0, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return os.NewSyscallError("wait4", err)
-		case pid != p.Pid:
+		case ended != pid:
 		case status.Signaled():
 			return ExitStatus(128 + int(status.Signal()))
 		case status.ExitStatus() != 0:
@@ -60,9 +59,8 @@ func execute(ctx context.Context, command []string) error {
 		return err
 	}
 	end := context.AfterFunc(ctx, func() { _ = unix.Kill(-p.Pid, unix.SIGKILL) })
-	err = wait(p)
-	end()
-	if err != nil {
+	defer end()
+	if err := wait(p.Pid); err != nil {
 		return fmt.Errorf("%s: %w", command[0], err)
 	}
 	return nil
@@ -117,7 +115,6 @@ func (c Config) signalOthers() error {
 		p, err := os.FindProcess(pid)
 		if err == nil {
 			err = send(c.Signal, p)
-			p.Release()
 		}
 		if errors.Is(err, os.ErrProcessDone) || errors.Is(err, unix.EPERM) {
 			err = fmt.Errorf("%w%s", err, hint)

@@ -173,14 +173,14 @@ func TestSignalOnlyWhoHandlesIt(t *testing.T) {
 		}
 	}
 	must(t, send(syscall.SIGHUP, handling))
-	if err := wait(handling); !errors.Is(err, ExitStatus(3)) {
+	if err := wait(handling.Pid); !errors.Is(err, ExitStatus(3)) {
 		t.Errorf("the one that handles it: %v", err)
 	}
 	if err := send(syscall.SIGHUP, helpless); err == nil || !strings.Contains(err.Error(), "does not handle SIGHUP") {
 		t.Errorf("the one that does not: %v", err)
 	}
 	must(t, send(syscall.SIGTERM, helpless)) // which is meant to end it
-	if err := wait(helpless); !errors.Is(err, ExitStatus(143)) {
+	if err := wait(helpless.Pid); !errors.Is(err, ExitStatus(143)) {
 		t.Error(err)
 	}
 }
@@ -233,7 +233,7 @@ func TestNamed(t *testing.T) {
 		t.Errorf("got %d, %v; want %d", pids, err, master.Pid)
 	}
 	must(t, syscall.Kill(-master.Pid, syscall.SIGKILL))
-	_ = wait(master)
+	_ = wait(master.Pid)
 }
 
 func comm(pid string) string {

@@ -46,7 +46,7 @@ func (c Config) wrap(ctx context.Context, begin func(action)) error {
 		}
 	})
 	begin(c.action(program))
-	err = wait(program)
+	err = wait(program.Pid)
 	signal.Stop(signals)
 	close(signals)
 	forwarding.Wait()
