@@ -62,8 +62,8 @@ func (r record) sameSpec(other record) bool {
 
 // volume is a volume that is mounted, or about to be.
 type volume struct {
-	// record is the mount's. Its Issued, NotAfter and Serial are the keeper's
-	// alone, once there is one; the rest stays.
+	// record is the mount's. Its Issued, NotAfter and Serial are its renewals'
+	// alone, once it is tracked; the rest stays.
 	record     record
 	attributes attributes.Attributes
 	// err says why a volume that is mounted cannot be renewed: its attributes
