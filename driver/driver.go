@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -81,6 +82,10 @@ type authority struct {
 	issuer       *issuer.Issuer
 	line         *schedule.Line
 	rootsRefresh time.Duration
+	// revoking has a place for each revocation at a time.
+	revoking chan struct{}
+	// cannotRevoke says that it has been told already.
+	cannotRevoke *atomic.Bool
 }
 
 // New refuses a configuration that cannot work, and a machine on which volumes
@@ -107,7 +112,10 @@ func New(c Config) (*Driver, error) {
 		},
 	}
 	for name, i := range c.Issuers {
-		d.authorities[name] = authority{issuer: i.Issuer, line: schedule.NewLine(), rootsRefresh: i.RootsRefresh}
+		d.authorities[name] = authority{
+			issuer: i.Issuer, line: schedule.NewLine(), rootsRefresh: i.RootsRefresh,
+			revoking: make(chan struct{}, revocationsAtOnce), cannotRevoke: &atomic.Bool{},
+		}
 		d.attributes.Issuers[name] = i.Bounds
 		d.readiness.Expect(name)
 		d.metrics.expect(name)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -147,20 +148,28 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 		return nil, err
 	}
 	defer release()
+	last := d.openToRevoke(req.GetVolumeId(), path)
+	if last != nil {
+		defer last.Close()
+	}
 	if err := d.detach(req.GetVolumeId(), path); err != nil {
 		return nil, err
 	}
-	d.release(req.GetVolumeId(), path)
+	d.release(ctx, req.GetVolumeId(), path, last)
 	return &csi.NodeUnpublishVolumeResponse{}, d.targets.Remove(path)
 }
 
-// release ends the renewal of the volume that was at the target path.
-func (d *Driver) release(id, path string) {
+// release ends the renewal of the volume that was at the target path. last is what
+// was in it.
+func (d *Driver) release(ctx context.Context, id, path string, last *os.Root) {
 	if v := d.tracked(id); v == nil || v.record.Target != path {
 		return
 	}
-	if v := d.untrack(id); v.attributes.RevokeOnDelete {
-		d.ending.Go(func() { d.revoke(d.background, v) })
+	v := d.untrack(id)
+	if v.attributes.RevokeOnDelete {
+		r := v.revocation(last)
+		ctx := klog.NewContext(d.background, klog.FromContext(ctx))
+		d.ending.Go(func() { d.revoke(ctx, v, r) })
 	}
 }
 

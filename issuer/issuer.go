@@ -32,6 +32,8 @@ var (
 	// ErrInvalidAnswer says that the authority has answered something else than
 	// what was asked for.
 	ErrInvalidAnswer = errors.New("the authority's answer is not what was asked for")
+	// ErrCannotRevoke says that the authority cannot revoke any certificate.
+	ErrCannotRevoke = errors.New("the authority cannot revoke")
 )
 
 // Pod is the identity of a pod as the kubelet or the API server states it,
@@ -90,10 +92,22 @@ type Signer interface {
 	Trust() *trust.Store
 }
 
+// Revocation is a certificate to revoke, with what proves the right to do so to
+// those who do not take the caller's word.
+type Revocation struct {
+	Serial string // in decimal
+	Pod    Pod    // whose it was
+	// Chain, leaf first, and Key; the zero values where they are not at hand.
+	Chain []*x509.Certificate
+	Key   PrivateKey
+}
+
 // Revoker is a Signer that can revoke what it has signed.
 type Revoker interface {
-	// Revoke revokes the certificate with the serial number, in decimal.
-	Revoke(ctx context.Context, serial string) error
+	// Revoke revokes the certificate. It is no error if it is revoked already.
+	// Errors wrap ErrCannotRevoke, ErrDenied or ErrUnavailable where one of them
+	// applies.
+	Revoke(context.Context, Revocation) error
 }
 
 // Policy decides whether a pod may have what it requests. An error that wraps
@@ -224,10 +238,24 @@ func (i *Issuer) CanRevoke() bool {
 }
 
 // Revoke revokes a certificate that this issuer has made.
-func (i *Issuer) Revoke(ctx context.Context, serial string) error {
+func (i *Issuer) Revoke(ctx context.Context, r Revocation) error {
 	revoker, ok := i.signer.(Revoker)
 	if !ok {
-		return errors.New("this issuer cannot revoke")
+		return ErrCannotRevoke
 	}
-	return revoker.Revoke(ctx, serial)
+	return revoker.Revoke(ctx, r)
+}
+
+// Verify checks that the chain, leaf first, is one of the authority's, and that the
+// leaf is valid now.
+func (i *Issuer) Verify(ctx context.Context, chain []*x509.Certificate) error {
+	roots, err := i.signer.Roots(ctx)
+	if err != nil {
+		return err
+	}
+	if err := checkUsage(chain[0]); err != nil {
+		return err
+	}
+	_, err = verify(chain[0], chain[1:], roots.Own, time.Now())
+	return err
 }

@@ -11,6 +11,8 @@ import (
 	"os"
 	"time"
 
+	"go.step.sm/crypto/pemutil"
+
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 )
@@ -115,6 +117,15 @@ func ReadLeaf(root *os.Root, a attributes.Attributes) (leaf *x509.Certificate, w
 	}
 	leaf, err = x509.ParseCertificate(block.Bytes)
 	return leaf, info.ModTime(), err
+}
+
+// ReadChain reads the certificates that Encode and Write have put into root.
+func ReadChain(root *os.Root, a attributes.Attributes) ([]*x509.Certificate, error) {
+	data, err := root.ReadFile(a.CertificateFile)
+	if err != nil {
+		return nil, err
+	}
+	return pemutil.ParseCertificateBundle(data)
 }
 
 // parseKey undoes marshalKey.

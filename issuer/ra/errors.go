@@ -40,6 +40,11 @@ func (s *Signer) explain(ctx context.Context, what string, err error) error {
 		a.kinds = []error{issuer.ErrUnavailable, issuer.ErrNoToken}
 	case codes.NotFound:
 		a.kinds = []error{issuer.ErrUnavailable}
+	case codes.FailedPrecondition:
+		a.kinds = []error{issuer.ErrCannotRevoke}
+	case codes.Unimplemented:
+		a.kinds = []error{issuer.ErrCannotRevoke}
+		a.text = "the authority is of an older version, which cannot revoke: " + said.Message()
 	case codes.Internal:
 		// The CA has answered something else than what was asked for.
 		a.kinds = []error{issuer.ErrInvalidAnswer}

@@ -238,12 +238,12 @@ func TestAttackAtAnotherCA(t *testing.T) {
 func TestAttackWithARevocation(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
-	revocation := steal(t, ca, func() error { return s.Revoke(t.Context(), "1234") })
+	revocation := steal(t, ca, func() error { return s.Revoke(t.Context(), issuer.Revocation{Serial: "1234"}) })
 	csr := revocation.csrFor(t, func(r *issuer.Request) { r.CommonName, r.DNSNames, r.URIs = "1234", []string{"1234"}, nil })
 	if status, answer := post(t, ca, "/1.0/sign", signWith(revocation.token, csr)); status != http.StatusUnauthorized {
 		t.Errorf("status %d: %s", status, answer)
 	}
-	again := steal(t, ca, func() error { return s.Revoke(t.Context(), "1234") })
+	again := steal(t, ca, func() error { return s.Revoke(t.Context(), issuer.Revocation{Serial: "1234"}) })
 	if status, answer := post(t, ca, "/1.0/revoke", map[string]any{"ott": again.token, "serial": "5678", "passive": true}); status != http.StatusForbidden {
 		t.Errorf("status %d: %s", status, answer)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 
 	"github.com/smallstep/certificates/errs"
 
@@ -39,10 +40,20 @@ func isRefusal(status int) bool {
 	switch status {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
 		return true
-	case http.StatusNotImplemented: // revocation without a database
-		return true
 	}
 	return false
+}
+
+// isRevoked says that a certificate was revoked before: the answer to an earlier
+// try was lost.
+func isRevoked(err error) bool {
+	var answer *errs.Error
+	return errors.As(err, &answer) && answer.Status == http.StatusBadRequest && strings.Contains(answer.Message(), "is already revoked")
+}
+
+func hasNoDatabase(err error) bool {
+	var answer *errs.Error
+	return errors.As(err, &answer) && answer.Status == http.StatusNotImplemented
 }
 
 // plain takes the client's wrapping off a message of the CA, which has one for

@@ -10,6 +10,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net/url"
 	"sync/atomic"
 	"time"
@@ -132,36 +133,45 @@ func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 // Trust is what the CA is verified by.
 func (s *Signer) Trust() *trust.Store { return s.trust }
 
-// Sign has the CA sign the CSR. A token is spent by a failed sign, too, so each
-// try mints its own. There is another try when the connection broke, and one
-// when the provisioner's key has been replaced; a CA that was restarted with
-// another key takes both.
-func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
-	c, err := s.connected(ctx)
-	if err != nil {
-		return nil, err
-	}
-	key, err := s.provisionerKey(ctx, c, nil)
-	if err != nil {
-		return nil, err
-	}
-	chain, err := s.signOnce(ctx, c, key, req)
-	if isBroken(err) && ctx.Err() == nil {
+// Sign has the CA sign the CSR.
+func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*x509.Certificate, err error) {
+	err = s.authorized(ctx, func(c *connection, key *provisionerKey) error {
 		chain, err = s.signOnce(ctx, c, key, req)
-	}
-	if isUnauthorized(err) {
-		newer, keyErr := s.provisionerKey(ctx, c, key)
-		if keyErr != nil {
-			return nil, keyErr
-		}
-		if newer != key {
-			chain, err = s.signOnce(ctx, c, newer, req)
-		}
-	}
+		return err
+	})
 	if err != nil {
 		return nil, s.explain("sign", err)
 	}
 	return chain, nil
+}
+
+// authorized makes a call that takes a one-time token. A token is spent by a call
+// that fails, too, so each try mints its own. There is another try when the
+// connection broke, and one when the provisioner's key has been replaced; a CA that
+// was restarted with another key takes both.
+func (s *Signer) authorized(ctx context.Context, call func(*connection, *provisionerKey) error) error {
+	c, err := s.connected(ctx)
+	if err != nil {
+		return err
+	}
+	key, err := s.provisionerKey(ctx, c, nil)
+	if err != nil {
+		return err
+	}
+	err = call(c, key)
+	if isBroken(err) && ctx.Err() == nil {
+		err = call(c, key)
+	}
+	if isUnauthorized(err) {
+		newer, keyErr := s.provisionerKey(ctx, c, key)
+		if keyErr != nil {
+			return keyErr
+		}
+		if newer != key {
+			err = call(c, newer)
+		}
+	}
+	return err
 }
 
 func (s *Signer) signOnce(ctx context.Context, c *connection, key *provisionerKey, req issuer.SigningRequest) ([]*x509.Certificate, error) {
@@ -182,18 +192,23 @@ func (s *Signer) signOnce(ctx context.Context, c *connection, key *provisionerKe
 	return certificates(answer.CertChainPEM)
 }
 
-// Revoke revokes the certificate with the serial number, in decimal. step-ca
-// revokes passively: it does not renew the certificate. It needs a database for
-// that. See https://smallstep.com/docs/step-ca/revocation/.
-func (s *Signer) Revoke(ctx context.Context, serial string) error {
-	c, err := s.connected(ctx)
-	if err != nil {
-		return err
+// Revoke revokes the certificate with the serial number; the rest is not needed.
+// step-ca revokes passively: it does not renew the certificate, and lists it where
+// it is configured to publish a list. It needs a database for that. See
+// https://smallstep.com/docs/step-ca/revocation/.
+func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
+	err := s.authorized(ctx, func(c *connection, key *provisionerKey) error { return s.revokeOnce(ctx, c, key, r.Serial) })
+	switch {
+	case err == nil, isRevoked(err):
+		return nil
+	case hasNoDatabase(err):
+		return fmt.Errorf("%s: %w: it has no database; give it one (db in its ca.json), or leave revoke-on-delete out",
+			s.url, issuer.ErrCannotRevoke)
 	}
-	key, err := s.provisionerKey(ctx, c, nil)
-	if err != nil {
-		return err
-	}
+	return s.explain("revoke", err)
+}
+
+func (s *Signer) revokeOnce(ctx context.Context, c *connection, key *provisionerKey, serial string) error {
 	token, err := key.token(s.url, "revoke", serial, tokenClaims{})
 	if err != nil {
 		return err
@@ -204,10 +219,7 @@ func (s *Signer) Revoke(ctx context.Context, serial string) error {
 		Serial: serial, OTT: token, Passive: true,
 		ReasonCode: ocsp.CessationOfOperation, Reason: "the pod is gone",
 	}, nil)
-	if err != nil {
-		return s.explain("revoke", err)
-	}
-	return nil
+	return err
 }
 
 // certificates unwraps the client's type, which may hold nil.

@@ -323,7 +323,8 @@ func TestTokenIsBoundToTheCSR(t *testing.T) {
 // A CA without a database cannot revoke, and asking again does not help.
 func TestRevokeWithoutDatabase(t *testing.T) {
 	s := newSigner(t, configFor(startCA(t)))
-	if err := s.Revoke(t.Context(), "1234"); !errors.Is(err, issuer.ErrDenied) {
+	err := s.Revoke(t.Context(), issuer.Revocation{Serial: "1234"})
+	if !errors.Is(err, issuer.ErrCannotRevoke) || errors.Is(err, issuer.ErrUnavailable) || !strings.Contains(err.Error(), "db in its ca.json") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -17,9 +17,6 @@ import (
 	"time"
 
 	"go.step.sm/crypto/pemutil"
-
-	"github.com/flexstack/step-csi/issuer/stepca"
-	"github.com/flexstack/step-csi/test/realca"
 )
 
 // files are the contents of a volume.
@@ -269,15 +266,7 @@ func TestGracefulStopLeavesMountsAlone(t *testing.T) {
 
 // The real step-ca, as its own process from its own module.
 func TestRealStepCAProcess(t *testing.T) {
-	ca, err := realca.Start(t.TempDir())
-	must(t, err)
-	t.Cleanup(func() {
-		ca.Stop()
-		if t.Failed() {
-			t.Logf("step-ca's log:\n%s", ca.Log())
-		}
-	})
-	n := newNode(t, ca)
+	n := newNode(t, startRealCA(t))
 	p := pod{name: "web-0", attributes: map[string]string{"service-names": "web", "duration": "5m"}}
 	n.publish(p)
 	leaf := read(t, n.target(p)).leaf()
@@ -285,18 +274,4 @@ func TestRealStepCAProcess(t *testing.T) {
 		t.Errorf("issued by %s", leaf.Issuer)
 	}
 	n.unpublish(p)
-	p.attributes["revoke-on-delete"] = "true"
-	n.publish(p)
-	leaf = read(t, n.target(p)).leaf()
-	n.unpublish(p)
-	eventually(t, 20*time.Second, "the revocation", func() bool { return strings.Contains(n.logs.String(), `"Revoked"`) })
-	signer, err := stepca.New(stepca.Config{
-		URL: ca.URL(), Fingerprint: ca.Fingerprint(), Provisioner: "admin",
-		Password: func() ([]byte, error) { return []byte("password"), nil },
-	})
-	must(t, err)
-	defer signer.Close()
-	if err := signer.Revoke(t.Context(), leaf.SerialNumber.String()); err == nil || !strings.Contains(err.Error(), "already revoked") {
-		t.Errorf("the CA has it revoked: %v", err)
-	}
 }

@@ -92,7 +92,8 @@ func (ca *CA) write() error {
 	data, err := json.Marshal(map[string]any{
 		"root": []string{ca.path("root_ca_0.crt")}, "crt": ca.path("intermediate_ca.crt"), "key": ca.path("intermediate_ca_key"),
 		"address": ca.address, "dnsNames": []string{"127.0.0.1"},
-		"db": map[string]any{"type": "badgerv2", "dataSource": ca.path("db")},
+		"db":  map[string]any{"type": "badgerv2", "dataSource": ca.path("db")},
+		"crl": map[string]any{"enabled": true, "generateOnRevoke": true},
 		"authority": map[string]any{"provisioners": []any{map[string]any{
 			"type": "JWK", "name": name, "key": key, "encryptedKey": sealed,
 			"claims": map[string]any{"minTLSCertDuration": "1s"},
@@ -210,6 +211,9 @@ func (ca *CA) URL() string { return "https://" + ca.address }
 
 // Provisioner returns the name and the password of the JWK provisioner.
 func (*CA) Provisioner() (name, password string) { return "admin", "password" }
+
+// Root is the CA's root certificate.
+func (ca *CA) Root() *x509.Certificate { return ca.pki.Root }
 
 // RootPEM is the CA's root certificate in PEM.
 func (ca *CA) RootPEM() []byte {

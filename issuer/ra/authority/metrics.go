@@ -10,10 +10,11 @@ import (
 
 // metrics of the authority.
 type metrics struct {
-	requests *prometheus.CounterVec
-	duration *prometheus.HistogramVec
-	answered *prometheus.GaugeVec
-	failed   *prometheus.GaugeVec
+	requests    *prometheus.CounterVec
+	duration    *prometheus.HistogramVec
+	answered    *prometheus.GaugeVec
+	failed      *prometheus.GaugeVec
+	revocations *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
@@ -35,6 +36,10 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 			Name: "step_csi_ra_issuer_last_failure_timestamp_seconds",
 			Help: "When the CA of the issuer last did not answer its roots; 0 if never.",
 		}, []string{"issuer"}),
+		revocations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "step_csi_ra_revocations_total",
+			Help: "Requests to revoke, by issuer and gRPC code of the answer.",
+		}, []string{"issuer", "code"}),
 	}
 	issued := s.gauge("step_csi_ra_certificate_issued_timestamp_seconds",
 		"When the authority's own certificate was issued, by its notBefore; 0 if there is none.",
@@ -42,7 +47,7 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 	expiry := s.gauge("step_csi_ra_certificate_expiration_timestamp_seconds",
 		"When the authority's own certificate expires; 0 if there is none.",
 		func(leaf *x509.Certificate) time.Time { return leaf.NotAfter })
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, issued, expiry} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, m.revocations, issued, expiry} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -78,4 +83,8 @@ func (m *metrics) refreshed(issuer string, err error) {
 func (m *metrics) signed(issuer string, c codes.Code, took time.Duration) {
 	m.requests.WithLabelValues(issuer, c.String()).Inc()
 	m.duration.WithLabelValues(issuer).Observe(took.Seconds())
+}
+
+func (m *metrics) revoked(issuer string, c codes.Code) {
+	m.revocations.WithLabelValues(issuer, c.String()).Inc()
 }

@@ -133,6 +133,7 @@ func code(err error) codes.Code {
 		{errMalformed, codes.InvalidArgument},
 		{errUnknownIssuer, codes.NotFound},
 		{errTooMany, codes.ResourceExhausted},
+		{issuer.ErrCannotRevoke, codes.FailedPrecondition},
 		{issuer.ErrDenied, codes.PermissionDenied},
 		{issuer.ErrUnavailable, codes.Unavailable},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},

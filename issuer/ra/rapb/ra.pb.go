@@ -14,6 +14,7 @@
 //                        a request that the policy or the CA does not allow.
 //   INVALID_ARGUMENT     a request that cannot be read.
 //   NOT_FOUND            an issuer that is not configured here.
+//   FAILED_PRECONDITION  a CA that cannot revoke, since it has no database.
 //   RESOURCE_EXHAUSTED   too many requests of this node, or for this pod.
 //   UNAVAILABLE          a CA or an API server that does not answer.
 
@@ -374,6 +375,125 @@ func (x *RootsResponse) GetFederatedRoots() [][]byte {
 	return nil
 }
 
+type RevokeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name of the issuer in the authority's configuration.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// The certificate and its intermediates, without the root, in DER.
+	Chain [][]byte `protobuf:"bytes,2,rep,name=chain,proto3" json:"chain,omitempty"`
+	// The UID of the pod that the certificate was for, for the audit log.
+	PodUid string `protobuf:"bytes,3,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	// When the signature was made, in seconds since 1970. It may be ten minutes off.
+	Time int64 `protobuf:"varint,4,opt,name=time,proto3" json:"time,omitempty"`
+	// By the certificate's key, of the issuer, the pod's UID, the caller's node, the
+	// time and the certificate: ECDSA or RSA (PKCS #1 v1.5) with SHA-256, or Ed25519.
+	// Package ra has the form of what is signed.
+	Signature     []byte `protobuf:"bytes,5,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeRequest) Reset() {
+	*x = RevokeRequest{}
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeRequest) ProtoMessage() {}
+
+func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
+func (*RevokeRequest) Descriptor() ([]byte, []int) {
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RevokeRequest) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *RevokeRequest) GetPodUid() string {
+	if x != nil {
+		return x.PodUid
+	}
+	return ""
+}
+
+func (x *RevokeRequest) GetTime() int64 {
+	if x != nil {
+		return x.Time
+	}
+	return 0
+}
+
+func (x *RevokeRequest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type RevokeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeResponse) Reset() {
+	*x = RevokeResponse{}
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeResponse) ProtoMessage() {}
+
+func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
+func (*RevokeResponse) Descriptor() ([]byte, []int) {
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{6}
+}
+
 var File_issuer_ra_rapb_ra_proto protoreflect.FileDescriptor
 
 const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
@@ -400,10 +520,18 @@ const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
 	"\rRootsResponse\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12'\n" +
 	"\x0fauthority_roots\x18\x02 \x03(\fR\x0eauthorityRoots\x12'\n" +
-	"\x0ffederated_roots\x18\x03 \x03(\fR\x0efederatedRoots2\x9c\x01\n" +
+	"\x0ffederated_roots\x18\x03 \x03(\fR\x0efederatedRoots\"\x88\x01\n" +
+	"\rRevokeRequest\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x14\n" +
+	"\x05chain\x18\x02 \x03(\fR\x05chain\x12\x17\n" +
+	"\apod_uid\x18\x03 \x01(\tR\x06podUid\x12\x12\n" +
+	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x1c\n" +
+	"\tsignature\x18\x05 \x01(\fR\tsignature\"\x10\n" +
+	"\x0eRevokeResponse2\xe3\x01\n" +
 	"\x15RegistrationAuthority\x12?\n" +
 	"\x04Sign\x12\x1a.stepcsi.ra.v1.SignRequest\x1a\x1b.stepcsi.ra.v1.SignResponse\x12B\n" +
-	"\x05Roots\x12\x1b.stepcsi.ra.v1.RootsRequest\x1a\x1c.stepcsi.ra.v1.RootsResponseB.Z,github.com/flexstack/step-csi/issuer/ra/rapbb\x06proto3"
+	"\x05Roots\x12\x1b.stepcsi.ra.v1.RootsRequest\x1a\x1c.stepcsi.ra.v1.RootsResponse\x12E\n" +
+	"\x06Revoke\x12\x1c.stepcsi.ra.v1.RevokeRequest\x1a\x1d.stepcsi.ra.v1.RevokeResponseB.Z,github.com/flexstack/step-csi/issuer/ra/rapbb\x06proto3"
 
 var (
 	file_issuer_ra_rapb_ra_proto_rawDescOnce sync.Once
@@ -417,22 +545,26 @@ func file_issuer_ra_rapb_ra_proto_rawDescGZIP() []byte {
 	return file_issuer_ra_rapb_ra_proto_rawDescData
 }
 
-var file_issuer_ra_rapb_ra_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_issuer_ra_rapb_ra_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_issuer_ra_rapb_ra_proto_goTypes = []any{
-	(*SignRequest)(nil),   // 0: stepcsi.ra.v1.SignRequest
-	(*Pod)(nil),           // 1: stepcsi.ra.v1.Pod
-	(*SignResponse)(nil),  // 2: stepcsi.ra.v1.SignResponse
-	(*RootsRequest)(nil),  // 3: stepcsi.ra.v1.RootsRequest
-	(*RootsResponse)(nil), // 4: stepcsi.ra.v1.RootsResponse
+	(*SignRequest)(nil),    // 0: stepcsi.ra.v1.SignRequest
+	(*Pod)(nil),            // 1: stepcsi.ra.v1.Pod
+	(*SignResponse)(nil),   // 2: stepcsi.ra.v1.SignResponse
+	(*RootsRequest)(nil),   // 3: stepcsi.ra.v1.RootsRequest
+	(*RootsResponse)(nil),  // 4: stepcsi.ra.v1.RootsResponse
+	(*RevokeRequest)(nil),  // 5: stepcsi.ra.v1.RevokeRequest
+	(*RevokeResponse)(nil), // 6: stepcsi.ra.v1.RevokeResponse
 }
 var file_issuer_ra_rapb_ra_proto_depIdxs = []int32{
 	1, // 0: stepcsi.ra.v1.SignRequest.pod:type_name -> stepcsi.ra.v1.Pod
 	0, // 1: stepcsi.ra.v1.RegistrationAuthority.Sign:input_type -> stepcsi.ra.v1.SignRequest
 	3, // 2: stepcsi.ra.v1.RegistrationAuthority.Roots:input_type -> stepcsi.ra.v1.RootsRequest
-	2, // 3: stepcsi.ra.v1.RegistrationAuthority.Sign:output_type -> stepcsi.ra.v1.SignResponse
-	4, // 4: stepcsi.ra.v1.RegistrationAuthority.Roots:output_type -> stepcsi.ra.v1.RootsResponse
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
+	5, // 3: stepcsi.ra.v1.RegistrationAuthority.Revoke:input_type -> stepcsi.ra.v1.RevokeRequest
+	2, // 4: stepcsi.ra.v1.RegistrationAuthority.Sign:output_type -> stepcsi.ra.v1.SignResponse
+	4, // 5: stepcsi.ra.v1.RegistrationAuthority.Roots:output_type -> stepcsi.ra.v1.RootsResponse
+	6, // 6: stepcsi.ra.v1.RegistrationAuthority.Revoke:output_type -> stepcsi.ra.v1.RevokeResponse
+	4, // [4:7] is the sub-list for method output_type
+	1, // [1:4] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
@@ -449,7 +581,7 @@ func file_issuer_ra_rapb_ra_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_issuer_ra_rapb_ra_proto_rawDesc), len(file_issuer_ra_rapb_ra_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -14,6 +14,7 @@
 //                        a request that the policy or the CA does not allow.
 //   INVALID_ARGUMENT     a request that cannot be read.
 //   NOT_FOUND            an issuer that is not configured here.
+//   FAILED_PRECONDITION  a CA that cannot revoke, since it has no database.
 //   RESOURCE_EXHAUSTED   too many requests of this node, or for this pod.
 //   UNAVAILABLE          a CA or an API server that does not answer.
 
@@ -38,8 +39,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	RegistrationAuthority_Sign_FullMethodName  = "/stepcsi.ra.v1.RegistrationAuthority/Sign"
-	RegistrationAuthority_Roots_FullMethodName = "/stepcsi.ra.v1.RegistrationAuthority/Roots"
+	RegistrationAuthority_Sign_FullMethodName   = "/stepcsi.ra.v1.RegistrationAuthority/Sign"
+	RegistrationAuthority_Roots_FullMethodName  = "/stepcsi.ra.v1.RegistrationAuthority/Roots"
+	RegistrationAuthority_Revoke_FullMethodName = "/stepcsi.ra.v1.RegistrationAuthority/Revoke"
 )
 
 // RegistrationAuthorityClient is the client API for RegistrationAuthority service.
@@ -50,6 +52,10 @@ type RegistrationAuthorityClient interface {
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
 	// Roots returns the CA's roots, and shows the caller that it is accepted.
 	Roots(ctx context.Context, in *RootsRequest, opts ...grpc.CallOption) (*RootsResponse, error)
+	// Revoke has the CA revoke a certificate of its own for whoever has the private
+	// key of it, as RFC 8555 does in section 7.6. The pod may be gone, and its token
+	// with it. To revoke again what is revoked does nothing.
+	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 }
 
 type registrationAuthorityClient struct {
@@ -80,6 +86,16 @@ func (c *registrationAuthorityClient) Roots(ctx context.Context, in *RootsReques
 	return out, nil
 }
 
+func (c *registrationAuthorityClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeResponse)
+	err := c.cc.Invoke(ctx, RegistrationAuthority_Revoke_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RegistrationAuthorityServer is the server API for RegistrationAuthority service.
 // All implementations must embed UnimplementedRegistrationAuthorityServer
 // for forward compatibility.
@@ -88,6 +104,10 @@ type RegistrationAuthorityServer interface {
 	Sign(context.Context, *SignRequest) (*SignResponse, error)
 	// Roots returns the CA's roots, and shows the caller that it is accepted.
 	Roots(context.Context, *RootsRequest) (*RootsResponse, error)
+	// Revoke has the CA revoke a certificate of its own for whoever has the private
+	// key of it, as RFC 8555 does in section 7.6. The pod may be gone, and its token
+	// with it. To revoke again what is revoked does nothing.
+	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	mustEmbedUnimplementedRegistrationAuthorityServer()
 }
 
@@ -103,6 +123,9 @@ func (UnimplementedRegistrationAuthorityServer) Sign(context.Context, *SignReque
 }
 func (UnimplementedRegistrationAuthorityServer) Roots(context.Context, *RootsRequest) (*RootsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Roots not implemented")
+}
+func (UnimplementedRegistrationAuthorityServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
 }
 func (UnimplementedRegistrationAuthorityServer) mustEmbedUnimplementedRegistrationAuthorityServer() {}
 func (UnimplementedRegistrationAuthorityServer) testEmbeddedByValue()                               {}
@@ -161,6 +184,24 @@ func _RegistrationAuthority_Roots_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RegistrationAuthority_Revoke_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RegistrationAuthorityServer).Revoke(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RegistrationAuthority_Revoke_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RegistrationAuthorityServer).Revoke(ctx, req.(*RevokeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RegistrationAuthority_ServiceDesc is the grpc.ServiceDesc for RegistrationAuthority service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -175,6 +216,10 @@ var RegistrationAuthority_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Roots",
 			Handler:    _RegistrationAuthority_Roots_Handler,
+		},
+		{
+			MethodName: "Revoke",
+			Handler:    _RegistrationAuthority_Revoke_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1,0 +1,94 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+var errAway = fmt.Errorf("%w: away", issuer.ErrUnavailable)
+
+func TestRevocationIsTriedForABoundedTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin, tries := time.Now(), 0
+		err := persist(t.Context(), func(context.Context) error { tries++; return errAway })
+		if took := time.Since(begin); took > revocationLimit || took < revocationLimit-longestRevocationPause || tries < 8 || tries > 15 {
+			t.Errorf("%d tries in %s", tries, took)
+		}
+		if !errors.Is(err, errAway) || !strings.Contains(err.Error(), "given up after 5m0s") {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRevocationAtACAThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		err := persist(t.Context(), func(ctx context.Context) error {
+			<-ctx.Done()
+			return fmt.Errorf("%w: %w", issuer.ErrUnavailable, ctx.Err())
+		})
+		if took := time.Since(begin); took != revocationLimit || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s, %v", took, err)
+		}
+	})
+}
+
+func TestRevocationSucceedsOrCannot(t *testing.T) {
+	for _, want := range []error{nil, issuer.ErrDenied, issuer.ErrCannotRevoke} {
+		synctest.Test(t, func(t *testing.T) {
+			tries := 0
+			err := persist(t.Context(), func(context.Context) error {
+				if tries++; tries < 4 {
+					return errAway
+				}
+				return want
+			})
+			if tries != 4 || !errors.Is(err, want) {
+				t.Errorf("%d tries, %v", tries, err)
+			}
+		})
+	}
+}
+
+// What is under way when the plugin stops may end; nothing is begun any more.
+func TestRevocationWhileThePluginStops(t *testing.T) {
+	for name, test := range map[string]struct {
+		answersAfter, stopsAfter, want time.Duration
+		err                            string
+	}{
+		"it ends in time":      {5 * time.Second, time.Second, 5 * time.Second, "<nil>"},
+		"it does not":          {time.Hour, time.Second, time.Second + revocationGrace, "the plugin stops"},
+		"between two of them":  {0, 500 * time.Millisecond, 500 * time.Millisecond, "the plugin stops"},
+		"it has no time left":  {time.Hour, revocationLimit - time.Second, revocationLimit, "deadline"},
+		"the stop comes first": {3 * time.Second, 0, 3 * time.Second, "<nil>"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, stop := context.WithCancel(t.Context())
+				time.AfterFunc(test.stopsAfter, stop)
+				begin := time.Now()
+				err := persist(ctx, func(ctx context.Context) error {
+					if test.answersAfter == 0 {
+						return errAway
+					}
+					select {
+					case <-time.After(test.answersAfter):
+						return nil
+					case <-ctx.Done():
+						return fmt.Errorf("%w: %w", issuer.ErrUnavailable, ctx.Err())
+					}
+				})
+				if took := time.Since(begin); took != test.want || !strings.Contains(fmt.Sprint(err), test.err) {
+					t.Errorf("%s, %v", took, err)
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,73 @@
+package ra
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra/rapb"
+)
+
+var _ issuer.Revoker = (*Signer)(nil)
+
+// Revoke has the authority revoke the certificate. The pod may be gone, so its
+// token proves nothing any more; the key of the certificate does.
+func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
+	if len(r.Chain) == 0 || r.Key.Signer == nil {
+		return errors.New("the certificate or its key could not be read from the volume, and the authority revokes only for who has the key")
+	}
+	request := &rapb.RevokeRequest{
+		Issuer: s.config.Issuer, Chain: Raw(r.Chain), PodUid: r.Pod.UID, Time: time.Now().Unix(),
+	}
+	var err error
+	if request.Signature, err = sign(r.Key, Proof(request, r.Pod.Node)); err != nil {
+		return fmt.Errorf("prove the possession of the key: %w", err)
+	}
+	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	defer cancel()
+	if _, err := s.client.Revoke(limited, request, grpc.WaitForReady(true)); err != nil {
+		return s.explain(ctx, "revoke", err)
+	}
+	return nil
+}
+
+// Proof is what the certificate's key signs: that this certificate is to be revoked,
+// now, by the caller on this node. No other protocol has messages that begin like
+// it.
+func Proof(r *rapb.RevokeRequest, node string) []byte {
+	text := fmt.Appendf(nil, "step-csi: revoke this certificate, pod %q, node %q, issuer %q, time %d\n",
+		r.GetPodUid(), node, r.GetIssuer(), r.GetTime())
+	return append(text, r.GetChain()[0]...)
+}
+
+// ProofAlgorithm is the one algorithm for a type of key.
+func ProofAlgorithm(public crypto.PublicKey) x509.SignatureAlgorithm {
+	switch public.(type) {
+	case *ecdsa.PublicKey:
+		return x509.ECDSAWithSHA256
+	case *rsa.PublicKey:
+		return x509.SHA256WithRSA
+	case ed25519.PublicKey:
+		return x509.PureEd25519
+	}
+	return x509.UnknownSignatureAlgorithm
+}
+
+func sign(key issuer.PrivateKey, message []byte) ([]byte, error) {
+	if ProofAlgorithm(key.Public()) == x509.PureEd25519 {
+		return key.Sign(nil, message, crypto.Hash(0))
+	}
+	sum := sha256.Sum256(message)
+	return key.Sign(rand.Reader, sum[:], crypto.SHA256)
+}

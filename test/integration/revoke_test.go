@@ -1,0 +1,394 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra"
+	"github.com/flexstack/step-csi/issuer/ra/rapb"
+	"github.com/flexstack/step-csi/issuer/stepca"
+	"github.com/flexstack/step-csi/test/realca"
+	"github.com/flexstack/step-csi/test/reviews"
+)
+
+func startRealCA(t *testing.T) *realca.CA {
+	t.Helper()
+	ca, err := realca.Start(t.TempDir())
+	must(t, err)
+	t.Cleanup(func() {
+		ca.Stop()
+		if t.Failed() {
+			t.Logf("step-ca's log:\n%s", ca.Log())
+		}
+	})
+	return ca
+}
+
+// renew asks the CA to renew the certificate, as a thief would who has its key.
+func renew(t *testing.T, ca rootedCA, f files) (status int) {
+	t.Helper()
+	pair := tls.Certificate{PrivateKey: f.key}
+	for _, certificate := range f.chain {
+		pair.Certificate = append(pair.Certificate, certificate.Raw)
+	}
+	answer, err := caClient(ca, pair).Post(ca.URL()+"/1.0/renew", "application/json", nil)
+	must(t, err)
+	answer.Body.Close()
+	return answer.StatusCode
+}
+
+func caClient(ca rootedCA, pairs ...tls.Certificate) *http.Client {
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.Root())
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: pairs}}}
+}
+
+// revoked is what the CA publishes.
+func revoked(t *testing.T, ca rootedCA) string {
+	t.Helper()
+	answer, err := caClient(ca).Get(ca.URL() + "/1.0/crl")
+	must(t, err)
+	defer answer.Body.Close()
+	der, err := io.ReadAll(answer.Body)
+	must(t, err)
+	list, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return "" // none yet
+	}
+	var serials []string
+	for _, entry := range list.RevokedCertificateEntries {
+		serials = append(serials, entry.SerialNumber.String())
+	}
+	return strings.Join(serials, " ")
+}
+
+// A certificate is revoked when its pod goes: the real CA does not renew it any
+// more, and has it in its list. Others are as they were.
+func TestRevokeOnDelete(t *testing.T) {
+	t.Parallel()
+	ca := startRealCA(t)
+	r := startAuthority(t, ca, 1, "")
+	for mode, n := range map[string]*node{"node": newNode(t, ca), "ra": r.newNode()} {
+		for _, keyType := range []string{"ecdsa-p256", "ecdsa-p521", "ed25519", "rsa-2048"} {
+			p := pod{name: "web-0", uid: mode + keyType, attributes: map[string]string{"revoke-on-delete": "true", "duration": "5m", "key-type": keyType}}
+			other := pod{name: "web-1", uid: mode + keyType + "-other", attributes: map[string]string{"duration": "5m"}}
+			r.admit(p)
+			r.admit(other)
+			n.publish(p)
+			n.publish(other)
+			credential, kept := read(t, n.target(p)), read(t, n.target(other))
+			if status := renew(t, ca, credential); status != http.StatusCreated {
+				t.Errorf("%s: before, the CA renews with %d", mode, status)
+			}
+			n.unpublish(p)
+			n.unpublish(other)
+			serial := credential.leaf().SerialNumber.String()
+			done := `"Revoked" call="NodeUnpublishVolume" pod="shop/web-0" volumeID="` + p.volumeID() + `" issuer="default" serial="` + serial
+			eventually(t, 30*time.Second, "the revocation", func() bool { return strings.Contains(n.logs.String(), done) })
+			if status := renew(t, ca, credential); status != http.StatusUnauthorized {
+				t.Errorf("%s: the CA renews with %d", mode, status)
+			}
+			if status := renew(t, ca, kept); status != http.StatusCreated {
+				t.Errorf("%s: the CA renews the other one with %d", mode, status)
+			}
+			if list := revoked(t, ca); !strings.Contains(list, serial) || strings.Contains(list, kept.leaf().SerialNumber.String()) {
+				t.Errorf("%s: the list has %s", mode, list)
+			}
+			if log := r.replicas[0].logs.String(); mode == "ra" && !strings.Contains(log, `"Revoked" issuer="default" uid="`+p.id()+`" node="node-1" plugin="step-csi-1" serial="`+serial) {
+				t.Errorf("the audit log:\n%s", log)
+			}
+		}
+	}
+	if _, metrics := r.get(0, "/metrics"); !strings.Contains(metrics, `step_csi_ra_revocations_total{code="OK",issuer="default"} 4`) {
+		t.Errorf("metrics:\n%s", metrics)
+	}
+	// Once more is no error: the answer may have been lost.
+	signer, err := stepca.New(stepca.Config{
+		URL: ca.URL(), Fingerprint: ca.Fingerprint(), Provisioner: "admin",
+		Password: func() ([]byte, error) { return []byte("password"), nil },
+	})
+	must(t, err)
+	defer signer.Close()
+	serial := strings.Fields(revoked(t, ca))[0]
+	must(t, signer.Revoke(t.Context(), issuer.Revocation{Serial: serial}))
+}
+
+// The pod does not wait for the CA, and the plugin not for long; what is lost then
+// can be done by hand.
+func TestRevocationAtACAThatHangs(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t)
+	n := newNode(t, ca)
+	p := pod{name: "web-0", attributes: map[string]string{"revoke-on-delete": "true"}}
+	n.publish(p)
+	leaf := read(t, n.target(p)).leaf()
+	asked := make(chan struct{}, 10)
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			_, _ = io.ReadAll(r.Body)
+			asked <- struct{}{}
+			<-r.Context().Done()
+		})
+	})
+	limited, cancel := context.WithTimeout(t.Context(), 10*time.Second) // one call to the CA takes longer
+	defer cancel()
+	_, err := n.NodeUnpublishVolume(limited, &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
+	must(t, err)
+	<-asked
+	begin := time.Now()
+	n.stop()
+	if took := time.Since(begin); took > 40*time.Second {
+		t.Errorf("the plugin stopped within %s", took)
+	}
+	if log := n.logs.String(); !strings.Contains(log, "step ca revoke "+leaf.SerialNumber.String()) || !strings.Contains(log, "the plugin stops") {
+		t.Error("it does not say what is left to do")
+	}
+}
+
+// A CA that was away is asked again.
+func TestRevocationAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t)
+	n := newNode(t, ca)
+	p := pod{name: "web-0", attributes: map[string]string{"revoke-on-delete": "true"}}
+	n.publish(p)
+	serial := read(t, n.target(p)).leaf().SerialNumber.String()
+	revocations := make(chan string, 10)
+	ca.Stop()
+	n.unpublish(p)
+	time.Sleep(time.Second)
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !strings.HasSuffix(r.URL.Path, "/revoke") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			body, _ := io.ReadAll(r.Body)
+			revocations <- string(body)
+			fmt.Fprint(w, `{"status":"ok"}`)
+		})
+	})
+	must(t, ca.Resume())
+	select {
+	case body := <-revocations:
+		if !strings.Contains(body, serial) {
+			t.Errorf("asked for %s, not for %s", body, serial)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it was not asked again")
+	}
+	eventually(t, 20*time.Second, "the revocation", func() bool { return strings.Contains(n.logs.String(), `"Revoked"`) })
+}
+
+// What cannot work for any pod is said once, with what to change.
+func TestRevocationWithoutADatabase(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t) // which has none
+	r := startAuthority(t, ca, 1, "")
+	for mode, n := range map[string]*node{"node": newNode(t, ca), "ra": r.newNode()} {
+		for i := range 3 {
+			p := pod{name: fmt.Sprintf("web-%d", i), uid: fmt.Sprint(mode, i), attributes: map[string]string{"revoke-on-delete": "true"}}
+			r.admit(p)
+			n.publish(p)
+			n.unpublish(p)
+		}
+		eventually(t, 30*time.Second, "all three", func() bool { return strings.Count(n.logs.String(), `"Not revoked`) == 3 })
+		if said := strings.Count(n.logs.String(), `"Not revoked, and so it is with all certificates of this issuer`); said != 1 {
+			t.Errorf("%s: it was said %d times", mode, said)
+		}
+		if !strings.Contains(n.logs.String(), "it has no database; give it one (db in its ca.json), or leave revoke-on-delete out") {
+			t.Errorf("%s: it does not say what to change", mode)
+		}
+	}
+	if _, metrics := r.get(0, "/metrics"); !strings.Contains(metrics, `step_csi_ra_revocations_total{code="FailedPrecondition",issuer="default"} 3`) {
+		t.Errorf("metrics:\n%s", metrics)
+	}
+}
+
+// theRevocation is a request to revoke, as whoever reaches the authority can make
+// one. It begins as one that is fine.
+type theRevocation struct {
+	t       *testing.T
+	token   string
+	node    string // that the proof is for
+	request *rapb.RevokeRequest
+	key     crypto.Signer
+}
+
+func (a *theRevocation) prove() {
+	sum := sha256.Sum256(ra.Proof(a.request, a.node))
+	var err error
+	a.request.Signature, err = a.key.Sign(rand.Reader, sum[:], crypto.SHA256)
+	must(a.t, err)
+}
+
+func (a *theRevocation) call(client rapb.RegistrationAuthorityClient) error {
+	if a.request.Signature == nil && len(a.request.Chain) > 0 {
+		a.prove()
+	}
+	ctx, cancel := context.WithTimeout(a.t.Context(), 30*time.Second)
+	defer cancel()
+	_, err := client.Revoke(metadata.NewOutgoingContext(ctx, metadata.Pairs("authorization", "Bearer "+a.token)), a.request)
+	return err
+}
+
+// Whoever has not the key of a certificate does not revoke it, and the CA is not
+// even asked.
+func TestAttackRevocation(t *testing.T) {
+	t.Parallel()
+	ca, foreign := startRealCA(t), startCA(t)
+	r := startAuthority(t, ca, 1, "")
+	n, elsewhere := r.newNode(), newNode(t, foreign)
+	p, q, x := pod{name: "web-0", uid: "p"}, pod{name: "db-0", uid: "q"}, pod{name: "web-0", uid: "x"}
+	brief := pod{name: "web-0", uid: "brief", attributes: map[string]string{"duration": "5m"}}
+	for _, p := range []pod{p, q, brief} {
+		r.admit(p)
+		n.publish(p)
+	}
+	elsewhere.publish(x)
+	mine, victim, alien := read(t, n.target(p)), read(t, n.target(q)), read(t, elsewhere.target(x))
+	fine := func(t *testing.T) *theRevocation {
+		r.reviews.Bind(jwt("plugin"), plugin)
+		return &theRevocation{
+			t: t, token: jwt("plugin"), node: "node-1", key: mine.key,
+			request: &rapb.RevokeRequest{Issuer: "default", Chain: ra.Raw(mine.chain), PodUid: "p", Time: time.Now().Unix()},
+		}
+	}
+	client := r.client(t)
+	heard := fine(t) // on the way, by somebody
+	as := func(pod issuer.Pod) func(*theRevocation) {
+		return func(a *theRevocation) { r.reviews.Set(jwt("plugin"), reviews.Bound(pod)) }
+	}
+	for _, test := range []struct {
+		name    string
+		change  func(*theRevocation)
+		code    codes.Code
+		message string
+	}{
+		{"no token", func(a *theRevocation) { a.token = "" }, codes.Unauthenticated, "the caller's token"},
+		{"a forged token", func(a *theRevocation) { a.token = jwt("forged") }, codes.Unauthenticated, "the caller's token"},
+		{"an expired token", func(a *theRevocation) { r.reviews.Set(jwt("plugin"), statusExpired) }, codes.Unauthenticated, "has expired"},
+		{"a pod calls by itself", func(a *theRevocation) { a.token = jwt("p") }, codes.PermissionDenied, "only node plugins"},
+		{"another service account", as(issuer.Pod{Namespace: "step-ca", Name: "x", UID: "u", ServiceAccount: "default", Node: "node-1"}), codes.PermissionDenied, "only node plugins"},
+		{"the foreign key", func(a *theRevocation) { a.key = victim.key }, codes.PermissionDenied, "no proof"},
+		{"the victim's certificate", func(a *theRevocation) { a.request.Chain = ra.Raw(victim.chain) }, codes.PermissionDenied, "no proof"},
+		{"the victim's certificate, after the proof", func(a *theRevocation) {
+			a.prove()
+			a.request.Chain = ra.Raw(victim.chain)
+		}, codes.PermissionDenied, "no proof"},
+		{"the victim's certificate as an intermediate", func(a *theRevocation) {
+			a.request.Chain = append(ra.Raw(mine.chain[:1]), victim.leaf().Raw)
+		}, codes.PermissionDenied, "not a valid one of the issuer"},
+		{"the intermediate", func(a *theRevocation) { a.request.Chain = ra.Raw(mine.chain[1:]) }, codes.PermissionDenied, "no proof"},
+		{"the root", func(a *theRevocation) { a.request.Chain = ra.Raw([]*x509.Certificate{ca.Root()}) }, codes.PermissionDenied, "no proof"},
+		{"a certificate of another CA", func(a *theRevocation) { a.key, a.request.Chain = alien.key, ra.Raw(alien.chain) }, codes.PermissionDenied, "no chain to a root"},
+		{"one's own, with the victim's serial number", func(a *theRevocation) {
+			a.request.Chain, a.key = selfMade(t, victim.leaf())
+		}, codes.PermissionDenied, "no chain to a root"},
+		{"without intermediates", func(a *theRevocation) { a.request.Chain = a.request.Chain[:1] }, codes.PermissionDenied, "no chain to a root"},
+		{"no signature", func(a *theRevocation) { a.request.Signature = []byte{} }, codes.PermissionDenied, "no proof"},
+		{"a proof for another node", func(a *theRevocation) { a.node = "node-2" }, codes.PermissionDenied, "no proof"},
+		{"a proof taken to another node", as(issuer.Pod{Namespace: "step-ca", Name: "step-csi-2", UID: "u", ServiceAccount: "step-csi", Node: "node-2"}), codes.PermissionDenied, "no proof"},
+		{"a proof of yesterday", func(a *theRevocation) { a.request.Time -= 24 * 3600 }, codes.PermissionDenied, "clocks"},
+		{"a proof of tomorrow", func(a *theRevocation) { a.request.Time += 24 * 3600 }, codes.PermissionDenied, "clocks"},
+		{"a proof of the end of time", func(a *theRevocation) { a.request.Time = 1<<63 - 1 }, codes.PermissionDenied, "clocks"},
+		{"another time than that of the proof", func(a *theRevocation) {
+			a.prove()
+			a.request.Time++
+		}, codes.PermissionDenied, "no proof"},
+		{"another pod than that of the proof", func(a *theRevocation) {
+			a.prove()
+			a.request.PodUid = "q"
+		}, codes.PermissionDenied, "no proof"},
+		{"an unknown issuer", func(a *theRevocation) { a.request.Issuer = "other" }, codes.NotFound, "no such issuer"},
+		{"no certificate", func(a *theRevocation) { a.request.Chain = nil }, codes.InvalidArgument, "0 certificates"},
+		{"rubbish", func(a *theRevocation) { a.request.Chain = [][]byte{[]byte("certificate")} }, codes.InvalidArgument, "malformed"},
+		{"nothing as a certificate", func(a *theRevocation) { a.request.Chain = [][]byte{nil} }, codes.InvalidArgument, "malformed"},
+		{"more after the certificate", func(a *theRevocation) { a.request.Chain[0] = append(bytes.Clone(a.request.Chain[0]), 0) }, codes.InvalidArgument, "malformed"},
+		{"a hundred certificates", func(a *theRevocation) {
+			for range 99 {
+				a.request.Chain = append(a.request.Chain, []byte{0})
+			}
+		}, codes.InvalidArgument, "101 certificates"},
+	} {
+		a := fine(t)
+		test.change(a)
+		if err := a.call(client); err != nil {
+			expect(t, err, test.code, test.message)
+		} else {
+			t.Errorf("%s: not refused", test.name)
+		}
+		if t.Failed() {
+			t.Fatal(test.name)
+		}
+	}
+	if list := revoked(t, ca); list != "" {
+		t.Errorf("revoked: %s", list)
+	}
+	for _, f := range []files{mine, victim} {
+		if status := renew(t, ca, f); status != http.StatusCreated {
+			t.Errorf("the CA renews with %d", status)
+		}
+	}
+	// What is fine is done, and to hear it and say it again does nothing.
+	r.reviews.Bind(jwt("plugin"), plugin)
+	must(t, heard.call(client))
+	must(t, heard.call(client))
+	if list, want := revoked(t, ca), mine.leaf().SerialNumber.String(); list != want {
+		t.Errorf("revoked: %s instead of %s", list, want)
+	}
+	for _, p := range []pod{p, q, brief} {
+		n.unpublish(p)
+	}
+	elsewhere.unpublish(x)
+	if log := r.replicas[0].logs.String(); strings.Count(log, `"Revocation refused"`) != 28 || strings.Count(log, `"Revoked"`) != 2 {
+		t.Errorf("the audit log has %d refusals:\n%s", strings.Count(log, `"Revocation refused"`), log)
+	}
+}
+
+// selfMade is a certificate with the serial number and the names of another, signed
+// by its own key.
+func selfMade(t *testing.T, like *x509.Certificate) ([][]byte, crypto.Signer) {
+	t.Helper()
+	key, err := issuer.ECDSAP256.Generate()
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: like.SerialNumber, Subject: like.Subject, DNSNames: like.DNSNames, NotBefore: like.NotBefore, NotAfter: like.NotAfter,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key.Signer)
+	must(t, err)
+	return [][]byte{der}, key.Signer
+}
+
+// What has expired nobody needs to revoke.
+func TestAttackRevocationOfAnExpiredCertificate(t *testing.T) {
+	t.Parallel()
+	r := startAuthority(t, startCA(t), 1, "")
+	n := r.newNode()
+	p := pod{name: "web-0", attributes: map[string]string{"duration": "2s"}}
+	r.admit(p)
+	n.publish(p)
+	f := read(t, n.target(p))
+	n.unpublish(p)
+	time.Sleep(time.Until(f.leaf().NotAfter.Add(time.Second)))
+	a := &theRevocation{t: t, token: jwt("plugin"), node: "node-1", key: f.key, request: &rapb.RevokeRequest{
+		Issuer: "default", Chain: ra.Raw(f.chain), Time: time.Now().Unix(),
+	}}
+	expect(t, a.call(r.client(t)), codes.PermissionDenied, "expired")
+}
