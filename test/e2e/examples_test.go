@@ -20,6 +20,7 @@ func example(t *testing.T, name string) (namespace string) {
 	if brief == rendered {
 		t.Fatal("the example has no volume")
 	}
+	brief = strings.ReplaceAll(brief, "ghcr.io/flexstack/step-csi:0.1.0", pluginTag) // the one of this commit
 	must(t, applyText(brief))
 	namespace = "example-" + name
 	t.Cleanup(func() {
@@ -184,4 +185,28 @@ func examplePostgreSQL(t *testing.T) {
 			"echo | openssl s_client -starttls postgres -connect postgresql.example-postgresql.svc:5432 2>/dev/null | openssl x509 -noout -serial")
 	})
 	waitLog(t, 30*time.Second, n, "app", "ok: app|TLS")
+}
+
+func exampleNginx(t *testing.T) {
+	n := example(t, "nginx")
+	waitLog(t, 30*time.Second, n, "client", "ok: ", "hello CN=client."+n)
+	before := since(t, n, "client", "error:")
+	// The master process stays; its workers have the new certificate.
+	master := func() string { return kubectl(t, "-n", n, "exec", "deployment/nginx", "--", "cat", "/tmp/nginx.pid") }
+	first := master()
+	for range 2 {
+		changes(t, time.Minute, func() (string, error) {
+			return command("kubectl", "-n", n, "exec", "deployment/client", "--", "sh", "-c",
+				"echo | openssl s_client -connect nginx.example-nginx.svc:8443 2>/dev/null | openssl x509 -noout -serial")
+		})
+	}
+	waitLog(t, 30*time.Second, n, "nginx", `"Reloaded"`)
+	waitLog(t, 30*time.Second, n, "client", "ok: ")
+	if now := master(); now != first {
+		t.Errorf("nginx was process %s, and is %s", first, now)
+	}
+	if after := since(t, n, "client", "error:"); after != before {
+		t.Errorf("calls failed during rotations:\n%s", kubectl(t, "-n", n, "logs", "deployment/client"))
+	}
+	refused(t, n, "client", "400", "curl", "--silent", "--show-error", "--fail", "--cacert", "/etc/tls/ca.crt", "https://nginx.example-nginx.svc:8443/")
 }

@@ -42,6 +42,7 @@ func TestE2E(t *testing.T) {
 			"nats":           exampleNATS,
 			"postgresql":     examplePostgreSQL,
 			"api":            exampleAPI,
+			"nginx":          exampleNginx,
 			"two-clusters":   twoClusters,
 			"helm-test":      helmTest,
 			"network-policy": networkPolicy,

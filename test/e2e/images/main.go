@@ -1,5 +1,5 @@
 // Command images makes the images that the end-to-end tests run beside step-csi:
-// step-ca, NATS, PostgreSQL, curl and the examples' application, under the names
+// step-ca, NATS, PostgreSQL, nginx, curl and the examples' application, under the names
 // of the public ones, from Debian's packages and Go modules, without a registry;
 // and a program that speaks SPIFFE. It prints the path of an OCI archive that
 // holds them all.
@@ -24,7 +24,7 @@ import (
 )
 
 // packages are Debian's, beside the essential ones.
-const packages = "postgresql-15,curl,openssl,busybox-static"
+const packages = "postgresql-15,nginx-light,curl,openssl,busybox-static"
 
 // excluded are files of those that nothing here uses.
 var excluded = []string{"/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/i18n/*", "/usr/lib/x86_64-linux-gnu/libLLVM*", "/usr/lib/llvm*", "/usr/lib/*/libz3*"}
@@ -33,11 +33,12 @@ var excluded = []string{"/usr/share/man/*", "/usr/share/doc/*", "/usr/share/loca
 const postgresPasswd = "postgres:x:999:999::/var/lib/postgresql:/bin/bash\n"
 
 // programs are built from the directory, relative to the repository.
-var programs = []struct{ directory, target string }{
-	{"test/realca/module", "tool"}, // step-ca and step
-	{"test/e2e/images/nats", "tool"},
-	{".", "./deploy/examples/mtls/app"},
-	{".", "./test/e2e/images/spiffe"},
+var programs = []struct{ directory, target, tags string }{
+	{"test/realca/module", "tool", ""}, // step-ca and step
+	{"test/e2e/images/nats", "tool", ""},
+	{".", "./deploy/examples/mtls/app", ""},
+	{".", "./test/e2e/images/spiffe", ""},
+	{".", "./cmd/step-csi", "nobadger,nobbolt,nomysql,nopgx"}, // for its reload
 }
 
 // image is a name and a configuration; all have the same files.
@@ -63,6 +64,7 @@ var images = []image{
 	{name: "docker.io/curlimages/curl:8.11.1", user: "100", env: []string{path}, entrypoint: []string{"curl"}},
 	{name: "docker.io/library/busybox:1.37", env: []string{"PATH=/busybox"}, cmd: []string{"sh"}},
 	{name: "ghcr.io/flexstack/step-csi-example:0.1.0", user: "65532:65532", env: []string{path}, entrypoint: []string{"/usr/local/bin/app"}},
+	{name: "ghcr.io/flexstack/step-csi-nginx:0.1.0", user: "33:33", env: []string{path}},
 	{name: "ghcr.io/flexstack/step-csi-spiffe:test", user: "65532:65532", env: []string{path}, entrypoint: []string{"/usr/local/bin/spiffe"}},
 }
 
@@ -145,7 +147,7 @@ func build(begin time.Time) (string, error) {
 func sourceKey() (string, error) {
 	hash := sha256.New()
 	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, packages, excluded, images)
-	for _, directory := range []string{"test/e2e/images", "test/realca/module", "deploy/examples/mtls/app"} {
+	for _, directory := range []string{"test/e2e/images", "test/realca/module", "deploy/examples/mtls/app", "cmd/step-csi/reload"} {
 		err := filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() {
 				return err
@@ -205,7 +207,7 @@ func debian(cache string) (string, error) {
 func buildPrograms(work, base, layer string) error {
 	bin := filepath.Join(work, "bin")
 	for _, p := range programs {
-		command := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", bin+"/", p.target)
+		command := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", p.tags, "-ldflags", "-s -w", "-o", bin+"/", p.target)
 		command.Dir = p.directory
 		command.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := command.CombinedOutput(); err != nil {
