@@ -220,6 +220,9 @@ func (ca *CA) ReplaceProvisioner(password string) error {
 	return ca.Resume()
 }
 
+// Address is the host:port that it listens on.
+func (ca *CA) Address() string { return ca.address }
+
 // URL of the CA.
 func (ca *CA) URL() string { return "https://" + ca.address }
 
