@@ -1,6 +1,7 @@
 package stepca
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -145,13 +146,27 @@ func newTransport(config *tls.Config) *http.Transport {
 // limitedTransport is the CA's connection with a bound on what it may answer.
 type limitedTransport struct{ *http.Transport }
 
-// RoundTrip implements http.RoundTripper.
+// RoundTrip implements http.RoundTripper. An answer that says what failed, but is
+// not step-ca's, comes from something before it.
 func (t limitedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	response, err := t.Transport.RoundTrip(r)
-	if err == nil {
-		response.Body = http.MaxBytesReader(nil, response.Body, maxAnswer)
+	if err != nil {
+		return nil, err
 	}
-	return response, err
+	response.Body = http.MaxBytesReader(nil, response.Body, maxAnswer)
+	if response.StatusCode < http.StatusBadRequest {
+		return response, nil
+	}
+	body, err := io.ReadAll(response.Body)
+	response.Body.Close()
+	if err != nil {
+		return nil, err
+	}
+	if !json.Valid(body) {
+		return nil, fmt.Errorf("%w, but that of something before it: HTTP %s", errRubbish, response.Status)
+	}
+	response.Body = io.NopCloser(bytes.NewReader(body))
+	return response, nil
 }
 
 func (s *Signer) fetchRoots(ctx context.Context, c *connection) error {

@@ -56,12 +56,16 @@ func hasNoDatabase(err error) bool {
 	return errors.As(err, &answer) && answer.Status == http.StatusNotImplemented
 }
 
-// plain takes the client's wrapping off a message of the CA, which has one for
-// the user.
+// plain takes the client's wrapping off what has happened, and off a message of the
+// CA, which has one for the user.
 func plain(err error) error {
 	var answer *errs.Error
 	if errors.As(err, &answer) && (answer.Msg != "" || answer.Err != nil) {
 		return errors.New(answer.Message())
+	}
+	// It names the URL once more.
+	if inner := errors.Unwrap(err); inner != nil && strings.HasPrefix(err.Error(), "client ") {
+		return inner
 	}
 	return err
 }
@@ -69,7 +73,10 @@ func plain(err error) error {
 func hint(err error) string {
 	var unknown x509.UnknownAuthorityError
 	var answer *errs.Error
+	var late net.Error
 	switch {
+	case errors.As(err, &late) && late.Timeout():
+		return " (no answer in time: is the CA overloaded, or does something on the way drop what is sent to it?)"
 	case errors.As(err, &unknown):
 		return " (is the fingerprint or caBundleFile that of this CA?)"
 	case errors.As(err, &answer) && answer.Status == http.StatusUnauthorized:

@@ -80,7 +80,7 @@ func TestEveryCallIsBounded(t *testing.T) {
 			for name, call := range map[string]func() error{
 				"sign":   func() error { _, err := s.Sign(t.Context(), signingRequest(t)); return err },
 				"roots":  func() error { _, err := s.RefreshRoots(t.Context()); return err },
-				"revoke": func() error { return s.Revoke(t.Context(), "1") },
+				"revoke": func() error { return s.Revoke(t.Context(), issuer.Revocation{Serial: "1"}) },
 			} {
 				begin := time.Now()
 				if err := call(); !errors.Is(err, issuer.ErrUnavailable) {
