@@ -34,12 +34,12 @@ func code(err error) codes.Code {
 		return codes.InvalidArgument
 	case errors.Is(err, issuer.ErrDenied):
 		return codes.PermissionDenied
+	case errors.Is(err, issuer.ErrUnavailable): // also one that did not answer in time
+		return codes.Unavailable
 	case errors.Is(err, context.DeadlineExceeded):
 		return codes.DeadlineExceeded
 	case errors.Is(err, context.Canceled):
 		return codes.Canceled
-	case errors.Is(err, issuer.ErrUnavailable):
-		return codes.Unavailable
 	case errors.Is(err, errNotFound):
 		return codes.NotFound
 	case errors.Is(err, errConflict):

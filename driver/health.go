@@ -80,8 +80,11 @@ func trouble(s schedule.State, now time.Time) (reason, message string) {
 		return "", ""
 	}
 	if s.Err != nil {
-		message += fmt.Sprintf("; failures in a row: %d, the last one: %v; next try: %s",
-			s.Failures, s.Err, s.Next.UTC().Format(time.RFC3339))
+		next := "under way"
+		if s.Next.After(now) {
+			next = s.Next.UTC().Format(time.RFC3339)
+		}
+		message += fmt.Sprintf("; failures in a row: %d, the last one: %v; next try: %s", s.Failures, s.Err, next)
 	}
 	return reason, message
 }

@@ -13,7 +13,7 @@ import (
 func TestTroubleTellsTheCondition(t *testing.T) {
 	now := time.Now()
 	day := renewal.Validity{Issued: now, NotAfter: now.Add(24 * time.Hour)}
-	failing := schedule.State{Validity: day, Err: errors.New("no route to host"), Failures: 3}
+	failing := schedule.State{Validity: day, Err: errors.New("no route to host"), Failures: 3, Next: now.Add(22 * time.Hour)}
 	for _, test := range []struct {
 		state  schedule.State
 		after  time.Duration
@@ -27,6 +27,9 @@ func TestTroubleTellsTheCondition(t *testing.T) {
 		reason, message := trouble(test.state, now.Add(test.after))
 		if reason != test.reason || strings.Contains(message, "no route to host") != (test.state.Err != nil) {
 			t.Errorf("after %s: %s: %s", test.after, reason, message)
+		}
+		if strings.Contains(message, "next try: under way") != (test.state.Err != nil && test.after > 22*time.Hour) {
+			t.Errorf("after %s: %s", test.after, message)
 		}
 	}
 }
