@@ -25,6 +25,7 @@ import (
 	"github.com/smallstep/certificates/authority/config"
 	"github.com/smallstep/certificates/authority/provisioner"
 	"go.step.sm/crypto/jose"
+	"go.step.sm/crypto/keyutil"
 	"go.step.sm/crypto/minica"
 )
 
@@ -36,6 +37,8 @@ type Config struct {
 	// Provisioner and Password are those of the JWK provisioner; admin and
 	// "password" if empty.
 	Provisioner, Password string
+	// Host is another DNS name of it, besides localhost and 127.0.0.1.
+	Host string
 	// Federated are the roots of CAs that it is federated with.
 	Federated []*x509.Certificate
 }
@@ -118,10 +121,42 @@ func newKey(password string) (public *jose.JSONWebKey, private string, err error
 }
 
 // Resume serves again, on the same address, after Stop.
-func (ca *CA) Resume() error {
+func (ca *CA) Resume() error { return ca.resume((*authority.Authority).GetTLSCertificate) }
+
+// ResumeExpired is Resume of a CA whose own serving certificate has expired, as when
+// it could not renew that itself.
+func (ca *CA) ResumeExpired() error {
+	return ca.resume(func(*authority.Authority) (*tls.Certificate, error) { return ca.expiredCertificate() })
+}
+
+func (ca *CA) expiredCertificate() (*tls.Certificate, error) {
+	key, err := keyutil.GenerateSigner("EC", "P-256", 0)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	leaf, err := ca.pki.Sign(&x509.Certificate{
+		DNSNames: ca.names(), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, PublicKey: key.Public(),
+		NotBefore: now.Add(-2 * time.Hour), NotAfter: now.Add(-time.Hour),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, ca.pki.Intermediate.Raw}, PrivateKey: key}, nil
+}
+
+func (ca *CA) names() []string {
+	names := []string{"localhost", "127.0.0.1"}
+	if ca.config.Host != "" {
+		names = append(names, ca.config.Host)
+	}
+	return names
+}
+
+func (ca *CA) resume(serving func(*authority.Authority) (*tls.Certificate, error)) error {
 	auth, err := authority.NewEmbedded(
 		authority.WithConfig(&config.Config{
-			DNSNames:        []string{"localhost", "127.0.0.1"},
+			DNSNames:        ca.names(),
 			AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{ca.provider}},
 		}),
 		authority.WithX509RootCerts(ca.pki.Root),
@@ -132,7 +167,7 @@ func (ca *CA) Resume() error {
 	if err != nil {
 		return fmt.Errorf("start the authority: %w", err)
 	}
-	certificate, err := auth.GetTLSCertificate()
+	certificate, err := serving(auth)
 	if err != nil {
 		return fmt.Errorf("make the serving certificate: %w", err)
 	}

@@ -75,7 +75,7 @@ func run(m *testing.M) int {
 // addHosts gives the tests' hosts their addresses, in the sandbox.
 func addHosts(directory string) error {
 	hosts := filepath.Join(directory, "hosts")
-	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost\n127.0.0.1 "+authorityHost+"\n127.0.0.2 "+authorityHost+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost\n127.0.0.1 "+authorityHost+"\n127.0.0.2 "+authorityHost+"\n127.0.0.1 "+fleetingHost+"\n"), 0o644); err != nil {
 		return err
 	}
 	return syscall.Mount(hosts, "/etc/hosts", "", syscall.MS_BIND, "")

@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -40,8 +41,7 @@ type CA struct {
 // Start builds step-ca, sets it up below directory as `step ca init` does, and
 // waits until it listens.
 func Start(directory string) (*CA, error) {
-	program := filepath.Join(directory, "step-ca")
-	build := exec.Command("go", "build", "-trimpath", "-o", program, "github.com/smallstep/certificates/cmd/step-ca")
+	build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(directory, "step-ca"), "github.com/smallstep/certificates/cmd/step-ca")
 	// The program has a module of its own, beside this package.
 	_, here, _, _ := runtime.Caller(0)
 	build.Dir = filepath.Join(filepath.Dir(here), "module")
@@ -60,20 +60,30 @@ func Start(directory string) (*CA, error) {
 	if err := ca.write(); err != nil {
 		return nil, err
 	}
-	ca.process = exec.Command(program, ca.path("ca.json"))
-	ca.process.Stdout, ca.process.Stderr = &ca.log, &ca.log
-	if err := ca.process.Start(); err != nil {
-		return nil, err
-	}
-	return ca, ca.wait()
+	return ca, ca.Resume()
 }
 
-func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// Resume starts the process again, after Stop or Kill.
+func (ca *CA) Resume() error {
+	ca.process = exec.Command(ca.path("step-ca"), ca.path("ca.json"))
+	ca.process.Stdout, ca.process.Stderr = &ca.log, &ca.log
+	if err := ca.process.Start(); err != nil {
+		return err
 	}
-	return listener.Addr().String(), listener.Close()
+	return ca.wait()
+}
+
+// freeAddress is above the ports that the kernel gives to connections by itself, so
+// that it is free for a CA that comes back, too.
+func freeAddress() (address string, err error) {
+	for range 1000 {
+		var listener net.Listener
+		address = fmt.Sprintf("127.0.0.1:%d", 61000+rand.IntN(4500))
+		if listener, err = net.Listen("tcp", address); err == nil {
+			return address, listener.Close()
+		}
+	}
+	return "", err
 }
 
 func (ca *CA) path(name string) string { return filepath.Join(ca.directory, name) }
@@ -92,7 +102,7 @@ func (ca *CA) write() error {
 	data, err := json.Marshal(map[string]any{
 		"root": []string{ca.path("root_ca_0.crt")}, "crt": ca.path("intermediate_ca.crt"), "key": ca.path("intermediate_ca_key"),
 		"address": ca.address, "dnsNames": []string{"127.0.0.1"},
-		"db":  map[string]any{"type": "badgerv2", "dataSource": ca.path("db")},
+		"db":  map[string]any{"type": "badgerv2", "dataSource": DatabaseDirectory(ca.directory)},
 		"crl": map[string]any{"enabled": true, "generateOnRevoke": true},
 		"authority": map[string]any{"provisioners": []any{map[string]any{
 			"type": "JWK", "name": name, "key": key, "encryptedKey": sealed,
@@ -196,12 +206,20 @@ func (ca *CA) wait() error {
 }
 
 // Stop ends the process.
-func (ca *CA) Stop() {
-	err := ca.process.Process.Signal(syscall.SIGTERM)
+func (ca *CA) Stop() { ca.end(syscall.SIGTERM) }
+
+// Kill ends the process without warning.
+func (ca *CA) Kill() { ca.end(syscall.SIGKILL) }
+
+func (ca *CA) end(signal syscall.Signal) {
+	err := ca.process.Process.Signal(signal)
 	if !errors.Is(err, os.ErrProcessDone) {
 		_ = ca.process.Wait()
 	}
 }
+
+// DatabaseDirectory is where its database lies.
+func DatabaseDirectory(directory string) string { return filepath.Join(directory, "db") }
 
 // Log is what the process has printed. Call it after Stop.
 func (ca *CA) Log() string { return ca.log.String() }

@@ -1,0 +1,279 @@
+package integration
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/test/embeddedca"
+	"github.com/flexstack/step-csi/test/proxy"
+)
+
+// fleetingHost is a name that can vanish: see forgetHost. Names like it are never
+// asked of DNS (RFC 7686), so nobody else can know it.
+const fleetingHost = "ca.onion"
+
+// forgetHost takes the name away, or gives it back. It is changed in its place, so
+// that nobody reads half of the file.
+func forgetHost(t *testing.T, forget bool) {
+	t.Helper()
+	old, new := fleetingHost, strings.Repeat("x", len(fleetingHost))
+	if !forget {
+		old, new = new, old
+	}
+	hosts, err := os.OpenFile("/etc/hosts", os.O_RDWR, 0)
+	must(t, err)
+	defer hosts.Close()
+	content, err := os.ReadFile("/etc/hosts")
+	must(t, err)
+	_, err = hosts.WriteAt([]byte(new), int64(bytes.Index(content, []byte(old))))
+	must(t, err)
+}
+
+// hostsCache is for how long Go remembers what was in /etc/hosts.
+const hostsCache = 5 * time.Second
+
+// distantCA is a CA that is reached through a proxy.
+type distantCA struct {
+	*embeddedca.CA
+	proxy *proxy.Proxy
+	host  string
+}
+
+func startDistantCA(t *testing.T) *distantCA {
+	t.Helper()
+	ca, err := embeddedca.Start(embeddedca.Config{Host: fleetingHost})
+	must(t, err)
+	t.Cleanup(ca.Stop)
+	return &distantCA{CA: ca, proxy: startProxy(t, ca.Address()), host: "127.0.0.1"}
+}
+
+func startProxy(t *testing.T, target string) *proxy.Proxy {
+	t.Helper()
+	p, err := proxy.Start(target)
+	must(t, err)
+	t.Cleanup(p.Close)
+	return p
+}
+
+// URL is that of the proxy.
+func (ca *distantCA) URL() string {
+	return "https://" + strings.Replace(ca.proxy.Address(), "127.0.0.1", ca.host, 1)
+}
+
+// outage is a way in which there is no certificate to be had.
+type outage struct {
+	host       string // of the CA's URL; its address if empty
+	begin, end func(*testing.T, *distantCA)
+	// says is what users read in the volume's condition.
+	says string
+	// remembered is for how long the end may go unnoticed through no fault of the
+	// plugin.
+	remembered time.Duration
+}
+
+// network is an outage that the network makes.
+func network(f proxy.Fault, says string) outage {
+	return outage{
+		begin: func(t *testing.T, ca *distantCA) { must(t, ca.proxy.Set(f)) },
+		end:   func(t *testing.T, ca *distantCA) { must(t, ca.proxy.Set(proxy.None)) },
+		says:  says,
+	}
+}
+
+// answers is an outage in which the CA, or what is before it, answers all the same.
+func answers(status int, body, says string) outage {
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		_, _ = w.Write([]byte(body))
+	})
+	return outage{
+		begin: func(_ *testing.T, ca *distantCA) { ca.Intercept(func(http.Handler) http.Handler { return handler }) },
+		end:   func(_ *testing.T, ca *distantCA) { ca.Intercept(nil) },
+		says:  says,
+	}
+}
+
+// expiredCA is one that could not renew its own certificate.
+func expiredCA() outage {
+	return outage{
+		begin: func(t *testing.T, ca *distantCA) { ca.Stop(); must(t, ca.ResumeExpired()) },
+		end:   func(t *testing.T, ca *distantCA) { ca.Stop(); must(t, ca.Resume()) },
+		says:  "certificate has expired or is not yet valid",
+	}
+}
+
+// anotherCA is one at the same URL that was set up anew. It is never sent a token.
+func anotherCA() outage {
+	var another *embeddedca.CA
+	return outage{
+		begin: func(t *testing.T, ca *distantCA) {
+			another = startCA(t)
+			ca.proxy.To(another.Address())
+		},
+		end: func(t *testing.T, ca *distantCA) {
+			if signs := another.Signs(); signs != 0 {
+				t.Errorf("another CA was asked to sign, %d times", signs)
+			}
+			ca.proxy.To(ca.Address())
+		},
+		says: "(is the fingerprint or caBundleFile that of this CA?)",
+	}
+}
+
+// namelessCA has lost its name, and its connections, which could do without.
+func namelessCA() outage {
+	return outage{
+		host: fleetingHost,
+		begin: func(t *testing.T, ca *distantCA) {
+			forgetHost(t, true)
+			must(t, ca.proxy.Set(proxy.Reset))
+			must(t, ca.proxy.Set(proxy.None))
+		},
+		end:        func(t *testing.T, _ *distantCA) { forgetHost(t, false) },
+		says:       "address " + fleetingHost + ": no suitable address found",
+		remembered: hostsCache,
+	}
+}
+
+// In each outage, longer than a lifetime: what is mounted stays, the volume's
+// condition says why, the CA is asked no more often than the back-off has it, and
+// everything recovers by itself, with the next try.
+func TestOutages(t *testing.T) {
+	for name, o := range map[string]outage{
+		"refuses":           network(proxy.Refuse, "connection refused"),
+		"resets":            network(proxy.Reset, "connection reset by peer"),
+		"resets its answer": network(proxy.ResetAnswer, "connection reset by peer"),
+		"truncates":         network(proxy.Truncate(50), "EOF"),
+		"500": answers(http.StatusInternalServerError, `{"status":500,"message":"The certificate authority encountered an Internal Server Error."}`,
+			"The certificate authority encountered an Internal Server Error"),
+		"503 of a proxy":  answers(http.StatusServiceUnavailable, "<html>no healthy upstream</html>", "the answer is not step-ca's, but that of something before it: HTTP 503 Service Unavailable"),
+		"its own expired": expiredCA(),
+		"another CA":      anotherCA(),
+		"no name":         namelessCA(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ca := startDistantCA(t)
+			if o.host != "" {
+				ca.host = o.host
+			}
+			n := newNode(t, ca)
+			survive(t, n, ca, o)
+		})
+	}
+}
+
+// survive is an outage from the publish of a short-lived certificate on until it is
+// renewed.
+func survive(t *testing.T, n *node, ca *distantCA, o outage) {
+	short := pod{name: "short-0", attributes: map[string]string{"duration": "9s"}}
+	long := pod{name: "long-0"}
+	n.publish(short)
+	published := time.Now()
+	n.publish(long)
+	defer func() { n.unpublish(short); n.unpublish(long) }()
+	before, longBefore := n.snapshot(short), n.snapshot(long)
+	v := renewal.Validity{Issued: published, NotAfter: read(t, n.target(short)).leaf().NotAfter}
+
+	o.begin(t, ca)
+	begin, connections := time.Now(), ca.proxy.Connections()
+	n.waitTrouble(short, "RenewalFailing", o.says)
+	n.waitTrouble(short, "CertificateExpired", o.says)
+	t.Logf("the condition: %s", n.trouble(short))
+	tries := n.failedRenewals()
+	most := mostTries(v, v.Due(), time.Now()) // with the least spread
+	t.Logf("%d tries in %s, at most %d", tries, time.Since(begin), most)
+	if tries > most || most > 60 {
+		t.Errorf("%d tries in %s, at most %d are allowed", tries, time.Since(begin), most)
+	}
+	if made := ca.proxy.Connections() - connections; made > int64(3*tries+3) {
+		t.Errorf("%d connections for %d tries", made, tries)
+	}
+	if n.snapshot(short) != before || n.snapshot(long) != longBefore {
+		t.Error("the files have changed")
+	}
+
+	tries = n.failedRenewals()
+	o.end(t, ca)
+	end := time.Now()
+	n.waitRecovery(short)
+	// One may have been under way at the end.
+	if more, most := n.failedRenewals()-tries, 1+mostTries(v, end, end.Add(o.remembered)); more > most {
+		t.Errorf("%d more failed tries after the end, in %s", more, time.Since(end))
+	}
+	if n.snapshot(short) == before || !strings.Contains(n.snapshot(short), "BEGIN CERTIFICATE") {
+		t.Error("the files are the old ones")
+	}
+	read(t, n.target(short))
+	if n.snapshot(long) != longBefore {
+		t.Error("a certificate that is not due was renewed")
+	}
+}
+
+// mostTries is how many tries the back-off allows in that time, where it gives none
+// the longer half of its pauses.
+func mostTries(v renewal.Validity, from, to time.Time) int {
+	tries := 0
+	for at := from; at.Before(to); at = at.Add(v.Retry(tries, at, 1)) {
+		tries++
+	}
+	return tries
+}
+
+// failedRenewals is how many there were so far.
+func (n *node) failedRenewals() int { return strings.Count(n.logs.String(), `"Renewal failed"`) }
+
+// snapshot is all that is in a volume.
+func (n *node) snapshot(p pod) string {
+	n.t.Helper()
+	all, err := os.Readlink(filepath.Join(n.target(p), "..data"))
+	must(n.t, err)
+	for _, file := range []string{"tls.crt", "tls.key", "ca.crt"} {
+		content, err := os.ReadFile(filepath.Join(n.target(p), file))
+		must(n.t, err)
+		all += fmt.Sprintf("\n%s\n%s", file, content)
+	}
+	return all
+}
+
+// trouble is the volume's condition, in its one word and its sentence; empty if it
+// is well.
+func (n *node) trouble(p pod) string {
+	n.t.Helper()
+	answer, err := n.NodeGetVolumeHealth(n.t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
+	must(n.t, err)
+	var all []string
+	for _, s := range answer.GetVolumeHealth().GetHealthStatuses() {
+		all = append(all, s.GetReason()+": "+s.GetMessage())
+	}
+	return strings.Join(all, "\n")
+}
+
+// waitTrouble waits until the volume's condition has the reason, and the words.
+func (n *node) waitTrouble(p pod, reason, words string) {
+	n.t.Helper()
+	var says string
+	defer func() {
+		if n.t.Failed() {
+			n.t.Logf("the condition: %s", says)
+		}
+	}()
+	eventually(n.t, 60*time.Second, reason+" with "+words, func() bool {
+		says = n.trouble(p)
+		return strings.HasPrefix(says, reason+": ") && strings.Contains(says, words)
+	})
+}
+
+func (n *node) waitRecovery(p pod) {
+	n.t.Helper()
+	eventually(n.t, 60*time.Second, "recovery", func() bool { return n.trouble(p) == "" })
+}
