@@ -28,9 +28,10 @@ type places struct {
 	waiting  []chan struct{}
 }
 
-// admit lets in first certificates, in their order.
+// admit lets in first certificates, in their order. One need not wait for renewals,
+// which may hang at a CA that answers again.
 func (p *places) admit() {
-	for len(p.waiting) > 0 && p.calls < p.limit {
+	for len(p.waiting) > 0 && (p.calls < p.limit || p.calls == p.renewals) {
 		close(p.waiting[0])
 		p.waiting = p.waiting[1:]
 		p.calls++

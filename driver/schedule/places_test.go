@@ -109,3 +109,21 @@ func TestRenewalsLeaveRoomForPods(t *testing.T) {
 		t.Error("only an urgent renewal does not wait for pods")
 	}
 }
+
+// With one place left at a CA that hangs, the renewal that finds out whether it still
+// does is not in a pod's way.
+func TestPodsDoNotWaitForAHangingRenewal(t *testing.T) {
+	virtually(t, func(n *node) {
+		n.places.limit = 1
+		n.takes = time.Minute
+		n.keep("a", issuedAt(time.Now().Add(-day), day, "a"))
+		time.Sleep(time.Second)
+		begin := time.Now()
+		if err := n.Publish(n.t.Context(), func(context.Context) error { return nil }); err != nil || time.Since(begin) > 0 {
+			t.Errorf("after %s: %v", time.Since(begin), err)
+		}
+		if calls := n.calls(); len(calls) != 1 {
+			t.Errorf("%d renewals", len(calls))
+		}
+	})
+}
