@@ -41,6 +41,7 @@ var calls = map[uintptr]call{
 	unix.SYS_FCHOWN:        {name: "fchown", changes: true, descriptor: true},
 	unix.SYS_FCHOWNAT:      {name: "fchownat", changes: true},
 	unix.SYS_FTRUNCATE:     {name: "ftruncate", changes: true, descriptor: true},
+	unix.SYS_UTIMENSAT:     {name: "utimensat", changes: true},
 	unix.SYS_WRITE:         {name: "write", changes: true, descriptor: true},
 	unix.SYS_SETXATTR:      {name: "setxattr", changes: true},
 	unix.SYS_LSETXATTR:     {name: "lsetxattr", changes: true},
