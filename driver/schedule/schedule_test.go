@@ -201,7 +201,7 @@ func TestOutage(t *testing.T) {
 				during := n.calls()
 				// Not a hot loop: a certificate that is about to expire is tried for
 				// more often, at most 80 times in its last 40 min.
-				if most := mostWithin(during, time.Minute); most > 60 {
+				if most := mostWithin(during, time.Minute); most > 90 {
 					t.Errorf("%d calls in a minute", most)
 				}
 				if least := int(outage / renewal.SlowestRetry); len(during) < least {

@@ -336,25 +336,24 @@ func TestAttackAuthorityFlood(t *testing.T) {
 	if got := ask("other", "node-2"); got != codes.OK {
 		t.Errorf("another node: %s", got)
 	}
-	// Who is not known at all is stopped by the address.
-	asked, begin := r.reviews.Asked(), time.Now()
-	var stopped atomic.Int64
+	// Who is not known at all is stopped by the address. These calls cost least, so
+	// that a busy machine makes enough of them.
+	begin := time.Now()
+	var passed atomic.Int64
 	var wg sync.WaitGroup
 	for range 32 {
 		wg.Go(func() {
-			for range 100 {
-				headers := metadata.Pairs("authorization", "Bearer "+jwt("forged"))
-				_, err := client.Sign(metadata.NewOutgoingContext(t.Context(), headers), &rapb.SignRequest{PodToken: jwt("forged")})
-				if status.Code(err) == codes.ResourceExhausted {
-					stopped.Add(1)
+			for range 200 {
+				_, err := client.Sign(t.Context(), &rapb.SignRequest{})
+				if status.Code(err) != codes.ResourceExhausted {
+					passed.Add(1)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	most := int64(2 * (1000 + 200*time.Since(begin).Seconds()))
-	if asked := r.reviews.Asked() - asked; stopped.Load() == 0 || asked > most {
-		t.Errorf("of 3200 calls %d were stopped; the API server was asked %d times", stopped.Load(), asked)
+	if most := 1000 + 200*time.Since(begin).Seconds(); passed.Load() == 6400 || float64(passed.Load()) > most {
+		t.Errorf("%d of 6400 calls were let in, in %s", passed.Load(), time.Since(begin))
 	}
 }
 

@@ -35,7 +35,7 @@ func TestRotationOfRoots(t *testing.T) {
 	n := prepareNode(t, ca)
 	n.changeConfig("duration:", "roots: {refresh: 1s}\n    duration:")
 	n.start()
-	short := map[string]string{"duration": "8s", "dns-names": "web.shop"}
+	short := map[string]string{"duration": "15s", "dns-names": "web.shop"}
 	server, client := pod{name: "server-0", attributes: short}, pod{name: "client-0", attributes: short}
 	long := pod{name: "long-0", attributes: map[string]string{"duration": "1h"}}
 	for _, p := range []pod{server, client, long} {
