@@ -208,8 +208,10 @@ func (n *node) start() {
 	n.t.Helper()
 	n.launch()
 	deadline := time.Now().Add(60 * time.Second)
+	ctx, cancel := context.WithDeadline(n.t.Context(), deadline)
+	defer cancel()
 	for {
-		answer, err := n.Probe(n.t.Context(), &csi.ProbeRequest{})
+		answer, err := n.Probe(ctx, &csi.ProbeRequest{})
 		if err == nil && answer.GetReady().GetValue() {
 			return
 		}

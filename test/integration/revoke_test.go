@@ -377,7 +377,7 @@ func selfMade(t *testing.T, like *x509.Certificate) ([][]byte, crypto.Signer) {
 }
 
 // What has expired nobody needs to revoke.
-func TestAttackRevocationOfAnExpiredCertificate(t *testing.T) {
+func TestAttackRevokingWhatExpired(t *testing.T) {
 	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "")
 	n := r.newNode()
