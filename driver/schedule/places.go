@@ -14,6 +14,8 @@ const (
 	// well below the time after which a call is given up: what is answered later
 	// than that has cost the CA as much, for nothing.
 	slow = 5 * time.Second
+	// answer is what a call is given to be answered in.
+	answer = 20 * time.Second
 )
 
 // places bounds the calls to an issuer. There are less of them while the CA is
@@ -60,8 +62,16 @@ func (p *places) left(began, now time.Time, unavailable bool) {
 	p.admit()
 }
 
-// enter waits for a place for a first certificate.
+// enter waits for a place for a first certificate, as long as there is time for the
+// call after it. One that is begun too late is given up before its answer, and the
+// CA works for nobody: if all nodes do so, for good.
 func (l *Line) enter(ctx context.Context) error {
+	if deadline, ok := ctx.Deadline(); ok {
+		reserve := min(answer, time.Until(deadline)/2)
+		limited, cancel := context.WithDeadline(ctx, deadline.Add(-reserve))
+		defer cancel()
+		ctx = limited
+	}
 	turn := make(chan struct{})
 	l.mu.Lock()
 	l.places.waiting = append(l.places.waiting, turn)

@@ -127,3 +127,34 @@ func TestPodsDoNotWaitForAHangingRenewal(t *testing.T) {
 		}
 	})
 }
+
+// A call that is given up before its answer costs the CA as much as any other. So
+// none is begun that has no time left for the answer, however long the line is.
+func TestNoCallBeginsTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLine()
+		l.places.limit = 1
+		var all sync.WaitGroup
+		begun, late := 0, 0
+		for range 100 {
+			all.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
+				defer cancel()
+				_ = l.Publish(ctx, func(ctx context.Context) error {
+					begun++
+					deadline, _ := ctx.Deadline()
+					if time.Until(deadline) < answer {
+						late++
+					}
+					time.Sleep(7 * time.Second)
+					return nil
+				})
+			})
+		}
+		begin := time.Now()
+		all.Wait()
+		if took := time.Since(begin); begun != 12 || late != 0 || took > 100*time.Second {
+			t.Errorf("%d begun, %d of them too late, in %s", begun, late, took)
+		}
+	})
+}
