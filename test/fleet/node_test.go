@@ -1,0 +1,169 @@
+package fleet
+
+import (
+	"context"
+	"crypto/x509"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/driver/schedule"
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/trust"
+)
+
+// What the plugin and the kubelet do, by the names that they have there.
+const (
+	lifetime       = 24 * time.Hour
+	publishTimeout = 100 * time.Second
+	renewalTimeout = 2 * time.Minute
+	rootsRefresh   = 5 * time.Minute
+
+	// The kubelet's back-off for a volume that could not be mounted.
+	firstRemount   = 500 * time.Millisecond
+	slowestRemount = 122 * time.Second
+)
+
+// volume is a mounted one: what is known of it after a restart.
+type volume struct {
+	validity renewal.Validity
+}
+
+// node is a plugin with its volumes.
+type node struct {
+	fleet *fleet
+
+	line *schedule.Line
+	stop context.CancelFunc
+	ends sync.WaitGroup // what stop ends
+
+	mu      sync.Mutex
+	volumes []*volume
+	minute  time.Time // the calls of one minute
+	calls   int
+	busiest int // the calls of the minute that had most
+}
+
+// start runs the plugin, which takes over the volumes that are mounted.
+func (n *node) start() {
+	ctx, stop := context.WithCancel(klog.NewContext(context.Background(), logr.Discard()))
+	n.line, n.stop = schedule.NewLine(), stop
+	for _, v := range n.volumes {
+		n.keep(v)
+	}
+	n.ends.Go(func() { n.line.Run(ctx) })
+	n.ends.Go(func() { n.followRoots(ctx) })
+}
+
+// end kills the plugin. Its volumes stay mounted.
+func (n *node) end() {
+	n.stop()
+	n.ends.Wait()
+}
+
+func (n *node) keep(v *volume) {
+	n.line.Add(v.validity, func(ctx context.Context) (renewal.Validity, error) {
+		ctx, cancel := context.WithTimeout(ctx, renewalTimeout)
+		defer cancel()
+		issued, err := n.sign(ctx)
+		if err == nil {
+			n.fleet.until(v.validity, time.Now())
+			n.mu.Lock()
+			v.validity = issued
+			n.mu.Unlock()
+		}
+		return v.validity, err
+	})
+}
+
+// sign has the CA sign a certificate.
+func (n *node) sign(ctx context.Context) (renewal.Validity, error) {
+	now := time.Now()
+	n.asks(now)
+	err := n.fleet.ca.sign(ctx)
+	return issuedAt(now), err
+}
+
+// asks counts the calls of each minute.
+func (n *node) asks(now time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if minute := now.Truncate(time.Minute); !minute.Equal(n.minute) {
+		n.minute, n.calls = minute, 0
+	}
+	n.calls++
+	n.busiest = max(n.busiest, n.calls)
+}
+
+// overdue tells whether there is a certificate that was due before the limit.
+func (n *node) overdue(limit time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, v := range n.volumes {
+		if v.validity.Due().Before(limit) {
+			return true
+		}
+	}
+	return false
+}
+
+func issuedAt(now time.Time) renewal.Validity {
+	serial := strconv.FormatUint(rand.Uint64(), 10)
+	return renewal.Validity{Issued: now, NotAfter: now.Add(lifetime), Spread: renewal.SpreadOf(serial)}
+}
+
+// startPod is the kubelet, which mounts the volume of a new pod, until it is.
+func (n *node) startPod() {
+	for pause := firstRemount; ; pause = min(2*pause, slowestRemount) {
+		v, err := n.publish()
+		if err == nil {
+			n.mu.Lock()
+			n.volumes = append(n.volumes, v)
+			n.mu.Unlock()
+			n.keep(v)
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+func (n *node) publish() (*volume, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
+	defer cancel()
+	v := &volume{}
+	err := n.line.Publish(ctx, func(ctx context.Context) (err error) {
+		v.validity, err = n.sign(ctx)
+		return err
+	})
+	return v, err
+}
+
+func rootsNamed(names ...string) (roots issuer.Roots) {
+	for _, name := range names {
+		roots.Own = append(roots.Own, &x509.Certificate{Raw: []byte(name)})
+	}
+	return roots
+}
+
+// followRoots keeps the CA's roots known.
+func (n *node) followRoots(ctx context.Context) {
+	i, err := issuer.New(issuer.Config{
+		Signer: rootsOf{n.fleet.ca, trust.NewStore("https://ca", trust.Pins{})},
+		Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil },
+	})
+	if err != nil {
+		panic(err)
+	}
+	known := issuer.Roots{}
+	i.FollowRoots(ctx, rootsRefresh, func(roots issuer.Roots, err error) {
+		if err == nil && !roots.Same(known) {
+			known = roots
+			n.fleet.knows(roots)
+		}
+	})
+}

@@ -1,0 +1,197 @@
+package fleet
+
+import (
+	"flag"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var nodes = flag.Int("nodes", allNodes/20, "nodes of the fleet; the CA is as much smaller than the real one as that is than 5,000")
+
+// scenario is something that happens to a fleet.
+type scenario struct {
+	name, title string
+	run         func(f *fleet)
+	panels      func(f *fleet) []panel
+}
+
+var scenarios = []scenario{
+	{"steady", "A day like any other", steady, hours},
+	{"start", "All pods start within two minutes", start, func(f *fleet) []panel {
+		return []panel{minutes(f, 0, 15*time.Minute), hours(f)[0]}
+	}},
+	{"restart", "All plugins stop, and start again ten minutes later, at the same moment", restart, func(f *fleet) []panel {
+		return []panel{minutes(f, 0, f.now())}
+	}},
+	{"hour", "The CA is away for an hour", outage(time.Hour), aroundTheEnd},
+	{"hours", "The CA is away for ten hours", outage(10 * time.Hour), aroundTheEnd},
+	{"rollout", "The CA hangs for an hour, in which a tenth of the pods are replaced", rollout, aroundTheEnd},
+	{"rotation", "The root is rotated", rotation, hours},
+}
+
+func TestFleet(t *testing.T) {
+	fleets := make([]*fleet, len(scenarios))
+	t.Run("scenarios", func(t *testing.T) {
+		for i, s := range scenarios {
+			t.Run(s.name, func(t *testing.T) {
+				t.Parallel()
+				begin := time.Now()
+				synctest.Test(t, func(t *testing.T) {
+					f := newFleet(t, *nodes)
+					s.run(f)
+					f.panels = s.panels(f)
+					f.end()
+					f.measure()
+					f.check()
+					fleets[i] = f
+				})
+				for _, p := range fleets[i].phases {
+					t.Log(strings.TrimSpace(p.row(s.title)))
+				}
+				t.Logf("it took %s", time.Since(begin).Round(time.Second))
+			})
+		}
+	})
+	if !t.Failed() {
+		document(t, fleets)
+	}
+}
+
+func steady(f *fleet) {
+	f.warmUp()
+	f.phase("24 hours", func(*phase) { time.Sleep(24 * time.Hour) })
+}
+
+// start ends after the second wave of renewals.
+func start(f *fleet) {
+	f.each((*node).start)
+	f.phase("they start", func(p *phase) {
+		p.storm = true
+		f.startPods(volumesPerNode, 2*time.Minute)
+		p.afterwards = f.now() - p.from
+	})
+	if took := f.phases[0].afterwards; took > 15*time.Minute {
+		f.Errorf("the last pod started after %s", took)
+	}
+	f.phase("the next 36 hours", func(*phase) { time.Sleep(36 * time.Hour) })
+}
+
+// startPods starts so many on each node.
+func (f *fleet) startPods(count int, within time.Duration) {
+	var all sync.WaitGroup
+	for _, n := range f.nodes {
+		for range count {
+			all.Go(func() {
+				time.Sleep(sometime(within))
+				n.startPod()
+			})
+		}
+	}
+	all.Wait()
+}
+
+func restart(f *fleet) {
+	f.warmUp()
+	f.phase("before", func(*phase) { time.Sleep(10 * time.Minute) })
+	f.each((*node).end)
+	time.Sleep(10 * time.Minute)
+	f.phase("from the start on", func(p *phase) {
+		f.each((*node).start)
+		p.afterwards = f.settle()
+		time.Sleep(30 * time.Minute)
+	})
+	if p := f.phases[1]; p.afterwards > time.Minute {
+		f.Errorf("what was missed took %s", p.afterwards)
+	}
+}
+
+// outage ends after the wave of renewals that follows from its end.
+func outage(d time.Duration) func(f *fleet) {
+	return func(f *fleet) {
+		f.warmUp()
+		f.phase("before", func(*phase) { time.Sleep(time.Hour) })
+		f.phase("while it is away", func(*phase) {
+			f.outage(&f.ca.away, func() { time.Sleep(d) })
+		})
+		f.recover()
+		f.phase("the next 20 hours", func(*phase) { time.Sleep(20 * time.Hour) })
+	}
+}
+
+// recover makes up for what was missed.
+func (f *fleet) recover() {
+	f.phase("until all is made up for", func(p *phase) {
+		if p.afterwards = f.settle(); p.afterwards > 15*time.Minute {
+			f.Errorf("it took %s", p.afterwards)
+		}
+	})
+}
+
+func rollout(f *fleet) {
+	f.warmUp()
+	f.phase("before", func(*phase) { time.Sleep(time.Hour) })
+	var pods sync.WaitGroup
+	var started time.Duration
+	f.phase("while it hangs", func(*phase) {
+		f.outage(&f.ca.hangs, func() {
+			time.Sleep(30 * time.Minute)
+			pods.Go(func() {
+				f.startPods(volumesPerNode/10, 10*time.Minute)
+				started = f.now()
+			})
+			time.Sleep(30 * time.Minute)
+		})
+	})
+	back := f.now()
+	f.phase("until all pods run", func(p *phase) {
+		p.storm = true
+		pods.Wait()
+		// The kubelet's back-off is longer than it takes.
+		if p.afterwards = started - back; p.afterwards > 5*time.Minute {
+			f.Errorf("it took %s", p.afterwards)
+		}
+	})
+	f.recover()
+	f.phase("the next 20 hours", func(*phase) { time.Sleep(20 * time.Hour) })
+}
+
+// rotation begins with new certificates, so that none is due before it ends: each
+// that is asked for is asked for because of the roots.
+func rotation(f *fleet) {
+	f.mount(func(time.Duration) time.Duration { return 0 })
+	f.each(func(n *node) {
+		time.Sleep(sometime(rootsRefresh))
+		n.start()
+	})
+	f.phase("before", func(*phase) { time.Sleep(time.Hour) })
+	for _, step := range []struct {
+		name  string
+		roots []string
+	}{{"both roots", []string{"old", "new"}}, {"the new root alone", []string{"new"}}} {
+		f.phase(step.name, func(p *phase) {
+			f.ca.set(func() { f.ca.roots = rootsNamed(step.roots...) })
+			f.learnt = map[int]int{}
+			for f.known(len(step.roots)) < len(f.nodes) && f.now()-p.from < time.Hour {
+				time.Sleep(time.Second)
+			}
+			p.afterwards = f.now() - p.from
+			time.Sleep(2*time.Hour - p.afterwards)
+			if p.afterwards > rootsRefresh*11/10+time.Second {
+				f.Errorf("%s: it took %s until all nodes knew", p.name, p.afterwards)
+			}
+		})
+	}
+	if n := sum(f.ca.asked.slots); n > 0 {
+		f.Errorf("%d certificates asked for", n)
+	}
+}
+
+// known is how many nodes know so many roots.
+func (f *fleet) known(roots int) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.learnt[roots]
+}
