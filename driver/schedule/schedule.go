@@ -20,9 +20,11 @@ const (
 	// look is how often a line looks at the clock at least: a machine that was
 	// suspended, or whose clock was set, is noticed by nothing else.
 	look = time.Minute
+	// missed is how late a renewal is that was not begun when it was due.
+	missed = 2 * look
 	// urgent is how much time is left of a certificate that waits for no other one.
 	urgent = 2 * time.Minute
-	// After an outage, all renewals that are due begin apart from each other, at
+	// After an outage, or a sleep, all renewals that are due begin apart from each other, at
 	// most so far, and such that all have begun after about so long. 5,000 nodes of
 	// which each asks every 6 s ask 833 times a second, and one step-ca on two
 	// cores gives 1,000.
@@ -177,7 +179,7 @@ func (l *Line) changed() {
 func (l *Line) Run(ctx context.Context) {
 	l.mu.Lock()
 	l.running = ctx
-	l.recovering, l.next = true, time.Time{} // of what was missed while nobody ran
+	l.recover() // what was missed while nobody ran
 	l.mu.Unlock()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -244,7 +246,7 @@ func (l *Line) heard(began time.Time, err error, isRenewal bool) {
 	switch {
 	case err == nil && l.err != nil:
 		l.err, l.failures = nil, 0
-		l.recovering, l.next = true, time.Time{}
+		l.recover()
 	case unavailable && (l.err == nil || isRenewal && began.After(l.failed)):
 		// Of those that began together, one counts.
 		l.err, l.failed, l.jitter = err, now, rand.Float64()

@@ -379,6 +379,29 @@ func TestSleepsNoLongerThanAMinute(t *testing.T) {
 	})
 }
 
+// After a night of sleep, what is due does not begin all at once: the other nodes
+// may have slept, too.
+func TestWhatWasSleptThroughIsMadeUpForAtAPace(t *testing.T) {
+	virtually(t, func(n *node) {
+		for i := range 60 {
+			name := fmt.Sprint(i)
+			n.keep(name, issuedAt(time.Now(), day, name))
+		}
+		time.Sleep(time.Hour)
+		n.Line.mu.Lock()
+		for i := range n.Line.items {
+			i.due = time.Now().Add(-time.Hour)
+		}
+		n.Line.mu.Unlock()
+		time.Sleep(10 * time.Minute)
+		calls := n.calls()
+		if most := mostWithin(calls, time.Minute); len(calls) != 60 || most > 16 {
+			t.Errorf("%d calls, %d in a minute", len(calls), most)
+		}
+		n.settled()
+	})
+}
+
 func TestEndsAtOnce(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.mu.Lock()

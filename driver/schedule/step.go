@@ -29,6 +29,10 @@ func (l *Line) step(now time.Time) (wait time.Duration) {
 		switch {
 		case i.isReady(now):
 			ready = append(ready, i)
+			// The machine was suspended, the clock was set, or pods had all places.
+			if !l.recovering && i.failures == 0 && now.Sub(i.due) > missed {
+				l.recover()
+			}
 		case i.stop == nil:
 			wait = min(wait, max(i.due.Sub(now), i.retry.Sub(now)))
 		}
@@ -88,6 +92,9 @@ func rank(i *Item, now time.Time) int {
 	}
 	return 1
 }
+
+// recover has what was missed made up for.
+func (l *Line) recover() { l.recovering, l.next = true, time.Time{} }
 
 // makeUp begins what is urgent at once, and the rest one by one, at a pace: what
 // has expired first.
