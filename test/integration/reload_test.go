@@ -277,6 +277,7 @@ func TestReloadRunsACommand(t *testing.T) {
 	n.unpublish(p)
 	// The volume is gone; the next pod's comes.
 	r.says(1, "Waiting for the files")
+	p.attributes["duration"] = "1h"
 	n.publish(p)
 	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber))
 	r.signal(syscall.SIGTERM)
