@@ -273,13 +273,13 @@ func TestReloadRunsACommand(t *testing.T) {
 	r.says(1, "Reloaded")
 	first := read(t, target).leaf()
 	eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, target).leaf().Equal(first) })
-	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber))
+	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber.Bytes()))
 	n.unpublish(p)
 	// The volume is gone; the next pod's comes.
 	r.says(1, "Waiting for the files")
 	p.attributes["duration"] = "1h"
 	n.publish(p)
-	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber))
+	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber.Bytes()))
 	r.signal(syscall.SIGTERM)
 	r.exits(0)
 	if strings.Contains(r.out.String(), "PRIVATE") {
