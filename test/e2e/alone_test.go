@@ -119,6 +119,50 @@ func pluginPod(t *testing.T) string {
 	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "-o", "jsonpath={.items[*].metadata.name}")
 }
 
+// step-ca is away for longer than a certificate lives: the pod keeps what it has,
+// and gets a new one by itself when the CA is back.
+func longOutage(t *testing.T) {
+	shortLives(t)
+	p := pod{namespace: "long-outage", name: "waits", attributes: map[string]string{"duration": "20s"}}
+	namespace(t, p.namespace, "baseline")
+	p.start(t)
+	p.waitRotation(t, p.files(t), time.Minute)
+	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=0")
+	t.Cleanup(func() { _, _ = command("kubectl", "-n", identity, "scale", "deployment/step-ca", "--replicas=1") })
+	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-ca", "--timeout=60s")
+	eventually(t, time.Minute, func() error {
+		if _, err := p.tryFiles(); err == nil || !strings.Contains(err.Error(), "expired") {
+			return fmt.Errorf("not expired: %w", err)
+		}
+		return nil
+	})
+	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=1")
+	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
+	eventually(t, time.Minute, func() error {
+		_, err := p.tryFiles()
+		return err
+	})
+	if restarts := p.restarts(t); restarts != "0" {
+		t.Errorf("the pod was restarted %s times", restarts)
+	}
+}
+
+// shortLives lets pods have certificates that live for seconds.
+func shortLives(t *testing.T) {
+	t.Helper()
+	set := func(duration string) {
+		t.Helper()
+		kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc",
+			"step ca provisioner update admin --x509-min-dur="+duration+" --ca-config /home/step/config/ca.json && kill -HUP 1")
+	}
+	set("5s")
+	must(t, installPlugin("--set", "issuers.default.duration.min=5s"))
+	t.Cleanup(func() {
+		set("5m")
+		must(t, installPlugin())
+	})
+}
+
 // step-ca goes away and comes back: new pods wait and say why, running ones go
 // on, and everything recovers by itself.
 func caOutage(t *testing.T) {

@@ -67,6 +67,7 @@ func TestE2E(t *testing.T) {
 		{"upgrade", upgrade},
 		{"node-mode", nodeMode},
 		{"ca-outage", caOutage},
+		{"long-outage", longOutage},
 		{"password", password},
 		{"root-rotation", rootRotation},
 		{"kubelet-restart", kubeletRestart},
