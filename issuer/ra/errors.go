@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -32,7 +33,7 @@ func (s *Signer) explain(ctx context.Context, what string, err error) error {
 	if !answered {
 		return fmt.Errorf("%s: %s: %w: %w", s.url, what, issuer.ErrUnavailable, err)
 	}
-	a := answer{text: said.Message()}
+	a := answer{text: plain(said)}
 	switch said.Code() {
 	case codes.PermissionDenied, codes.InvalidArgument:
 		a.kinds = []error{issuer.ErrDenied}
@@ -50,10 +51,22 @@ func (s *Signer) explain(ctx context.Context, what string, err error) error {
 		a.kinds = []error{issuer.ErrInvalidAnswer}
 	default:
 		a.kinds = []error{issuer.ErrUnavailable}
-		a.text = issuer.ErrUnavailable.Error() + ": " + said.Message()
+		a.text = issuer.ErrUnavailable.Error() + ": " + a.text
+	}
+	if said.Code() == codes.DeadlineExceeded {
+		a.text += " (no answer in time: do the authority's pods run, and does something on the way drop what is sent to them?)"
 	}
 	if ctx.Err() != nil {
 		a.kinds = append(a.kinds, ctx.Err())
 	}
 	return fmt.Errorf("%s: %s: %w", s.url, what, a)
+}
+
+// plain is what was said, without what gRPC says about having tried more than once.
+func plain(said *status.Status) string {
+	text := said.Message()
+	if _, last, found := strings.Cut(text, "rpc error: code = "+said.Code().String()+" desc = "); found {
+		return last
+	}
+	return text
 }

@@ -82,6 +82,9 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 	answer := &authentication.TokenReview{}
 	err := t.client.Post().Resource("tokenreviews").Body(question).Do(ctx).Into(answer)
 	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("no answer in time: %w", err)
+		}
 		return issuer.Pod{}, fmt.Errorf("%w: review a token at the API server: %w", issuer.ErrUnavailable, err)
 	}
 	return boundPod(answer.Status)

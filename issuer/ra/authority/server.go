@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
@@ -28,6 +29,9 @@ const (
 	// callTimeout bounds a call, from its first byte on: whoever sends slowly is
 	// cut off, too.
 	callTimeout = 20 * time.Second
+	// answerTimeout leaves the caller, who waits for as long, time to be told what did
+	// not answer.
+	answerTimeout = callTimeout - 3*time.Second
 	// handshakeTimeout bounds what comes before.
 	handshakeTimeout = 5 * time.Second
 	// stopTimeout is how long calls in flight may take when the authority stops.
@@ -98,11 +102,18 @@ func admit(ctx context.Context, peers *limiter) (context.Context, error) {
 // intercept gives each call a logger, and each error its code.
 func (a *Authority) intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
-		answer, err := recovered(klog.NewContext(ctx, logger), req, handle)
-		if err != nil {
-			return nil, status.Error(code(err), err.Error())
+		limited, cancel := context.WithTimeout(klog.NewContext(ctx, logger), answerTimeout)
+		defer cancel()
+		answer, err := recovered(limited, req, handle)
+		if err == nil {
+			return answer, nil
 		}
-		return answer, nil
+		if errors.Is(err, context.DeadlineExceeded) {
+			// There is no time left to try another replica. See
+			// https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+			_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1"))
+		}
+		return nil, status.Error(code(err), err.Error())
 	}
 }
 
