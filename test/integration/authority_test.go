@@ -34,6 +34,8 @@ type authorities struct {
 	t        testing.TB
 	reviews  *reviews.Server
 	ca       rootedCA
+	api      string // URL of the API server, which reviews tokens
+	caURL    string
 	port     string
 	replicas []*replica
 }
@@ -62,35 +64,52 @@ func jwt(name string) string { return "header." + name + ".signature" }
 // appended to their configuration, below authority.
 func startAuthority(t testing.TB, ca rootedCA, replicas int, more string) *authorities {
 	t.Helper()
+	r := newAuthorities(t, ca)
+	r.startReplicas(replicas, more)
+	return r
+}
+
+// newAuthorities has no replica yet.
+func newAuthorities(t testing.TB, ca rootedCA) *authorities {
+	t.Helper()
 	server, err := reviews.Start()
 	must(t, err)
 	t.Cleanup(server.Stop)
-	r := &authorities{t: t, reviews: server, ca: ca, port: freePort(t)}
 	server.Bind(jwt("plugin"), plugin)
+	return &authorities{t: t, reviews: server, ca: ca, api: server.URL(), caURL: ca.URL(), port: freePort(t)}
+}
+
+func (r *authorities) startReplicas(replicas int, more string) {
+	r.t.Helper()
 	for i := range replicas {
 		r.replicas = append(r.replicas, r.prepare(fmt.Sprintf("127.0.0.%d", i+1), more))
 		r.start(i)
 	}
-	t.Cleanup(func() {
+	r.t.Cleanup(func() {
 		for i := range r.replicas {
 			r.stop(i)
-			if t.Failed() {
-				t.Logf("the log of replica %d:\n%s", i, r.replicas[i].logs)
+			if r.t.Failed() {
+				r.t.Logf("the log of replica %d:\n%s", i, r.replicas[i].logs)
 			}
 		}
 	})
 	for i := range replicas {
 		r.waitReady(i)
 	}
-	return r
 }
 
+var givenPorts sync.Map
+
 // freePort is above those that the kernel gives to connections by itself, so
-// that it stays free until the process listens that it is for.
+// that it stays free until the process listens that it is for. No other test gets
+// it, either.
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 1000 {
 		port := fmt.Sprint(61000 + rand.IntN(4500))
+		if _, given := givenPorts.LoadOrStore(port, true); given {
+			continue
+		}
 		if listener, err := net.Listen("tcp", ":"+port); err == nil {
 			listener.Close()
 			return port
@@ -118,7 +137,7 @@ authority:
   names: [%s, localhost]
   plugin: step-ca/step-csi
   kubernetes: {url: %s, caFile: %[6]s/api.crt, tokenFile: %[6]s/token}
-%[7]s`, r.ca.URL(), r.ca.Fingerprint(), name, authorityHost, r.reviews.URL(), directory, more),
+%[7]s`, r.caURL, r.ca.Fingerprint(), name, authorityHost, r.api, directory, more),
 	} {
 		must(r.t, os.WriteFile(filepath.Join(directory, file), []byte(content), 0o600))
 	}

@@ -1,0 +1,122 @@
+package integration
+
+import (
+	"net"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/flexstack/step-csi/test/proxy"
+)
+
+// distantAuthority is an authority of one replica which is reached through a proxy,
+// and reaches the CA and the API server through others.
+type distantAuthority struct {
+	*authorities
+	front, toCA, toAPI *proxy.Proxy
+}
+
+func startDistantAuthority(t *testing.T) *distantAuthority {
+	t.Helper()
+	r := &distantAuthority{authorities: newAuthorities(t, startCA(t))}
+	api, err := url.Parse(r.reviews.URL())
+	must(t, err)
+	r.toAPI = startProxy(t, net.JoinHostPort("127.0.0.1", api.Port()))
+	r.api = onLocalhost(t, r.toAPI)
+	r.toCA = startProxy(t, strings.TrimPrefix(r.ca.URL(), "https://"))
+	r.caURL = "https://" + r.toCA.Address()
+	r.startReplicas(1, "")
+	r.front = startProxy(t, net.JoinHostPort("127.0.0.1", r.port))
+	return r
+}
+
+// onLocalhost is the URL of the proxy, by a name that authority and API server have.
+func onLocalhost(t testing.TB, p *proxy.Proxy) string {
+	t.Helper()
+	_, port, err := net.SplitHostPort(p.Address())
+	must(t, err)
+	return "https://" + net.JoinHostPort("localhost", port)
+}
+
+// newNode is one whose plugin asks through the proxy.
+func (r *distantAuthority) newNode() *node {
+	r.t.Helper()
+	n := r.prepareNode()
+	n.changeConfig(r.url(), onLocalhost(r.t, r.front))
+	n.start()
+	return n
+}
+
+// Whatever is away behind the authority, or the authority itself, the plugin's
+// volume says which, and recovers by itself.
+func TestOutagesRA(t *testing.T) {
+	t.Parallel()
+	for name, o := range map[string]struct {
+		begin, end func(*testing.T, *distantAuthority)
+		says       []string
+	}{
+		"away": {
+			begin: func(t *testing.T, r *distantAuthority) { must(t, r.front.Set(proxy.Refuse)) },
+			end:   func(t *testing.T, r *distantAuthority) { must(t, r.front.Set(proxy.None)) },
+			says:  []string{"https://localhost:", "connection refused"},
+		},
+		"silent": {
+			begin: func(t *testing.T, r *distantAuthority) { must(t, r.front.Set(proxy.Blackhole)) },
+			end:   func(t *testing.T, r *distantAuthority) { must(t, r.front.Set(proxy.None)) },
+			says:  []string{"https://localhost:", "no answer in time"},
+		},
+		"no CA": {
+			begin: func(t *testing.T, r *distantAuthority) { must(t, r.toCA.Set(proxy.Refuse)) },
+			end:   func(t *testing.T, r *distantAuthority) { must(t, r.toCA.Set(proxy.None)) },
+			says:  []string{"https://localhost:", ": https://127.0.0.1:", "connection refused"},
+		},
+		"CA silent": {
+			begin: func(t *testing.T, r *distantAuthority) { must(t, r.toCA.Set(proxy.Blackhole)) },
+			end:   func(t *testing.T, r *distantAuthority) { must(t, r.toCA.Set(proxy.None)) },
+			says:  []string{"https://localhost:", ": https://127.0.0.1:", "no answer in time"},
+		},
+		"no API": {
+			begin: func(t *testing.T, r *distantAuthority) { must(t, r.toAPI.Set(proxy.Refuse)) },
+			end:   func(t *testing.T, r *distantAuthority) { must(t, r.toAPI.Set(proxy.None)) },
+			says:  []string{"review a token at the API server", "connection refused"},
+		},
+		"API silent": {
+			begin: func(t *testing.T, r *distantAuthority) { must(t, r.toAPI.Set(proxy.Blackhole)) },
+			end:   func(t *testing.T, r *distantAuthority) { must(t, r.toAPI.Set(proxy.None)) },
+			says:  []string{"review a token at the API server", "no answer in time"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := startDistantAuthority(t)
+			n := r.newNode()
+			p, late := pod{name: "web-0", attributes: map[string]string{"duration": "6s"}}, pod{name: "late-0"}
+			r.admit(p)
+			r.admit(late)
+			n.publish(p)
+			before := n.snapshot(p)
+			o.begin(t, r)
+			begin := time.Now()
+			err := n.tryPublish(late)
+			for _, words := range o.says {
+				expect(t, err, codes.Unavailable, words)
+			}
+			if took := time.Since(begin); took > 60*time.Second {
+				t.Errorf("the kubelet waited for %s", took)
+			}
+			for _, words := range o.says {
+				n.waitTrouble(p, "", words)
+			}
+			if n.snapshot(p) != before {
+				t.Error("the files have changed")
+			}
+			n.recoverAfter(p, func() { o.end(t, r) })
+			n.publish(late)
+			n.unpublish(late)
+			n.unpublish(p)
+		})
+	}
+}
