@@ -102,15 +102,16 @@ func admit(ctx context.Context, peers *limiter) (context.Context, error) {
 // intercept gives each call a logger, and each error its code.
 func (a *Authority) intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+		begin := time.Now()
 		limited, cancel := context.WithTimeout(klog.NewContext(ctx, logger), answerTimeout)
 		defer cancel()
 		answer, err := recovered(limited, req, handle)
 		if err == nil {
 			return answer, nil
 		}
-		if errors.Is(err, context.DeadlineExceeded) {
-			// There is no time left to try another replica. See
-			// https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+		if time.Since(begin) > answerTimeout/2 {
+			// Another replica would have less time than this one had, and the caller would
+			// not be told why. See https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
 			_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1"))
 		}
 		return nil, status.Error(code(err), err.Error())
