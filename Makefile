@@ -85,6 +85,11 @@ fuzz: ## Fuzz what users and nodes send, for a minute each
 soak: ## Kill the plugin at random, under load, for SOAK=30m (needs root)
 	$(SUDO) $(GO) test -count 1 -timeout 0 -tags $(TAGS) -v -run TestRandomKills ./test/crash -soak $(or $(SOAK),30m) -seed $(or $(SEED),0)
 
+# Without root, and without a network.
+.PHONY: fleet
+fleet: ## Simulate 5,000 nodes, and write docs/fleet.md (half an hour, 4 GB); SCENARIO=name for one
+	$(GO) test -count 1 -timeout 0 -tags $(TAGS) -v -run 'TestFleet$(if $(SCENARIO),/^$(SCENARIO)$$)' ./test/fleet -nodes 5000 -update
+
 .PHONY: clean
 clean: ## Remove what was built
 	rm -rf bin

@@ -6,76 +6,75 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
 var update = flag.Bool("update", false, "write the numbers and the charts to docs; for the whole fleet only")
 
 const (
-	docs       = "../../docs"
-	tableBegin = "<!-- make fleet -->\n"
-	tableEnd   = "<!-- end -->\n"
+	docs  = "../../docs"
+	begin = "<!-- make fleet: "
+	end   = "<!-- end -->\n"
 )
 
-// document writes what came out, or makes sure that it was written for the
-// scenarios that there are.
-func document(t *testing.T, fleets []*fleet) {
-	page := filepath.Join(docs, "fleet.md")
-	text, err := os.ReadFile(page)
+// page is written by one at a time.
+var page sync.Mutex
+
+// document writes what came out, or makes sure that it was written once for these
+// phases.
+func (s scenario) document(t *testing.T, f *fleet) {
+	page.Lock()
+	defer page.Unlock()
+	path := filepath.Join(docs, "fleet.md")
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, begins := strings.Cut(string(text), tableBegin)
-	table, after, ends := strings.Cut(rest, tableEnd)
+	before, rest, begins := strings.Cut(string(text), begin+s.name+" -->\n")
+	known, after, ends := strings.Cut(rest, end)
 	if !begins || !ends {
-		t.Fatalf("%s has no place for the table", page)
+		t.Fatalf("%s has no place for %s", path, s.name)
 	}
+	chart := filepath.Join(docs, "fleet", s.name+".svg")
 	if *update && *nodes == allNodes {
-		write(t, page, []byte(before+tableBegin+tableOf(fleets)+tableEnd+after))
-		for i, s := range scenarios {
-			write(t, s.chart(), s.svg(t, fleets[i]))
-		}
+		write(t, path, before+begin+s.name+" -->\n"+s.section(f)+end+after)
+		write(t, chart, s.svg(t, f))
 		return
 	}
-	for i, s := range scenarios {
-		_ = s.svg(t, fleets[i])
-		if _, err := os.Stat(s.chart()); err != nil || !strings.Contains(before+after, "(fleet/"+s.name+".svg)") {
-			t.Errorf("%s does not show the chart of %s: %v", page, s.name, err)
-		}
-		for _, p := range fleets[i].phases {
-			if !strings.Contains(table, "| "+p.name+" |") {
-				t.Errorf("%s does not know %s: %s; run make fleet", page, s.title, p.name)
-			}
+	_ = s.svg(t, f)
+	if _, err := os.Stat(chart); err != nil || !strings.Contains(known, "(fleet/"+s.name+".svg)") {
+		t.Errorf("%s does not show the chart: %v; run make fleet", path, err)
+	}
+	for _, p := range f.phases {
+		if !strings.Contains(known, "| "+p.name+" |") {
+			t.Errorf("%s does not know %q; run make fleet", path, p.name)
 		}
 	}
 }
 
-func (s scenario) chart() string { return filepath.Join(docs, "fleet", s.name+".svg") }
+// section is the chart and the table of a scenario.
+func (s scenario) section(f *fleet) string {
+	var all strings.Builder
+	all.WriteString("![" + s.title + "](fleet/" + s.name + ".svg)\n\n" +
+		"| | certificates asked for | most in 1 s | in 10 s, per second | signed, most in 1 s | " +
+		"roots asked for, most in 1 s | by one node, most in a minute | expired | took |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	for _, p := range f.phases {
+		all.WriteString(p.row() + "\n")
+	}
+	return all.String()
+}
 
-func (s scenario) svg(t *testing.T, f *fleet) []byte {
+func (s scenario) svg(t *testing.T, f *fleet) string {
 	var svg bytes.Buffer
 	if err := s.draw(&svg, f, f.panels); err != nil {
 		t.Error(err)
 	}
-	return svg.Bytes()
+	return svg.String()
 }
 
-func write(t *testing.T, path string, data []byte) {
-	if err := os.WriteFile(path, data, 0o644); err != nil {
+func write(t *testing.T, path, text string) {
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Error(err)
 	}
-}
-
-func tableOf(fleets []*fleet) string {
-	var all strings.Builder
-	all.WriteString("| what happens | when | asked for | most in 1 s | in 10 s, per second | signed, most in 1 s | " +
-		"roots asked for, most in 1 s | one node, most in a minute | expired | took |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
-	for i, s := range scenarios {
-		title := s.title
-		for _, p := range fleets[i].phases {
-			all.WriteString(p.row(title))
-			title = ""
-		}
-	}
-	return all.String()
 }

@@ -12,8 +12,8 @@ type phase struct {
 	// storm is one in which pods want more at a time than the CA signs. It is to be
 	// busy with that, and with nothing that nobody waits for any more.
 	storm bool
-	// afterwards is how long it took until all was as it should be.
-	afterwards time.Duration
+	// took is until all was as it should be.
+	took time.Duration
 
 	asked, signed, rooted int // calls
 	// The most in any second, and a tenth of the most in any ten seconds.
@@ -52,6 +52,10 @@ func (f *fleet) measure() {
 	}
 }
 
+// leastPause is the most that passes between two tries of a certificate that is about
+// to expire. One that does so this soon after the CA is back may be missed.
+const leastPause = time.Second
+
 // check is what has to be true of every scenario.
 func (f *fleet) check() {
 	for _, p := range f.phases {
@@ -66,7 +70,7 @@ func (f *fleet) check() {
 		}
 	}
 	for _, at := range f.expired {
-		if !f.isAway(at) {
+		if !f.isAway(at) && !f.isAway(at-leastPause) {
 			f.Errorf("a certificate expired after %s, though the CA was there", at)
 		}
 	}
@@ -85,14 +89,14 @@ func (f *fleet) isAway(at time.Duration) bool {
 }
 
 // row is the phase in the table of docs/fleet.md.
-func (p *phase) row(title string) string {
-	afterwards := ""
-	if p.afterwards > 0 {
-		afterwards = p.afterwards.Round(time.Second).String()
+func (p *phase) row() string {
+	took := ""
+	if p.took > 0 {
+		took = p.took.Round(time.Second).String()
 	}
-	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %d | %s | %s |\n", title, p.name,
+	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %d | %s | %s |", p.name,
 		grouped(p.asked), grouped(p.mostAsked), grouped(p.mostAskedOf10), grouped(p.mostSigned), grouped(p.mostRooted),
-		p.busiest, grouped(p.expired), afterwards)
+		p.busiest, grouped(p.expired), took)
 }
 
 // grouped writes 12345 as 12,345.
