@@ -117,7 +117,7 @@ func TestPodsDoNotWaitForAHangingRenewal(t *testing.T) {
 		n.places.limit = 1
 		n.takes = time.Minute
 		n.keep("a", issuedAt(time.Now().Add(-day), day, "a"))
-		time.Sleep(time.Second)
+		time.Sleep(10 * time.Second) // it begins at a pace
 		begin := time.Now()
 		if err := n.Publish(n.t.Context(), func(context.Context) error { return nil }); err != nil || time.Since(begin) > 0 {
 			t.Errorf("after %s: %v", time.Since(begin), err)

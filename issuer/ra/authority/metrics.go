@@ -67,6 +67,7 @@ func (s *serving) gauge(name, help string, at func(*x509.Certificate) time.Time)
 
 // expect makes the series of an issuer whose CA has not been asked yet.
 func (m *metrics) expect(issuer string) {
+	m.revocations.WithLabelValues(issuer, codes.OK.String())
 	m.answered.WithLabelValues(issuer)
 	m.failed.WithLabelValues(issuer)
 }
