@@ -189,6 +189,12 @@ func password(t *testing.T) {
 	replicas := func() string {
 		return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
 	}
+	eventually(t, time.Minute, func() error { // those of an earlier installation are gone
+		if names := replicas(); strings.Count(names, " ") != 1 {
+			return fmt.Errorf("not two pods: %s", names)
+		}
+		return nil
+	})
 	before := replicas()
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc", `
 		cd /home/step && echo another-password > /tmp/password
