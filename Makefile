@@ -78,7 +78,7 @@ bench: bin/step-csi-cluster ## Compare publishing a volume with a bare sign by t
 fuzz: ## Fuzz what users and nodes send, for a minute each
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzParse -fuzztime 60s ./driver/attributes
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/policy
-	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/ra/authority
+	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/ra/server
 
 # SOAK is for how long, SEED repeats a run.
 .PHONY: soak

@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case "node":
 		return node(ctx, args[1:], stdout, stderr)
 	case "ra":
-		return registrationAuthority(ctx, args[1:], stdout, stderr)
+		return serveRA(ctx, args[1:], stdout, stderr)
 	case "reload":
 		return reloadFiles(ctx, args[1:], stdout, stderr)
 	case "verify":

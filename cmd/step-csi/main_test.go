@@ -16,7 +16,7 @@ import (
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/policy"
-	"github.com/flexstack/step-csi/issuer/ra/authority"
+	"github.com/flexstack/step-csi/issuer/ra/server"
 )
 
 const valid = `
@@ -190,7 +190,7 @@ func TestHelpIsTrue(t *testing.T) {
 	more, _, _ = strings.Cut(more, "Its service account")
 	indented := strings.ReplaceAll("\n"+more, "\n  ", "\n")
 	example = strings.ReplaceAll("\n"+example, "\n  ", "\n") + indented
-	if _, err := loadConfig(write(t, example), (*configFile).authority); err != nil {
+	if _, err := loadConfig(write(t, example), (*configFile).ra); err != nil {
 		t.Error(err)
 	}
 }
@@ -203,11 +203,11 @@ authority:
 `
 
 func TestAuthorityConfiguration(t *testing.T) {
-	c, err := loadConfig(write(t, valid+authorityPart), (*configFile).authority)
+	c, err := loadConfig(write(t, valid+authorityPart), (*configFile).ra)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.authorityConfig(nil, prometheus.NewRegistry())
+	got, err := c.serverConfig(nil, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,9 +242,9 @@ func TestWrongAuthorities(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := write(t, strings.Replace(valid+authorityPart, test.old, test.new, 1))
-			c, err := loadConfig(path, (*configFile).authority)
+			c, err := loadConfig(path, (*configFile).ra)
 			if err == nil {
-				err = tryAuthority(c)
+				err = tryServer(c)
 			}
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want something with %q", err, test.want)
@@ -254,12 +254,12 @@ func TestWrongAuthorities(t *testing.T) {
 }
 
 // tryAuthority makes all of the authority but its way to the API server.
-func tryAuthority(c *authorityConfig) error {
-	checked, err := c.authorityConfig(&authority.TokenReview{}, prometheus.NewRegistry())
+func tryServer(c *raConfig) error {
+	checked, err := c.serverConfig(&server.TokenReview{}, prometheus.NewRegistry())
 	if err != nil {
 		return err
 	}
-	if _, err := authority.New(checked); err != nil {
+	if _, err := server.New(checked); err != nil {
 		return err
 	}
 	_, err = c.file.Kubernetes.apiServer()

@@ -9,7 +9,7 @@
 // business, which sees all that is in the CSR.
 //
 // It keeps no state, so any number of replicas can stand side by side.
-package authority
+package server
 
 import (
 	"context"
@@ -51,7 +51,7 @@ type Issuer struct {
 	RootsRefresh time.Duration
 }
 
-// Config is what an Authority needs.
+// Config is what a Server needs.
 type Config struct {
 	// Issuers by name.
 	Issuers map[string]Issuer
@@ -64,8 +64,8 @@ type Config struct {
 	Metrics prometheus.Registerer
 }
 
-// Authority serves the registration authority.
-type Authority struct {
+// Server is one replica of the registration authority.
+type Server struct {
 	rapb.UnimplementedRegistrationAuthorityServer
 
 	issuers   map[string]Issuer
@@ -80,10 +80,10 @@ type Authority struct {
 
 // New refuses a configuration that cannot work. Neither the CA nor the API server
 // is asked.
-func New(c Config) (*Authority, error) {
+func New(c Config) (*Server, error) {
 	switch {
 	case len(c.Issuers) == 0 || c.Reviewer == nil || c.Metrics == nil:
-		return nil, errors.New("an authority needs issuers, a reviewer and a place for metrics")
+		return nil, errors.New("a registration authority needs issuers, a reviewer and a place for metrics")
 	case c.Plugin.Namespace == "" || c.Plugin.Name == "":
 		return nil, errors.New("plugin: name the service account of the node plugins, as namespace/name")
 	}
@@ -91,51 +91,51 @@ func New(c Config) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := newServing(c.Serving)
+	own, err := newServing(c.Serving)
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{
+	s := &Server{
 		issuers:  c.Issuers,
 		plugin:   c.Plugin,
 		reviewer: c.Reviewer,
 		nodes:    newLimiter(limits.Node),
 		pods:     newLimiter(limits.Pod),
-		serving:  s,
+		serving:  own,
 	}
-	if a.metrics, err = newMetrics(c.Metrics, s); err != nil {
+	if s.metrics, err = newMetrics(c.Metrics, own); err != nil {
 		return nil, fmt.Errorf("register the metrics: %w", err)
 	}
 	for name := range c.Issuers {
-		a.readiness.Expect(name)
-		a.metrics.expect(name)
+		s.readiness.Expect(name)
+		s.metrics.expect(name)
 	}
-	return a, nil
+	return s, nil
 }
 
 // Ready is nil once every issuer has answered, and as long as the authority's own
 // certificate is valid; else it says what is missing.
-func (a *Authority) Ready() error {
-	return errors.Join(a.readiness.Err(), a.serving.err(time.Now()))
+func (s *Server) Ready() error {
+	return errors.Join(s.readiness.Err(), s.serving.err(time.Now()))
 }
 
 // Run serves on the listener until the context ends, and finishes the calls in
 // flight.
-func (a *Authority) Run(ctx context.Context, listener net.Listener) error {
+func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var ending sync.WaitGroup
 	defer func() {
 		stop()
 		ending.Wait()
 	}()
-	ending.Go(func() { a.serving.keep(background) })
-	for name, i := range a.issuers {
+	ending.Go(func() { s.serving.keep(background) })
+	for name, i := range s.issuers {
 		ending.Go(func() {
-			a.readiness.Connect(background, name, i.Issuer)
+			s.readiness.Connect(background, name, i.Issuer)
 			ctx := klog.NewContext(background, klog.FromContext(background).WithValues("issuer", name))
-			i.FollowRoots(ctx, i.RootsRefresh, func(_ issuer.Roots, err error) { a.metrics.refreshed(name, err) })
+			i.FollowRoots(ctx, i.RootsRefresh, func(_ issuer.Roots, err error) { s.metrics.refreshed(name, err) })
 		})
 	}
-	klog.FromContext(ctx).Info("Serving the registration authority", "address", listener.Addr(), "plugin", a.plugin)
-	return a.serve(ctx, listener)
+	klog.FromContext(ctx).Info("Serving the registration authority", "address", listener.Addr(), "plugin", s.plugin)
+	return s.serve(ctx, listener)
 }

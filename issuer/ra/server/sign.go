@@ -1,4 +1,4 @@
-package authority
+package server
 
 import (
 	"context"
@@ -21,12 +21,12 @@ import (
 const maxToken = 16 << 10
 
 // Sign implements rapb.RegistrationAuthorityServer.
-func (a *Authority) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.SignResponse, error) {
+func (s *Server) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.SignResponse, error) {
 	begin := time.Now()
 	d := &decision{issuer: req.GetIssuer()}
-	credential, err := a.decide(ctx, req, d)
+	credential, err := s.decide(ctx, req, d)
 	took := time.Since(begin)
-	a.metrics.signed(a.knownName(req.GetIssuer()), code(err), took)
+	s.metrics.signed(s.knownName(req.GetIssuer()), code(err), took)
 	d.record(ctx, credential, err, took)
 	if err != nil {
 		return nil, err
@@ -37,8 +37,8 @@ func (a *Authority) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.Sign
 }
 
 // knownName is for metrics. A name that is no issuer's anybody could make up.
-func (a *Authority) knownName(name string) string {
-	if _, known := a.issuers[name]; !known {
+func (s *Server) knownName(name string) string {
+	if _, known := s.issuers[name]; !known {
 		return ""
 	}
 	return name
@@ -46,21 +46,21 @@ func (a *Authority) knownName(name string) string {
 
 // decide has a certificate signed if all that is to be known about the request
 // allows that. What it learns goes into d.
-func (a *Authority) decide(ctx context.Context, req *rapb.SignRequest, d *decision) (*issuer.Credential, error) {
+func (s *Server) decide(ctx context.Context, req *rapb.SignRequest, d *decision) (*issuer.Credential, error) {
 	// The request is read while the API server is asked. What is wrong with it is
 	// told after what is wrong with who asks.
 	reading := make(chan wanted, 1)
-	go func() { reading <- a.read(req) }()
-	err := a.identify(ctx, req, d)
+	go func() { reading <- s.read(req) }()
+	err := s.identify(ctx, req, d)
 	w := <-reading
 	d.request = w.request
 	if err == nil {
-		err = a.checkPlace(d, req.GetPod())
+		err = s.checkPlace(d, req.GetPod())
 	}
 	switch {
 	case err != nil:
 		return nil, err
-	case !a.pods.allow(d.pod.UID):
+	case !s.pods.allow(d.pod.UID):
 		return nil, fmt.Errorf("%w: %s/%s; authority.limits.pod sets the limit", issuer.Throttled, d.pod.Namespace, d.pod.Name)
 	case w.err != nil:
 		return nil, w.err
@@ -80,9 +80,9 @@ type wanted struct {
 	err     error
 }
 
-func (a *Authority) read(req *rapb.SignRequest) (w wanted) {
+func (s *Server) read(req *rapb.SignRequest) (w wanted) {
 	var known bool
-	if w.issuer, known = a.issuers[req.GetIssuer()]; !known {
+	if w.issuer, known = s.issuers[req.GetIssuer()]; !known {
 		return wanted{err: fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())}
 	}
 	// Not multiplied before it is known to fit.
@@ -100,7 +100,7 @@ func (a *Authority) read(req *rapb.SignRequest) (w wanted) {
 }
 
 // identify asks the API server who calls, and for whom, both at once.
-func (a *Authority) identify(ctx context.Context, req *rapb.SignRequest, d *decision) error {
+func (s *Server) identify(ctx context.Context, req *rapb.SignRequest, d *decision) error {
 	own, err := callerToken(ctx)
 	if err != nil {
 		return err
@@ -111,10 +111,10 @@ func (a *Authority) identify(ctx context.Context, req *rapb.SignRequest, d *deci
 	}
 	reviews, reviewing := errgroup.WithContext(ctx)
 	reviews.Go(func() (err error) {
-		d.caller, err = a.reviewCaller(reviewing, own)
+		d.caller, err = s.reviewCaller(reviewing, own)
 		return err
 	})
-	d.pod, err = a.reviewer.Review(reviewing, pods)
+	d.pod, err = s.reviewer.Review(reviewing, pods)
 	switch {
 	case errors.Is(err, ErrRejected):
 		err = fmt.Errorf("%w: %w", issuer.NoPodToken, err)
@@ -128,32 +128,32 @@ func (a *Authority) identify(ctx context.Context, req *rapb.SignRequest, d *deci
 }
 
 // reviewCaller returns the node plugin's pod that the token is of.
-func (a *Authority) reviewCaller(ctx context.Context, own issuer.Token) (issuer.Pod, error) {
-	caller, err := a.reviewer.Review(ctx, own)
+func (s *Server) reviewCaller(ctx context.Context, own issuer.Token) (issuer.Pod, error) {
+	caller, err := s.reviewer.Review(ctx, own)
 	switch {
 	case errors.Is(err, ErrRejected):
 		return issuer.Pod{}, fmt.Errorf("%w: the caller's token: %w", issuer.CallerRejected, err)
 	case err != nil:
 		return issuer.Pod{}, fmt.Errorf("the caller's token: %w", err)
 	}
-	if !a.isPlugin(caller) {
+	if !s.isPlugin(caller) {
 		return caller, fmt.Errorf("%w: the caller is service account %s/%s; only node plugins may ask, which are %s",
-			errNotPlugin, caller.Namespace, caller.ServiceAccount, a.plugin)
+			errNotPlugin, caller.Namespace, caller.ServiceAccount, s.plugin)
 	}
-	if !a.nodes.allow(caller.Node) {
+	if !s.nodes.allow(caller.Node) {
 		return caller, fmt.Errorf("%w: %s; authority.limits.node sets the limit", errTooManyOfNode, caller.Node)
 	}
 	return caller, nil
 }
 
-func (a *Authority) isPlugin(pod issuer.Pod) bool {
-	return ServiceAccount{pod.Namespace, pod.ServiceAccount} == a.plugin
+func (s *Server) isPlugin(pod issuer.Pod) bool {
+	return ServiceAccount{pod.Namespace, pod.ServiceAccount} == s.plugin
 }
 
 // checkPlace refuses pods of other nodes, a pod that is not what the node takes
 // it for, and the node plugin itself: it runs on every node, in the namespace of
 // the authority, whose names are not every node's.
-func (a *Authority) checkPlace(d *decision, claimed *rapb.Pod) error {
+func (s *Server) checkPlace(d *decision, claimed *rapb.Pod) error {
 	says := issuer.Pod{
 		Namespace: claimed.GetNamespace(), Name: claimed.GetName(), UID: claimed.GetUid(),
 		ServiceAccount: claimed.GetServiceAccount(), Node: claimed.GetNode(),
@@ -164,7 +164,7 @@ func (a *Authority) checkPlace(d *decision, claimed *rapb.Pod) error {
 			issuer.Denied, d.pod.Namespace, d.pod.Name, d.caller.Node)
 	case says != d.pod:
 		return fmt.Errorf("%w: the token is not that of the pod: the node says %s, the token %s", issuer.Denied, describe(says), describe(d.pod))
-	case a.isPlugin(d.pod):
+	case s.isPlugin(d.pod):
 		return fmt.Errorf("%w: the node plugin itself gets no certificates", issuer.Denied)
 	}
 	return nil
@@ -175,23 +175,23 @@ func describe(p issuer.Pod) string {
 }
 
 // Roots implements rapb.RegistrationAuthorityServer.
-func (a *Authority) Roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
-	answer, err := a.roots(ctx, req)
+func (s *Server) Roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
+	answer, err := s.roots(ctx, req)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Roots are refused", "issuer", req.GetIssuer())
 	}
 	return answer, err
 }
 
-func (a *Authority) roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
+func (s *Server) roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
 	token, err := callerToken(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := a.reviewCaller(ctx, token); err != nil {
+	if _, err := s.reviewCaller(ctx, token); err != nil {
 		return nil, err
 	}
-	i, known := a.issuers[req.GetIssuer()]
+	i, known := s.issuers[req.GetIssuer()]
 	if !known {
 		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())
 	}
@@ -199,7 +199,7 @@ func (a *Authority) roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.Ro
 	if err != nil {
 		return nil, err
 	}
-	own, err := a.serving.issuer.Roots(ctx)
+	own, err := s.serving.issuer.Roots(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package authority
+package server
 
 import (
 	"context"
@@ -51,10 +51,10 @@ const (
 // calls costs a question to the API server.
 var perPeer = Limit{Rate: 200, Burst: 1000}
 
-func (a *Authority) serve(ctx context.Context, listener net.Listener) error {
+func (s *Server) serve(ctx context.Context, listener net.Listener) error {
 	peers := newLimiter(perPeer)
-	server := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.serving.certificate})),
+	g := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: s.serving.certificate})),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxRecvMsgSize(ra.MaxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
@@ -65,21 +65,21 @@ func (a *Authority) serve(ctx context.Context, listener net.Listener) error {
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.InTapHandle(func(ctx context.Context, _ *tap.Info) (context.Context, error) { return admit(ctx, peers) }),
-		grpc.UnaryInterceptor(a.intercept(klog.FromContext(ctx))),
+		grpc.UnaryInterceptor(s.intercept(klog.FromContext(ctx))),
 		grpc.WaitForHandlers(true),
 		grpc.NumStreamWorkers(workers),
 	)
-	rapb.RegisterRegistrationAuthorityServer(server, a)
+	rapb.RegisterRegistrationAuthorityServer(g, s)
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(netutil.LimitListener(listener, maxConnections)) }()
+	go func() { failed <- g.Serve(netutil.LimitListener(listener, maxConnections)) }()
 	select {
 	case err := <-failed:
 		return err
 	case <-ctx.Done():
 	}
-	timer := time.AfterFunc(stopTimeout, server.Stop)
+	timer := time.AfterFunc(stopTimeout, g.Stop)
 	defer timer.Stop()
-	server.GracefulStop()
+	g.GracefulStop()
 	if err := <-failed; !errors.Is(err, grpc.ErrServerStopped) {
 		return err
 	}
@@ -100,7 +100,7 @@ func admit(ctx context.Context, peers *limiter) (context.Context, error) {
 }
 
 // intercept gives each call a logger, and each error its code.
-func (a *Authority) intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
+func (s *Server) intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 		begin := time.Now()
 		limited, cancel := context.WithTimeout(klog.NewContext(ctx, logger), answerTimeout)

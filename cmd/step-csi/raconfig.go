@@ -9,11 +9,11 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/flexstack/step-csi/issuer"
-	"github.com/flexstack/step-csi/issuer/ra/authority"
+	"github.com/flexstack/step-csi/issuer/ra/server"
 )
 
-// authorityFile is the part of the configuration that is the authority's alone.
-type authorityFile struct {
+// raFile is the part of the configuration for the registration authority alone.
+type raFile struct {
 	Names      []string       `json:"names"`
 	Issuer     string         `json:"issuer"`
 	Plugin     string         `json:"plugin"`
@@ -39,21 +39,21 @@ type kubernetesFile struct {
 	TokenFile string `json:"tokenFile"`
 }
 
-// authorityConfig is a configuration of the authority that can work.
-type authorityConfig struct {
+// raConfig is the checked configuration of the registration authority.
+type raConfig struct {
 	*config
-	file authorityFile
+	file raFile
 }
 
-func (f *authorityFile) names() []string {
+func (f *raFile) names() []string {
 	if f == nil {
 		return nil
 	}
 	return f.Names
 }
 
-// authority checks that the file is an authority's.
-func (f *configFile) authority(directory string) (*authorityConfig, error) {
+// ra checks that the file configures a registration authority.
+func (f *configFile) ra(directory string) (*raConfig, error) {
 	if f.Authority == nil {
 		return nil, errors.New("authority: is missing; see step-csi ra --help")
 	}
@@ -66,7 +66,7 @@ func (f *configFile) authority(directory string) (*authorityConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &authorityConfig{c, *f.Authority}
+	a := &raConfig{c, *f.Authority}
 	a.file.Issuer = or(a.file.Issuer, "default")
 	if _, known := c.issuers[a.file.Issuer]; !known {
 		return nil, fmt.Errorf("authority.issuer: there is no issuer %q", a.file.Issuer)
@@ -74,27 +74,27 @@ func (f *configFile) authority(directory string) (*authorityConfig, error) {
 	return a, nil
 }
 
-// authorityConfig is what package authority needs.
-func (c *authorityConfig) authorityConfig(reviewer authority.Reviewer, metrics prometheus.Registerer) (authority.Config, error) {
+// serverConfig is what package server needs.
+func (c *raConfig) serverConfig(reviewer server.Reviewer, metrics prometheus.Registerer) (server.Config, error) {
 	namespace, name, ok := strings.Cut(c.file.Plugin, "/")
 	if !ok || namespace == "" || name == "" {
-		return authority.Config{}, fmt.Errorf("authority.plugin: %q is not the node plugin's service account, as namespace/name", c.file.Plugin)
+		return server.Config{}, fmt.Errorf("authority.plugin: %q is not the node plugin's service account, as namespace/name", c.file.Plugin)
 	}
 	serving := c.issuers[c.file.Issuer]
-	a := authority.Config{
-		Issuers:  map[string]authority.Issuer{},
-		Serving:  authority.Serving{Signer: serving.signer, Names: c.file.Names, Duration: serving.bounds.Default},
-		Plugin:   authority.ServiceAccount{Namespace: namespace, Name: name},
+	a := server.Config{
+		Issuers:  map[string]server.Issuer{},
+		Serving:  server.Serving{Signer: serving.signer, Names: c.file.Names, Duration: serving.bounds.Default},
+		Plugin:   server.ServiceAccount{Namespace: namespace, Name: name},
 		Reviewer: reviewer,
-		Limits:   authority.Limits{Node: authority.Limit(c.file.Limits.Node), Pod: authority.Limit(c.file.Limits.Pod)},
+		Limits:   server.Limits{Node: server.Limit(c.file.Limits.Node), Pod: server.Limit(c.file.Limits.Pod)},
 		Metrics:  metrics,
 	}
 	for name, i := range c.issuers {
 		made, err := issuer.New(issuer.Config{Signer: i.signer, Policy: i.allow})
 		if err != nil {
-			return authority.Config{}, err
+			return server.Config{}, err
 		}
-		a.Issuers[name] = authority.Issuer{Issuer: made, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
+		a.Issuers[name] = server.Issuer{Issuer: made, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
 	}
 	return a, nil
 }

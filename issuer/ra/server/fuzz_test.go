@@ -1,4 +1,4 @@
-package authority
+package server
 
 import (
 	"context"
@@ -53,7 +53,7 @@ func (r *recording) Sign(_ context.Context, req issuer.SigningRequest) ([]*x509.
 	return nil, issuer.Unavailable
 }
 
-func newFuzzed(t testing.TB, s issuer.Signer) *Authority {
+func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 	t.Helper()
 	allow, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local", Reserved: []string{"ra.shop.svc"}})
 	if err != nil {

@@ -1,4 +1,4 @@
-package authority
+package server
 
 import (
 	"context"
@@ -29,10 +29,10 @@ type revocation struct {
 }
 
 // Revoke implements rapb.RegistrationAuthorityServer.
-func (a *Authority) Revoke(ctx context.Context, req *rapb.RevokeRequest) (*rapb.RevokeResponse, error) {
+func (s *Server) Revoke(ctx context.Context, req *rapb.RevokeRequest) (*rapb.RevokeResponse, error) {
 	r := &revocation{issuer: req.GetIssuer(), podUID: req.GetPodUid()}
-	err := a.revoke(ctx, req, r)
-	a.metrics.revoked(a.knownName(r.issuer), code(err))
+	err := s.revoke(ctx, req, r)
+	s.metrics.revoked(s.knownName(r.issuer), code(err))
 	r.record(ctx, err)
 	if err != nil {
 		return nil, err
@@ -43,15 +43,15 @@ func (a *Authority) Revoke(ctx context.Context, req *rapb.RevokeRequest) (*rapb.
 // revoke revokes for a node plugin what it has the private key of. Which pod the
 // certificate was for does not matter: whoever has the key could do more harm with
 // it than to revoke it, and a request that is heard twice does nothing more.
-func (a *Authority) revoke(ctx context.Context, req *rapb.RevokeRequest, r *revocation) error {
+func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, r *revocation) error {
 	own, err := callerToken(ctx)
 	if err != nil {
 		return err
 	}
-	if r.caller, err = a.reviewCaller(ctx, own); err != nil {
+	if r.caller, err = s.reviewCaller(ctx, own); err != nil {
 		return err
 	}
-	i, known := a.issuers[req.GetIssuer()]
+	i, known := s.issuers[req.GetIssuer()]
 	if !known {
 		return fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())
 	}
