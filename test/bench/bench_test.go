@@ -142,7 +142,10 @@ func (s overSocket) NodePublishVolume(ctx context.Context, r *csi.NodePublishVol
 
 func startCA(b *testing.B) *realca.CA {
 	b.Helper()
-	authority, err := realca.Start(b.TempDir())
+	directory := b.TempDir()
+	program, err := realca.Build(directory)
+	node.Must(b, err)
+	authority, err := realca.Start(program, directory)
 	node.Must(b, err)
 	b.Cleanup(authority.Stop)
 	return authority

@@ -766,9 +766,7 @@ func (m *middleman) sign(t *testing.T, ask []byte) (status int, answer string) {
 // CA's database remembers what was used.
 func TestAttackBetweenPluginAndCA(t *testing.T) {
 	t.Parallel()
-	ca, err := realca.Start(t.TempDir())
-	node.Must(t, err)
-	t.Cleanup(ca.Stop)
+	ca := startRealCA(t)
 	m := interpose(t, ca)
 	n := newNode(t, m)
 	n.Publish(attacker)

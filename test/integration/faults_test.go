@@ -64,6 +64,7 @@ func TestTwoHundredVolumesAtOnce(t *testing.T) {
 }
 
 func TestOneVolumeFromTwentyCallersAtOnce(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	p := node.Pod{Name: "web-0"}
@@ -87,6 +88,7 @@ func TestOneVolumeFromTwentyCallersAtOnce(t *testing.T) {
 }
 
 func TestCADownAtPublish(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	p := node.Pod{Name: "web-0"}
@@ -347,6 +349,7 @@ func TestRepublish(t *testing.T) {
 
 // A record that cannot be read costs a renewal, and nothing else.
 func TestDamagedRecord(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	p := node.Pod{Name: "web-0"}

@@ -102,6 +102,7 @@ func TestHardeningOfEveryThread(t *testing.T) {
 // A kubelet's directories are root's alone. All calls work in them, and the
 // files get their group.
 func TestHardeningLetsItWork(t *testing.T) {
+	t.Parallel()
 	n := node.New(t, binary, startCA(t))
 	node.Must(t, os.Chmod(n.KubeletDir, 0o750))
 	n.Start()
@@ -251,6 +252,7 @@ func TestHardeningOfTheAuthority(t *testing.T) {
 
 // What root can no longer read is named, with what to change.
 func TestHardeningNamesUnreadableFiles(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for _, name := range []string{"step-csi.yaml", "password"} {
 		n := node.New(t, binary, ca)

@@ -18,6 +18,7 @@ import (
 // The plugin is alive without the CA, says why it is not ready, and is ready as
 // soon as the CA has answered.
 func TestHealth(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	ca.Stop()
 	n := node.New(t, binary, ca)
@@ -76,6 +77,7 @@ func TestTakenHealthAddressStopsTheStart(t *testing.T) {
 // A plugin that was stopped leaves nothing of its own, and what others have put
 // beside it stays.
 func TestNothingIsLeftAtAStop(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	n.Stop()
 	for _, path := range []string{filepath.Dir(n.Socket()), n.RegistrationSocket()} {

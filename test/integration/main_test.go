@@ -7,25 +7,31 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/flexstack/step-csi/test/embeddedca"
 	"github.com/flexstack/step-csi/test/node"
+	"github.com/flexstack/step-csi/test/realca"
 	"github.com/flexstack/step-csi/test/sandbox"
 )
 
 // binary is step-csi, built once for all tests.
 var binary node.Binary
 
+// stepCA builds the real step-ca, once for all tests that need it, and returns its
+// path.
+var stepCA = sync.OnceValues(func() (string, error) { return realca.Build(filepath.Dir(string(binary))) })
+
 func TestMain(m *testing.M) {
 	if directory := os.Getenv(serverOf); directory != "" {
 		runServer(directory)
 	}
 	sandbox.Enter()
-	// Most tests wait for real time to pass, and do so in parallel. Ginkgo, which the
-	// sanity test imports, rejects -test.parallel on the command line.
-	if err := flag.Lookup("test.parallel").Value.Set("8"); err != nil {
+	// Most tests wait for time to pass, and do so in parallel. Ginkgo, which the sanity
+	// test imports, rejects -test.parallel on the command line.
+	if err := flag.Lookup("test.parallel").Value.Set("16"); err != nil {
 		panic(err)
 	}
 	os.Exit(run(m))

@@ -45,9 +45,7 @@ func TestRealCAFails(t *testing.T) {
 	directory := t.TempDir()
 	database := realca.DatabaseDirectory(directory)
 	smallDisk(t, database, "8m")
-	ca, err := realca.Start(directory)
-	node.Must(t, err)
-	t.Cleanup(ca.Stop)
+	ca := startRealCAIn(t, directory)
 	n := newNode(t, ca)
 	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "9s"}}
 	n.Publish(p)

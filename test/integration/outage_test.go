@@ -283,8 +283,8 @@ func waitRecovery(n *node.Node, p node.Pod) {
 // next try, but for one that may have been under way at the end.
 func recoverAfter(n *node.Node, p node.Pod, end func()) {
 	n.T.Helper()
-	tries := failedRenewals(n)
 	end()
+	tries := failedRenewals(n)
 	waitRecovery(n, p)
 	if more := failedRenewals(n) - tries; more > 1 {
 		n.T.Errorf("%d more failed tries after the end", more)

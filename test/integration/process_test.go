@@ -31,6 +31,7 @@ import (
 )
 
 func TestSockets(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	for _, path := range []string{n.Socket(), n.RegistrationSocket()} {
 		info, err := os.Lstat(path)
@@ -96,6 +97,7 @@ func TestCapabilities(t *testing.T) {
 
 // What the kubelet's plugin watcher does.
 func TestRegistration(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	connection, err := grpc.NewClient("unix://"+n.RegistrationSocket(),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -118,6 +120,7 @@ func TestRegistration(t *testing.T) {
 
 // A private key is neither in a file that is not the volume's nor in the log.
 func TestKeysStayInMemory(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	var pods []node.Pod
@@ -197,6 +200,7 @@ func TestRunEndsEveryGoroutine(t *testing.T) {
 
 // Calls in flight are finished before the plugin ends.
 func TestGracefulStopFinishesCalls(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
 	p := node.Pod{Name: "web-0"}
@@ -217,6 +221,7 @@ func TestGracefulStopFinishesCalls(t *testing.T) {
 }
 
 func TestSecondSignalIsNotNeeded(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	ca.Stop()
 	n := node.New(t, binary, ca)

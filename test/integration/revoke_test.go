@@ -31,7 +31,14 @@ import (
 
 func startRealCA(t *testing.T) *realca.CA {
 	t.Helper()
-	ca, err := realca.Start(t.TempDir())
+	return startRealCAIn(t, t.TempDir())
+}
+
+func startRealCAIn(t *testing.T, directory string) *realca.CA {
+	t.Helper()
+	program, err := stepCA()
+	node.Must(t, err)
+	ca, err := realca.Start(program, directory)
 	node.Must(t, err)
 	t.Cleanup(func() {
 		ca.Stop()

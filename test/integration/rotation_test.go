@@ -19,7 +19,6 @@ import (
 	"go.step.sm/crypto/pemutil"
 
 	"github.com/flexstack/step-csi/test/node"
-	"github.com/flexstack/step-csi/test/realca"
 )
 
 // A root goes, and an intermediate, while two pods talk by mutual TLS. The
@@ -27,9 +26,7 @@ import (
 // that names the old root only.
 func TestRotationOfRoots(t *testing.T) {
 	t.Parallel()
-	ca, err := realca.Start(t.TempDir())
-	node.Must(t, err)
-	t.Cleanup(ca.Stop)
+	ca := startRealCA(t)
 	old := ca.PKI()
 	next, err := minica.New(minica.WithName("Next"))
 	node.Must(t, err)

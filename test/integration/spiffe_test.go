@@ -59,6 +59,7 @@ func loadSVID(path string) error {
 
 // The files are an X.509-SVID, whatever the key, and pods know each other by it.
 func TestSPIFFE(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	stranger := spiffeid.RequireFromString("spiffe://cluster.local/ns/shop/sa/stranger")
 	for _, keyType := range issuer.KeyTypes() {
@@ -146,6 +147,7 @@ func handshake(server, client workload, clientID, serverID spiffeid.ID) error {
 // Without the SPIFFE ID, or with another URI beside it, there is no SVID. The
 // second is said, once for the volume.
 func TestNoSPIFFE(t *testing.T) {
+	t.Parallel()
 	n := node.New(t, binary, startCA(t))
 	config, err := os.ReadFile(n.Config)
 	node.Must(t, err)

@@ -108,6 +108,7 @@ func TestSymlinkBeforePublish(t *testing.T) {
 // Nor does one that is planted while the volume is mounted: not even where it
 // leads to the volume itself. When it is gone, all goes on.
 func TestSymlinkPlanted(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for _, name := range []string{"pods", "uid-web-0", "volumes", "kubernetes.io~csi", "tls", "mount"} {
 		t.Run(name, func(t *testing.T) {

@@ -62,6 +62,7 @@ func read(t testing.TB, path string) files {
 func (f files) leaf() *x509.Certificate { return f.chain[0] }
 
 func TestPublishReadUnpublish(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "dns-names": "${POD_NAME}.web.shop.svc.cluster.local"}}
 	n.Publish(p)
@@ -106,6 +107,7 @@ func verifyWithOpenSSL(t *testing.T, path, host string) {
 }
 
 func TestModesAndGroups(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	for _, test := range []struct {
 		pod  node.Pod
@@ -252,6 +254,7 @@ func TestRestartByKill(t *testing.T) {
 }
 
 func TestGracefulStopLeavesMountsAlone(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	p := node.Pod{Name: "web-0"}
 	n.Publish(p)
@@ -268,6 +271,7 @@ func TestGracefulStopLeavesMountsAlone(t *testing.T) {
 
 // The real step-ca, as its own process from its own module.
 func TestRealStepCAProcess(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startRealCA(t))
 	p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "duration": "5m"}}
 	n.Publish(p)
