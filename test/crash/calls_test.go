@@ -95,9 +95,11 @@ func rewritten(p node.Pod) node.Pod {
 // The process is killed before each system call that changes something, until
 // the operation is through without one.
 func TestKilledBeforeEveryCall(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for name, operation := range operations() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n := newVictim(t, ca)
 			var met []string
 			for number := 1; ; number++ {
@@ -222,6 +224,7 @@ func (n *victim) expectRepaired(o operation, p node.Pod) {
 // Killed while it starts, too, it leaves the volumes alone, and nothing of its
 // own that the next process does not take away.
 func TestKilledBeforeEveryCallOfTheStart(t *testing.T) {
+	t.Parallel()
 	n := newVictim(t, startCA(t))
 	n.start()
 	p := newPod("web-0")
@@ -258,10 +261,12 @@ func TestKilledBeforeEveryCallOfTheStart(t *testing.T) {
 // Each system call fails once. What is mounted stays, nothing is left of what
 // was begun, and the next try sets all right, without a restart.
 func TestEveryCallFails(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for name, operation := range operations() {
 		for _, errno := range []unix.Errno{unix.ENOSPC, unix.EINTR, unix.EBUSY} {
 			t.Run(name+" "+unix.ErrnoName(errno), func(t *testing.T) {
+				t.Parallel()
 				n := newVictim(t, ca)
 				n.startIntercepted(nil)
 				before := n.openFiles()

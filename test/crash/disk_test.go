@@ -221,6 +221,7 @@ func TestTakenAwayBehindOurBack(t *testing.T) {
 
 // The same in the middle of what is being done.
 func TestTakenAwayMeanwhile(t *testing.T) {
+	t.Parallel()
 	n := newVictim(t, startCA(t))
 	n.startIntercepted(nil)
 	p := newPod("web-0")

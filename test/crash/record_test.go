@@ -17,6 +17,7 @@ import (
 // Killed between the files of a renewal and the record of it, the plugin goes by
 // the certificate that is mounted: for what it says of it, and for what it revokes.
 func TestKilledBeforeTheRecord(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newVictim(t, ca)
 	p := newPod("web-0").With("revoke-on-delete", "true").With("duration", "1h")
@@ -89,6 +90,7 @@ func with(key string, value any) func(map[string]any) any {
 // plugin takes over what it understands, and the kubelet's next call sets the
 // rest right.
 func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for name, test := range map[string]struct {
 		change   func(old map[string]any) any
@@ -109,6 +111,7 @@ func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
 		"as long as can be": {func(r map[string]any) any { b, _ := json.Marshal(r); return string(b) + strings.Repeat(" ", 15<<10) }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n := newVictim(t, ca)
 			p, goes := newPod("web-0"), newPod("web-1")
 			n.start()
@@ -171,6 +174,7 @@ func (n *victim) recordIsWhole(p node.Pod) bool {
 
 // A volume that somebody has mounted on top of itself is taken over once.
 func TestTakenOverOnce(t *testing.T) {
+	t.Parallel()
 	n := newVictim(t, startCA(t))
 	p := newPod("web-0")
 	n.start()
