@@ -1,22 +1,20 @@
-package reload
+package main
 
 import (
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/go-logr/logr"
-	"k8s.io/klog/v2"
 )
 
-// scene is a loop whose contents change as a test says, and what it has done, in
-// seconds from the start.
-type scene struct {
+// fakeVolume is a loop whose contents a test changes. It records when the loop acted,
+// in seconds from the start.
+type fakeVolume struct {
 	*loop
 	ctx     context.Context
 	now     atomic.Int32
@@ -26,9 +24,10 @@ type scene struct {
 	fail    func(try int) error
 }
 
-func newScene(t *testing.T) *scene {
-	s := &scene{ctx: klog.NewContext(t.Context(), logr.Discard()), changes: make(chan struct{}, 1), begin: time.Now()}
+func newFakeVolume(t *testing.T) *fakeVolume {
+	s := &fakeVolume{ctx: t.Context(), changes: make(chan struct{}, 1), begin: time.Now()}
 	s.loop = &loop{
+		log: slog.New(slog.DiscardHandler),
 		contents: func() (digest, error) {
 			now := byte(s.now.Load())
 			if now == 0 {
@@ -41,7 +40,7 @@ func newScene(t *testing.T) *scene {
 	return s
 }
 
-func (s *scene) change(to int32) {
+func (s *fakeVolume) change(to int32) {
 	s.now.Store(to)
 	select {
 	case s.changes <- struct{}{}:
@@ -49,7 +48,7 @@ func (s *scene) change(to int32) {
 	}
 }
 
-func (s *scene) act(context.Context) error {
+func (s *fakeVolume) act(context.Context) error {
 	s.acted = append(s.acted, time.Since(s.begin).Seconds())
 	if s.fail != nil {
 		return s.fail(len(s.acted))
@@ -57,11 +56,11 @@ func (s *scene) act(context.Context) error {
 	return nil
 }
 
-// play runs the loop while the test does something, and compares.
-func (s *scene) play(t *testing.T, want []float64, during func()) {
+// expect runs the loop during the function, and compares when the loop acted.
+func (s *fakeVolume) expect(t *testing.T, want []float64, during func()) {
 	t.Helper()
 	if !s.await(s.ctx) {
-		t.Fatal("nothing is there")
+		t.Fatal("await returned false")
 	}
 	ctx, stop := context.WithCancel(s.ctx)
 	go s.run(ctx, s.act)
@@ -75,9 +74,9 @@ func (s *scene) play(t *testing.T, want []float64, during func()) {
 
 func TestOnceForSeveralChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
+		s := newFakeVolume(t)
 		s.now.Store(1)
-		s.play(t, []float64{11}, func() {
+		s.expect(t, []float64{11}, func() {
 			time.Sleep(10 * time.Second)
 			s.change(2)
 			time.Sleep(300 * time.Millisecond)
@@ -89,12 +88,12 @@ func TestOnceForSeveralChanges(t *testing.T) {
 	})
 }
 
-// Changes without an end do not put it off for ever.
-func TestChangesAllTheTime(t *testing.T) {
+// Continuous changes do not postpone the action for ever.
+func TestContinuousChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
+		s := newFakeVolume(t)
 		s.now.Store(1)
-		s.play(t, []float64{1, 2, 3}, func() {
+		s.expect(t, []float64{1, 2, 3}, func() {
 			time.Sleep(50 * time.Millisecond)
 			s.begin = time.Now()
 			for i := range int32(30) {
@@ -106,11 +105,11 @@ func TestChangesAllTheTime(t *testing.T) {
 	})
 }
 
-func TestTouchedIsNotChanged(t *testing.T) {
+func TestRewriteIsNoChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
+		s := newFakeVolume(t)
 		s.now.Store(1)
-		s.play(t, nil, func() {
+		s.expect(t, nil, func() {
 			for range 10 {
 				s.changes <- struct{}{}
 				time.Sleep(time.Minute)
@@ -119,14 +118,14 @@ func TestTouchedIsNotChanged(t *testing.T) {
 	})
 }
 
-func TestGoneAndBack(t *testing.T) {
+func TestFilesDisappearAndReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
+		s := newFakeVolume(t)
 		s.now.Store(1)
-		s.play(t, []float64{7213}, func() {
+		s.expect(t, []float64{7213}, func() {
 			s.change(0)
 			time.Sleep(time.Hour)
-			s.change(1) // as it was
+			s.change(1) // the same contents as before
 			time.Sleep(time.Hour)
 			s.change(0)
 			time.Sleep(12 * time.Second)
@@ -136,9 +135,9 @@ func TestGoneAndBack(t *testing.T) {
 	})
 }
 
-func TestBackOff(t *testing.T) {
+func TestBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
+		s := newFakeVolume(t)
 		s.now.Store(1)
 		s.fail = func(try int) error {
 			if try < 10 {
@@ -146,20 +145,20 @@ func TestBackOff(t *testing.T) {
 			}
 			return nil
 		}
-		s.play(t, []float64{1, 2, 4, 8, 16, 32, 64, 124, 184, 244}, func() {
+		s.expect(t, []float64{1, 2, 4, 8, 16, 32, 64, 124, 184, 244}, func() {
 			s.change(2)
 			time.Sleep(time.Hour)
 		})
 	})
 }
 
-// What is newer is told at once, and its pauses begin anew.
-func TestNewerThanWhatFails(t *testing.T) {
+// A change during the backoff causes an action at once, and resets the backoff.
+func TestChangeDuringBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
+		s := newFakeVolume(t)
 		s.now.Store(1)
 		s.fail = func(int) error { return errors.New("no") }
-		s.play(t, []float64{1, 2, 4, 8, 16, 21, 22, 24, 28}, func() {
+		s.expect(t, []float64{1, 2, 4, 8, 16, 21, 22, 24, 28}, func() {
 			s.change(2)
 			time.Sleep(20 * time.Second)
 			s.change(3)
@@ -168,15 +167,15 @@ func TestNewerThanWhatFails(t *testing.T) {
 	})
 }
 
-// A command that hangs is ended, and tried again.
+// An action that hangs is canceled and retried.
 func TestTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
+		s := newFakeVolume(t)
 		var took []time.Duration
 		s.due = true
 		s.now.Store(1)
 		if !s.await(s.ctx) {
-			t.Fatal("nothing is there")
+			t.Fatal("await returned false")
 		}
 		ctx, stop := context.WithCancel(s.ctx)
 		go s.run(ctx, func(ctx context.Context) error {
@@ -196,18 +195,57 @@ func TestTimeout(t *testing.T) {
 
 func TestWaitsForTheFiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScene(t)
+		s := newFakeVolume(t)
 		s.due = true
 		go func() {
 			time.Sleep(time.Hour)
 			s.change(1)
 		}()
-		s.play(t, []float64{3600}, func() { time.Sleep(time.Hour) })
+		s.expect(t, []float64{3600}, func() { time.Sleep(time.Hour) })
 		ended, stop := context.WithCancel(s.ctx)
 		stop()
 		s.now.Store(0)
 		if s.await(ended) {
-			t.Error("there is nothing")
+			t.Error("await returned true without files")
 		}
+	})
+}
+
+// An action that panics is retried like one that fails.
+func TestActionPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeVolume(t)
+		s.now.Store(1)
+		s.fail = func(try int) error {
+			if try < 3 {
+				panic("a bug")
+			}
+			return nil
+		}
+		s.expect(t, []float64{1, 2, 4}, func() {
+			s.change(2)
+			time.Sleep(time.Hour)
+		})
+	})
+}
+
+// A panic while the files are read is handled like files that cannot be read.
+func TestReadPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newFakeVolume(t)
+		s.now.Store(1)
+		read := s.contents
+		s.contents = func() (digest, error) {
+			if s.now.Load() == 2 {
+				panic("a bug")
+			}
+			return read()
+		}
+		s.expect(t, []float64{61}, func() {
+			s.change(2)
+			time.Sleep(time.Minute)
+			s.change(3)
+			time.Sleep(time.Hour)
+		})
 	})
 }
