@@ -14,7 +14,7 @@ func TestDemo(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	out, err := exec.Command(demo, "--step-csi", binary).CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "All of it was as it should be") {
+	if err != nil || !strings.Contains(string(out), "Everything worked as expected") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
