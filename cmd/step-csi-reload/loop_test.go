@@ -25,64 +25,64 @@ type fakeVolume struct {
 }
 
 func newFakeVolume(t *testing.T) *fakeVolume {
-	s := &fakeVolume{ctx: t.Context(), changes: make(chan struct{}, 1), begin: time.Now()}
-	s.loop = &loop{
+	v := &fakeVolume{ctx: t.Context(), changes: make(chan struct{}, 1), begin: time.Now()}
+	v.loop = &loop{
 		log: slog.New(slog.DiscardHandler),
 		contents: func() (digest, error) {
-			now := byte(s.now.Load())
+			now := byte(v.now.Load())
 			if now == 0 {
 				return digest{}, fs.ErrNotExist
 			}
 			return digest{now}, nil
 		},
-		changes: s.changes, debounce: time.Second, timeout: 30 * time.Second,
+		changes: v.changes, debounce: time.Second, timeout: 30 * time.Second,
 	}
-	return s
+	return v
 }
 
-func (s *fakeVolume) change(to int32) {
-	s.now.Store(to)
+func (v *fakeVolume) change(to int32) {
+	v.now.Store(to)
 	select {
-	case s.changes <- struct{}{}:
+	case v.changes <- struct{}{}:
 	default:
 	}
 }
 
-func (s *fakeVolume) act(context.Context) error {
-	s.acted = append(s.acted, time.Since(s.begin).Seconds())
-	if s.fail != nil {
-		return s.fail(len(s.acted))
+func (v *fakeVolume) act(context.Context) error {
+	v.acted = append(v.acted, time.Since(v.begin).Seconds())
+	if v.fail != nil {
+		return v.fail(len(v.acted))
 	}
 	return nil
 }
 
 // expect runs the loop during the function, and compares when the loop acted.
-func (s *fakeVolume) expect(t *testing.T, want []float64, during func()) {
+func (v *fakeVolume) expect(t *testing.T, want []float64, during func()) {
 	t.Helper()
-	if !s.await(s.ctx) {
+	if !v.await(v.ctx) {
 		t.Fatal("await returned false")
 	}
-	ctx, stop := context.WithCancel(s.ctx)
-	go s.run(ctx, s.act)
+	ctx, stop := context.WithCancel(v.ctx)
+	go v.run(ctx, v.act)
 	during()
 	stop()
 	synctest.Wait()
-	if !slices.Equal(s.acted, want) {
-		t.Errorf("acted at %v, want %v", s.acted, want)
+	if !slices.Equal(v.acted, want) {
+		t.Errorf("acted at %v, want %v", v.acted, want)
 	}
 }
 
 func TestOnceForSeveralChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
-		s.now.Store(1)
-		s.expect(t, []float64{11}, func() {
+		v := newFakeVolume(t)
+		v.now.Store(1)
+		v.expect(t, []float64{11}, func() {
 			time.Sleep(10 * time.Second)
-			s.change(2)
+			v.change(2)
 			time.Sleep(300 * time.Millisecond)
-			s.change(3)
+			v.change(3)
 			time.Sleep(300 * time.Millisecond)
-			s.change(4)
+			v.change(4)
 			time.Sleep(time.Hour)
 		})
 	})
@@ -91,13 +91,13 @@ func TestOnceForSeveralChanges(t *testing.T) {
 // Continuous changes do not postpone the action for ever.
 func TestContinuousChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
-		s.now.Store(1)
-		s.expect(t, []float64{1, 2, 3}, func() {
+		v := newFakeVolume(t)
+		v.now.Store(1)
+		v.expect(t, []float64{1, 2, 3}, func() {
 			time.Sleep(50 * time.Millisecond)
-			s.begin = time.Now()
+			v.begin = time.Now()
 			for i := range int32(30) {
-				s.change(2 + i)
+				v.change(2 + i)
 				time.Sleep(100 * time.Millisecond)
 			}
 			time.Sleep(time.Hour)
@@ -107,11 +107,11 @@ func TestContinuousChanges(t *testing.T) {
 
 func TestRewriteIsNoChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
-		s.now.Store(1)
-		s.expect(t, nil, func() {
+		v := newFakeVolume(t)
+		v.now.Store(1)
+		v.expect(t, nil, func() {
 			for range 10 {
-				s.changes <- struct{}{}
+				v.changes <- struct{}{}
 				time.Sleep(time.Minute)
 			}
 		})
@@ -120,16 +120,16 @@ func TestRewriteIsNoChange(t *testing.T) {
 
 func TestFilesDisappearAndReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
-		s.now.Store(1)
-		s.expect(t, []float64{7213}, func() {
-			s.change(0)
+		v := newFakeVolume(t)
+		v.now.Store(1)
+		v.expect(t, []float64{7213}, func() {
+			v.change(0)
 			time.Sleep(time.Hour)
-			s.change(1) // the same contents as before
+			v.change(1) // the same contents as before
 			time.Sleep(time.Hour)
-			s.change(0)
+			v.change(0)
 			time.Sleep(12 * time.Second)
-			s.change(2)
+			v.change(2)
 			time.Sleep(time.Hour)
 		})
 	})
@@ -137,16 +137,16 @@ func TestFilesDisappearAndReturn(t *testing.T) {
 
 func TestBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
-		s.now.Store(1)
-		s.fail = func(try int) error {
+		v := newFakeVolume(t)
+		v.now.Store(1)
+		v.fail = func(try int) error {
 			if try < 10 {
 				return errors.New("no")
 			}
 			return nil
 		}
-		s.expect(t, []float64{1, 2, 4, 8, 16, 32, 64, 124, 184, 244}, func() {
-			s.change(2)
+		v.expect(t, []float64{1, 2, 4, 8, 16, 32, 64, 124, 184, 244}, func() {
+			v.change(2)
 			time.Sleep(time.Hour)
 		})
 	})
@@ -155,13 +155,13 @@ func TestBackoff(t *testing.T) {
 // A change during the backoff causes an action at once, and resets the backoff.
 func TestChangeDuringBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
-		s.now.Store(1)
-		s.fail = func(int) error { return errors.New("no") }
-		s.expect(t, []float64{1, 2, 4, 8, 16, 21, 22, 24, 28}, func() {
-			s.change(2)
+		v := newFakeVolume(t)
+		v.now.Store(1)
+		v.fail = func(int) error { return errors.New("no") }
+		v.expect(t, []float64{1, 2, 4, 8, 16, 21, 22, 24, 28}, func() {
+			v.change(2)
 			time.Sleep(20 * time.Second)
-			s.change(3)
+			v.change(3)
 			time.Sleep(10 * time.Second)
 		})
 	})
@@ -170,15 +170,15 @@ func TestChangeDuringBackoff(t *testing.T) {
 // An action that hangs is canceled and retried.
 func TestTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
+		v := newFakeVolume(t)
 		var took []time.Duration
-		s.due = true
-		s.now.Store(1)
-		if !s.await(s.ctx) {
+		v.due = true
+		v.now.Store(1)
+		if !v.await(v.ctx) {
 			t.Fatal("await returned false")
 		}
-		ctx, stop := context.WithCancel(s.ctx)
-		go s.run(ctx, func(ctx context.Context) error {
+		ctx, stop := context.WithCancel(v.ctx)
+		go v.run(ctx, func(ctx context.Context) error {
 			begin := time.Now()
 			<-ctx.Done()
 			took = append(took, time.Since(begin))
@@ -195,17 +195,17 @@ func TestTimeout(t *testing.T) {
 
 func TestWaitsForTheFiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
-		s.due = true
+		v := newFakeVolume(t)
+		v.due = true
 		go func() {
 			time.Sleep(time.Hour)
-			s.change(1)
+			v.change(1)
 		}()
-		s.expect(t, []float64{3600}, func() { time.Sleep(time.Hour) })
-		ended, stop := context.WithCancel(s.ctx)
+		v.expect(t, []float64{3600}, func() { time.Sleep(time.Hour) })
+		ended, stop := context.WithCancel(v.ctx)
 		stop()
-		s.now.Store(0)
-		if s.await(ended) {
+		v.now.Store(0)
+		if v.await(ended) {
 			t.Error("await returned true without files")
 		}
 	})
@@ -214,16 +214,16 @@ func TestWaitsForTheFiles(t *testing.T) {
 // An action that panics is retried like one that fails.
 func TestActionPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
-		s.now.Store(1)
-		s.fail = func(try int) error {
+		v := newFakeVolume(t)
+		v.now.Store(1)
+		v.fail = func(try int) error {
 			if try < 3 {
 				panic("a bug")
 			}
 			return nil
 		}
-		s.expect(t, []float64{1, 2, 4}, func() {
-			s.change(2)
+		v.expect(t, []float64{1, 2, 4}, func() {
+			v.change(2)
 			time.Sleep(time.Hour)
 		})
 	})
@@ -232,19 +232,19 @@ func TestActionPanics(t *testing.T) {
 // A panic while the files are read is handled like files that cannot be read.
 func TestReadPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newFakeVolume(t)
-		s.now.Store(1)
-		read := s.contents
-		s.contents = func() (digest, error) {
-			if s.now.Load() == 2 {
+		v := newFakeVolume(t)
+		v.now.Store(1)
+		read := v.contents
+		v.contents = func() (digest, error) {
+			if v.now.Load() == 2 {
 				panic("a bug")
 			}
 			return read()
 		}
-		s.expect(t, []float64{61}, func() {
-			s.change(2)
+		v.expect(t, []float64{61}, func() {
+			v.change(2)
 			time.Sleep(time.Minute)
-			s.change(3)
+			v.change(3)
 			time.Sleep(time.Hour)
 		})
 	})

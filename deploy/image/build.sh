@@ -109,7 +109,7 @@ podman)
 	save() { rm -f "$2" && podman save --output "$2" "$1"; }
 	;;
 buildah)
-	set --
+	set -- --layers # compile once for both images; podman and docker do so by default
 	if [ "$BASE" = local ]; then
 		command -v go >/dev/null || fail "BASE=local uses this machine's Go, but Go is not installed; see https://go.dev/dl/"
 		[ -x /bin/busybox ] || fail "BASE=local needs a static busybox; on Debian or Ubuntu: apt-get install busybox-static"

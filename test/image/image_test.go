@@ -35,16 +35,16 @@ type expectation struct {
 	user       string
 	entrypoint string
 	programs   map[string]string // the files, with the arguments that print the version
-	maxSize    int
+	maxSize    int               // bytes
 }
 
 var expectations = []expectation{
 	{
-		title: "step-csi", user: "0:0", entrypoint: "/step-csi", maxSize: 64 << 20,
+		title: "step-csi", user: "0:0", entrypoint: "/step-csi", maxSize: 50_000_000,
 		programs: map[string]string{"step-csi": "version", "step-csi-reload": "--version"},
 	},
 	{
-		title: "step-csi-reload", variable: "RELOAD_", user: "65534:65534", entrypoint: "/step-csi-reload", maxSize: 8 << 20,
+		title: "step-csi-reload", variable: "RELOAD_", user: "65534:65534", entrypoint: "/step-csi-reload", maxSize: 8_000_000,
 		programs: map[string]string{"step-csi-reload": "--version"},
 	},
 }
