@@ -127,7 +127,7 @@ func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
 			if _, err := n.Health(p); (err == nil) != test.takeOver {
 				t.Errorf("taken over: %v", err)
 			}
-			if !test.takeOver && n.Logs.Count(logs.CannotTakeOver) != 2 {
+			if !test.takeOver && n.Logs.Count(logs.CannotAdopt) != 2 {
 				t.Error("it is not reported")
 			}
 			n.Unpublish(goes) // whatever it says
@@ -182,7 +182,7 @@ func TestTakenOverOnce(t *testing.T) {
 	n.kill()
 	node.Must(t, syscall.Mount(n.Target(p), n.Target(p), "", syscall.MS_BIND, ""))
 	n.start()
-	if !n.Logs.Has(logs.TookOver + ` count=1`) {
+	if !n.Logs.Has(logs.Adopted + ` count=1`) {
 		t.Error("not taken over once")
 	}
 	n.Unpublish(p)

@@ -20,7 +20,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// load reads the files of a volume as a program does: all from one set.
+// load reads all files of a volume from one set, as programs should.
 func load(path string) (*tls.Certificate, *x509.CertPool, error) {
 	set, err := filepath.EvalSymlinks(filepath.Join(path, "..data"))
 	if err != nil {
@@ -50,8 +50,7 @@ func serial(path string) string {
 	return pair.Leaf.SerialNumber.String()
 }
 
-// peer is an mTLS server with the files of a volume, which it loads anew for
-// each connection.
+// peer is an mTLS server that loads the files of a volume for each connection.
 type peer struct {
 	path     string
 	server   *http.Server
@@ -59,7 +58,7 @@ type peer struct {
 	done     chan struct{}
 
 	mu         sync.Mutex
-	own, peers map[string]bool // the serial numbers of all certificates seen
+	own, peers map[string]bool // serial numbers of all certificates so far
 }
 
 func serve(path string) (*peer, error) {
@@ -128,7 +127,7 @@ func (p *peer) request(ctx context.Context, config *tls.Config) error {
 	return err
 }
 
-// tlsClient has the files of a volume, and talks to host only.
+// tlsClient uses the files of a volume, and accepts only a server called host.
 func tlsClient(path, host string) *tls.Config {
 	config := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: host}
 	pair, roots, err := load(path)
@@ -137,7 +136,7 @@ func tlsClient(path, host string) *tls.Config {
 	return config
 }
 
-// foreignClient has a certificate with the same names, of another CA.
+// foreignClient has a certificate with the same names from another CA.
 func foreignClient(path, host string) (*tls.Config, error) {
 	pair, _, err := load(path)
 	if err != nil {

@@ -1,19 +1,23 @@
-package reload
+package main
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/fsnotify/fsnotify"
 )
 
 func must(t *testing.T, err error) {
@@ -23,7 +27,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// replace makes the files those of a volume, as its driver does.
+// replace replaces all files of a volume at once, as a CSI driver does.
 func replace(t *testing.T, directory string, files map[string]string) {
 	t.Helper()
 	set, err := os.MkdirTemp(directory, "..set-")
@@ -40,7 +44,7 @@ func replace(t *testing.T, directory string, files map[string]string) {
 
 func TestContents(t *testing.T) {
 	one, two := t.TempDir(), t.TempDir()
-	look := func() digest {
+	read := func() digest {
 		t.Helper()
 		d, err := contents([]string{one, two})
 		must(t, err)
@@ -48,13 +52,13 @@ func TestContents(t *testing.T) {
 	}
 	replace(t, one, map[string]string{"tls.crt": "a", "tls.key": "b"})
 	if _, err := contents([]string{one, two}); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), two) {
-		t.Errorf("one is empty: %v", err)
+		t.Errorf("one directory is empty: %v", err)
 	}
 	replace(t, two, map[string]string{"ca.crt": "c"})
-	first := look()
+	first := read()
 	replace(t, one, map[string]string{"tls.crt": "a", "tls.key": "b"})
-	if look() != first {
-		t.Error("written anew is not changed")
+	if read() != first {
+		t.Error("a rewrite counts as a change")
 	}
 	for _, files := range []map[string]string{
 		{"tls.crt": "a", "tls.key": "x"},
@@ -63,19 +67,19 @@ func TestContents(t *testing.T) {
 		{"tls.crt": "a"},
 	} {
 		replace(t, one, files)
-		if look() == first {
-			t.Errorf("not seen: %v", files)
+		if read() == first {
+			t.Errorf("no change with %v", files)
 		}
 	}
 	replace(t, one, map[string]string{"tls.crt": "a", "tls.key": "b"})
-	if look() != first {
-		t.Error("back again is not the same")
+	if read() != first {
+		t.Error("the first contents again have another digest")
 	}
 	replace(t, two, map[string]string{"ca.crt": "d"})
-	if look() == first {
-		t.Error("not seen in the second directory")
+	if read() == first {
+		t.Error("no change in the second directory")
 	}
-	// Without the link, as programs write that know nothing of it.
+	// A plain directory, without the link.
 	plain := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(plain, "tls.crt"), []byte("a"), 0o400))
 	must(t, os.Mkdir(filepath.Join(plain, "other"), 0o700))
@@ -123,7 +127,7 @@ func TestCall(t *testing.T) {
 	}
 	server.Close()
 	if err := call(t.Context(), http.MethodPost, u); err == nil || strings.Contains(err.Error(), "secret") {
-		t.Errorf("nobody there: %v", err)
+		t.Errorf("no server: %v", err)
 	}
 }
 
@@ -141,7 +145,7 @@ func TestExecute(t *testing.T) {
 			t.Errorf("%q: %v", test.command, err)
 		}
 	}
-	// A command that hangs, and what it has started, is killed.
+	// A command that hangs is killed, with the processes that it has started.
 	file := filepath.Join(t.TempDir(), "pid")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -156,62 +160,62 @@ func TestExecute(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("what the command had started goes on")
+			t.Fatal("the command's child still runs")
 		}
 	}
 }
 
-// A signal is not sent to a process that it would kill.
-func TestSignalOnlyWhoHandlesIt(t *testing.T) {
+// send does not send HUP to a process that HUP would kill.
+func TestSendOnlyToHandlers(t *testing.T) {
 	handling, err := start([]string{"sh", "-c", "trap 'exit 3' HUP; echo; while sleep 0.1; do :; done"}, nil)
 	must(t, err)
 	helpless, err := start([]string{"sleep", "600"}, nil)
 	must(t, err)
 	for deadline := time.Now().Add(20 * time.Second); !handles(handling.Pid, syscall.SIGHUP); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("no trap")
+			t.Fatal("the shell set no trap")
 		}
 	}
 	must(t, send(syscall.SIGHUP, handling))
-	if err := wait(handling.Pid); !errors.Is(err, ExitStatus(3)) {
-		t.Errorf("the one that handles it: %v", err)
+	if err := wait(handling.Pid); !errors.Is(err, exitStatus(3)) {
+		t.Errorf("the process with a handler: %v", err)
 	}
 	if err := send(syscall.SIGHUP, helpless); err == nil || !strings.Contains(err.Error(), "does not handle SIGHUP") {
-		t.Errorf("the one that does not: %v", err)
+		t.Errorf("the process without a handler: %v", err)
 	}
-	must(t, send(syscall.SIGTERM, helpless)) // which is meant to end it
-	if err := wait(helpless.Pid); !errors.Is(err, ExitStatus(143)) {
+	must(t, send(syscall.SIGTERM, helpless)) // TERM is meant to end a process
+	if err := wait(helpless.Pid); !errors.Is(err, exitStatus(143)) {
 		t.Error(err)
 	}
 }
 
-func TestWhichProcess(t *testing.T) {
+func TestPIDFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pid")
 	for text, want := range map[string]string{
-		"":                              "no process id",
-		"-1":                            "no process id",
-		"0\n":                           "no process id",
-		fmt.Sprint(os.Getpid()):         "which is this one",
-		fmt.Sprint(1<<22) + "\n/data\n": "process already finished; in a sidecar",
+		"":                              "not a process ID",
+		"-1":                            "not a process ID",
+		"0\n":                           "not a process ID",
+		fmt.Sprint(os.Getpid()):         "which is step-csi-reload itself",
+		fmt.Sprint(1<<22) + "\n/data\n": "process already finished; a sidecar needs",
 	} {
 		must(t, os.WriteFile(file, []byte(text), 0o600))
-		c := Config{Signal: syscall.SIGHUP, PIDFile: file}
+		c := config{signal: syscall.SIGHUP, pidFile: file}
 		if err := c.signalOthers(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
-	if err := (Config{PIDFile: file + "x"}).signalOthers(); !errors.Is(err, fs.ErrNotExist) {
+	if err := (config{pidFile: file + "x"}).signalOthers(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
-	if err := (Config{ProcessName: "no-such-thing"}).signalOthers(); err == nil || !strings.Contains(err.Error(), "shareProcessNamespace") {
+	if err := (config{processName: "no-such-thing"}).signalOthers(); err == nil || !strings.Contains(err.Error(), "shareProcessNamespace") {
 		t.Errorf("no process: %v", err)
 	}
 }
 
-// Of a server with workers of the same name, the one that started them.
-func TestNamed(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "step-csi-reload-test") // longer than the kernel keeps
-	shell, err := lookPath("bash")
+// Of a server whose workers have the same name, only the server is found.
+func TestFindProcesses(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "step-csi-named-test") // longer than the kernel's 15 characters
+	shell, err := exec.LookPath("bash")
 	must(t, err)
 	binary, err := os.ReadFile(shell)
 	must(t, err)
@@ -222,14 +226,14 @@ func TestNamed(t *testing.T) {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", master.Pid))
 		must(t, err)
 		worker := strings.Fields(string(children))
-		if len(worker) == 1 && strings.HasPrefix(comm(worker[0]), "step-csi-reload") {
+		if len(worker) == 1 && strings.HasPrefix(comm(worker[0]), "step-csi-named-") {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("no worker")
+			t.Fatal("the worker did not start")
 		}
 	}
-	if pids, err := named(filepath.Base(name)); err != nil || len(pids) != 1 || pids[0] != master.Pid {
+	if pids, err := findProcesses(filepath.Base(name)); err != nil || len(pids) != 1 || pids[0] != master.Pid {
 		t.Errorf("got %d, %v; want %d", pids, err, master.Pid)
 	}
 	must(t, syscall.Kill(-master.Pid, syscall.SIGKILL))
@@ -243,29 +247,28 @@ func comm(pid string) string {
 
 func TestCheck(t *testing.T) {
 	u := &url.URL{Scheme: "http", Host: "localhost"}
-	valid := Config{Directories: []string{"/tls"}, Program: []string{"nginx"}, Signal: syscall.SIGHUP, Timeout: time.Second}
-	must(t, valid.Check())
-	for want, change := range map[string]func(*Config){
-		"--dir":                      func(c *Config) { c.Directories = nil },
-		"what to do":                 func(c *Config) { c.Signal = 0 },
-		"by one of":                  func(c *Config) { c.URL = u },
-		"--signal needs one":         func(c *Config) { c.Program = nil },
-		"a program after --":         func(c *Config) { c.PIDFile = "x" },
-		"are for --signal only":      func(c *Config) { c.Signal, c.URL, c.ProcessName = 0, u, "x" },
-		"--debounce: -1s is less":    func(c *Config) { c.Debounce = -time.Second },
-		"--timeout: 0s is too short": func(c *Config) { c.Timeout = 0 },
+	valid := config{directories: []string{"/tls"}, program: []string{"nginx"}, signal: syscall.SIGHUP, timeout: time.Second}
+	must(t, valid.check())
+	for want, change := range map[string]func(*config){
+		"--dir":                         func(c *config) { c.directories = nil },
+		"what to do":                    func(c *config) { c.signal = 0 },
+		"exactly one of":                func(c *config) { c.url = u },
+		"--signal needs exactly one":    func(c *config) { c.program = nil },
+		"a program after --":            func(c *config) { c.pidFile = "x" },
+		"work only with --signal":       func(c *config) { c.signal, c.url, c.processName = 0, u, "x" },
+		"--debounce: -1s is negative":   func(c *config) { c.debounce = -time.Second },
+		"--timeout: 0s is not positive": func(c *config) { c.timeout = 0 },
 	} {
 		c := valid
 		change(&c)
-		if err := c.Check(); err == nil || !strings.Contains(err.Error(), want) {
+		if err := c.check(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}
 	}
 }
 
-// The whole, without a program: a volume that is not there yet, is renewed, goes
-// away and comes back.
-func TestRun(t *testing.T) {
+// A sidecar follows a volume that appears late, is rotated, disappears and returns.
+func TestSidecar(t *testing.T) {
 	directory := filepath.Join(t.TempDir(), "tls")
 	calls := make(chan struct{}, 100)
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls <- struct{}{} }))
@@ -275,7 +278,7 @@ func TestRun(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error)
 	go func() {
-		ended <- Run(ctx, Config{Directories: []string{directory}, URL: u, Method: "POST", Debounce: time.Millisecond, Timeout: time.Minute})
+		ended <- reload(ctx, slog.New(slog.DiscardHandler), config{directories: []string{directory}, url: u, method: "POST", debounce: time.Millisecond, timeout: time.Minute})
 	}()
 	called := func(why string) {
 		t.Helper()
@@ -288,7 +291,7 @@ func TestRun(t *testing.T) {
 	files := map[string]string{"tls.crt": "1"}
 	must(t, os.Mkdir(directory, 0o700))
 	replace(t, directory, files)
-	called("it starts")
+	called("at the start")
 	replace(t, directory, map[string]string{"tls.crt": "2"})
 	called("a rotation")
 	must(t, os.Rename(directory, directory+"-away"))
@@ -296,14 +299,27 @@ func TestRun(t *testing.T) {
 	replace(t, directory, map[string]string{"tls.crt": "3"})
 	called("another directory at the path")
 	replace(t, directory, map[string]string{"tls.crt": "4"})
-	called("a rotation in that")
+	called("a rotation in the other directory")
 	must(t, os.RemoveAll(directory))
 	must(t, os.Mkdir(directory, 0o700))
 	replace(t, directory, map[string]string{"tls.crt": "5"})
-	called("it is back")
+	called("the directory is back")
 	stop()
 	must(t, <-ended)
 	if len(calls) > 0 {
-		t.Errorf("%d calls too many", len(calls))
+		t.Errorf("%d unexpected calls", len(calls))
+	}
+}
+
+// A panic of fsnotify is logged, and the files are polled. A Watcher that New did not
+// make panics.
+func TestWatchPanics(t *testing.T) {
+	var logged strings.Builder
+	log := slog.New(slog.NewTextHandler(&logged, nil))
+	if addAll(log, &fsnotify.Watcher{}, []string{t.TempDir()}) {
+		t.Error("the directory counts as watched")
+	}
+	if text := logged.String(); !strings.Contains(text, `msg="Recovered a panic"`) || !strings.Contains(text, "fsnotify.(*Watcher).Add") {
+		t.Errorf("the log has no panic with its stack: %s", text)
 	}
 }

@@ -1,6 +1,7 @@
-// Command step-csi-demo shows what step-csi does, for real, on this machine: a
-// step-ca, the node plugin, and two pods' volumes whose certificates are renewed
-// while two peers talk mutual TLS with them. It needs root, and leaves nothing.
+// Command demo (bin/step-csi-demo) shows on this machine what step-csi does. It runs a
+// step-ca and the node plugin, publishes the volumes of two pods, and lets two peers
+// talk mutual TLS with them while the certificates are renewed. It needs root, and
+// removes everything that it creates.
 package main
 
 import (
@@ -25,7 +26,7 @@ import (
 	"github.com/flexstack/step-csi/test/sandbox"
 )
 
-// lifetime of the demo's certificates. Real ones live for a day.
+// lifetime is that of the demo's certificates. Real ones are valid for hours or days.
 const lifetime = 12 * time.Second
 
 func main() {
@@ -40,7 +41,7 @@ func main() {
 		fmt.Fprintf(os.Stderr, "\n✗ %v\n", err)
 		os.Exit(1)
 	}
-	fmt.Printf("\nAll of it was as it should be, in %s.\n", time.Since(start).Round(time.Second))
+	fmt.Printf("\nEverything worked as expected, in %s.\n", time.Since(start).Round(time.Second))
 }
 
 func run(ctx context.Context, binary string) (err error) {
@@ -56,7 +57,7 @@ func run(ctx context.Context, binary string) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(directory)) }()
 
-	step("A step-ca in this process, with a root, an intermediate and the JWK provisioner admin")
+	step("Start a step-ca in this process, with a root, an intermediate and the JWK provisioner admin")
 	ca, err := embeddedca.Start(embeddedca.Config{Name: "Demo"})
 	if err != nil {
 		return err
@@ -64,7 +65,7 @@ func run(ctx context.Context, binary string) (err error) {
 	defer ca.Stop()
 	detail("%s, root fingerprint %s…", ca.URL(), ca.Fingerprint()[:16])
 
-	step("The node plugin, as a process of its own")
+	step("Start the node plugin as a process of its own")
 	p, err := startPlugin(ctx, binary, directory, ca)
 	if err != nil {
 		return err
@@ -78,7 +79,7 @@ func run(ctx context.Context, binary string) (err error) {
 	return show(ctx, p, ca)
 }
 
-// show is the demo, once everything runs.
+// show runs the demo's steps with a plugin that is ready.
 func show(ctx context.Context, p *plugin, ca *embeddedca.CA) error {
 	orders := pod{namespace: "shop", name: "orders-6d5f8c-x2x7p", account: "orders", service: "orders"}
 	billing := pod{namespace: "shop", name: "billing-79b4d9-k8fzq", account: "billing", service: "billing"}
@@ -91,7 +92,7 @@ func show(ctx context.Context, p *plugin, ca *embeddedca.CA) error {
 		}
 		detail("%s/%s has its certificate after %s", pod.namespace, pod.name, took.Round(100*time.Microsecond))
 	}
-	step("What is in a volume")
+	step("The contents of a volume")
 	if err := describe(p.target(orders)); err != nil {
 		return err
 	}
@@ -104,8 +105,7 @@ func show(ctx context.Context, p *plugin, ca *embeddedca.CA) error {
 	return finish(ctx, p, orders, billing)
 }
 
-// talkThroughRotation lets the two peers talk until both certificates have been
-// renewed.
+// talkThroughRotation makes requests until both certificates have been renewed.
 func talkThroughRotation(ctx context.Context, p *plugin, server, client pod) error {
 	step("Mutual TLS between them, a new connection for each request, until both certificates have been renewed")
 	s, err := serve(p.target(server))
@@ -127,7 +127,7 @@ func talkThroughRotation(ctx context.Context, p *plugin, server, client pod) err
 			return nil
 		}
 		if time.Since(start) > lifetime {
-			return errors.New("the certificates were not renewed in time")
+			return fmt.Errorf("the certificates were not renewed within %s", lifetime)
 		}
 		select {
 		case <-ctx.Done():
@@ -137,9 +137,9 @@ func talkThroughRotation(ctx context.Context, p *plugin, server, client pod) err
 	}
 }
 
-// refuse shows who does not get in.
+// refuse shows which requests are rejected.
 func refuse(ctx context.Context, p *plugin, server pod, ca *embeddedca.CA) error {
-	step("Who is refused")
+	step("Rejected")
 	s, err := serve(p.target(server))
 	if err != nil {
 		return err
@@ -164,18 +164,18 @@ func refuse(ctx context.Context, p *plugin, server pod, ca *embeddedca.CA) error
 		return err
 	}
 	if ca.Signs() != signs || exists(p.target(thief)) {
-		return errors.New("the CA was asked all the same, or there is a volume")
+		return errors.New("the plugin sent the rejected request to the CA, or created the volume")
 	}
 	err = os.WriteFile(filepath.Join(p.target(server), "tls.key"), []byte("mine"), 0o600)
 	if !errors.Is(err, syscall.EROFS) {
-		return fmt.Errorf("root could write into the volume: %v", err)
+		return fmt.Errorf("root writing into the volume: got error %v, want %v", err, syscall.EROFS)
 	}
 	return expectRefusal("root, writing into the volume", err)
 }
 
-// finish takes the volumes away, and looks for what is left.
+// finish unpublishes the volumes, and checks that nothing is left.
 func finish(ctx context.Context, p *plugin, pods ...pod) error {
-	step("The pods go")
+	step("The pods end: the kubelet unpublishes their volumes")
 	for _, pod := range pods {
 		if err := p.unpublish(ctx, pod); err != nil {
 			return err
@@ -187,7 +187,7 @@ func finish(ctx context.Context, p *plugin, pods ...pod) error {
 	}
 	for _, pod := range pods {
 		if exists(p.target(pod)) {
-			return fmt.Errorf("%s is still there", p.target(pod))
+			return fmt.Errorf("%s still exists", p.target(pod))
 		}
 	}
 	if len(mounts) > 0 {
@@ -195,14 +195,14 @@ func finish(ctx context.Context, p *plugin, pods ...pod) error {
 	}
 	detail("no mount, no directory, no file is left")
 	if bytes.Contains(p.log.Bytes(), []byte("PRIVATE KEY")) {
-		return errors.New("there is a key in the log")
+		return errors.New("the plugin's log contains a private key")
 	}
 	return nil
 }
 
 func expectRefusal(who string, err error) error {
 	if err == nil {
-		return fmt.Errorf("%s got in", who)
+		return fmt.Errorf("not rejected: %s", who)
 	}
 	var request *url.Error
 	var path *fs.PathError

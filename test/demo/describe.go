@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// describe prints what a person wants to know of a volume.
+// describe prints the certificate, the files and the mount of a volume.
 func describe(path string) error {
 	pair, roots, err := load(path)
 	if err != nil {
@@ -26,12 +26,12 @@ func describe(path string) error {
 		intermediates.AddCert(intermediate)
 	}
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates}); err != nil {
-		return fmt.Errorf("tls.crt does not verify by ca.crt: %w", err)
+		return fmt.Errorf("tls.crt does not verify against ca.crt: %w", err)
 	}
 	detail("DNS names   %s", strings.Join(leaf.DNSNames, ", "))
 	detail("URI         %s", leaf.URIs[0])
 	detail("subject     %s, issued by %s", leaf.Subject, leaf.Issuer)
-	detail("valid       until %s, for %s more; verified by ca.crt", leaf.NotAfter.Local().Format(time.TimeOnly),
+	detail("valid       until %s, for %s more; verified against ca.crt", leaf.NotAfter.Local().Format(time.TimeOnly),
 		time.Until(leaf.NotAfter).Round(time.Second))
 	entries, err := os.ReadDir(path)
 	if err != nil {
@@ -66,7 +66,7 @@ func describeFile(path, name string) error {
 	return nil
 }
 
-// describeMount prints the volume's line of the mount table.
+// describeMount prints the volume's line in the mount table.
 func describeMount(path string) error {
 	table, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {

@@ -22,7 +22,7 @@ import (
 
 const driverName = "csi.step-ca.io"
 
-// plugin is the node plugin's process, and this program its kubelet.
+// plugin is the node plugin's process. This program acts as its kubelet.
 type plugin struct {
 	kubeletDir string
 	process    *exec.Cmd
@@ -67,7 +67,7 @@ func startPlugin(ctx context.Context, binary, directory string, ca *embeddedca.C
 	return p, p.ready(ctx)
 }
 
-// ready waits until the plugin says that it is.
+// ready waits until the plugin reports that it is ready.
 func (p *plugin) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -75,7 +75,7 @@ func (p *plugin) ready(ctx context.Context) error {
 		answer, err := csi.NewIdentityClient(p.connection).Probe(ctx, &csi.ProbeRequest{})
 		if err != nil {
 			_ = p.stop()
-			return fmt.Errorf("the plugin does not get ready: %w\n%s", err, p.log.String())
+			return fmt.Errorf("wait until the plugin is ready: %w\n%s", err, p.log.String())
 		}
 		if answer.GetReady().GetValue() {
 			detail("ready after %s, pid %d", time.Since(start).Round(time.Millisecond), p.process.Process.Pid)
@@ -84,12 +84,12 @@ func (p *plugin) ready(ctx context.Context) error {
 	}
 }
 
-// stop ends the plugin as the kubelet ends a pod.
+// stop sends SIGTERM, as the kubelet does.
 func (p *plugin) stop() error {
 	_ = p.connection.Close()
 	_ = p.process.Process.Signal(syscall.SIGTERM)
 	if err := p.process.Wait(); err != nil {
-		return fmt.Errorf("the plugin did not stop cleanly: %w", err)
+		return fmt.Errorf("stop the plugin: %w", err)
 	}
 	return nil
 }
@@ -110,7 +110,7 @@ func (p *plugin) target(d pod) string {
 
 func (d pod) volumeID() string { return "csi-" + fmt.Sprintf("%x", sha256.Sum256([]byte(d.uid()))) }
 
-// publish is what the kubelet calls when the pod starts.
+// publish makes the call that the kubelet makes when the pod starts.
 func (p *plugin) publish(ctx context.Context, d pod) (time.Duration, error) {
 	volumeContext := map[string]string{
 		"csi.storage.k8s.io/ephemeral":           "true",
@@ -142,13 +142,13 @@ func (p *plugin) publish(ctx context.Context, d pod) (time.Duration, error) {
 	return time.Since(start), err
 }
 
-// unpublish is what the kubelet calls when the pod has ended.
+// unpublish makes the call that the kubelet makes after the pod has ended.
 func (p *plugin) unpublish(ctx context.Context, d pod) error {
 	_, err := p.node.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: d.volumeID(), TargetPath: p.target(d)})
 	return err
 }
 
-// log collects what the plugin prints.
+// log collects the plugin's output.
 type log struct {
 	mu     sync.Mutex
 	buffer bytes.Buffer

@@ -1,4 +1,4 @@
-package reload
+package main
 
 import (
 	"crypto/sha256"
@@ -12,14 +12,16 @@ import (
 	"strings"
 )
 
-// dataLink is the link by whose rename a volume's files change as one.
+// dataLink is the symbolic link that a volume's driver renames to replace all files
+// at once.
 const dataLink = "..data"
 
-// digest stands for the contents of directories. Nothing of them is kept.
+// digest is a hash of the contents of directories. The contents, which may be keys,
+// are not kept.
 type digest [sha256.Size]byte
 
-// contents reads the files in the directories. The error is fs.ErrNotExist if a
-// directory is not there, or nothing is in it yet.
+// contents hashes the files in the directories. The error is fs.ErrNotExist if a
+// directory does not exist or has no files yet.
 func contents(directories []string) (digest, error) {
 	hash := sha256.New()
 	for _, directory := range directories {
@@ -30,7 +32,8 @@ func contents(directories []string) (digest, error) {
 	return digest(hash.Sum(nil)), nil
 }
 
-// addFiles adds the files of one set, also if another one comes meanwhile.
+// addFiles adds the files of one directory. It resolves dataLink once, so that all
+// files are from one set even if they are replaced meanwhile.
 func addFiles(hash hash.Hash, directory string) error {
 	set, err := filepath.EvalSymlinks(filepath.Join(directory, dataLink))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -65,7 +68,7 @@ func addFiles(hash hash.Hash, directory string) error {
 	return nil
 }
 
-// addFile leaves nothing of the file, which may be a key, in memory.
+// addFile clears its buffer: the file may be a key.
 func addFile(hash hash.Hash, path string) error {
 	file, err := os.Open(path)
 	if err != nil {
@@ -74,7 +77,7 @@ func addFile(hash hash.Hash, path string) error {
 	defer file.Close()
 	buffer := make([]byte, 8<<10)
 	defer clear(buffer)
-	// Without a WriteTo, which would take another buffer.
+	// The struct hides the file's WriteTo, which would use a buffer of its own.
 	_, err = io.CopyBuffer(hash, struct{ io.Reader }{file}, buffer)
 	return err
 }
