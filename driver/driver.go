@@ -19,11 +19,13 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // Config is what a Driver needs.
@@ -42,8 +44,9 @@ type Config struct {
 	Register bool
 	// ClusterDomain, TrustDomain and AllowShortNames are what names are made
 	// with.
-	ClusterDomain, TrustDomain string
-	AllowShortNames            bool
+	ClusterDomain   names.ClusterDomain
+	TrustDomain     spiffeid.TrustDomain
+	AllowShortNames bool
 	// Issuers by name. A volume that names none takes the one called default.
 	Issuers map[string]Issuer
 	// Metrics are registered here; nowhere if it is nil.

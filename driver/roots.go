@@ -89,7 +89,7 @@ func (d *Driver) rewriteRoots(ctx context.Context, v *volume, roots issuer.Roots
 		return false, err
 	}
 	defer root.Close()
-	err = payload.Replace(root, file, names(v.attributes), v.access())
+	err = payload.Replace(root, file, fileNames(v.attributes), v.access())
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil // its files are to have other names: it is about to be renewed
 	}
@@ -114,7 +114,7 @@ func hasRoots(target *os.File, file payload.File, learnt trust.Learnt) (bool, er
 	return err == nil && known.Anchor == learnt.Anchor && known.Since.Equal(learnt.Since), nil
 }
 
-func names(a attributes.Attributes) []string {
+func fileNames(a attributes.Attributes) []string {
 	return []string{a.CertificateFile, a.PrivateKeyFile, a.CAFile}
 }
 
