@@ -74,6 +74,11 @@ var (
 // parseHostName parses a DNS name without a wildcard.
 func parseHostName(text string) (string, error) {
 	host, err := dnsProfile.ToASCII(text)
+	if err == nil {
+		// The profile does not check all that it has mapped: aℷ becomes aג, which
+		// violates the Bidi rule.
+		host, err = dnsProfile.ToASCII(host)
+	}
 	switch {
 	// The profile drops bytes that are not UTF-8.
 	case err != nil || !utf8.ValidString(text) || !hostPattern.MatchString(host):

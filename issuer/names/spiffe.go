@@ -34,5 +34,9 @@ func checkSPIFFEID(text string) error {
 
 // PodSPIFFEID returns the SPIFFE ID of a service account.
 func PodSPIFFEID(domain spiffeid.TrustDomain, namespace, serviceAccount string) (URI, error) {
-	return ParseURI("spiffe://" + domain.Name() + "/ns/" + namespace + "/sa/" + serviceAccount)
+	id, err := spiffeid.FromSegments(domain, "ns", namespace, "sa", serviceAccount)
+	if err != nil {
+		return URI{}, fmt.Errorf("the SPIFFE ID of service account %s in namespace %s: %w", Quote(serviceAccount), Quote(namespace), err)
+	}
+	return ParseURI(id.String())
 }
