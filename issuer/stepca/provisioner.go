@@ -8,8 +8,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net"
-	"net/netip"
 	"net/url"
 	"slices"
 	"time"
@@ -20,6 +18,7 @@ import (
 	"go.step.sm/crypto/x509util"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // tokenLifetime leaves room for clocks that differ and for a busy CA.
@@ -137,7 +136,7 @@ func (k *provisionerKey) signToken(authority *url.URL, req issuer.SigningRequest
 		return "", err
 	}
 	fingerprint := sha256.Sum256(req.CSR.Raw)
-	return k.token(authority, "sign", req.Request.CommonName, tokenClaims{
+	return k.token(authority, "sign", req.Request.CommonName.String(), tokenClaims{
 		SANs:         sans,
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
 	})
@@ -158,23 +157,14 @@ func (k *provisionerKey) token(authority *url.URL, operation, subject string, cl
 	return jose.Signed(k.signer).Claims(claims).CompactSerialize()
 }
 
-// sans are the names as the token carries them: strings, whose types step-ca
-// guesses. A name that it would take for one of another type is refused.
+// sans returns the names as the token carries them: strings, whose types step-ca
+// guesses. It is an error if step-ca would guess another type.
 func sans(req issuer.Request) ([]string, error) {
-	ips, uris := texts(req.IPAddresses, netip.Addr.String), texts(req.URIs, (*url.URL).String)
-	all := slices.Concat(req.DNSNames, ips, uris, req.EmailAddresses)
-	dns, addresses, emails, identifiers := x509util.SplitSANs(all)
-	if !slices.Equal(dns, req.DNSNames) || !slices.Equal(emails, req.EmailAddresses) ||
-		!slices.Equal(texts(addresses, net.IP.String), ips) || !slices.Equal(texts(identifiers, (*url.URL).String), uris) {
-		return nil, fmt.Errorf("%w: step-ca would take one of the names %q for one of another type", issuer.Denied, all)
+	all := req.AlternativeNames()
+	dns, ips, emails, uris := x509util.SplitSANs(all)
+	if guessed := slices.Concat(dns, names.Texts(ips), names.Texts(uris), emails); !slices.Equal(guessed, all) ||
+		len(dns) != len(req.DNSNames) || len(ips) != len(req.IPAddresses) || len(uris) != len(req.URIs) {
+		return nil, fmt.Errorf("%w: step-ca would take one of the names %q for a name of another type", issuer.Denied, all)
 	}
 	return all, nil
-}
-
-func texts[T any](values []T, text func(T) string) []string {
-	all := make([]string, len(values))
-	for i, v := range values {
-		all[i] = text(v)
-	}
-	return all
 }

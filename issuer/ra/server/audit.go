@@ -2,14 +2,13 @@ package server
 
 import (
 	"context"
-	"net/netip"
-	"net/url"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // decision is what is known about one request to sign, for the audit log. What
@@ -48,10 +47,10 @@ func (d *decision) values() []any {
 		values = append(values, "pod", d.pod.Namespace+"/"+d.pod.Name, "uid", d.pod.UID, "serviceAccount", d.pod.ServiceAccount, "podNode", d.pod.Node)
 	}
 	if r := d.request; r != nil {
-		values = append(values, "commonName", r.CommonName, "dnsNames", r.DNSNames)
-		values = nonEmpty(values, "ipAddresses", texts(r.IPAddresses, netip.Addr.String))
-		values = nonEmpty(values, "uris", texts(r.URIs, (*url.URL).String))
-		values = nonEmpty(values, "emailAddresses", r.EmailAddresses)
+		values = append(values, "commonName", r.CommonName.String(), "dnsNames", names.Texts(r.DNSNames))
+		values = nonEmpty(values, "ipAddresses", names.Texts(r.IPAddresses))
+		values = nonEmpty(values, "uris", names.Texts(r.URIs))
+		values = nonEmpty(values, "emailAddresses", names.Texts(r.EmailAddresses))
 		values = append(values, "keyType", r.KeyType, "duration", r.Duration.String())
 	}
 	return values
@@ -62,12 +61,4 @@ func nonEmpty(values []any, key string, all []string) []any {
 		return values
 	}
 	return append(values, key, all)
-}
-
-func texts[T any](values []T, text func(T) string) []string {
-	all := make([]string, len(values))
-	for i, v := range values {
-		all[i] = text(v)
-	}
-	return all
 }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
@@ -20,13 +21,10 @@ type Serving struct {
 	// Signer of the CA which node plugins trust.
 	Signer issuer.Signer
 	// Names are its DNS names. Node plugins call the authority by one of them.
-	Names []string
+	Names []names.DNSName
 	// Duration is its lifetime.
 	Duration time.Duration
 }
-
-// maxCommonName is ub-common-name of RFC 5280, in bytes.
-const maxCommonName = 64
 
 // serving keeps the authority's own certificate, in memory.
 type serving struct {
@@ -36,13 +34,12 @@ type serving struct {
 }
 
 func newServing(c Serving) (*serving, error) {
-	fits := func(name string) bool { return name != "" && len(name) <= maxCommonName }
-	i := slices.IndexFunc(c.Names, fits)
-	if i < 0 || c.Duration <= 0 {
-		return nil, fmt.Errorf("names: there must be DNS names for the authority's own certificate, one of at most %d bytes among them", maxCommonName)
+	commonName, ok := names.FirstCommonName(c.Names)
+	if !ok || c.Duration <= 0 {
+		return nil, errors.New("names: there must be DNS names for the authority's own certificate, one of at most 64 bytes among them")
 	}
 	s := &serving{request: issuer.Request{
-		CommonName: c.Names[i], DNSNames: c.Names, Duration: c.Duration, KeyType: issuer.ECDSAP256,
+		CommonName: commonName, DNSNames: c.Names, Duration: c.Duration, KeyType: issuer.ECDSAP256,
 	}}
 	var err error
 	s.issuer, err = issuer.New(issuer.Config{Signer: c.Signer, Policy: s.onlyOwn})
