@@ -32,6 +32,7 @@ import (
 	"github.com/flexstack/step-csi/driver"
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/test/realca"
@@ -237,7 +238,9 @@ func directSigner(b *testing.B, authority *realca.CA) *stepca.Signer {
 // directIssuer has the policy that pods have by default.
 func directIssuer(b *testing.B, authority *realca.CA) *issuer.Issuer {
 	b.Helper()
-	allow, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local"})
+	allow, err := policy.New(policy.Config{
+		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
+	})
 	must(b, err)
 	i, err := issuer.New(issuer.Config{Signer: directSigner(b, authority), Policy: allow.Check})
 	must(b, err)
@@ -254,7 +257,7 @@ func startNodeWith(b *testing.B, i *issuer.Issuer) *node {
 	var err error
 	n.driver, err = driver.New(driver.Config{
 		Name: "csi.step-ca.io", NodeName: "node-1", KubeletDir: n.kubeletDir, Socket: socket,
-		ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
+		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
 		Issuers: map[string]driver.Issuer{"default": {Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Minute, Max: time.Hour}, RootsRefresh: time.Minute}},
 	})
 	must(b, err)

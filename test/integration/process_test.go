@@ -30,6 +30,7 @@ import (
 	"github.com/flexstack/step-csi/driver"
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/stepca"
 )
 
@@ -190,7 +191,7 @@ func TestRunEndsEveryGoroutine(t *testing.T) {
 	must(t, err)
 	d, err := driver.New(driver.Config{
 		Name: driverName, NodeName: "node-1", KubeletDir: n.kubeletDir, Socket: n.socket(), Register: true,
-		ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
+		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
 		Issuers: map[string]driver.Issuer{"default": {Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Second, Max: time.Hour}, RootsRefresh: time.Minute}},
 	})
 	must(t, err)
