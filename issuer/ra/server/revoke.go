@@ -112,7 +112,7 @@ func (r *revocation) record(ctx context.Context, err error) {
 	}
 	switch c := code(err); c {
 	case codes.OK:
-		logger.Info("Revoked", values...)
+		logger.Info("Certificate revoked", values...)
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Internal:
 		logger.Error(err, "Revocation failed", append(values, "code", c.String())...)
 	default:
