@@ -267,7 +267,7 @@ func TestAttackOnTheWay(t *testing.T) {
 		want  string
 	}{
 		"a longer life":     {"notAfter", "20h", "longer"},
-		"a later beginning": {"notBefore", "30m", "valid only from"},
+		"a later beginning": {"notBefore", "30m", "not valid before"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rewriting(t, ca, test.key, test.value)
