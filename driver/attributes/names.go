@@ -9,7 +9,13 @@ import (
 )
 
 func (p *parser) setDNSNames(value string) (err error) {
-	p.dns, err = parseList(p, value, names.ParseDNSName)
+	p.dns, err = parseList(p, value, func(text string) (names.DNSName, error) {
+		dns, err := names.ParseDNSName(text)
+		if _, ipErr := names.ParseIP(text); ipErr == nil {
+			err = fmt.Errorf("%w; put it into ip-sans", err)
+		}
+		return dns, err
+	})
 	return err
 }
 

@@ -9,16 +9,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
-	"slices"
 	"time"
 
 	"github.com/smallstep/certificates/authority/provisioner"
 	"github.com/smallstep/certificates/ca"
 	"go.step.sm/crypto/jose"
-	"go.step.sm/crypto/x509util"
 
 	"github.com/flexstack/step-csi/issuer"
-	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // tokenLifetime leaves room for clocks that differ and for a busy CA.
@@ -131,13 +128,10 @@ type confirmation struct {
 
 // signToken mints a one-time token for exactly the request's names and CSR.
 func (k *provisionerKey) signToken(authority *url.URL, req issuer.SigningRequest) (string, error) {
-	sans, err := sans(req.Request)
-	if err != nil {
-		return "", err
-	}
 	fingerprint := sha256.Sum256(req.CSR.Raw)
 	return k.token(authority, "sign", req.Request.CommonName.String(), tokenClaims{
-		SANs:         sans,
+		// step-ca guesses their types. For names of package names, it guesses right.
+		SANs:         req.Request.AlternativeNames(),
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
 	})
 }
@@ -155,16 +149,4 @@ func (k *provisionerKey) token(authority *url.URL, operation, subject string, cl
 		Expiry:    jose.NewNumericDate(now.Add(tokenLifetime)),
 	}
 	return jose.Signed(k.signer).Claims(claims).CompactSerialize()
-}
-
-// sans returns the names as the token carries them: strings, whose types step-ca
-// guesses. It is an error if step-ca would guess another type.
-func sans(req issuer.Request) ([]string, error) {
-	all := req.AlternativeNames()
-	dns, ips, emails, uris := x509util.SplitSANs(all)
-	if guessed := slices.Concat(dns, names.Texts(ips), names.Texts(uris), emails); !slices.Equal(guessed, all) ||
-		len(dns) != len(req.DNSNames) || len(ips) != len(req.IPAddresses) || len(uris) != len(req.URIs) {
-		return nil, fmt.Errorf("%w: step-ca would take one of the names %q for a name of another type", issuer.Denied, all)
-	}
-	return all, nil
 }
