@@ -32,9 +32,9 @@ func code(err error) codes.Code {
 		return codes.OK
 	case errors.As(err, &asked):
 		return codes.InvalidArgument
-	case errors.Is(err, issuer.ErrDenied):
+	case errors.Is(err, issuer.Denied):
 		return codes.PermissionDenied
-	case errors.Is(err, issuer.ErrUnavailable): // also one that did not answer in time
+	case errors.Is(err, issuer.Unavailable): // also one that did not answer in time
 		return codes.Unavailable
 	case errors.Is(err, context.DeadlineExceeded):
 		return codes.DeadlineExceeded

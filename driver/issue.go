@@ -63,7 +63,7 @@ func (d *Driver) issueFirst(ctx context.Context, v *volume) (i *issued, err erro
 		return err
 	})
 	if err != nil && !begun {
-		err = fmt.Errorf("%w: wait for other calls to issuer %s: %w", issuer.ErrUnavailable, name, err)
+		err = fmt.Errorf("%w: wait for other calls to issuer %s: %w", issuer.Unavailable, name, err)
 	}
 	return i, err
 }

@@ -153,15 +153,15 @@ func result(err error) string {
 	switch {
 	case err == nil:
 		return resultSuccess
-	case errors.Is(err, issuer.ErrNoToken): // it is unavailable, too
+	case errors.Is(err, issuer.NoPodToken): // it is unavailable, too
 		return resultNoToken
-	case errors.Is(err, issuer.ErrDenied):
+	case errors.Is(err, issuer.Denied):
 		return resultDenied
-	case errors.Is(err, issuer.ErrInvalidAnswer):
+	case errors.Is(err, issuer.InvalidAnswer):
 		return resultInvalid
 	case errors.Is(err, context.Canceled): // the plugin stops, the volume goes, or the kubelet gives up
 		return resultCanceled
-	case errors.Is(err, issuer.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, issuer.Unavailable), errors.Is(err, context.DeadlineExceeded):
 		return resultUnavailable
 	}
 	return resultOther

@@ -73,7 +73,7 @@ func (d *Driver) revoke(ctx context.Context, v *volume, r issuer.Revocation) {
 		case authority.revoking <- struct{}{}:
 			defer func() { <-authority.revoking }()
 		case <-ctx.Done():
-			return fmt.Errorf("%w: wait for other revocations: %w", issuer.ErrUnavailable, ctx.Err())
+			return fmt.Errorf("%w: wait for other revocations: %w", issuer.Unavailable, ctx.Err())
 		}
 		return authority.issuer.Revoke(ctx, r)
 	})
@@ -81,7 +81,7 @@ func (d *Driver) revoke(ctx context.Context, v *volume, r issuer.Revocation) {
 	case err == nil:
 		authority.cannotRevoke.Store(false)
 		logger.Info("Revoked")
-	case !errors.Is(err, issuer.ErrCannotRevoke):
+	case !errors.Is(err, issuer.Unsupported):
 		logger.Error(err, "Not revoked; to do it by hand: step ca revoke "+r.Serial)
 	case authority.cannotRevoke.CompareAndSwap(false, true):
 		logger.Error(err, "Not revoked, and so it is with all certificates of this issuer; it is not said again")
@@ -99,7 +99,7 @@ func persist(ctx context.Context, try func(context.Context) error) error {
 	end, _ := limited.Deadline()
 	for pause := firstRevocationPause; ; pause = min(2*pause, longestRevocationPause) {
 		err := try(limited)
-		if err == nil || !errors.Is(err, issuer.ErrUnavailable) {
+		if err == nil || !errors.Is(err, issuer.Unavailable) {
 			return err
 		}
 		// Spread, since many pods may go at once.

@@ -219,7 +219,7 @@ func TestAuthorityConfiguration(t *testing.T) {
 	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
 	for _, name := range []string{"step-csi-ra.step-ca.svc.cluster.local", "step-csi-ra.step-ca.svc", "step-csi-ra.step-ca", "*.step-ca.svc", "step-certificates.step-ca.svc.cluster.local"} {
 		err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: []string{name}})
-		if !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "reserved") {
+		if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "reserved") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -307,7 +307,7 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 	if err := c.issuers["open"].allow(t.Context(), pod, req); err != nil {
 		t.Error(err)
 	}
-	if err := c.issuers["default"].allow(t.Context(), pod, req); !errors.Is(err, issuer.ErrDenied) {
+	if err := c.issuers["default"].allow(t.Context(), pod, req); !errors.Is(err, issuer.Denied) {
 		t.Errorf("default: %v", err)
 	}
 	if _, err := loadConfig(write(t, strings.Replace(second, "== 'open'", "= 1", 1)), (*configFile).node); err == nil ||

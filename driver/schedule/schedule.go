@@ -141,7 +141,7 @@ func (i *Item) Renew() {
 // tries again at once.
 func (i *Item) Token() {
 	i.line.mu.Lock()
-	missing := errors.Is(i.err, issuer.ErrNoToken)
+	missing := errors.Is(i.err, issuer.NoPodToken)
 	if missing {
 		i.retry = time.Time{}
 	}
@@ -256,8 +256,8 @@ func (l *Line) heard(began time.Time, err error, isRenewal bool) {
 
 // isUnavailable tells whether the issuer did not answer, whoever asks.
 func isUnavailable(err error) bool {
-	if errors.Is(err, issuer.ErrNoToken) {
+	if errors.Is(err, issuer.NoPodToken) {
 		return false
 	}
-	return errors.Is(err, issuer.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
+	return errors.Is(err, issuer.Unavailable) || errors.Is(err, context.DeadlineExceeded)
 }

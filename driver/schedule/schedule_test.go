@@ -17,7 +17,7 @@ import (
 
 const day = 24 * time.Hour
 
-var errAway = fmt.Errorf("%w: no route to host", issuer.ErrUnavailable)
+var errAway = fmt.Errorf("%w: no route to host", issuer.Unavailable)
 
 // node is a line with certificates, in virtual time, and what it asked for.
 type node struct {
@@ -273,7 +273,7 @@ func TestMostUrgentFirst(t *testing.T) {
 
 // One that always fails is not in the way of the others, whatever it says.
 func TestOneThatFailsIsNotInTheWay(t *testing.T) {
-	for name, err := range map[string]error{"denied": issuer.ErrDenied, "500": errAway} {
+	for name, err := range map[string]error{"denied": issuer.Denied, "500": errAway} {
 		t.Run(name, func(t *testing.T) {
 			virtually(t, func(n *node) {
 				for i := range 20 {
@@ -306,12 +306,12 @@ func TestWaitsForAToken(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.keep("other", issuedAt(time.Now(), 3*time.Hour, "other"))
 		i := n.keep("a", issuedAt(time.Now(), 3*time.Hour, "other"))
-		n.answers(fmt.Errorf("%w: %w", issuer.ErrUnavailable, issuer.ErrNoToken))
+		n.answers(fmt.Errorf("%w: %w", issuer.Unavailable, issuer.NoPodToken))
 		time.Sleep(2*time.Hour + 30*time.Minute)
 		if calls := len(n.calls()); calls < 4 || calls > 60 {
 			t.Errorf("%d tries without a token", calls)
 		}
-		if s := i.State(); !errors.Is(s.Err, issuer.ErrNoToken) {
+		if s := i.State(); !errors.Is(s.Err, issuer.NoPodToken) {
 			t.Errorf("it says %v", s.Err)
 		}
 		n.answers(nil)

@@ -50,7 +50,7 @@ func (*recording) RefreshRoots(context.Context) (issuer.Roots, error) { return i
 func (*recording) Trust() *trust.Store                                { return nil }
 func (r *recording) Sign(_ context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
 	r.asked = append(r.asked, req)
-	return nil, issuer.ErrUnavailable
+	return nil, issuer.Unavailable
 }
 
 func newFuzzed(t testing.TB, s issuer.Signer) *Server {
@@ -121,7 +121,7 @@ func FuzzSign(f *testing.F) {
 		if _, err := a.Sign(ctx, req); err == nil {
 			t.Fatal("signed by a signer that signs nothing")
 		} else if len(s.asked) == 0 {
-			if errors.Is(err, issuer.ErrUnavailable) {
+			if errors.Is(err, issuer.Unavailable) {
 				t.Fatalf("not asked, but %v", err)
 			}
 			return

@@ -114,7 +114,7 @@ func (s *Server) intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
 			// not be told why. See https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
 			_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1"))
 		}
-		return nil, status.Error(code(err), err.Error())
+		return nil, ra.Status(code(err), err)
 	}
 }
 
@@ -129,34 +129,25 @@ func recovered(ctx context.Context, req any, handle grpc.UnaryHandler) (answer a
 	return handle(ctx, req)
 }
 
+// Errors with a gRPC code of their own.
 var (
-	errMalformed     = errors.New("malformed request")
-	errUnknownIssuer = errors.New("no such issuer")
-	errTooMany       = errors.New("too many requests")
+	errMalformed     = fmt.Errorf("%w: malformed request", issuer.Denied)
+	errUnknownIssuer = fmt.Errorf("%w: the registration authority has no such issuer", issuer.Unavailable)
+	errNotPlugin     = fmt.Errorf("%w: only node plugins may call", issuer.CallerRejected)
+	errTooManyOfNode = fmt.Errorf("%w: rate limit of the node exceeded", issuer.Unavailable)
 )
 
 // code is the gRPC code of an error; rapb/ra.proto says what each means.
 func code(err error) codes.Code {
-	for _, c := range []struct {
-		kind error
-		code codes.Code
-	}{
-		{ErrRejected, codes.Unauthenticated},
-		{errMalformed, codes.InvalidArgument},
-		{errUnknownIssuer, codes.NotFound},
-		{errTooMany, codes.ResourceExhausted},
-		{issuer.ErrCannotRevoke, codes.FailedPrecondition},
-		{issuer.ErrDenied, codes.PermissionDenied},
-		{issuer.ErrUnavailable, codes.Unavailable},
-		{context.DeadlineExceeded, codes.DeadlineExceeded},
-		{context.Canceled, codes.Canceled},
-	} {
-		if errors.Is(err, c.kind) {
-			return c.code
-		}
+	switch {
+	case errors.Is(err, errMalformed):
+		return codes.InvalidArgument
+	case errors.Is(err, errUnknownIssuer):
+		return codes.NotFound
+	case errors.Is(err, errNotPlugin):
+		return codes.PermissionDenied
+	case errors.Is(err, errTooManyOfNode):
+		return codes.ResourceExhausted
 	}
-	if err != nil {
-		return codes.Internal
-	}
-	return codes.OK
+	return issuer.OutcomeOf(err).RACode()
 }

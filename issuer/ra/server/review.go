@@ -77,7 +77,7 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 	case t.places <- struct{}{}:
 		defer func() { <-t.places }()
 	case <-ctx.Done():
-		return issuer.Pod{}, fmt.Errorf("%w: wait for other reviews: %w", issuer.ErrUnavailable, ctx.Err())
+		return issuer.Pod{}, fmt.Errorf("%w: wait for other token reviews: %w", issuer.Ended(ctx), ctx.Err())
 	}
 	answer := &authentication.TokenReview{}
 	err := t.client.Post().Resource("tokenreviews").Body(question).Do(ctx).Into(answer)
@@ -85,7 +85,11 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
-		return issuer.Pod{}, fmt.Errorf("%w: review a token at the API server: %w", issuer.ErrUnavailable, err)
+		outcome := issuer.Unavailable
+		if ctx.Err() != nil {
+			outcome = issuer.Ended(ctx)
+		}
+		return issuer.Pod{}, fmt.Errorf("%w: review a token at the API server: %w", outcome, err)
 	}
 	return boundPod(answer.Status)
 }

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"time"
 
@@ -61,14 +60,14 @@ func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, r *revocat
 		return err
 	}
 	if err := checkProof(req, chain[0], r.caller.Node); err != nil {
-		return fmt.Errorf("%w: %w", issuer.ErrDenied, err)
+		return fmt.Errorf("%w: %w", issuer.Denied, err)
 	}
 	err = i.Verify(ctx, chain)
 	switch {
-	case errors.Is(err, issuer.ErrUnavailable):
+	case err != nil && issuer.OutcomeOf(err) != issuer.Failed:
 		return err
 	case err != nil:
-		return fmt.Errorf("%w: the certificate is not a valid one of the issuer %q: %w", issuer.ErrDenied, req.GetIssuer(), err)
+		return fmt.Errorf("%w: the certificate is not a valid one of the issuer %q: %w", issuer.Denied, req.GetIssuer(), err)
 	}
 	r.leaf = chain[0]
 	return i.Revoke(ctx, issuer.Revocation{Serial: chain[0].SerialNumber.String(), Chain: chain})

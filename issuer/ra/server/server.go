@@ -30,7 +30,7 @@ import (
 type Reviewer interface {
 	// Review returns the pod that the token is bound to. The error is ErrRejected
 	// for a token that is not valid, not for the audience step-csi, or not bound
-	// to a pod that exists; and issuer.ErrUnavailable if there is no answer.
+	// to a pod that exists; and issuer.Unavailable if there is no answer.
 	Review(ctx context.Context, token issuer.Token) (issuer.Pod, error)
 }
 

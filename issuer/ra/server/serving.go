@@ -52,7 +52,7 @@ func newServing(c Serving) (*serving, error) {
 // onlyOwn is the policy of an issuer that makes one certificate.
 func (s *serving) onlyOwn(_ context.Context, _ issuer.Pod, req issuer.Request) error {
 	if !slices.Equal(req.DNSNames, s.request.DNSNames) {
-		return fmt.Errorf("%w: not the authority's own names", issuer.ErrDenied)
+		return fmt.Errorf("%w: not the authority's own names", issuer.Denied)
 	}
 	return nil
 }

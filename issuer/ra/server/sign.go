@@ -61,11 +61,15 @@ func (s *Server) decide(ctx context.Context, req *rapb.SignRequest, d *decision)
 	case err != nil:
 		return nil, err
 	case !s.pods.allow(d.pod.UID):
-		return nil, fmt.Errorf("%w for pod %s/%s; the limit is set by authority.limits.pod", errTooMany, d.pod.Namespace, d.pod.Name)
+		return nil, fmt.Errorf("%w: %s/%s; authority.limits.pod sets the limit", issuer.Throttled, d.pod.Namespace, d.pod.Name)
 	case w.err != nil:
 		return nil, w.err
 	}
-	return w.issuer.Sign(ctx, issuer.SigningRequest{Applicant: issuer.Applicant{Pod: d.pod}, Request: *w.request, CSR: w.csr})
+	prepared, err := w.issuer.PrepareCSR(ctx, issuer.SigningRequest{Applicant: issuer.Applicant{Pod: d.pod}, Request: *w.request, CSR: w.csr})
+	if err != nil {
+		return nil, err
+	}
+	return w.issuer.Sign(ctx, prepared)
 }
 
 // wanted is what a request asks for, or why that cannot be.
@@ -85,7 +89,7 @@ func (s *Server) read(req *rapb.SignRequest) (w wanted) {
 	seconds, least, most := req.GetDurationSeconds(), w.issuer.Min, w.issuer.Max
 	if seconds < int64(least/time.Second) || seconds > int64(most/time.Second) {
 		return wanted{err: fmt.Errorf("%w: a duration of %d s is not between %s and %s, which the authority allows for the issuer %q",
-			issuer.ErrDenied, seconds, least, most, req.GetIssuer())}
+			issuer.Denied, seconds, least, most, req.GetIssuer())}
 	}
 	csr, request, err := issuer.ReadCSR(req.GetCsr(), time.Duration(seconds)*time.Second)
 	if err != nil {
@@ -103,14 +107,18 @@ func (s *Server) identify(ctx context.Context, req *rapb.SignRequest, d *decisio
 	}
 	pods := issuer.NewToken(req.GetPodToken(), time.Time{})
 	if err := checkToken(pods); err != nil {
-		return fmt.Errorf("the pod's token: %w", err)
+		return fmt.Errorf("%w: %w", issuer.NoPodToken, err)
 	}
 	reviews, reviewing := errgroup.WithContext(ctx)
 	reviews.Go(func() (err error) {
 		d.caller, err = s.reviewCaller(reviewing, own)
 		return err
 	})
-	if d.pod, err = s.reviewer.Review(reviewing, pods); err != nil {
+	d.pod, err = s.reviewer.Review(reviewing, pods)
+	switch {
+	case errors.Is(err, ErrRejected):
+		err = fmt.Errorf("%w: %w", issuer.NoPodToken, err)
+	case err != nil:
 		err = fmt.Errorf("the pod's token: %w", err)
 	}
 	if callerErr := reviews.Wait(); callerErr != nil {
@@ -122,15 +130,18 @@ func (s *Server) identify(ctx context.Context, req *rapb.SignRequest, d *decisio
 // reviewCaller returns the node plugin's pod that the token is of.
 func (s *Server) reviewCaller(ctx context.Context, own issuer.Token) (issuer.Pod, error) {
 	caller, err := s.reviewer.Review(ctx, own)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrRejected):
+		return issuer.Pod{}, fmt.Errorf("%w: the caller's token: %w", issuer.CallerRejected, err)
+	case err != nil:
 		return issuer.Pod{}, fmt.Errorf("the caller's token: %w", err)
 	}
 	if !s.isPlugin(caller) {
 		return caller, fmt.Errorf("%w: the caller is service account %s/%s; only node plugins may ask, which are %s",
-			issuer.ErrDenied, caller.Namespace, caller.ServiceAccount, s.plugin)
+			errNotPlugin, caller.Namespace, caller.ServiceAccount, s.plugin)
 	}
 	if !s.nodes.allow(caller.Node) {
-		return caller, fmt.Errorf("%w of node %s; the limit is set by authority.limits.node", errTooMany, caller.Node)
+		return caller, fmt.Errorf("%w: %s; authority.limits.node sets the limit", errTooManyOfNode, caller.Node)
 	}
 	return caller, nil
 }
@@ -150,11 +161,11 @@ func (s *Server) checkPlace(d *decision, claimed *rapb.Pod) error {
 	switch {
 	case d.pod.Node != d.caller.Node:
 		return fmt.Errorf("%w: pod %s/%s runs on another node than the caller, %s",
-			issuer.ErrDenied, d.pod.Namespace, d.pod.Name, d.caller.Node)
+			issuer.Denied, d.pod.Namespace, d.pod.Name, d.caller.Node)
 	case says != d.pod:
-		return fmt.Errorf("%w: the token is not that of the pod: the node says %s, the token %s", issuer.ErrDenied, describe(says), describe(d.pod))
+		return fmt.Errorf("%w: the token is not that of the pod: the node says %s, the token %s", issuer.Denied, describe(says), describe(d.pod))
 	case s.isPlugin(d.pod):
-		return fmt.Errorf("%w: the node plugin itself gets no certificates", issuer.ErrDenied)
+		return fmt.Errorf("%w: the node plugin itself gets no certificates", issuer.Denied)
 	}
 	return nil
 }
@@ -201,15 +212,15 @@ func (s *Server) roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.Roots
 func callerToken(ctx context.Context) (issuer.Token, error) {
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	if len(values) != 1 {
-		return issuer.Token{}, fmt.Errorf("the caller's token: %w: there is none", ErrRejected)
+		return issuer.Token{}, fmt.Errorf("%w: the caller's token: there is none", issuer.CallerRejected)
 	}
 	text, bearer := strings.CutPrefix(values[0], "Bearer ")
 	if !bearer {
-		return issuer.Token{}, fmt.Errorf("the caller's token: %w: it is no bearer token", ErrRejected)
+		return issuer.Token{}, fmt.Errorf("%w: the caller's token: it is no bearer token", issuer.CallerRejected)
 	}
 	token := issuer.NewToken(text, time.Time{})
 	if err := checkToken(token); err != nil {
-		return issuer.Token{}, fmt.Errorf("the caller's token: %w", err)
+		return issuer.Token{}, fmt.Errorf("%w: the caller's token: %w", issuer.CallerRejected, err)
 	}
 	return token, nil
 }
