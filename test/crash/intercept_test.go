@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // calls are the system calls of the mount and file work. A new process makes
@@ -91,7 +93,7 @@ type verdict struct {
 func intercept(t testing.TB, command *exec.Cmd, decide func(call) verdict) *interceptor {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	must(t, err)
+	node.Must(t, err)
 	theirs := os.NewFile(uintptr(pair[1]), "intercepted")
 	defer unix.Close(pair[0])
 	if command.Env == nil {
@@ -102,16 +104,16 @@ func intercept(t testing.TB, command *exec.Cmd, decide func(call) verdict) *inte
 	command.ExtraFiles = []*os.File{theirs}
 	err = command.Start()
 	theirs.Close()
-	must(t, err)
+	node.Must(t, err)
 	control := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC)
-	must(t, err)
+	node.Must(t, err)
 	messages, err := unix.ParseSocketControlMessage(control[:n])
 	if err != nil || len(messages) != 1 {
 		t.Fatalf("the process to intercept said %d messages, %v", len(messages), err)
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
-	must(t, err)
+	node.Must(t, err)
 	alive, end := context.WithCancel(context.Background())
 	i := &interceptor{listener: fds[0], alive: alive, decide: decide}
 	go func() {

@@ -13,7 +13,7 @@ func TestDemo(t *testing.T) {
 	if out, err := exec.Command("go", "build", "-tags", "nobadger,nobbolt,nomysql,nopgx", "-o", demo, "../../cmd/step-csi-demo").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	out, err := exec.Command(demo, "--step-csi", binary).CombinedOutput()
+	out, err := exec.Command(demo, "--step-csi", string(binary)).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "All of it was as it should be") {
 		t.Errorf("%v\n%s", err, out)
 	}
