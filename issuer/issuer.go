@@ -101,6 +101,9 @@ type Credential struct {
 	Chain []*x509.Certificate
 	// Roots are all roots of the CA, not only the one that Chain ends in.
 	Roots Roots
+	// Asked is when the CA was asked to sign, by this machine's clock. The leaf's own
+	// NotBefore is earlier: CAs backdate.
+	Asked time.Time
 }
 
 // Leaf is the pod's own certificate.
@@ -216,7 +219,7 @@ func (i *Issuer) Sign(ctx context.Context, p Prepared) (*Credential, error) {
 	}
 	i.roots.store(roots, asked)
 	i.noticeRoots(roots)
-	return &Credential{Key: p.key, Chain: chain, Roots: roots}, nil
+	return &Credential{Key: p.key, Chain: chain, Roots: roots, Asked: asked}, nil
 }
 
 // Issue is Prepare and Sign.

@@ -150,6 +150,7 @@ func TestCommandLine(t *testing.T) {
 		"help":            {[]string{"--help"}, nil, "step-csi node", "", ""},
 		"version":         {[]string{"version"}, nil, "step-csi ", "", ""},
 		"unknown command": {[]string{"nodes"}, errUsage, "", `unknown command "nodes"`, ""},
+		"reload":          {[]string{"reload", "--help"}, errUsage, "", "use step-csi-reload instead of step-csi reload\n", ""},
 		"node help":       {[]string{"node", "--help"}, flag.ErrHelp, "--kubelet-dir", "", ""},
 		"unknown flag":    {[]string{"node", "--socket=x"}, errUsage, "", "-socket", ""},
 		"argument":        {[]string{"node", "x"}, errUsage, "", `unexpected argument "x"`, ""},

@@ -18,8 +18,8 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// step decides about system calls: the one of that number, counted from 1, is
-// dealt with, and all others are made.
+// step applies the verdict to one system call, counted from 1. All other calls are
+// made.
 type step struct {
 	number  int
 	reads   bool // also counts calls that change nothing
@@ -30,7 +30,7 @@ type step struct {
 }
 
 func (s *step) decide(c call) verdict {
-	// An interrupted or failed close is none: the descriptor would stay open.
+	// close does not fail: the kernel releases the descriptor first (close(2)).
 	if !s.reads && !c.changes || s.reads && c.name == "close" {
 		return verdict{}
 	}
@@ -41,16 +41,16 @@ func (s *step) decide(c call) verdict {
 	return s.verdict
 }
 
-// operation is something that the kubelet has the plugin do with a pod's volume.
+// operation is a change of a pod's volume that the kubelet asks for.
 type operation struct {
 	published bool // the volume is mounted before
-	// try is the kubelet's call.
+	// try is one call of the kubelet.
 	try func(n *victim, p node.Pod) error
-	// finished tells whether all is done that a call without an error began.
+	// finished tells whether the work that a successful try started is done.
 	finished func(n *victim, p node.Pod) bool
-	// whole are the names that the volume's files may have meanwhile.
+	// whole are the file names that the volume may have during the operation.
 	whole []names
-	// gone tells that no volume is to be there in the end.
+	// gone is true if there is no volume after the operation.
 	gone bool
 }
 
@@ -61,7 +61,7 @@ func operations() map[string]operation {
 			finished: func(*victim, node.Pod) bool { return true },
 			whole:    []names{usual},
 		},
-		// All the steps of a renewal, and those of other names for the files.
+		// A renewal that also changes the file names.
 		"rewrite": {
 			published: true,
 			try:       func(n *victim, p node.Pod) error { return n.TryPublish(rewritten(p)) },
@@ -92,12 +92,14 @@ func rewritten(p node.Pod) node.Pod {
 	return changed
 }
 
-// The process is killed before each system call that changes something, until
-// the operation is through without one.
+// The process is killed before the first system call that changes something, then
+// before the second, and so on, until the operation has no more such calls.
 func TestKilledBeforeEveryCall(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for name, operation := range operations() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n := newVictim(t, ca)
 			var met []string
 			for number := 1; ; number++ {
@@ -120,9 +122,9 @@ func TestKilledBeforeEveryCall(t *testing.T) {
 	}
 }
 
-// killedAt kills the process at a step of the operation, checks what is left,
-// and what becomes of it. It returns the call at which that was, or nil if there
-// are fewer.
+// killedAt kills the process before a call of the operation, and checks the volume
+// after that, after a restart, and after the kubelet's next try. It returns the call,
+// or nil if the operation has fewer.
 func (n *victim) killedAt(o operation, p node.Pod, number int) *call {
 	n.T.Helper()
 	if n.Process == nil {
@@ -151,7 +153,7 @@ func (n *victim) killedAt(o operation, p node.Pod, number int) *call {
 	return s.met.Load()
 }
 
-// expectWhole checks that there is a whole volume, or none.
+// expectWhole checks that the volume is complete, or not there where that is allowed.
 func (n *victim) expectWhole(o operation, p node.Pod) {
 	n.T.Helper()
 	_, err := readAll(n.Target(p), o.whole...)
@@ -163,8 +165,8 @@ func (n *victim) expectWhole(o operation, p node.Pod) {
 	}
 }
 
-// expectReadable checks the same where the plugin goes on meanwhile. The names
-// change once.
+// expectReadable checks the same while the plugin is still working: the file names
+// may change between two reads.
 func (n *victim) expectReadable(o operation, p node.Pod) {
 	n.T.Helper()
 	var all error
@@ -178,7 +180,7 @@ func (n *victim) expectReadable(o operation, p node.Pod) {
 	n.T.Errorf("%s: the volume: %v", p.Name, all)
 }
 
-// expectTracked checks that the plugin knows the volume, if that is mounted.
+// expectTracked checks that the plugin knows the volume, if it is mounted.
 func (n *victim) expectTracked(p node.Pod) {
 	n.T.Helper()
 	if !slices.Contains(n.Mounts(), n.Target(p)) {
@@ -189,7 +191,7 @@ func (n *victim) expectTracked(p node.Pod) {
 	}
 }
 
-// expectRepaired has the kubelet try again, which sets all right.
+// expectRepaired checks that the kubelet's next try repairs the volume.
 func (n *victim) expectRepaired(o operation, p node.Pod) {
 	n.T.Helper()
 	if err := o.try(n, p); err != nil {
@@ -212,16 +214,17 @@ func (n *victim) expectRepaired(o operation, p node.Pod) {
 		trouble, err := n.Health(p)
 		return err == nil && len(trouble) == 0
 	})
-	// Two renewals may have been due, of which the second is just being written.
+	// Two renewals may have been due, and the second may still be written.
 	node.Eventually(n.T, 30*time.Second, "the volume is whole", func() bool {
 		_, err := readAll(n.Target(p), want)
 		return err == nil
 	})
 }
 
-// Killed while it starts, too, it leaves the volumes alone, and nothing of its
-// own that the next process does not take away.
+// A process that is killed while it starts leaves the volumes as they are, and the
+// next process removes everything else that it left.
 func TestKilledBeforeEveryCallOfTheStart(t *testing.T) {
+	t.Parallel()
 	n := newVictim(t, startCA(t))
 	n.start()
 	p := newPod("web-0")
@@ -255,13 +258,15 @@ func TestKilledBeforeEveryCallOfTheStart(t *testing.T) {
 	n.stop()
 }
 
-// Each system call fails once. What is mounted stays, nothing is left of what
-// was begun, and the next try sets all right, without a restart.
+// Each system call fails once. A mounted volume stays, a failed publish leaves
+// nothing, and the kubelet's next try succeeds without a restart.
 func TestEveryCallFails(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for name, operation := range operations() {
 		for _, errno := range []unix.Errno{unix.ENOSPC, unix.EINTR, unix.EBUSY} {
 			t.Run(name+" "+unix.ErrnoName(errno), func(t *testing.T) {
+				t.Parallel()
 				n := newVictim(t, ca)
 				n.startIntercepted(nil)
 				before := n.openFiles()
@@ -290,8 +295,8 @@ func TestEveryCallFails(t *testing.T) {
 	}
 }
 
-// failedAt has a call of the operation fail. It returns the call, or nil if there
-// are fewer.
+// failedAt makes one call of the operation fail. It returns the call, or nil if the
+// operation has fewer.
 func (n *victim) failedAt(o operation, p node.Pod, number int, errno unix.Errno) *call {
 	n.T.Helper()
 	if o.published {

@@ -70,8 +70,7 @@ func (n *victim) openVolume(p node.Pod) *os.Root {
 	return root
 }
 
-// A volume that takes nothing more keeps what it has, and is renewed by itself
-// once it does.
+// A full volume keeps its files, and is renewed once there is space again.
 func TestFullVolume(t *testing.T) {
 	t.Parallel()
 	n := newVictim(t, startCA(t))
@@ -113,8 +112,8 @@ func TestFullVolume(t *testing.T) {
 	n.stop()
 }
 
-// moreRoots makes the CA answer with one more root of at least the size, for as
-// long as that is wanted.
+// moreRoots adds a root of at least this size to the CA's answers while wanted
+// returns true.
 func moreRoots(t *testing.T, size int, wanted func() bool) func(http.Handler) http.Handler {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -148,7 +147,7 @@ func moreRoots(t *testing.T, size int, wanted func() bool) func(http.Handler) ht
 	}
 }
 
-// Roots that do not fit into a volume leave nothing of it, or what was there.
+// With roots that do not fit, a publish leaves nothing, and a mounted volume stays.
 func TestRootsLargerThanAVolume(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -180,8 +179,8 @@ func TestRootsLargerThanAVolume(t *testing.T) {
 	n.stop()
 }
 
-// Whatever somebody takes away, the plugin notices by the next renewal, and the
-// kubelet's next call brings it back.
+// If somebody removes a mount, its target or the pod's directory, the plugin notices
+// at the next renewal, and the kubelet's next call restores the volume.
 func TestTakenAwayBehindOurBack(t *testing.T) {
 	t.Parallel()
 	n := newVictim(t, startCA(t))
@@ -219,8 +218,9 @@ func TestTakenAwayBehindOurBack(t *testing.T) {
 	n.stop()
 }
 
-// The same in the middle of what is being done.
+// The same during a publish, a renewal and an unpublish.
 func TestTakenAwayMeanwhile(t *testing.T) {
+	t.Parallel()
 	n := newVictim(t, startCA(t))
 	n.startIntercepted(nil)
 	p := newPod("web-0")
@@ -263,8 +263,8 @@ func TestTakenAwayMeanwhile(t *testing.T) {
 	n.stop()
 }
 
-// A kubelet directory that is read-only for a while, as on a file system with an
-// error, stops no renewal.
+// Renewals go on while the kubelet's directory is read-only, as after an error of the
+// file system.
 func TestReadOnlyKubeletDirectory(t *testing.T) {
 	t.Parallel()
 	n := newVictim(t, startCA(t))
@@ -295,7 +295,7 @@ func TestReadOnlyKubeletDirectory(t *testing.T) {
 	n.stop()
 }
 
-// A mount that is busy for longer stays a volume like any other, until it goes.
+// A volume that cannot be unmounted is still renewed.
 func TestBusyWhenUnpublished(t *testing.T) {
 	t.Parallel()
 	n := newVictim(t, startCA(t))
@@ -322,7 +322,7 @@ func TestBusyWhenUnpublished(t *testing.T) {
 	n.stop()
 }
 
-// A pod that will not let go of its files keeps them, and nobody else waits.
+// Open files do not delay an unpublish, and stay readable.
 func TestFilesOpenOverUnpublish(t *testing.T) {
 	t.Parallel()
 	n := newVictim(t, startCA(t))

@@ -24,6 +24,11 @@ var (
 func TestMain(m *testing.M) {
 	execIntercepted() // does not return in a process that is to be intercepted
 	sandbox.Enter()
+	// Most tests wait for another process. Random kills are made before, alone: they
+	// need the whole machine.
+	if err := flag.Lookup("test.parallel").Value.Set("4"); err != nil {
+		panic(err)
+	}
 	os.Exit(node.Run(m, &binary, false))
 }
 

@@ -21,30 +21,29 @@ import (
 )
 
 const (
-	// kills are made at most, unless -soak says for how long, and no longer than
-	// most.
+	// Without -soak, the test ends after this many kills, or after most.
 	kills = 1000
 	most  = 110 * time.Second
-	// slowest is what is waited for a start, at most.
+	// slowest limits the estimate of how long a start takes.
 	slowest = 200 * time.Millisecond
-	// podsAtOnce is how many pods come and go side by side.
+	// podsAtOnce is the number of pods that exist at the same time.
 	podsAtOnce = 12
 )
 
-// storm is a node whose plugin is killed again and again, with pods that come and
-// go, and readers of their volumes.
+// storm is a node whose plugin is killed again and again while pods come and go, and
+// readers check their volumes.
 type storm struct {
 	*victim
 	seed uint64
 
 	mu   sync.Mutex
-	held map[string]bool // by target: the kubelet has seen the volume published, and wants it
+	held map[string]bool // by target: volumes that were published and not yet unpublished
 
 	published, unpublished, renewed, checked atomic.Int64
 }
 
 // The process is killed at random moments, under a load of publishes, renewals,
-// changes of the CA's roots, and unpublishes, while others read the volumes all the time.
+// changes of the CA's roots, and unpublishes, while readers check the volumes.
 func TestRandomKills(t *testing.T) {
 	ca := startCA(t)
 	// Roots come and go: ca.crt is rewritten in every volume.
@@ -90,13 +89,13 @@ func TestRandomKills(t *testing.T) {
 
 func (s *storm) random(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed, stream)) }
 
-// keepKilling kills the process again and again: some while they start, most in
-// the middle of what there is to do, and a few after a while.
+// keepKilling kills one process after the other: some while they start, most soon
+// after, and a few later.
 func (s *storm) keepKilling(begin time.Time) (killed int) {
 	s.T.Helper()
 	random := s.random(1 << 32)
 	s.start()
-	start := 20 * time.Millisecond // what a start takes, by and by, on this machine
+	start := 20 * time.Millisecond // an estimate of how long a start takes
 	for !s.T.Failed() && (*soak > 0 && time.Since(begin) < *soak || *soak == 0 && killed < kills && time.Since(begin) < most) {
 		life := time.Duration(random.Float64() * 2 * float64(start))
 		switch random.IntN(48) {
@@ -116,11 +115,11 @@ func (s *storm) keepKilling(begin time.Time) (killed int) {
 		}
 	}
 	s.kill()
-	s.T.Logf("a start took %s, by and by", start.Round(time.Millisecond))
+	s.T.Logf("a start took about %s", start.Round(time.Millisecond))
 	return killed
 }
 
-// keepPods starts one pod after the other, and lets it go.
+// keepPods publishes, republishes and unpublishes one pod after the other.
 func (s *storm) keepPods(ctx context.Context, number uint64) {
 	random := s.random(number)
 	for generation := 0; ctx.Err() == nil && !s.T.Failed(); generation++ {
@@ -153,8 +152,8 @@ func (s *storm) keepPods(ctx context.Context, number uint64) {
 	}
 }
 
-// insist tries until it succeeds, as the kubelet does. That the plugin is not
-// there is the only error there is.
+// insist tries until it succeeds, as the kubelet does. The only error allowed is that
+// the plugin is not running.
 func (s *storm) insist(try func() error) {
 	for !s.T.Failed() {
 		err := try()
@@ -183,8 +182,8 @@ func (s *storm) holds(target string) bool {
 	return s.held[target]
 }
 
-// keepReading reads whatever volumes there are, also those that are just being
-// published or unpublished.
+// keepReading reads all volumes, including those that are being published or
+// unpublished.
 func (s *storm) keepReading(ctx context.Context) {
 	serials := map[string]string{}
 	for ctx.Err() == nil && !s.T.Failed() {

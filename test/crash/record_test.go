@@ -14,9 +14,11 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// Killed between the files of a renewal and the record of it, the plugin goes by
-// the certificate that is mounted: for what it says of it, and for what it revokes.
+// A plugin that was killed after it wrote the files of a renewal and before it wrote
+// the record goes by the mounted certificate: in the volume's health, and for
+// revocation.
 func TestKilledBeforeTheRecord(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newVictim(t, ca)
 	p := newPod("web-0").With("revoke-on-delete", "true").With("duration", "1h")
@@ -42,7 +44,7 @@ func TestKilledBeforeTheRecord(t *testing.T) {
 			strings.Contains(trouble[0].GetMessage(), "valid until "+leaf.NotAfter.UTC().Format(time.RFC3339))
 	})
 	n.Unpublish(p)
-	// The CA is away, so it is said in the end.
+	// The CA is down, so the plugin logs the revocation when it stops.
 	n.stop()
 	node.Eventually(t, 30*time.Second, "the revocation of the certificate that was mounted", func() bool {
 		return n.Logs.Has(logs.RevokeByHand + leaf.SerialNumber.String())
@@ -85,10 +87,10 @@ func with(key string, value any) func(map[string]any) any {
 	return func(r map[string]any) any { r[key] = value; return r }
 }
 
-// A record of another version, or a damaged one, never costs a pod its volume: the
-// plugin takes over what it understands, and the kubelet's next call sets the
-// rest right.
+// A pod keeps its volume if the record is damaged or of another version. The plugin
+// adopts what it understands, and the kubelet's next call repairs the rest.
 func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for name, test := range map[string]struct {
 		change   func(old map[string]any) any
@@ -109,6 +111,7 @@ func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
 		"as long as can be": {func(r map[string]any) any { b, _ := json.Marshal(r); return string(b) + strings.Repeat(" ", 15<<10) }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n := newVictim(t, ca)
 			p, goes := newPod("web-0"), newPod("web-1")
 			n.start()
@@ -124,7 +127,7 @@ func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
 			if _, err := n.Health(p); (err == nil) != test.takeOver {
 				t.Errorf("taken over: %v", err)
 			}
-			if !test.takeOver && n.Logs.Count(logs.CannotTakeOver) != 2 {
+			if !test.takeOver && n.Logs.Count(logs.CannotAdopt) != 2 {
 				t.Error("it is not reported")
 			}
 			n.Unpublish(goes) // whatever it says
@@ -144,8 +147,8 @@ func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
 	}
 }
 
-// recordIsWhole tells whether the record says of which volume it is, and no other
-// certificate than the one that is mounted.
+// recordIsWhole tells whether the record identifies the volume, and describes the
+// mounted certificate or none.
 func (n *victim) recordIsWhole(p node.Pod) bool {
 	n.T.Helper()
 	target, err := os.Open(n.Target(p))
@@ -169,8 +172,9 @@ func (n *victim) recordIsWhole(p node.Pod) bool {
 		(r.Serial == "" || r.Serial == leaf.SerialNumber.String() && r.NotAfter.Equal(leaf.NotAfter))
 }
 
-// A volume that somebody has mounted on top of itself is taken over once.
+// A volume that is mounted on top of itself is taken over once.
 func TestTakenOverOnce(t *testing.T) {
+	t.Parallel()
 	n := newVictim(t, startCA(t))
 	p := newPod("web-0")
 	n.start()
@@ -178,7 +182,7 @@ func TestTakenOverOnce(t *testing.T) {
 	n.kill()
 	node.Must(t, syscall.Mount(n.Target(p), n.Target(p), "", syscall.MS_BIND, ""))
 	n.start()
-	if !n.Logs.Has(logs.TookOver + ` count=1`) {
+	if !n.Logs.Has(logs.Adopted + ` count=1`) {
 		t.Error("not taken over once")
 	}
 	n.Unpublish(p)

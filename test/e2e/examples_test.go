@@ -22,7 +22,7 @@ func example(t *testing.T, name string) (namespace string) {
 	if brief == rendered {
 		t.Fatal("the example has no volume")
 	}
-	brief = strings.ReplaceAll(brief, "ghcr.io/flexstack/step-csi:0.1.0", pluginTag) // the one of this commit
+	brief = strings.ReplaceAll(brief, "ghcr.io/flexstack/step-csi-reload:0.1.0", reloadTag) // built from this commit
 	must(t, applyText(brief))
 	namespace = "example-" + name
 	t.Cleanup(func() {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -71,7 +72,30 @@ func runServer(directory string) {
 	}
 }
 
-// reloading is a step-csi reload.
+// buildReload builds step-csi-reload once for all tests, with the race detector where
+// there is a C compiler.
+var buildReload = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(filepath.Dir(string(binary)), "step-csi-reload")
+	args := []string{"build", "-o", path}
+	if cgo, err := exec.Command("go", "env", "CGO_ENABLED").Output(); err == nil && strings.TrimSpace(string(cgo)) == "1" {
+		args = append(args, "-race")
+	}
+	out, err := exec.Command("go", append(args, "../../cmd/step-csi-reload")...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("build step-csi-reload: %w\n%s", err, out)
+	}
+	return path, err
+})
+
+// reloadCommand is a step-csi-reload that has not started.
+func reloadCommand(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := buildReload()
+	node.Must(t, err)
+	return exec.Command(path, args...)
+}
+
+// reloading is a step-csi-reload that runs.
 type reloading struct {
 	t       *testing.T
 	process *exec.Cmd
@@ -81,7 +105,7 @@ type reloading struct {
 
 func startReload(t *testing.T, env string, args ...string) *reloading {
 	t.Helper()
-	r := &reloading{t: t, process: binary.Command(append([]string{"reload"}, args...)...), out: &node.Log{}, ended: make(chan error, 1)}
+	r := &reloading{t: t, process: reloadCommand(t, args...), out: &node.Log{}, ended: make(chan error, 1)}
 	r.process.Stdout, r.process.Stderr = r.out, r.out
 	r.process.Env = append(os.Environ(), env)
 	node.Must(t, r.process.Start())
@@ -89,7 +113,7 @@ func startReload(t *testing.T, env string, args ...string) *reloading {
 	t.Cleanup(func() {
 		_ = r.process.Process.Kill()
 		if t.Failed() {
-			t.Logf("step-csi reload %q:\n%s", args, r.out)
+			t.Logf("step-csi-reload %q:\n%s", args, r.out)
 		}
 	})
 	return r
@@ -201,7 +225,7 @@ func TestReloadExitsAsTheProgramDoes(t *testing.T) {
 func TestReloadCollectsOrphans(t *testing.T) {
 	t.Parallel()
 	r := &reloading{t: t, out: &node.Log{}, ended: make(chan error, 1)}
-	r.process = binary.Command("reload", "--dir", still(t), "--signal", "HUP", "--", "sh", "-c",
+	r.process = reloadCommand(t, "--dir", still(t), "--signal", "HUP", "--", "sh", "-c",
 		`i=0; while [ $i -lt 20 ]; do (sh -c 'sleep 0.2; exit 1' &); i=$((i+1)); done; echo orphaned; sleep 600`)
 	r.process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
 	r.process.Stdout, r.process.Stderr = r.out, r.out
@@ -301,7 +325,7 @@ func TestReloadUsage(t *testing.T) {
 	} {
 		r := startReload(t, "", args...)
 		r.exits(2)
-		if out := r.out.String(); !strings.HasPrefix(out, "step-csi reload: ") || !strings.Contains(out, "Usage: step-csi reload") || strings.Contains(out, "secret") {
+		if out := r.out.String(); !strings.HasPrefix(out, "step-csi-reload: ") || !strings.Contains(out, "Usage: step-csi-reload") || strings.Contains(out, "secret") {
 			t.Errorf("%q: %s", args, out)
 		}
 	}

@@ -143,7 +143,7 @@ func TestSymlinkPlanted(t *testing.T) {
 			plant(t, n.Target(p), path, moved)
 			n.Kill()
 			n.Start()
-			if n.Logs.Has(logs.TookOver + ` count=1`) {
+			if n.Logs.Has(logs.Adopted + ` count=1`) {
 				t.Error("taken over through the link")
 			}
 			refused(t, "unpublish after a restart", n.TryUnpublish(p))

@@ -10,18 +10,18 @@ const (
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`
 	CallFailed       = `"Call failed"`
-	TookOver         = `"Took over mounted volumes"`
-	CannotTakeOver   = `"Cannot take over a mounted volume"`
-	Renewed          = `"Renewed"`
+	Adopted          = `"Adopted mounted volumes"`
+	CannotAdopt      = `"Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again"`
+	Renewed          = `"Certificate renewed"`
 	RenewalFailed    = `"Renewal failed"`
-	RenewalsStopped  = `"Stopped renewing a volume that is not mounted any more"`
+	RenewalsStopped  = `"Renewals stopped until the kubelet publishes the volume again"`
 	NoSVID           = `"The certificate is no X.509-SVID` // a part
-	Revoked          = `"Revoked"`
-	NotRevoked       = `"Not revoked`                                                                       // a part
-	CannotRevoke     = `"Not revoked, and so it is with all certificates of this issuer`                    // a part
-	RevokeByHand     = `step ca revoke `                                                                    // a part; the serial number follows
-	StoppingRevoking = `the plugin stops`                                                                   // a part of an error
-	NoDatabase       = `it has no database; give it one (db in its ca.json), or leave revoke-on-delete out` // a part of an error
+	Revoked          = `"Certificate revoked"`
+	NotRevoked       = `"Revocation failed`                                                                     // a part
+	CannotRevoke     = `"This issuer cannot revoke certificates`                                                // a part
+	RevokeByHand     = `step ca revoke `                                                                        // a part; the serial number follows
+	StoppingRevoking = `the plugin stops`                                                                       // a part of an error
+	NoDatabase       = `the CA has no database; give it one (db in its ca.json), or leave revoke-on-delete out` // a part of an error
 )
 
 // The registration authority logs these, for its audit log.
@@ -31,10 +31,10 @@ const (
 	RevocationRefused = `"Revocation refused"`
 )
 
-// step-csi reload logs these.
+// step-csi-reload logs these.
 const (
-	Reloaded        = `"Reloaded"`
-	WaitingForFiles = `"Waiting for the files"`
-	Watching        = `"Watching"`
+	Reloaded        = `msg=Reloaded`
+	WaitingForFiles = `msg="Waiting for the files"`
+	Watching        = `msg=Watching`
 	UnhandledSignal = `does not handle SIGHUP` // a part
 )
