@@ -1,11 +1,11 @@
 # The commands of this repository. `make help` lists them.
 
 GO     ?= go
-# The client library's server side has databases that nothing here needs.
+# Leaves out the databases of step-ca, which nothing here needs.
 TAGS   := nobadger,nobbolt,nomysql,nopgx
-# -buildvcs puts the commit into `step-csi version`.
+# -buildvcs puts the commit into `step-csi version` and `step-csi-reload --version`.
 BUILD  := $(GO) build -trimpath -buildvcs=auto -tags $(TAGS)
-# Programs of the tests have modules of their own.
+# Programs for tests have their own modules.
 MODULES := . test/cluster test/cluster/coredns test/cluster/helm test/e2e/images/nats test/realca/module
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
@@ -13,26 +13,28 @@ SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: build ## Show what step-csi does, for real, in 15 s (needs root for mounts)
+demo: build ## Run the plugin with a real step-ca and two mTLS peers, 15 s (needs root)
+	@CGO_ENABLED=0 $(BUILD) -o bin/step-csi-demo ./test/demo
 	@$(SUDO) bin/step-csi-demo
 
-# -count: some tests run the built binary, which the test cache knows nothing of.
+# -count 1: some tests run binaries that they build, which the test cache ignores.
 .PHONY: test
-test: ## Build, and run every test (needs root for mounts)
+test: ## Run every test (needs root for mounts)
 	@$(SUDO) test/setup.sh test
 	$(SUDO) $(GO) test -count 1 -timeout 30m -tags $(TAGS) ./...
 
 .PHONY: build
-build: ## Build step-csi and its demo into bin/
+build: ## Build step-csi and step-csi-reload into bin/
 	CGO_ENABLED=0 $(BUILD) -ldflags "-s -w" -o bin/ ./cmd/...
 
-# Variables: IMAGE, VERSION, PLATFORM, BUILDER, IMAGE_ARCHIVE, and BASE=local for a
-# machine without a registry; deploy/image/build.sh describes them.
+# Variables: IMAGE, RELOAD_IMAGE, VERSION, PLATFORM, BUILDER, IMAGE_ARCHIVE,
+# RELOAD_IMAGE_ARCHIVE, and BASE=local for a machine without a registry;
+# deploy/image/build.sh describes them.
 .PHONY: image
-image: ## Build the image with docker, podman or buildah
+image: ## Build both images with docker, podman or buildah
 	@deploy/image/build.sh
 
 .PHONY: cluster
@@ -47,7 +49,7 @@ cluster-down: bin/step-csi-cluster ## Remove that cluster
 bin/step-csi-cluster:
 	@CGO_ENABLED=0 $(GO) build -C test/cluster -o ../../bin/step-csi-cluster .
 
-# -parallel: two cores do not take more at once.
+# -parallel 4: two cores cannot run more at once.
 .PHONY: e2e
 e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one (needs root)
 	@$(SUDO) test/setup.sh e2e
@@ -64,32 +66,32 @@ lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
 	@for module in $(MODULES); do echo "$(GO) -C $$module mod tidy -diff"; $(GO) -C $$module mod tidy -diff || exit 1; done
 
 .PHONY: generate
-generate: ## Make the chart's README, deploy/kustomize, deploy/monitoring, and the authority's protocol (needs protoc)
+generate: ## Generate the chart's README, deploy/kustomize, deploy/monitoring and the authority's protocol (needs protoc)
 	protoc --plugin=$$($(GO) tool -n protoc-gen-go) --plugin=$$($(GO) tool -n protoc-gen-go-grpc) \
 	  --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative issuer/ra/rapb/ra.proto
 	$(GO) test -tags $(TAGS) -run TestGenerated ./test/chart -update
 
-# With a cluster of its own, whose API server the authority asks.
+# Starts its own cluster, because the authority asks the API server for token reviews.
 .PHONY: bench
 bench: bin/step-csi-cluster ## Compare publishing a volume with a bare sign by the CA, and through the authority (needs root)
 	@$(SUDO) test/bench/run.sh $(GO) test -tags $(TAGS) -run '^$$' -bench . -benchtime 3000x ./test/bench
 
 .PHONY: fuzz
-fuzz: ## Fuzz what users and nodes send, for a minute each
+fuzz: ## Fuzz the parsers of users' and nodes' input, one minute each
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzParse -fuzztime 60s ./driver/attributes
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/policy
-	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/ra/authority
+	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/ra/server
 
-# SOAK is for how long, SEED repeats a run.
+# SOAK is the duration; SEED repeats the random choices of an earlier run.
 .PHONY: soak
 soak: ## Kill the plugin at random, under load, for SOAK=30m (needs root)
 	$(SUDO) $(GO) test -count 1 -timeout 0 -tags $(TAGS) -v -run TestRandomKills ./test/crash -soak $(or $(SOAK),30m) -seed $(or $(SEED),0)
 
-# Without root, and without a network.
+# Needs neither root nor a network.
 .PHONY: fleet
 fleet: ## Simulate 5,000 nodes, and write docs/fleet.md (half an hour, 4 GB); SCENARIO=name for one
 	$(GO) test -count 1 -timeout 0 -tags $(TAGS) -v -run 'TestFleet$(if $(SCENARIO),/^$(SCENARIO)$$)' ./test/fleet -nodes 5000 -update
 
 .PHONY: clean
-clean: ## Remove what was built
+clean: ## Remove the built programs
 	rm -rf bin

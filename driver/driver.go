@@ -2,8 +2,8 @@
 // whose inline ephemeral volumes hold a pod's certificate and private key, and
 // which renews them for as long as they are mounted.
 //
-// It keeps no state of its own: what there is to know about a volume is in its
-// mount. How certificates are made is package issuer's business.
+// It has the CSI calls, the registry of the volumes that are mounted, and the wiring.
+// Package volume owns each volume, package issuer makes the certificates.
 package driver
 
 import (
@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -21,8 +20,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/flexstack/step-csi/driver/attributes"
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 )
 
@@ -40,13 +39,12 @@ type Config struct {
 	Socket string
 	// Register makes the driver register itself with the kubelet.
 	Register bool
-	// ClusterDomain, TrustDomain and AllowShortNames are what names are made
-	// with.
+	// ClusterDomain, TrustDomain and AllowShortNames make the names of pods.
 	ClusterDomain, TrustDomain string
 	AllowShortNames            bool
-	// Issuers by name. A volume that names none takes the one called default.
+	// Issuers by name. A volume that names none has the one called default.
 	Issuers map[string]Issuer
-	// Metrics are registered here; nowhere if it is nil.
+	// Metrics are registered here, unless it is nil.
 	Metrics prometheus.Registerer
 }
 
@@ -54,7 +52,7 @@ type Config struct {
 type Issuer struct {
 	*issuer.Issuer
 	Bounds attributes.Bounds
-	// RootsRefresh is how often the authority is asked for its roots.
+	// RootsRefresh is how often the issuer is asked for the roots of its CA.
 	RootsRefresh time.Duration
 }
 
@@ -63,33 +61,19 @@ type Driver struct {
 	csi.UnimplementedIdentityServer
 	csi.UnimplementedNodeServer
 
-	config      Config
-	attributes  attributes.Config
-	authorities map[string]authority
-	targets     *tmpfs.Directory
-	metrics     *metrics
+	config    Config
+	issuers   map[string]*issuerState
+	node      *volume.Node
+	volumes   volumes
+	locks     locks // by volume id
+	metrics   *metrics
+	readiness issuer.Readiness
 
-	background context.Context // of renewals; ends with Run
-	readiness  issuer.Readiness
-	ending     sync.WaitGroup // connecting, and revoking
-	locks      locks
-
-	mu      sync.Mutex
-	volumes map[string]*volume // mounted, by volume id
+	background context.Context // of renewals and revocations; ends with Run
+	ending     sync.WaitGroup  // what ends with it
 }
 
-type authority struct {
-	issuer       *issuer.Issuer
-	line         *schedule.Line
-	rootsRefresh time.Duration
-	// revoking has a place for each revocation at a time.
-	revoking chan struct{}
-	// cannotRevoke says that it has been told already.
-	cannotRevoke *atomic.Bool
-}
-
-// New refuses a configuration that cannot work, and a machine on which volumes
-// cannot be made.
+// New refuses a configuration that cannot work.
 func New(c Config) (*Driver, error) {
 	switch {
 	case c.Name == "" || c.NodeName == "":
@@ -99,37 +83,37 @@ func New(c Config) (*Driver, error) {
 	case !filepath.IsAbs(c.KubeletDir) || strings.ContainsFunc(c.KubeletDir, unicode.IsSpace):
 		return nil, fmt.Errorf("the kubelet's directory %q is not an absolute path without blanks", c.KubeletDir)
 	}
+	c.KubeletDir = filepath.Clean(c.KubeletDir)
 	d := &Driver{
-		config:      c,
-		authorities: map[string]authority{},
-		volumes:     map[string]*volume{},
-		metrics:     newMetrics(),
-		attributes: attributes.Config{
-			ClusterDomain:   c.ClusterDomain,
-			TrustDomain:     c.TrustDomain,
-			AllowShortNames: c.AllowShortNames,
-			Issuers:         map[string]attributes.Bounds{},
+		config:  c,
+		issuers: map[string]*issuerState{},
+		metrics: newMetrics(),
+		node: &volume.Node{
+			DriverName: c.Name,
+			Issuers:    map[string]*volume.Issuer{},
+			Attributes: attributes.Config{
+				ClusterDomain:   c.ClusterDomain,
+				TrustDomain:     c.TrustDomain,
+				AllowShortNames: c.AllowShortNames,
+				Issuers:         map[string]attributes.Bounds{},
+			},
 		},
 	}
 	for name, i := range c.Issuers {
-		d.authorities[name] = authority{
-			issuer: i.Issuer, line: schedule.NewLine(), rootsRefresh: i.RootsRefresh,
-			revoking: make(chan struct{}, revocationsAtOnce), cannotRevoke: &atomic.Bool{},
-		}
-		d.attributes.Issuers[name] = i.Bounds
+		state := newIssuerState(name, i, d.metrics)
+		d.issuers[name], d.node.Issuers[name], d.node.Attributes.Issuers[name] = state, state.Issuer, i.Bounds
 		d.readiness.Expect(name)
 		d.metrics.expect(name)
 	}
-	d.config.KubeletDir = filepath.Clean(c.KubeletDir)
 	if err := d.registerMetrics(c.Metrics); err != nil {
 		return nil, err
 	}
 	return d, nil
 }
 
-// Run serves until the context ends. Then it finishes the calls in flight, ends
-// all that it has started, and leaves the mounts alone: pods go on reading, and
-// the next process takes the volumes over.
+// Run serves until ctx ends. Then it finishes the calls under way, ends everything
+// that it started, and leaves the mounts alone: pods go on reading, and the next
+// process adopts the volumes. It refuses a machine on which volumes cannot be made.
 func (d *Driver) Run(ctx context.Context) error {
 	if err := tmpfs.Supported(); err != nil {
 		return err
@@ -139,28 +123,28 @@ func (d *Driver) Run(ctx context.Context) error {
 		return fmt.Errorf("open the kubelet's directory (set --kubelet-dir to the kubelet's --root-dir): %w", err)
 	}
 	defer targets.Close()
-	d.targets = targets
+	d.node.Targets = targets
 
 	server, err := d.listen(ctx)
 	if err != nil {
 		return err
 	}
-	// Renewals and connecting outlive ctx until the calls in flight have ended.
+	// Renewals outlive ctx until the calls under way have ended.
 	var stop context.CancelFunc
 	d.background, stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		stop()
 		d.ending.Wait()
 	}()
-	if err := d.restore(ctx); err != nil {
+	if err := d.adoptAll(ctx); err != nil {
 		server.close()
 		return err
 	}
-	for name, a := range d.authorities {
-		d.ending.Go(func() { a.line.Run(d.background) })
+	for name, i := range d.issuers {
+		d.ending.Go(func() { i.Scheduler.Run(d.background) })
 		d.ending.Go(func() {
-			d.readiness.Connect(d.background, name, a.issuer)
-			d.followRoots(d.background, name, a)
+			d.readiness.Connect(d.background, name, i.Issuer.Issuer)
+			d.followRoots(d.background, i)
 		})
 	}
 	err = server.serve(ctx)
@@ -168,6 +152,6 @@ func (d *Driver) Run(ctx context.Context) error {
 	return err
 }
 
-// Ready is nil once every issuer has answered, and was trusted, once; else it
+// Ready is nil once every issuer has answered, and was trusted, once. Otherwise it
 // names those that have not.
 func (d *Driver) Ready() error { return d.readiness.Err() }

@@ -7,45 +7,45 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 )
 
 var (
+	// errInvalid: the request must be changed.
+	errInvalid = errors.New("invalid request")
+	// errNotFound: the volume is not known, or not mounted.
 	errNotFound = errors.New("no such volume")
+	// errConflict: the volume is published at another path.
 	errConflict = errors.New("conflict")
+	// errUncertain: what is mounted at the target cannot be told now. The kubelet
+	// retries, and leaves the mount alone.
+	errUncertain = errors.New("the state of the mount is not known")
 )
 
-// invalidError is about a request that must be changed to succeed.
-type invalidError struct{ error }
-
-func (e invalidError) Unwrap() error { return e.error }
-
-func invalid(err error) error { return invalidError{err} }
-
-// code is the gRPC code of an error, by the meanings that the CSI specification
-// gives them. The kubelet does not take Canceled, DeadlineExceeded and
-// Unavailable for final.
+// code is the gRPC code of an error, by the meanings that the CSI specification gives
+// them. For the outcome of a call to an issuer, the outcome's table decides.
 func code(err error) codes.Code {
-	var asked invalidError
-	switch {
-	case err == nil:
-		return codes.OK
-	case errors.As(err, &asked):
-		return codes.InvalidArgument
-	case errors.Is(err, issuer.ErrDenied):
-		return codes.PermissionDenied
-	case errors.Is(err, issuer.ErrUnavailable): // also one that did not answer in time
-		return codes.Unavailable
-	case errors.Is(err, context.DeadlineExceeded):
-		return codes.DeadlineExceeded
-	case errors.Is(err, context.Canceled):
-		return codes.Canceled
-	case errors.Is(err, errNotFound):
-		return codes.NotFound
-	case errors.Is(err, errConflict):
-		return codes.AlreadyExists
-	case errors.Is(err, fs.ErrNotExist): // the target path's parent
-		return codes.NotFound
+	if outcome := issuer.OutcomeOf(err); outcome != issuer.Failed {
+		return outcome.CSICode()
+	}
+	for _, c := range []struct {
+		kind error
+		code codes.Code
+	}{
+		{errInvalid, codes.InvalidArgument},
+		{volume.ErrInvalid, codes.InvalidArgument},
+		{errUncertain, codes.Unavailable},
+		{context.DeadlineExceeded, codes.DeadlineExceeded},
+		{context.Canceled, codes.Canceled},
+		{errNotFound, codes.NotFound},
+		{errConflict, codes.AlreadyExists},
+		{volume.ErrConflict, codes.AlreadyExists},
+		{fs.ErrNotExist, codes.NotFound}, // the target path's parent
+	} {
+		if errors.Is(err, c.kind) {
+			return c.code
+		}
 	}
 	return codes.Internal
 }

@@ -19,10 +19,10 @@ func TestCodes(t *testing.T) {
 	}{
 		{nil, codes.OK},
 		{invalid(errors.New("no such key")), codes.InvalidArgument},
-		{issuer.ErrDenied, codes.PermissionDenied},
-		{issuer.ErrUnavailable, codes.Unavailable},
+		{issuer.Denied, codes.PermissionDenied},
+		{issuer.Unavailable, codes.Unavailable},
 		// The CA has not answered in time.
-		{fmt.Errorf("%w: %w", issuer.ErrUnavailable, context.DeadlineExceeded), codes.Unavailable},
+		{fmt.Errorf("%w: %w", issuer.Unavailable, context.DeadlineExceeded), codes.Unavailable},
 		// The kubelet waits no more.
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{context.Canceled, codes.Canceled},

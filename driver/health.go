@@ -11,14 +11,15 @@ import (
 
 	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/driver/volume"
 )
 
 // NodeGetVolumeStats implements csi.NodeServer.
 func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
 	if req.GetVolumeId() == "" || req.GetVolumePath() == "" {
-		return nil, invalid(errors.New("volume_id or volume_path is missing"))
+		return nil, fmt.Errorf("%w: volume_id or volume_path is missing", errInvalid)
 	}
-	_, target, err := d.openTracked(req.GetVolumeId(), req.GetVolumePath())
+	_, target, err := d.openVolume(req.GetVolumeId(), req.GetVolumePath())
 	if err != nil {
 		return nil, err
 	}
@@ -38,15 +39,15 @@ func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeSta
 // degraded when its certificate is expired or cannot be renewed.
 func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
 	if req.GetVolumeId() == "" {
-		return nil, invalid(errors.New("volume_id is missing"))
+		return nil, fmt.Errorf("%w: volume_id is missing", errInvalid)
 	}
-	v, target, err := d.openTracked(req.GetVolumeId(), req.GetVolumePublishPath())
+	v, target, err := d.openVolume(req.GetVolumeId(), req.GetVolumePublishPath())
 	if err != nil {
 		return nil, err
 	}
 	target.Close()
 	health := &csi.VolumeHealth{VolumeId: req.GetVolumeId()}
-	if reason, message := trouble(v.state(), time.Now()); reason != "" {
+	if reason, message := trouble(v.State(), time.Now()); reason != "" {
 		health.HealthStatuses = []*csi.VolumeHealth_VolumeHealthEntry{{
 			Status: csi.VolumeHealthErrorType_DEGRADED, Reason: reason, Message: message,
 		}}
@@ -54,21 +55,21 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
 }
 
-// openTracked finds the volume and opens its target. An empty path is any.
-func (d *Driver) openTracked(id, path string) (*volume, *os.File, error) {
-	v := d.tracked(id)
-	if relative, _ := d.relative(path); v == nil || path != "" && v.record.Target != relative {
+// openVolume finds the volume, and opens its target. An empty path stands for the
+// volume's own.
+func (d *Driver) openVolume(id, path string) (*volume.Volume, *os.File, error) {
+	v := d.volumes.get(id)
+	if relative, _ := d.relative(path); v == nil || path != "" && v.Target != relative {
 		return nil, nil, fmt.Errorf("%w: %s at %q", errNotFound, id, path)
 	}
-	target, err := d.openMounted(v.record.VolumeID, v.record.Target)
-	if errors.Is(err, errGone) {
+	target, err := v.Open()
+	if errors.Is(err, volume.ErrGone) {
 		return nil, nil, fmt.Errorf("%w: %s: %w", errNotFound, id, err)
 	}
 	return v, target, err
 }
 
-// trouble says what is wrong with the volume, in one word and in a sentence, or
-// nothing.
+// trouble says what is wrong with the volume, as a reason and as a message, or nothing.
 func trouble(s schedule.State, now time.Time) (reason, message string) {
 	expiry := s.Validity.NotAfter.UTC().Format(time.RFC3339)
 	switch {
@@ -84,7 +85,7 @@ func trouble(s schedule.State, now time.Time) (reason, message string) {
 		if s.Next.After(now) {
 			next = s.Next.UTC().Format(time.RFC3339)
 		}
-		message += fmt.Sprintf("; failures in a row: %d, the last one: %v; next try: %s", s.Failures, s.Err, next)
+		message += fmt.Sprintf("; failures in a row: %d, the last one: %v; next retry: %s", s.Failures, s.Err, next)
 	}
 	return reason, message
 }

@@ -2,9 +2,7 @@ package driver
 
 import (
 	"context"
-	"fmt"
 	"path"
-	"runtime/debug"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -13,6 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer/panics"
 )
 
 // interceptor gives each call a logger, and each error its code. A failed call
@@ -33,15 +32,9 @@ func interceptor(logger klog.Logger) grpc.UnaryServerInterceptor {
 	}
 }
 
-// recovered turns a panic into an error of the one call: whatever one pod asks
-// for, the certificates of the others are renewed.
+// recovered turns a panic into an error of the one call.
 func recovered(ctx context.Context, req any, handle grpc.UnaryHandler) (answer any, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("a defect of step-csi, please report it with the log: %v", r)
-			klog.FromContext(ctx).Error(err, "Panic", "stack", string(debug.Stack()))
-		}
-	}()
+	defer panics.Recover(ctx, "CSI call", &err)
 	return handle(ctx, req)
 }
 

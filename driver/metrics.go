@@ -1,56 +1,37 @@
 package driver
 
 import (
-	"context"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// Operations that need a signature.
-const (
-	operationPublish = "publish"
-	operationRenew   = "renew"
-)
-
-// What an issuer is asked for. They are told apart since the authority answers the
-// roots that it knows also while its CA is away.
+// What an issuer is called for. The two are told apart because the registration
+// authority answers the roots that it knows also while its CA is down.
 const (
 	callSign  = "sign"
 	callRoots = "roots"
 )
 
-// The results of asking for a signature.
-const (
-	resultSuccess     = "success"
-	resultDenied      = "denied"
-	resultUnavailable = "unavailable"
-	resultInvalid     = "invalid_answer"
-	resultNoToken     = "no_token"
-	resultCanceled    = "canceled"
-	resultOther       = "other"
-)
+// operation is the value of the label "operation" of a signature.
+func operation(p schedule.Priority) string {
+	if p == schedule.Renewal {
+		return "renew"
+	}
+	return "publish"
+}
 
-// results are all there are: their counters begin at 0, so that the first of a
-// kind is an increase.
-var results = []string{resultSuccess, resultDenied, resultUnavailable, resultInvalid, resultNoToken, resultCanceled, resultOther}
-
-// metrics are what is counted while it happens. What volumes say about themselves
-// is read from them: see volumeCollector.
+// metrics are counted while things happen. What volumes and issuers know about
+// themselves is collected from them: see collector.
 type metrics struct {
 	signings *prometheus.CounterVec
 	duration *prometheus.HistogramVec
-	waiting  *prometheus.GaugeVec
 	answered *prometheus.GaugeVec
 	failed   *prometheus.GaugeVec
-	// roots that each issuer has answered last; the keys stay as they are.
-	roots map[string]*atomic.Pointer[[]*x509.Certificate]
 }
 
 func newMetrics() *metrics {
@@ -60,19 +41,17 @@ func newMetrics() *metrics {
 	return &metrics{
 		signings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "step_csi_signings_total",
-			Help: "Certificates that were asked for, by issuer, operation (publish, renew) and result.",
+			Help: "Calls for a certificate, by issuer, operation (publish, renew) and result.",
 		}, []string{"issuer", "operation", "result"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "step_csi_signing_duration_seconds",
-			Help:    "How long it took to make a key and have its certificate signed, whatever the result; without the wait for other calls.",
+			Help:    "Duration of calls for a certificate, whatever the result, without the generation of the key and the wait for other calls.",
 			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
 		}, []string{"issuer", "operation"}),
-		waiting: gauge("step_csi_signings_waiting", "First certificates that wait for other calls to the issuer to end.", "issuer"),
 		answered: gauge("step_csi_issuer_last_answer_timestamp_seconds",
-			"When the issuer last did what it was asked for, by operation (sign, roots); 0 if never.", "issuer", "operation"),
+			"Time of the issuer's last successful answer, by operation (sign, roots); 0 if there was none.", "issuer", "operation"),
 		failed: gauge("step_csi_issuer_last_failure_timestamp_seconds",
-			"When the issuer could last not be asked, or could not answer, by operation (sign, roots); 0 if never.", "issuer", "operation"),
-		roots: map[string]*atomic.Pointer[[]*x509.Certificate]{},
+			"Time of the last call that found the issuer down: unreachable, without an answer in time, or rejecting the node plugin; by operation (sign, roots); 0 if there was none.", "issuer", "operation"),
 	}
 }
 
@@ -82,7 +61,7 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 		return nil
 	}
 	m := d.metrics
-	for _, c := range []prometheus.Collector{m.signings, m.duration, m.waiting, m.answered, m.failed, newRootCollector(m), newVolumeCollector(d)} {
+	for _, c := range []prometheus.Collector{m.signings, m.duration, m.answered, m.failed, newCollector(d)} {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register the metrics: %w", err)
 		}
@@ -90,79 +69,36 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 	return nil
 }
 
-// expect makes the series of an issuer, which nothing has happened to yet.
+// expect makes the series of an issuer to which nothing has happened yet: counters
+// begin at 0, so that the first of a kind is an increase.
 func (m *metrics) expect(name string) {
-	for _, operation := range []string{operationPublish, operationRenew} {
-		for _, result := range results {
-			m.signings.WithLabelValues(name, operation, result)
+	for _, p := range []schedule.Priority{schedule.Publish, schedule.Renewal} {
+		for _, outcome := range issuer.Outcomes() {
+			if outcome != issuer.Unsupported { // only revocations are
+				m.signings.WithLabelValues(name, operation(p), outcome.String())
+			}
 		}
-		m.duration.WithLabelValues(name, operation)
+		m.duration.WithLabelValues(name, operation(p))
 	}
-	m.waiting.WithLabelValues(name)
 	for _, call := range []string{callSign, callRoots} {
 		m.answered.WithLabelValues(name, call)
 		m.failed.WithLabelValues(name, call)
 	}
-	m.roots[name] = &atomic.Pointer[[]*x509.Certificate]{}
 }
 
-func operation(isRenewal bool) string {
-	if isRenewal {
-		return operationRenew
-	}
-	return operationPublish
+// signed counts a call for a certificate.
+func (m *metrics) signed(name string, p schedule.Priority, began time.Time, o issuer.Outcome) {
+	m.signings.WithLabelValues(name, operation(p), o.String()).Inc()
+	m.duration.WithLabelValues(name, operation(p)).Observe(time.Since(began).Seconds())
+	m.called(name, callSign, o)
 }
 
-// wait counts a call that waits, until done.
-func (m *metrics) wait(name string) (done func()) {
-	waiting := m.waiting.WithLabelValues(name)
-	waiting.Inc()
-	return waiting.Dec
-}
-
-// signed counts what became of a call.
-func (m *metrics) signed(name string, isRenewal bool, begin time.Time, credential *issuer.Credential, err error) {
-	m.signings.WithLabelValues(name, operation(isRenewal), result(err)).Inc()
-	m.duration.WithLabelValues(name, operation(isRenewal)).Observe(time.Since(begin).Seconds())
-	m.asked(name, callSign, err)
-	if err == nil {
-		m.roots[name].Store(&credential.Roots.Own)
-	}
-}
-
-// refreshed is for an answer to the question for the roots.
-func (m *metrics) refreshed(name string, roots issuer.Roots, err error) {
-	m.asked(name, callRoots, err)
-	if err == nil {
-		m.roots[name].Store(&roots.Own)
-	}
-}
-
-// asked keeps when there was an answer, and when there was none.
-func (m *metrics) asked(name, call string, err error) {
-	switch result(err) {
-	case resultSuccess:
+// called keeps when the issuer last answered, and when it was last down.
+func (m *metrics) called(name, call string, o issuer.Outcome) {
+	switch {
+	case o == issuer.OK:
 		m.answered.WithLabelValues(name, call).SetToCurrentTime()
-	case resultUnavailable:
+	case o.IsDown():
 		m.failed.WithLabelValues(name, call).SetToCurrentTime()
 	}
-}
-
-// result names what an error says.
-func result(err error) string {
-	switch {
-	case err == nil:
-		return resultSuccess
-	case errors.Is(err, issuer.ErrNoToken): // it is unavailable, too
-		return resultNoToken
-	case errors.Is(err, issuer.ErrDenied):
-		return resultDenied
-	case errors.Is(err, issuer.ErrInvalidAnswer):
-		return resultInvalid
-	case errors.Is(err, context.Canceled): // the plugin stops, the volume goes, or the kubelet gives up
-		return resultCanceled
-	case errors.Is(err, issuer.ErrUnavailable), errors.Is(err, context.DeadlineExceeded):
-		return resultUnavailable
-	}
-	return resultOther
 }

@@ -200,11 +200,11 @@ func TestCountsOfVolumes(t *testing.T) {
 func TestResultsOfSigning(t *testing.T) {
 	for want, err := range map[string]error{
 		resultSuccess:     nil,
-		resultDenied:      fmt.Errorf("issuer default: %w: short names", issuer.ErrDenied),
-		resultUnavailable: fmt.Errorf("issuer default: %w: no route to host", issuer.ErrUnavailable),
-		resultInvalid:     fmt.Errorf("issuer default: %w: another key", issuer.ErrInvalidAnswer),
-		resultNoToken:     fmt.Errorf("issuer default: %w: %w", issuer.ErrUnavailable, issuer.ErrNoToken),
-		resultCanceled:    fmt.Errorf("issuer default: %w: %w", issuer.ErrUnavailable, context.Canceled),
+		resultDenied:      fmt.Errorf("issuer default: %w: short names", issuer.Denied),
+		resultUnavailable: fmt.Errorf("issuer default: %w: no route to host", issuer.Unavailable),
+		resultInvalid:     fmt.Errorf("issuer default: %w: another key", issuer.InvalidAnswer),
+		resultNoToken:     fmt.Errorf("issuer default: %w: %w", issuer.Unavailable, issuer.NoPodToken),
+		resultCanceled:    fmt.Errorf("issuer default: %w: %w", issuer.Unavailable, context.Canceled),
 		resultOther:       errors.New("no entropy"),
 	} {
 		t.Run(want, func(t *testing.T) {

@@ -4,199 +4,124 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"k8s.io/klog/v2"
 
-	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// publishTimeout makes the driver answer before the kubelet, which waits for
-// two minutes, gives up: the kubelet then knows why.
+// publishTimeout is shorter than the two minutes that the kubelet waits, so that the
+// kubelet gets to know why.
 const publishTimeout = 100 * time.Second
 
-// NodePublishVolume implements csi.NodeServer.
+// NodePublishVolume implements csi.NodeServer. The kubelet also calls it about every
+// minute for a volume that is mounted, with a new token: see republish.
 func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
-	id := req.GetVolumeId()
-	path, err := d.parseTarget(id, "target_path", req.GetTargetPath())
+	path, err := d.parseTarget(req.GetVolumeId(), "target_path", req.GetTargetPath())
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
-	release, err := d.locks.acquire(ctx, id)
+	unlock, err := d.locks.acquire(ctx, req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	mounted, err := d.recordAt(ctx, path, id)
-	if err != nil {
-		return nil, err
+	defer unlock()
+
+	known := d.volumes.get(req.GetVolumeId())
+	if known != nil && known.Target != path {
+		return nil, fmt.Errorf("%w: the volume is published at %s", errConflict, known.Target)
 	}
-	wanted, token, err := d.parsePublish(req, path)
+	mounted, err := volume.IsMounted(d.node, path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUncertain, err)
+	}
+	spec, token, err := d.parsePublish(req, path)
 	switch {
-	case mounted != nil && mounted.VolumeID != id:
-		return nil, fmt.Errorf("%w: another volume is mounted at %s", errConflict, req.GetTargetPath())
-	case mounted != nil && err != nil:
-		klog.FromContext(ctx).Error(err, "A mounted volume is wanted in a way that is refused; it stays as it is", mounted.logValues()...)
-	case mounted != nil:
-		d.republish(ctx, *mounted, wanted, token)
+	case mounted && err != nil:
+		klog.FromContext(ctx).Error(err, "Ignoring an invalid republish; the mounted volume is unchanged",
+			"volumeID", req.GetVolumeId(), "target", req.GetTargetPath())
+	case mounted:
+		return &csi.NodePublishVolumeResponse{}, d.republish(ctx, known, spec, token)
 	case err != nil:
 		return nil, err
 	default:
-		return &csi.NodePublishVolumeResponse{}, d.publish(ctx, wanted, token)
+		if known != nil { // it was unmounted by somebody else
+			known.Stop()
+			d.volumes.remove(known.VolumeID)
+		}
+		v, err := volume.Create(ctx, d.node, spec, token)
+		if err != nil {
+			return nil, err
+		}
+		d.manage(ctx, v)
 	}
 	return &csi.NodePublishVolumeResponse{}, nil
 }
 
-// publish makes a volume that is not mounted.
-func (d *Driver) publish(ctx context.Context, wanted record, token issuer.Token) error {
-	if v := d.tracked(wanted.VolumeID); v != nil {
-		if v.record.Target != wanted.Target {
-			return fmt.Errorf("%w: the volume is published at %s already", errConflict, v.record.Target)
+// republish takes the new token, and leaves the mount alone. If the volume is to look
+// different now, or is not managed, it is adopted anew. Its errors have a code that the
+// kubelet does not take as final: after a final one, older kubelets remove the
+// directory under the running pod. See
+// https://github.com/kubernetes/kubernetes/issues/121271.
+func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volume.Spec, token issuer.Token) error {
+	if known != nil {
+		known.TakeToken(token)
+		if known.Same(spec) && !known.IsGone() {
+			return nil
 		}
-		d.untrack(wanted.VolumeID) // it was unmounted behind our back
 	}
-	v, err := d.newVolume(wanted)
-	if err != nil {
-		return invalid(err)
+	v, err := volume.Adopt(ctx, d.node, spec.Target, &spec)
+	switch {
+	case err != nil && known == nil && errors.Is(err, volume.ErrConflict):
+		return err // no republish: the volume was never mounted
+	case err != nil:
+		return fmt.Errorf("%w: %w", errUncertain, err)
+	case v == nil:
+		return fmt.Errorf("%w: %w", errUncertain, volume.ErrGone)
 	}
-	if v.attributes.RevokeOnDelete && !d.authorities[v.attributes.Issuer].issuer.CanRevoke() {
-		return invalid(fmt.Errorf("revoke-on-delete: the issuer %s cannot revoke; leave it out", v.attributes.Issuer))
+	if err := v.Unmanaged(); err != nil {
+		klog.FromContext(ctx).Error(err, "Ignoring invalid attributes in a republish; the mounted volume is unchanged", v.LogValues()...)
+		if known != nil && !known.IsGone() {
+			return nil
+		}
 	}
-	v.take(token)
-	// The kubelet has made the target's parent. To ask the CA for a volume that
-	// cannot be attached would waste a certificate.
-	parent, err := d.targets.Open(filepath.Dir(wanted.Target))
-	if err != nil {
-		return err
-	}
-	parent.Close()
-	if err := d.create(ctx, v); err != nil {
-		return err
-	}
-	d.track(v)
-	v.logNoSVID(ctx)
+	v.TakeToken(token)
+	d.manage(ctx, v)
 	return nil
 }
 
-// republish leaves the mount alone and cannot fail: older kubelets answer an
-// error by removing the directory under the running pod. It takes the new token.
-// If the volume is to look different now, a renewal is due at once. See
-// https://github.com/kubernetes/kubernetes/issues/121271.
-func (d *Driver) republish(ctx context.Context, mounted, wanted record, token issuer.Token) {
-	tracked := d.tracked(wanted.VolumeID)
-	if tracked != nil {
-		tracked.take(token)
-	}
-	if tracked != nil && mounted.sameSpec(wanted) {
-		return
-	}
-	wanted.Issued, wanted.NotAfter, wanted.Serial = mounted.Issued, mounted.NotAfter, mounted.Serial
-	v := d.takeOver(wanted)
-	if v.err != nil {
-		klog.FromContext(ctx).Error(v.err, "The new attributes of a mounted volume are refused; it stays as it is", wanted.logValues()...)
-		return
-	}
-	v.take(token)
-	d.untrack(wanted.VolumeID)
-	d.track(v)
-	if !mounted.sameSpec(wanted) {
-		v.item.Renew()
-	}
-}
-
-// recordAt returns the record of the volume that is mounted at the target path,
-// or nil if there is none. One that cannot be read is taken for the wanted
-// volume's, with nothing else in it: so it is made anew, and the mount stays.
-func (d *Driver) recordAt(ctx context.Context, path, wanted string) (*record, error) {
-	target, err := d.targets.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer target.Close()
-	data, err := tmpfs.Record(target)
-	if err != nil || data == nil {
-		return nil, err
-	}
-	r, err := parseRecord(data)
-	if err != nil {
-		klog.FromContext(ctx).Error(err, "The mounted volume is renewed at once", "volumeID", wanted)
-		return &record{VolumeID: wanted, Target: path}, nil
-	}
-	d.correct(&r, target)
-	return &r, nil
-}
-
-// NodeUnpublishVolume implements csi.NodeServer. It succeeds for a volume that
-// is unknown or half gone.
+// NodeUnpublishVolume implements csi.NodeServer. It succeeds for a volume that is
+// unknown or half gone.
 func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
 	path, err := d.parseTarget(req.GetVolumeId(), "target_path", req.GetTargetPath())
 	if err != nil {
 		return nil, err
 	}
-	release, err := d.locks.acquire(ctx, req.GetVolumeId())
+	unlock, err := d.locks.acquire(ctx, req.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	last := d.openToRevoke(req.GetVolumeId(), path)
-	if last != nil {
-		defer last.Close()
-	}
-	if err := d.detach(req.GetVolumeId(), path); err != nil {
+	defer unlock()
+	if v := d.volumes.get(req.GetVolumeId()); v != nil && v.Target == path {
+		revocation, err := v.Close()
+		if err != nil {
+			return nil, err
+		}
+		d.volumes.remove(v.VolumeID)
+		if revocation != nil {
+			d.revokeLater(ctx, v, *revocation)
+		}
+	} else if err := volume.Detach(d.node, req.GetVolumeId(), path); err != nil {
 		return nil, err
 	}
-	d.release(ctx, req.GetVolumeId(), path, last)
-	return &csi.NodeUnpublishVolumeResponse{}, d.targets.Remove(path)
-}
-
-// release ends the renewal of the volume that was at the target path. last is what
-// was in it.
-func (d *Driver) release(ctx context.Context, id, path string, last *os.Root) {
-	if v := d.tracked(id); v == nil || v.record.Target != path {
-		return
-	}
-	v := d.untrack(id)
-	if v.attributes.RevokeOnDelete {
-		r := v.revocation(last)
-		ctx := klog.NewContext(d.background, klog.FromContext(ctx))
-		d.ending.Go(func() { d.revoke(ctx, v, r) })
-	}
-}
-
-// detach takes the volume away from the target path, however often it is
-// mounted there.
-func (d *Driver) detach(id, path string) error {
-	for {
-		target, err := d.targets.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		data, err := tmpfs.Record(target)
-		if err == nil && data != nil {
-			if ofAnother(data, id) {
-				target.Close()
-				return fmt.Errorf("%w: another volume is mounted at %s", errConflict, path)
-			}
-			err = tmpfs.Detach(target)
-		}
-		target.Close()
-		if err != nil || data == nil {
-			return err
-		}
-	}
+	return &csi.NodeUnpublishVolumeResponse{}, d.node.Targets.Remove(path)
 }
 
 // NodeGetInfo implements csi.NodeServer.
@@ -217,4 +142,67 @@ func (d *Driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRe
 		})
 	}
 	return answer, nil
+}
+
+// parsePublish checks a request, apart from the user's attributes, which are checked
+// when the volume is made. The token is the pod's, if there is one.
+func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) (volume.Spec, issuer.Token, error) {
+	capability := req.GetVolumeCapability()
+	var problem error
+	switch {
+	case capability == nil:
+		problem = errors.New("volume_capability is missing")
+	case capability.GetBlock() != nil:
+		problem = errors.New("a certificate volume is a file system, not a block device: remove volumeMode: Block")
+	case capability.GetMount() == nil:
+		problem = errors.New("volume_capability has no access type: mount is needed")
+	}
+	pod, user, err := attributes.Identity(req.GetVolumeContext(), d.config.NodeName)
+	if problem == nil {
+		problem = err
+	}
+	token, err := attributes.Token(req.GetSecrets(), req.GetVolumeContext(), issuer.TokenAudience)
+	if problem == nil {
+		problem = err
+	}
+	if problem == nil && !req.GetReadonly() {
+		problem = fmt.Errorf(
+			"the volume is read-only: in pod %s/%s, add the line readOnly: true to the volume, below csi: and driver: %s",
+			pod.Namespace, pod.Name, d.config.Name)
+	}
+	if problem != nil {
+		return volume.Spec{}, issuer.Token{}, fmt.Errorf("%w: %w", errInvalid, problem)
+	}
+	return volume.Spec{
+		VolumeID:   req.GetVolumeId(),
+		Target:     target,
+		Pod:        pod,
+		Attributes: user,
+		MountGroup: capability.GetMount().GetVolumeMountGroup(),
+	}, token, nil
+}
+
+// parseTarget checks the volume's id and path, and returns the path relative to the
+// kubelet's directory.
+func (d *Driver) parseTarget(id, field, path string) (string, error) {
+	if id == "" {
+		return "", fmt.Errorf("%w: volume_id is missing", errInvalid)
+	}
+	if path == "" {
+		return "", fmt.Errorf("%w: %s is missing", errInvalid, field)
+	}
+	relative, below := d.relative(path)
+	if !below {
+		return "", fmt.Errorf(
+			"%w: %s %q is not below the kubelet's directory %s: if the kubelet has another --root-dir, set --kubelet-dir to it",
+			errInvalid, field, path, d.config.KubeletDir)
+	}
+	return relative, nil
+}
+
+// relative tells where a path is below the kubelet's directory. The path must be
+// written without detours.
+func (d *Driver) relative(path string) (string, bool) {
+	relative, err := filepath.Rel(d.config.KubeletDir, path)
+	return relative, err == nil && filepath.IsAbs(path) && filepath.Clean(path) == path && relative != "." && filepath.IsLocal(relative)
 }

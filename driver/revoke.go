@@ -2,16 +2,15 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
+	"math/rand/v2"
 	"time"
 
 	"k8s.io/klog/v2"
 
-	"github.com/flexstack/step-csi/driver/payload"
-	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
@@ -25,68 +24,44 @@ const (
 	// revocationGrace is how long one that is under way may take when the plugin
 	// stops.
 	revocationGrace = 10 * time.Second
-	// revocationsAtOnce bounds the calls to an issuer beside those that sign.
-	revocationsAtOnce = 4
+	// mostRevocations bounds the calls to an issuer beside those that sign.
+	mostRevocations = 4
 )
 
-// openToRevoke opens the volume at the target path, so that its certificate can be
-// read when nothing writes there any more. It is nil if that is not needed, or not
-// possible.
-func (d *Driver) openToRevoke(id, path string) *os.Root {
-	if v := d.tracked(id); v == nil || !v.attributes.RevokeOnDelete {
-		return nil
-	}
-	target, err := d.openMounted(id, path)
-	if err != nil {
-		return nil
-	}
-	defer target.Close()
-	root, err := tmpfs.Root(target)
-	if err != nil {
-		return nil
-	}
-	return root
+// revokeLater revokes the certificate of a volume that is gone, without delaying the
+// kubelet. A plugin that stops waits for it, but not for long.
+func (d *Driver) revokeLater(ctx context.Context, v *volume.Volume, r issuer.Revocation) {
+	i := d.issuers[v.Issuer().Name]
+	ctx = klog.NewContext(d.background, klog.FromContext(ctx).WithValues(v.LogValues()...).WithValues("issuer", i.Name, "serial", r.Serial))
+	d.ending.Go(func() { i.logRevoked(ctx, r, i.revoke(ctx, r)) })
 }
 
-// revocation is that of the certificate which was the last in the volume. The
-// serial number is known in any case.
-func (v *volume) revocation(last *os.Root) issuer.Revocation {
-	r := issuer.Revocation{Serial: v.record.Serial, Pod: v.record.Pod}
-	if last == nil {
-		return r
-	}
-	key, err := payload.ReadKey(last, v.attributes)
-	chain, chainErr := payload.ReadChain(last, v.attributes)
-	if errors.Join(err, chainErr) == nil && chain[0].SerialNumber.String() == r.Serial {
-		r.Chain, r.Key = chain, key
-	}
-	return r
-}
-
-// revoke revokes the certificate of a volume that is gone. Nobody waits for it but
-// a plugin that stops, and that not for long.
-func (d *Driver) revoke(ctx context.Context, v *volume, r issuer.Revocation) {
-	logger := klog.FromContext(ctx).WithValues(v.logValues()...).WithValues("issuer", v.attributes.Issuer, "serial", r.Serial)
-	authority := d.authorities[v.attributes.Issuer]
-	err := persist(ctx, func(ctx context.Context) error {
+// revoke retries until the certificate is revoked, cannot be, or expires soon anyway.
+func (i *issuerState) revoke(ctx context.Context, r issuer.Revocation) error {
+	return persist(ctx, func(ctx context.Context) (err error) {
+		defer panics.Recover(ctx, "revoke", &err)
 		select {
-		case authority.revoking <- struct{}{}:
-			defer func() { <-authority.revoking }()
+		case i.revoking <- struct{}{}:
+			defer func() { <-i.revoking }()
 		case <-ctx.Done():
-			return fmt.Errorf("%w: wait for other revocations: %w", issuer.ErrUnavailable, ctx.Err())
+			return fmt.Errorf("%w: wait for other revocations: %w", issuer.Ended(ctx), ctx.Err())
 		}
-		return authority.issuer.Revoke(ctx, r)
+		return i.Revoke(ctx, r)
 	})
+}
+
+func (i *issuerState) logRevoked(ctx context.Context, r issuer.Revocation, err error) {
+	logger := klog.FromContext(ctx)
 	switch {
 	case err == nil:
-		authority.cannotRevoke.Store(false)
-		logger.Info("Revoked")
-	case !errors.Is(err, issuer.ErrCannotRevoke):
-		logger.Error(err, "Not revoked; to do it by hand: step ca revoke "+r.Serial)
-	case authority.cannotRevoke.CompareAndSwap(false, true):
-		logger.Error(err, "Not revoked, and so it is with all certificates of this issuer; it is not said again")
+		i.cannotRevoke.Store(false)
+		logger.Info("Certificate revoked")
+	case issuer.OutcomeOf(err) != issuer.Unsupported:
+		logger.Error(err, "Revocation failed; to revoke by hand: step ca revoke "+r.Serial)
+	case i.cannotRevoke.CompareAndSwap(false, true):
+		logger.Error(err, "This issuer cannot revoke certificates; further failures are logged at -v=4")
 	default:
-		logger.V(4).Info("Not revoked", "reason", err.Error())
+		logger.V(4).Info("Revocation failed", "reason", err.Error())
 	}
 }
 
@@ -99,11 +74,11 @@ func persist(ctx context.Context, try func(context.Context) error) error {
 	end, _ := limited.Deadline()
 	for pause := firstRevocationPause; ; pause = min(2*pause, longestRevocationPause) {
 		err := try(limited)
-		if err == nil || !errors.Is(err, issuer.ErrUnavailable) {
+		if o := issuer.OutcomeOf(err); !o.IsDown() && o != issuer.Throttled && o != issuer.Canceled {
 			return err
 		}
 		// Spread, since many pods may go at once.
-		next := time.Now().Add(pause - time.Duration(renewal.Random()*float64(pause)/2))
+		next := time.Now().Add(pause - time.Duration(rand.Float64()*float64(pause)/2))
 		switch {
 		case next.After(end):
 			return fmt.Errorf("given up after %s: %w", revocationLimit, err)

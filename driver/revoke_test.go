@@ -12,7 +12,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-var errAway = fmt.Errorf("%w: away", issuer.ErrUnavailable)
+var errAway = fmt.Errorf("%w: away", issuer.Unavailable)
 
 func TestRevocationIsTriedForABoundedTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -32,7 +32,7 @@ func TestRevocationAtACAThatHangs(t *testing.T) {
 		begin := time.Now()
 		err := persist(t.Context(), func(ctx context.Context) error {
 			<-ctx.Done()
-			return fmt.Errorf("%w: %w", issuer.ErrUnavailable, ctx.Err())
+			return fmt.Errorf("%w: %w", issuer.Unavailable, ctx.Err())
 		})
 		if took := time.Since(begin); took != revocationLimit || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%s, %v", took, err)
@@ -41,7 +41,7 @@ func TestRevocationAtACAThatHangs(t *testing.T) {
 }
 
 func TestRevocationSucceedsOrCannot(t *testing.T) {
-	for _, want := range []error{nil, issuer.ErrDenied, issuer.ErrCannotRevoke} {
+	for _, want := range []error{nil, issuer.Denied, issuer.Unsupported} {
 		synctest.Test(t, func(t *testing.T) {
 			tries := 0
 			err := persist(t.Context(), func(context.Context) error {
@@ -82,7 +82,7 @@ func TestRevocationWhileThePluginStops(t *testing.T) {
 					case <-time.After(test.answersAfter):
 						return nil
 					case <-ctx.Done():
-						return fmt.Errorf("%w: %w", issuer.ErrUnavailable, ctx.Err())
+						return fmt.Errorf("%w: %w", issuer.Unavailable, ctx.Err())
 					}
 				})
 				if took := time.Since(begin); took != test.want || !strings.Contains(fmt.Sprint(err), test.err) {

@@ -24,10 +24,6 @@ const stopTimeout = 20 * time.Second
 // maxSocketPath is what sun_path holds; see unix(7).
 const maxSocketPath = 107
 
-// workers are the goroutines that keep the stacks which calls have grown: to
-// grow one takes longer than to write the files.
-const workers = 16
-
 // server is the driver's sockets, with what is served on them.
 type server struct {
 	endpoints []endpoint
@@ -64,7 +60,7 @@ func (s *server) add(path string, logger klog.Logger, register func(*grpc.Server
 	if err != nil {
 		return err
 	}
-	g := grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)), grpc.NumStreamWorkers(workers), grpc.WaitForHandlers(true))
+	g := grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)), grpc.WaitForHandlers(true))
 	register(g)
 	s.endpoints = append(s.endpoints, endpoint{listener, g})
 	return nil

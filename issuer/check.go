@@ -20,7 +20,7 @@ var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 // check holds an authority's answer against what was asked for and returns the
 // verified chain without its root: leaf first, each certificate signed by the
 // next. Certificates in the answer that are no part of that chain are dropped.
-func (v *verifier) check(answer, roots []*x509.Certificate, req Request, public crypto.PublicKey, asked time.Time) ([]*x509.Certificate, error) {
+func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicKey, asked time.Time) ([]*x509.Certificate, error) {
 	if len(answer) == 0 {
 		return nil, errors.New("no certificate in it")
 	}
@@ -33,7 +33,7 @@ func (v *verifier) check(answer, roots []*x509.Certificate, req Request, public 
 	); err != nil {
 		return nil, err
 	}
-	return v.chain(answer, roots)
+	return chainOf(answer, roots)
 }
 
 func checkKey(leaf *x509.Certificate, public crypto.PublicKey) error {

@@ -1,6 +1,5 @@
 // Package issuer makes X.509 credentials for pods: it generates the key and
-// the CSR, has a Signer sign it, and checks the answer as if the authority
-// were hostile.
+// the CSR, has a Signer sign it, and checks the answer as if the CA were hostile.
 //
 // It knows neither CSI nor Kubernetes objects: a pod is a few plain fields.
 package issuer
@@ -19,23 +18,6 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-var (
-	// ErrDenied says that the policy or the authority refused the request.
-	// Asking again with the same request gives the same answer.
-	ErrDenied = errors.New("denied")
-	// ErrUnavailable says that the authority could not be asked, or could not
-	// answer. Asking again later may succeed.
-	ErrUnavailable = errors.New("authority unavailable")
-	// ErrNoToken says that there is no valid token of the pod to ask with. It
-	// comes with ErrUnavailable: asking again with a new token may succeed.
-	ErrNoToken = errors.New("no valid token of the pod")
-	// ErrInvalidAnswer says that the authority has answered something else than
-	// what was asked for.
-	ErrInvalidAnswer = errors.New("the authority's answer is not what was asked for")
-	// ErrCannotRevoke says that the authority cannot revoke any certificate.
-	ErrCannotRevoke = errors.New("the authority cannot revoke")
-)
-
 // Pod is the identity of a pod as the kubelet or the API server states it,
 // never as the pod's own spec does.
 type Pod struct {
@@ -46,8 +28,8 @@ type Pod struct {
 	Node           string `json:"node"`
 }
 
-// Applicant is the pod that a certificate is for, with what proves it to those
-// who do not take the node's word.
+// Applicant is the pod that a certificate is for, with the token that proves its
+// identity to the registration authority.
 type Applicant struct {
 	Pod
 	// Token is the pod's; the zero value where there is none.
@@ -75,52 +57,53 @@ type SigningRequest struct {
 	CSR       *x509.CertificateRequest
 }
 
-// Signer is an authority that signs CSRs. Errors wrap ErrDenied or
-// ErrUnavailable where one of the two applies. It is safe for concurrent use.
+// Signer has a CA sign CSRs, itself or through the registration authority. Its
+// errors wrap an Outcome. It is safe for concurrent use.
 type Signer interface {
-	// Connect checks that signing would work, as far as that can be told
-	// without signing. The other methods connect by themselves.
+	// Connect checks that signing would work, as far as that can be known without
+	// signing. The other methods connect by themselves.
 	Connect(context.Context) error
 	// Sign returns the leaf, followed by its intermediates.
 	Sign(context.Context, SigningRequest) ([]*x509.Certificate, error)
-	// Roots returns the authority's root certificates, all of them, obtained
-	// over a verified connection: those that it has answered last.
+	// Roots returns all root certificates of the CA, as last answered over a
+	// verified connection.
 	Roots(context.Context) (Roots, error)
-	// RefreshRoots asks the authority for them.
+	// RefreshRoots asks the CA for them.
 	RefreshRoots(context.Context) (Roots, error)
-	// Trust is what the authority itself is verified by.
+	// Trust holds what the peer that Sign calls is verified by.
 	Trust() *trust.Store
 }
 
-// Revocation is a certificate to revoke, with what proves the right to do so to
-// those who do not take the caller's word.
+// Revocation is a certificate to revoke, with the proof that the caller may.
 type Revocation struct {
 	Serial string // in decimal
-	Pod    Pod    // whose it was
-	// Chain, leaf first, and Key; the zero values where they are not at hand.
+	Pod    Pod    // whose certificate it was
+	// Chain, leaf first, and Key; the zero values where they could not be read.
 	Chain []*x509.Certificate
 	Key   PrivateKey
 }
 
 // Revoker is a Signer that can revoke what it has signed.
 type Revoker interface {
-	// Revoke revokes the certificate. It is no error if it is revoked already.
-	// Errors wrap ErrCannotRevoke, ErrDenied or ErrUnavailable where one of them
-	// applies.
+	// Revoke revokes the certificate. It succeeds for one that is revoked already.
+	// The outcome is Unsupported if the CA cannot revoke at all.
 	Revoke(context.Context, Revocation) error
 }
 
-// Policy decides whether a pod may have what it requests. An error that wraps
-// ErrDenied says why not.
+// Policy decides whether a pod may have what it requests. It refuses by an error
+// that wraps Denied and says why.
 type Policy func(context.Context, Pod, Request) error
 
-// Credential is a private key with the certificate for it.
+// Credential is a private key with its certificate.
 type Credential struct {
 	Key PrivateKey
 	// Chain is the leaf and its intermediates, without the root.
 	Chain []*x509.Certificate
-	// Roots are all roots of the authority, not only the one Chain ends in.
+	// Roots are all roots of the CA, not only the one that Chain ends in.
 	Roots Roots
+	// Asked is when the CA was asked to sign, by this machine's clock. The leaf's own
+	// NotBefore is earlier: CAs backdate.
+	Asked time.Time
 }
 
 // Leaf is the pod's own certificate.
@@ -139,70 +122,81 @@ func (PrivateKey) MarshalJSON() ([]byte, error) { return []byte(`"[private key]"
 type Config struct {
 	Signer Signer
 	Policy Policy
+	// Keys generates the private keys; nil stands for a generator of the issuer's
+	// own. Issuers of one process share one, since they share its cores.
+	Keys *KeyGenerator
 }
 
-// Issuer makes credentials.
+// Issuer makes credentials: the policy, the key, the CSR, the signer, and the check
+// of its answer. It is safe for concurrent use.
 type Issuer struct {
-	signer   Signer
-	policy   Policy
-	verifier verifier
+	signer Signer
+	policy Policy
+	keys   *KeyGenerator
 
-	followed   atomic.Pointer[Roots] // the last ones that FollowRoots got
-	otherRoots chan struct{}
+	roots      latestRoots
+	followed   atomic.Pointer[Roots] // what FollowRoots announced last
+	otherRoots chan struct{}         // an answer showed roots that are not followed
 }
 
-// New refuses a configuration without a signer or a policy: an issuer that
-// lets everyone have every name must say so in its policy.
+// New refuses a configuration without a signer or a policy: an issuer that lets
+// every pod have every name must say so in its policy.
 func New(c Config) (*Issuer, error) {
 	if c.Signer == nil || c.Policy == nil {
 		return nil, errors.New("an issuer needs a signer and a policy")
 	}
-	return &Issuer{signer: c.Signer, policy: c.Policy, otherRoots: make(chan struct{}, 1)}, nil
+	if c.Keys == nil {
+		c.Keys = NewKeyGenerator()
+	}
+	return &Issuer{signer: c.Signer, policy: c.Policy, keys: c.Keys, otherRoots: make(chan struct{}, 1)}, nil
 }
 
-// Connect checks that the authority can be reached, trusted, and asked to sign.
+// Connect checks that the CA can be reached, is trusted, and would sign.
 func (i *Issuer) Connect(ctx context.Context) error { return i.signer.Connect(ctx) }
 
-// Issue makes a credential for the pod. It uses key where that is not the zero
-// value, and a new one of the requested type otherwise. Errors wrap ErrDenied,
-// ErrUnavailable or ErrInvalidAnswer where one of them applies.
-func (i *Issuer) Issue(ctx context.Context, pod Applicant, req Request, key PrivateKey) (*Credential, error) {
+// Prepared is a request that the policy allows, with its CSR. Only Prepare and
+// PrepareCSR make one.
+type Prepared struct {
+	request SigningRequest
+	key     PrivateKey
+}
+
+// Prepare applies the policy, and makes the CSR. It uses key where that is not the
+// zero value, and generates one of the requested type otherwise. It calls neither
+// the CA nor the registration authority.
+func (i *Issuer) Prepare(ctx context.Context, pod Applicant, req Request, key PrivateKey) (Prepared, error) {
 	if err := i.policy(ctx, pod.Pod, req); err != nil {
-		return nil, err
+		return Prepared{}, err
 	}
 	if key.Signer == nil {
 		var err error
-		if key, err = req.KeyType.Generate(); err != nil {
-			return nil, err
+		if key, err = i.keys.Generate(ctx, req.KeyType); err != nil {
+			return Prepared{}, err
 		}
 	}
 	csr, err := NewCSR(req, key)
 	if err != nil {
-		return nil, err
+		return Prepared{}, err
 	}
-	credential, err := i.sign(ctx, SigningRequest{Applicant: pod, Request: req, CSR: csr})
-	if err != nil {
-		return nil, err
-	}
-	credential.Key = key
-	return credential, nil
+	return Prepared{SigningRequest{Applicant: pod, Request: req, CSR: csr}, key}, nil
 }
 
-// Sign makes a credential without its key, which whoever has made the CSR
-// keeps: see ReadCSR. It is Issue in all else.
-func (i *Issuer) Sign(ctx context.Context, req SigningRequest) (*Credential, error) {
+// PrepareCSR is Prepare for a CSR that was made elsewhere and read by ReadCSR. The
+// credential will have no key.
+func (i *Issuer) PrepareCSR(ctx context.Context, req SigningRequest) (Prepared, error) {
 	if err := i.policy(ctx, req.Applicant.Pod, req.Request); err != nil {
-		return nil, err
+		return Prepared{}, err
 	}
-	return i.sign(ctx, req)
+	return Prepared{request: req}, nil
 }
 
-// sign has the signer sign what the policy has seen, and checks the answer.
-func (i *Issuer) sign(ctx context.Context, req SigningRequest) (*Credential, error) {
-	// The clock is read before the call: how long the answer takes is no
-	// excuse for a certificate that lives longer.
+// Sign has the signer sign what was prepared, and checks the answer as if the CA
+// were hostile. Its errors wrap an Outcome.
+func (i *Issuer) Sign(ctx context.Context, p Prepared) (*Credential, error) {
+	// The clock is read before the call: a slow answer is no excuse for a certificate
+	// that lives longer.
 	asked := time.Now()
-	answer, err := i.signer.Sign(ctx, req)
+	answer, err := i.signer.Sign(ctx, p.request)
 	if err != nil {
 		return nil, err
 	}
@@ -210,44 +204,57 @@ func (i *Issuer) sign(ctx context.Context, req SigningRequest) (*Credential, err
 	if err != nil {
 		return nil, err
 	}
-	public := req.CSR.PublicKey
-	chain, err := i.verifier.check(answer, roots.Own, req.Request, public, asked)
+	req, public := p.request.Request, p.request.CSR.PublicKey
+	chain, err := check(answer, roots.Own, req, public, asked)
 	if errors.Is(err, errNoChain) {
+		asked := time.Now()
 		if roots, err = i.signer.RefreshRoots(ctx); err != nil {
 			return nil, err
 		}
-		chain, err = i.verifier.check(answer, roots.Own, req.Request, public, asked)
+		i.roots.store(roots, asked)
+		chain, err = check(answer, roots.Own, req, public, asked)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalidAnswer, err)
+		return nil, fmt.Errorf("%w: %w", InvalidAnswer, err)
 	}
+	i.roots.store(roots, asked)
 	i.noticeRoots(roots)
-	return &Credential{Chain: chain, Roots: roots}, nil
+	return &Credential{Key: p.key, Chain: chain, Roots: roots, Asked: asked}, nil
 }
 
-// Roots returns the authority's roots, as it has answered them last.
+// Issue is Prepare and Sign.
+func (i *Issuer) Issue(ctx context.Context, pod Applicant, req Request, key PrivateKey) (*Credential, error) {
+	p, err := i.Prepare(ctx, pod, req, key)
+	if err != nil {
+		return nil, err
+	}
+	return i.Sign(ctx, p)
+}
+
+// Roots returns the CA's roots as it answered them last. It asks only if it never
+// did.
 func (i *Issuer) Roots(ctx context.Context) (Roots, error) { return i.signer.Roots(ctx) }
 
-// Trust is what the authority itself is verified by.
+// Trust holds what the issuer's peer is verified by.
 func (i *Issuer) Trust() *trust.Store { return i.signer.Trust() }
 
-// CanRevoke tells whether the signer is one that can revoke.
+// CanRevoke tells whether the signer can revoke.
 func (i *Issuer) CanRevoke() bool {
 	_, ok := i.signer.(Revoker)
 	return ok
 }
 
-// Revoke revokes a certificate that this issuer has made.
+// Revoke revokes a certificate of this issuer.
 func (i *Issuer) Revoke(ctx context.Context, r Revocation) error {
 	revoker, ok := i.signer.(Revoker)
 	if !ok {
-		return ErrCannotRevoke
+		return fmt.Errorf("%w: the issuer cannot revoke", Unsupported)
 	}
 	return revoker.Revoke(ctx, r)
 }
 
-// Verify checks that the chain, leaf first, is one of the authority's, and that the
-// leaf is valid now.
+// Verify checks that the chain, leaf first, is one of the CA's, and that the leaf is
+// valid now.
 func (i *Issuer) Verify(ctx context.Context, chain []*x509.Certificate) error {
 	roots, err := i.signer.Roots(ctx)
 	if err != nil {

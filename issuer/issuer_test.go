@@ -143,7 +143,7 @@ func TestHostileAnswersAreRefused(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want something with %q", err, test.want)
 			}
-			if errors.Is(err, issuer.ErrDenied) || errors.Is(err, issuer.ErrUnavailable) {
+			if errors.Is(err, issuer.Denied) || errors.Is(err, issuer.Unavailable) {
 				t.Errorf("a wrong answer is neither a refusal nor an absence: %v", err)
 			}
 		})
@@ -270,10 +270,10 @@ func TestAnswersThatAreFine(t *testing.T) {
 
 // The policy is asked before a key is made and before the CA is.
 func TestPolicyComesFirst(t *testing.T) {
-	deny := func(context.Context, issuer.Pod, issuer.Request) error { return issuer.ErrDenied }
+	deny := func(context.Context, issuer.Pod, issuer.Request) error { return issuer.Denied }
 	s := newSigner(t)
 	s.spoil = func(*x509.Certificate) { t.Error("the CA was asked") }
-	if _, err := issue(t, s, deny, issuer.PrivateKey{}); !errors.Is(err, issuer.ErrDenied) {
+	if _, err := issue(t, s, deny, issuer.PrivateKey{}); !errors.Is(err, issuer.Denied) {
 		t.Errorf("got %v", err)
 	}
 	for _, c := range []issuer.Config{{}, {Signer: s}, {Policy: allowAll}} {

@@ -1,14 +1,18 @@
 package issuer
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"errors"
 	"fmt"
+	"runtime"
 	"slices"
+	"strings"
 )
 
 // KeyType is an algorithm with its size, as users write it.
@@ -30,32 +34,60 @@ func KeyTypes() []KeyType {
 	return []KeyType{ECDSAP256, ECDSAP384, ECDSAP521, Ed25519, RSA2048, RSA3072, RSA4096}
 }
 
-// Generate makes a new key.
-func (t KeyType) Generate() (PrivateKey, error) {
-	var key crypto.Signer
-	var err error
-	switch t {
-	case ECDSAP256:
-		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case ECDSAP384:
-		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case ECDSAP521:
-		key, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
-	case Ed25519:
-		_, key, err = ed25519.GenerateKey(rand.Reader)
-	case RSA2048:
-		key, err = rsa.GenerateKey(rand.Reader, 2048)
-	case RSA3072:
-		key, err = rsa.GenerateKey(rand.Reader, 3072)
-	case RSA4096:
-		key, err = rsa.GenerateKey(rand.Reader, 4096)
-	default:
-		return PrivateKey{}, fmt.Errorf("unknown key type %q", string(t))
+// KeyGenerator generates private keys. RSA keys take up to a second of a core each:
+// at most half of the cores work on them, so that other pods' keys do not wait.
+type KeyGenerator struct {
+	rsa chan struct{} // holds an element for each RSA key that is being generated
+}
+
+// NewKeyGenerator makes a generator for the cores that the process may use.
+func NewKeyGenerator() *KeyGenerator {
+	return &KeyGenerator{make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
+}
+
+// Generate generates a key. An RSA key waits for others until ctx ends.
+func (g *KeyGenerator) Generate(ctx context.Context, t KeyType) (PrivateKey, error) {
+	if t.isRSA() {
+		select {
+		case g.rsa <- struct{}{}:
+			defer func() { <-g.rsa }()
+		case <-ctx.Done():
+			return PrivateKey{}, fmt.Errorf("wait for other %s keys to be generated: %w", t, ctx.Err())
+		}
 	}
+	return t.Generate()
+}
+
+// Generate generates a key at once.
+func (t KeyType) Generate() (PrivateKey, error) {
+	key, err := t.generate()
 	if err != nil {
 		return PrivateKey{}, fmt.Errorf("generate an %s key: %w", t, err)
 	}
 	return PrivateKey{key}, nil
+}
+
+func (t KeyType) isRSA() bool { return strings.HasPrefix(string(t), "rsa-") }
+
+func (t KeyType) generate() (crypto.Signer, error) {
+	switch t {
+	case ECDSAP256:
+		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case ECDSAP384:
+		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case ECDSAP521:
+		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	case Ed25519:
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		return key, err
+	case RSA2048:
+		return rsa.GenerateKey(rand.Reader, 2048)
+	case RSA3072:
+		return rsa.GenerateKey(rand.Reader, 3072)
+	case RSA4096:
+		return rsa.GenerateKey(rand.Reader, 4096)
+	}
+	return nil, errors.New("the key type is unknown")
 }
 
 // Matches tells whether key is of this type.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"sync"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -27,6 +28,30 @@ func (r Roots) All() []*x509.Certificate { return trust.Union(r.Own, r.Federated
 // Same tells whether both are the same, in whatever order.
 func (r Roots) Same(other Roots) bool {
 	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated)
+}
+
+// latestRoots holds the newest roots that were answered. Answers can arrive in
+// another order than they were asked for: the question that was asked last counts.
+type latestRoots struct {
+	mu    sync.Mutex
+	roots Roots
+	asked time.Time
+}
+
+func (l *latestRoots) store(roots Roots, asked time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !asked.Before(l.asked) {
+		l.roots, l.asked = roots, asked
+	}
+}
+
+// LatestRoots returns the newest roots that this issuer knows, without asking for
+// them. It knows some once it has signed, or FollowRoots has announced some.
+func (i *Issuer) LatestRoots() Roots {
+	i.roots.mu.Lock()
+	defer i.roots.mu.Unlock()
+	return i.roots.roots
 }
 
 // soon is how long a refresh waits that was not awaited: whatever shows that the
@@ -74,10 +99,12 @@ func (i *Issuer) sleep(ctx context.Context, until time.Time) bool {
 
 // refreshRoots logs what an administrator has to do while roots are rotated.
 func (i *Issuer) refreshRoots(ctx context.Context) (Roots, error) {
+	asked := time.Now()
 	roots, err := i.signer.RefreshRoots(ctx)
 	if err != nil {
 		return Roots{}, err
 	}
+	i.roots.store(roots, asked)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)
 		logger.Info("Roots", "own", fingerprints(roots.Own), "federated", fingerprints(roots.Federated))

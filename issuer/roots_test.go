@@ -53,7 +53,7 @@ func (s *changingSigner) Trust() *trust.Store { return s.store }
 func (s *changingSigner) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 	s.asked.add(time.Now())
 	if s.away.Load() {
-		return issuer.Roots{}, issuer.ErrUnavailable
+		return issuer.Roots{}, issuer.Unavailable
 	}
 	return s.Roots(ctx)
 }

@@ -27,7 +27,7 @@ type configFile struct {
 	TrustDomain   string                `json:"trustDomain"`
 	Issuers       map[string]issuerFile `json:"issuers"`
 	Policy        policyFile            `json:"policy"`
-	Authority     *authorityFile        `json:"authority"`
+	Authority     *raFile               `json:"authority"`
 }
 
 type policyFile struct {
@@ -107,7 +107,7 @@ func (f *configFile) check(directory string) (*config, error) {
 	}
 	refresh := refreshRoots
 	if f.Authority != nil {
-		refresh = refreshRootsOfAuthority
+		refresh = refreshRootsRA
 	}
 	for name, i := range f.Issuers {
 		made, err := i.configure(name, directory, refresh)

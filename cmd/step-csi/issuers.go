@@ -50,8 +50,8 @@ type rootsFile struct {
 // refreshRoots is how often the CA is asked for its roots where nothing is said.
 // An authority asks more often: what it knows gets to the nodes at their own pace.
 const (
-	refreshRoots            = 5 * time.Minute
-	refreshRootsOfAuthority = 30 * time.Second
+	refreshRoots   = 5 * time.Minute
+	refreshRootsRA = 30 * time.Second
 )
 
 // refresh is how often to ask.

@@ -12,8 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-
-	"github.com/flexstack/step-csi/cmd/step-csi/reload"
 )
 
 const usage = `step-csi gives every pod its own X.509 certificate from a Smallstep step-ca.
@@ -22,12 +20,11 @@ Usage:
 
   step-csi node [flags]    serve the CSI node plugin; one on every node
   step-csi ra [flags]      serve the registration authority, which signs for all nodes
-  step-csi reload [flags]  tell a program when the files of a volume have changed
   step-csi verify DIR      verify the files of a volume, and print what they say
   step-csi version         print the version
 
 "step-csi node --help" and "step-csi ra --help" list their flags, and show their
-configurations; "step-csi reload --help" shows its uses.
+configurations. To have a program read renewed files again, use step-csi-reload.
 `
 
 // errUsage is about the command line: it exits with 2, and an explanation has
@@ -38,11 +35,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
-	var status reload.ExitStatus
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
-	case errors.As(err, &status):
-		os.Exit(int(status)) // of the wrapped program
 	case errors.Is(err, errUsage):
 		os.Exit(2)
 	default:
@@ -60,9 +54,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case "node":
 		return node(ctx, args[1:], stdout, stderr)
 	case "ra":
-		return registrationAuthority(ctx, args[1:], stdout, stderr)
+		return serveRA(ctx, args[1:], stdout, stderr)
 	case "reload":
-		return reloadFiles(ctx, args[1:], stdout, stderr)
+		fmt.Fprintln(stderr, "step-csi: this command is now a program of its own with the same flags: use step-csi-reload instead of step-csi reload")
+		return errUsage
 	case "verify":
 		return verify(args[1:], stdout, stderr)
 	case "version", "--version", "-version":

@@ -16,7 +16,7 @@ import (
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/policy"
-	"github.com/flexstack/step-csi/issuer/ra/authority"
+	"github.com/flexstack/step-csi/issuer/ra/server"
 )
 
 const valid = `
@@ -150,6 +150,7 @@ func TestCommandLine(t *testing.T) {
 		"help":            {[]string{"--help"}, nil, "step-csi node", "", ""},
 		"version":         {[]string{"version"}, nil, "step-csi ", "", ""},
 		"unknown command": {[]string{"nodes"}, errUsage, "", `unknown command "nodes"`, ""},
+		"reload":          {[]string{"reload", "--help"}, errUsage, "", "use step-csi-reload instead of step-csi reload\n", ""},
 		"node help":       {[]string{"node", "--help"}, flag.ErrHelp, "--kubelet-dir", "", ""},
 		"unknown flag":    {[]string{"node", "--socket=x"}, errUsage, "", "-socket", ""},
 		"argument":        {[]string{"node", "x"}, errUsage, "", `unexpected argument "x"`, ""},
@@ -190,7 +191,7 @@ func TestHelpIsTrue(t *testing.T) {
 	more, _, _ = strings.Cut(more, "Its service account")
 	indented := strings.ReplaceAll("\n"+more, "\n  ", "\n")
 	example = strings.ReplaceAll("\n"+example, "\n  ", "\n") + indented
-	if _, err := loadConfig(write(t, example), (*configFile).authority); err != nil {
+	if _, err := loadConfig(write(t, example), (*configFile).ra); err != nil {
 		t.Error(err)
 	}
 }
@@ -203,11 +204,11 @@ authority:
 `
 
 func TestAuthorityConfiguration(t *testing.T) {
-	c, err := loadConfig(write(t, valid+authorityPart), (*configFile).authority)
+	c, err := loadConfig(write(t, valid+authorityPart), (*configFile).ra)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.authorityConfig(nil, prometheus.NewRegistry())
+	got, err := c.serverConfig(nil, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +220,7 @@ func TestAuthorityConfiguration(t *testing.T) {
 	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
 	for _, name := range []string{"step-csi-ra.step-ca.svc.cluster.local", "step-csi-ra.step-ca.svc", "step-csi-ra.step-ca", "*.step-ca.svc", "step-certificates.step-ca.svc.cluster.local"} {
 		err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: []string{name}})
-		if !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "reserved") {
+		if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "reserved") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -242,9 +243,9 @@ func TestWrongAuthorities(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := write(t, strings.Replace(valid+authorityPart, test.old, test.new, 1))
-			c, err := loadConfig(path, (*configFile).authority)
+			c, err := loadConfig(path, (*configFile).ra)
 			if err == nil {
-				err = tryAuthority(c)
+				err = tryServer(c)
 			}
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want something with %q", err, test.want)
@@ -254,12 +255,12 @@ func TestWrongAuthorities(t *testing.T) {
 }
 
 // tryAuthority makes all of the authority but its way to the API server.
-func tryAuthority(c *authorityConfig) error {
-	checked, err := c.authorityConfig(&authority.TokenReview{}, prometheus.NewRegistry())
+func tryServer(c *raConfig) error {
+	checked, err := c.serverConfig(&server.TokenReview{}, prometheus.NewRegistry())
 	if err != nil {
 		return err
 	}
-	if _, err := authority.New(checked); err != nil {
+	if _, err := server.New(checked); err != nil {
 		return err
 	}
 	_, err = c.file.Kubernetes.apiServer()
@@ -307,7 +308,7 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 	if err := c.issuers["open"].allow(t.Context(), pod, req); err != nil {
 		t.Error(err)
 	}
-	if err := c.issuers["default"].allow(t.Context(), pod, req); !errors.Is(err, issuer.ErrDenied) {
+	if err := c.issuers["default"].allow(t.Context(), pod, req); !errors.Is(err, issuer.Denied) {
 		t.Errorf("default: %v", err)
 	}
 	if _, err := loadConfig(write(t, strings.Replace(second, "== 'open'", "= 1", 1)), (*configFile).node); err == nil ||

@@ -12,7 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
 
-	"github.com/flexstack/step-csi/issuer/ra/authority"
+	"github.com/flexstack/step-csi/issuer/ra/server"
 )
 
 const raUsage = `Usage: step-csi ra [flags]
@@ -52,7 +52,7 @@ type raOptions struct {
 	verbosity int
 }
 
-func registrationAuthority(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func serveRA(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	o, err := parseRAOptions(args, stdout, stderr)
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func registrationAuthority(ctx context.Context, args []string, stdout, stderr io
 	if err := harden(); err != nil {
 		return err
 	}
-	settings, err := loadConfig(o.config, (*configFile).authority)
+	settings, err := loadConfig(o.config, (*configFile).ra)
 	if err != nil {
 		return explainDenied(err)
 	}
@@ -71,7 +71,7 @@ func registrationAuthority(ctx context.Context, args []string, stdout, stderr io
 	}
 	defer klog.Flush()
 	registry := newRegistry()
-	a, err := settings.newAuthority(registry)
+	a, err := settings.newServer(registry)
 	if err != nil {
 		return explainDenied(fmt.Errorf("%s: %w", o.config, err))
 	}
@@ -94,20 +94,20 @@ func registrationAuthority(ctx context.Context, args []string, stdout, stderr io
 	return err
 }
 
-func (c *authorityConfig) newAuthority(metrics prometheus.Registerer) (*authority.Authority, error) {
-	server, err := c.file.Kubernetes.apiServer()
+func (c *raConfig) newServer(metrics prometheus.Registerer) (*server.Server, error) {
+	api, err := c.file.Kubernetes.apiServer()
 	if err != nil {
 		return nil, err
 	}
-	reviewer, err := authority.NewTokenReview(server)
+	reviewer, err := server.NewTokenReview(api)
 	if err != nil {
 		return nil, err
 	}
-	checked, err := c.authorityConfig(reviewer, metrics)
+	checked, err := c.serverConfig(reviewer, metrics)
 	if err != nil {
 		return nil, err
 	}
-	a, err := authority.New(checked)
+	a, err := server.New(checked)
 	if err != nil {
 		return nil, fmt.Errorf("authority.%w", err)
 	}

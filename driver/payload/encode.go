@@ -9,16 +9,24 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
-	"time"
-
-	"go.step.sm/crypto/pemutil"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 )
 
+// Names are the names of a volume's files.
+type Names struct{ Certificate, PrivateKey, CA string }
+
+// NamesOf returns the names that the attributes ask for.
+func NamesOf(a attributes.Attributes) Names {
+	return Names{a.CertificateFile, a.PrivateKeyFile, a.CAFile}
+}
+
+// All are all names.
+func (n Names) All() []string { return []string{n.Certificate, n.PrivateKey, n.CA} }
+
 // Encode makes the files of a credential: the chain, leaf first and without the
-// root; the private key; and all roots of the authority. All are PEM (RFC 7468).
+// root; the private key; and all roots of the CA. All are PEM (RFC 7468).
 func Encode(c *issuer.Credential, a attributes.Attributes) ([]File, error) {
 	key, err := encodeKey(c.Key, a.KeyEncoding)
 	if err != nil {
@@ -77,55 +85,27 @@ func marshalKey(key crypto.Signer, encoding attributes.KeyEncoding) (der []byte,
 	return der, "PRIVATE KEY", err
 }
 
-// ReadKey reads the private key that Encode and Write have put into root.
-func ReadKey(root *os.Root, a attributes.Attributes) (issuer.PrivateKey, error) {
-	data, err := root.ReadFile(a.PrivateKeyFile)
+// ReadKey reads the private key that Encode and Write have put into the file.
+func ReadKey(root *os.Root, name string) (issuer.PrivateKey, error) {
+	data, err := root.ReadFile(name)
 	if err != nil {
 		return issuer.PrivateKey{}, err
 	}
 	defer clear(data)
 	block, _ := pem.Decode(data)
 	if block == nil {
-		return issuer.PrivateKey{}, fmt.Errorf("%s is not PEM", a.PrivateKeyFile)
+		return issuer.PrivateKey{}, fmt.Errorf("%s is not PEM", name)
 	}
 	defer clear(block.Bytes)
 	key, err := parseKey(block)
 	if err != nil {
-		return issuer.PrivateKey{}, err
+		return issuer.PrivateKey{}, fmt.Errorf("%s: %w", name, err)
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return issuer.PrivateKey{}, fmt.Errorf("a %T is no private key", key)
+		return issuer.PrivateKey{}, fmt.Errorf("%s: a %T is no private key", name, key)
 	}
 	return issuer.PrivateKey{Signer: signer}, nil
-}
-
-// ReadLeaf reads the certificate that Encode and Write have put into root, and
-// tells when that was.
-func ReadLeaf(root *os.Root, a attributes.Attributes) (leaf *x509.Certificate, written time.Time, err error) {
-	info, err := root.Stat(a.CertificateFile)
-	if err != nil {
-		return nil, written, err
-	}
-	data, err := root.ReadFile(a.CertificateFile)
-	if err != nil {
-		return nil, written, err
-	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, written, fmt.Errorf("%s is not PEM", a.CertificateFile)
-	}
-	leaf, err = x509.ParseCertificate(block.Bytes)
-	return leaf, info.ModTime(), err
-}
-
-// ReadChain reads the certificates that Encode and Write have put into root.
-func ReadChain(root *os.Root, a attributes.Attributes) ([]*x509.Certificate, error) {
-	data, err := root.ReadFile(a.CertificateFile)
-	if err != nil {
-		return nil, err
-	}
-	return pemutil.ParseCertificateBundle(data)
 }
 
 // parseKey undoes marshalKey.

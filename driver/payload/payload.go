@@ -22,10 +22,11 @@ import (
 )
 
 const (
-	dataLink = "..data"
+	// DataLink is the symbolic link to the set of files that is in use.
+	DataLink = "..data"
 	newLink  = "..data_tmp"
-	// reserved is how the names begin that users cannot have.
-	reserved = ".."
+	// Reserved is the beginning of names that users cannot choose.
+	Reserved = ".."
 )
 
 // File is one file of a set.
@@ -41,24 +42,25 @@ type Access struct {
 	Group *int
 }
 
-// Write replaces the set of files in root by another one. The set before it
-// stays until the next Write, for readers that are about to open it; what is
-// older, or was left by a Write that did not end, is removed.
-func Write(root *os.Root, files []File, access Access) error {
+// Write replaces the set of files in root. The previous set stays until the next
+// Write, for readers that are about to open it. Older sets, and what a Write left that
+// did not end, are removed. After an error, the previous set is in use; stale are names
+// of it that could not be removed after the new one was in use.
+func Write(root *os.Root, files []File, access Access) (stale []string, err error) {
 	names, err := list(root)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	current, err := currentSet(root, names)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := removeSetsBut(root, names, current); err != nil {
-		return fmt.Errorf("clear old files: %w", err)
+		return nil, fmt.Errorf("remove old files: %w", err)
 	}
 	set := setName(time.Now())
 	if err := writeSet(root, set, files, access); err != nil {
-		return errors.Join(err, root.RemoveAll(set))
+		return nil, errors.Join(err, root.RemoveAll(set))
 	}
 	// At every moment there are all of the old names or all of the new ones, each
 	// of which leads to a file. New ones lead nowhere until the swap.
@@ -67,13 +69,13 @@ func Write(root *os.Root, files []File, access Access) error {
 		err = swap(root, set)
 	}
 	if err != nil {
-		return errors.Join(err, unlink(root, missing(after, before)), root.RemoveAll(set))
+		return nil, errors.Join(err, unlink(root, missing(after, before)), root.RemoveAll(set))
 	}
-	if err := unlink(root, missing(before, after)); err != nil {
-		return err
+	if unlink(root, missing(before, after)) != nil {
+		stale = missing(before, after)
 	}
 	announce(root, current)
-	return nil
+	return stale, nil
 }
 
 // Has tells whether the file is there, with the same contents.
@@ -87,11 +89,11 @@ func Has(root *os.Root, file File) (bool, error) {
 
 // Replace replaces one file of the set, which has all the names. The others keep
 // their contents.
-func Replace(root *os.Root, file File, names []string, access Access) error {
-	files := make([]File, len(names))
-	for i, name := range names {
+func Replace(root *os.Root, file File, names Names, access Access) error {
+	var files []File
+	for _, name := range names.All() {
 		if name == file.Name {
-			files[i] = file
+			files = append(files, file)
 			continue
 		}
 		data, err := root.ReadFile(name)
@@ -99,9 +101,10 @@ func Replace(root *os.Root, file File, names []string, access Access) error {
 			return err
 		}
 		defer clear(data) // one is the key
-		files[i] = File{name, data}
+		files = append(files, File{name, data})
 	}
-	return Write(root, files, access)
+	_, err := Write(root, files, access)
+	return err
 }
 
 // announce touches the files of the set before, for programs that watch a file
@@ -132,15 +135,15 @@ func list(root *os.Root) ([]string, error) {
 
 // currentSet is the name of the set that is in use, or empty at first.
 func currentSet(root *os.Root, names []string) (string, error) {
-	if !slices.Contains(names, dataLink) {
+	if !slices.Contains(names, DataLink) {
 		return "", nil
 	}
-	return root.Readlink(dataLink)
+	return root.Readlink(DataLink)
 }
 
 func removeSetsBut(root *os.Root, names []string, current string) error {
 	for _, name := range names {
-		if !strings.HasPrefix(name, reserved) || name == dataLink || name == current {
+		if !strings.HasPrefix(name, Reserved) || name == DataLink || name == current {
 			continue
 		}
 		if err := root.RemoveAll(name); err != nil {
@@ -152,7 +155,7 @@ func removeSetsBut(root *os.Root, names []string, current string) error {
 
 // setName sorts by time, as the kubelet's do, and never comes twice.
 func setName(now time.Time) string {
-	return reserved + now.UTC().Format("2006_01_02_15_04_05.") + rand.Text()[:10]
+	return Reserved + now.UTC().Format("2006_01_02_15_04_05.") + rand.Text()[:10]
 }
 
 func writeSet(root *os.Root, name string, files []File, access Access) error {
@@ -197,17 +200,17 @@ func writeFile(set *os.Root, file File, access Access) error {
 func swap(root *os.Root, set string) error {
 	err := root.Symlink(set, newLink)
 	if err == nil {
-		err = root.Rename(newLink, dataLink)
+		err = root.Rename(newLink, DataLink)
 	}
 	if err != nil {
-		return fmt.Errorf("swap %s: %w", dataLink, err)
+		return fmt.Errorf("swap %s: %w", DataLink, err)
 	}
 	return nil
 }
 
 // visible are those of the names that a reader is to use.
 func visible(names []string) []string {
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.HasPrefix(name, reserved) })
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.HasPrefix(name, Reserved) })
 }
 
 func fileNames(files []File) []string {
@@ -225,7 +228,7 @@ func missing(names, others []string) []string {
 
 func link(root *os.Root, names []string) error {
 	for _, name := range names {
-		if err := root.Symlink(dataLink+"/"+name, name); err != nil {
+		if err := root.Symlink(DataLink+"/"+name, name); err != nil {
 			return err
 		}
 	}

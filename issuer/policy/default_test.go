@@ -281,7 +281,7 @@ func TestDefaultDenies(t *testing.T) {
 			pod, req := testPod(), testRequest()
 			test.change(&pod, &req)
 			err := p.Check(t.Context(), pod, req)
-			if !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), test.want) {
+			if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want a denial with %q", err, test.want)
 			}
 		})
@@ -302,7 +302,7 @@ func TestNormalFormIsBeforeCEL(t *testing.T) {
 	} {
 		pod, req := testPod(), testRequest()
 		change(&pod, &req)
-		if err := p.Check(t.Context(), pod, req); !errors.Is(err, issuer.ErrDenied) {
+		if err := p.Check(t.Context(), pod, req); !errors.Is(err, issuer.Denied) {
 			t.Errorf("%s: got %v, want a denial", name, err)
 		}
 	}
@@ -437,7 +437,7 @@ func FuzzDefault(f *testing.F) {
 			req.IPAddresses = append(req.IPAddresses, ip)
 		}
 		if err := p.Check(t.Context(), pod, req); err != nil {
-			if !errors.Is(err, issuer.ErrDenied) || strings.Contains(err.Error(), "cannot be evaluated") {
+			if !errors.Is(err, issuer.Denied) || strings.Contains(err.Error(), "cannot be evaluated") {
 				t.Fatalf("not a plain denial: %v", err)
 			}
 			return

@@ -128,12 +128,12 @@ func (c Config) check() error {
 }
 
 // Check tells whether the pod may have what it requests. A denial wraps
-// issuer.ErrDenied and carries the message of the first validation that does
+// issuer.Denied and carries the message of the first validation that does
 // not hold; a validation that cannot be evaluated denies too. Any other error
 // is that of ctx.
 func (p *Policy) Check(ctx context.Context, pod issuer.Pod, req issuer.Request) error {
 	if err := errors.Join(checkPod(pod), checkRequest(req), p.checkReserved(req)); err != nil {
-		return fmt.Errorf("%w: %w", issuer.ErrDenied, err)
+		return fmt.Errorf("%w: %w", issuer.Denied, err)
 	}
 	vars := variables(pod, newRequest(req, p.issuer), p.settings)
 	for _, v := range p.validations {

@@ -203,7 +203,7 @@ func TestCheckCustom(t *testing.T) {
 			switch {
 			case test.want == "" && err != nil:
 				t.Error(err)
-			case test.want != "" && (err == nil || err.Error() != test.want || !errors.Is(err, issuer.ErrDenied)):
+			case test.want != "" && (err == nil || err.Error() != test.want || !errors.Is(err, issuer.Denied)):
 				t.Errorf("got %v, want %q", err, test.want)
 			}
 		})
@@ -226,7 +226,7 @@ func TestCheckCostLimit(t *testing.T) {
 		}
 		v := validation{name: "validations[0]", expression: program}
 		err = v.check(t.Context(), variables(testPod(), newRequest(testRequest(), "default"), settings{}))
-		if allowed && err != nil || !allowed && (!errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "cost limit exceeded")) {
+		if allowed && err != nil || !allowed && (!errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "cost limit exceeded")) {
 			t.Errorf("with a limit of %d: %v", limit, err)
 		}
 	}
@@ -254,7 +254,7 @@ func TestCheckCanceled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	err := newPolicy(t, testConfig()).Check(ctx, testPod(), testRequest())
-	if !errors.Is(err, context.Canceled) || errors.Is(err, issuer.ErrDenied) {
+	if !errors.Is(err, context.Canceled) || errors.Is(err, issuer.Denied) {
 		t.Errorf("got %v, want the context's error and no denial", err)
 	}
 }

@@ -24,7 +24,7 @@ func TestReservedNames(t *testing.T) {
 	} {
 		req := testRequest()
 		change(&req)
-		if err := p.Check(context.Background(), testPod(), req); !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "reserved") {
+		if err := p.Check(context.Background(), testPod(), req); !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "reserved") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -38,7 +38,7 @@ func TestReservedNames(t *testing.T) {
 }
 
 func TestExpressionsSeeTheIssuer(t *testing.T) {
-	for name, want := range map[string]error{"edge": nil, "default": issuer.ErrDenied} {
+	for name, want := range map[string]error{"edge": nil, "default": issuer.Denied} {
 		c := testConfig(Validation{Expression: "request.issuer == 'edge'"})
 		c.Issuer = name
 		if err := newPolicy(t, c).Check(context.Background(), testPod(), testRequest()); !errors.Is(err, want) {

@@ -88,11 +88,11 @@ func (v validation) check(ctx context.Context, vars map[string]any) error {
 	result, _, err := v.expression.ContextEval(ctx, vars)
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: %w", v.name, ctx.Err())
+		return fmt.Errorf("%s: %w: %w", v.name, issuer.Ended(ctx), ctx.Err())
 	case err != nil:
-		return fmt.Errorf("%w: %s cannot be evaluated for this request: %w", issuer.ErrDenied, v.name, err)
+		return fmt.Errorf("%w: %s cannot be evaluated for this request: %w", issuer.Denied, v.name, err)
 	case result != types.True:
-		return fmt.Errorf("%w: %s", issuer.ErrDenied, v.explain(ctx, vars))
+		return fmt.Errorf("%w: %s", issuer.Denied, v.explain(ctx, vars))
 	}
 	return nil
 }

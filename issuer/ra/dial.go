@@ -3,9 +3,7 @@ package ra
 import (
 	"context"
 	"crypto/tls"
-	"fmt"
 	"net"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -54,7 +52,6 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient(scheme+":///"+net.JoinHostPort(s.url.Hostname(), port),
 		grpc.WithResolvers(replicas{}),
 		grpc.WithTransportCredentials(secure),
-		grpc.WithPerRPCCredentials(ownToken{s.config.Token}),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDisableServiceConfig(), // what DNS says does not count
 		grpc.WithNoProxy(),
@@ -68,20 +65,15 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 		}))
 }
 
-// ownToken adds the node plugin's own token to each call. The kubelet replaces
-// the file, so it is read each time.
-type ownToken struct{ read func() ([]byte, error) }
+// bearer is a token that is sent with a call, and over TLS only.
+type bearer string
 
-var _ credentials.PerRPCCredentials = ownToken{}
+var _ credentials.PerRPCCredentials = bearer("")
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
-func (t ownToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	token, err := t.read()
-	if err != nil {
-		return nil, fmt.Errorf("read the plugin's own token: %w", err)
-	}
-	return map[string]string{"authorization": "Bearer " + strings.TrimSpace(string(token))}, nil
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(b)}, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
-func (ownToken) RequireTransportSecurity() bool { return true }
+func (bearer) RequireTransportSecurity() bool { return true }

@@ -6,66 +6,101 @@ import (
 	"fmt"
 	"strings"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/flexstack/step-csi/issuer"
 )
 
-var errRubbish = errors.New("the answer is not a registration authority's")
+var errMalformed = fmt.Errorf("%w: there are no certificates where a registration authority sends some", issuer.InvalidAnswer)
 
-// answer is an error that the authority has answered, in its own words.
+// errorDomain is the domain of the ErrorInfo in the registration authority's errors,
+// whose reason is the outcome. See https://google.aip.dev/193.
+const errorDomain = "step-csi"
+
+// Status is the gRPC status with the code, the error's text, and its outcome.
+func Status(code codes.Code, err error) error {
+	s := status.New(code, err.Error())
+	detailed, failed := s.WithDetails(&errdetails.ErrorInfo{Domain: errorDomain, Reason: issuer.OutcomeOf(err).String()})
+	if failed != nil {
+		return s.Err()
+	}
+	return detailed.Err()
+}
+
+// outcomeOf returns the outcome that the registration authority answered. Versions
+// before 0.1 answer a code alone, and proxies do, too.
+func outcomeOf(s *status.Status) issuer.Outcome {
+	for _, detail := range s.Details() {
+		info, ok := detail.(*errdetails.ErrorInfo)
+		if !ok || info.GetDomain() != errorDomain {
+			continue
+		}
+		for _, outcome := range issuer.Outcomes() {
+			if outcome != issuer.OK && outcome.String() == info.GetReason() {
+				return outcome
+			}
+		}
+	}
+	switch s.Code() {
+	case codes.PermissionDenied, codes.InvalidArgument:
+		return issuer.Denied
+	case codes.Unauthenticated:
+		return issuer.NoPodToken
+	case codes.ResourceExhausted:
+		return issuer.Throttled
+	case codes.FailedPrecondition:
+		return issuer.Unsupported
+	case codes.Internal:
+		return issuer.InvalidAnswer
+	}
+	return issuer.Unavailable
+}
+
+// answer is an error in the registration authority's own words, with its outcome.
 type answer struct {
-	text  string
-	kinds []error
+	text    string
+	outcome issuer.Outcome
 }
 
 // Error implements error.
 func (a answer) Error() string { return a.text }
 
-// Unwrap tells what kind of error it is.
-func (a answer) Unwrap() []error { return a.kinds }
+// Unwrap returns the outcome.
+func (a answer) Unwrap() error { return a.outcome }
 
-// explain says which authority did not do what, and whether it refused or could
-// not. ctx is the caller's: whose own time is over is told so.
-func (s *Signer) explain(ctx context.Context, what string, err error) error {
-	said, answered := status.FromError(err)
+// explain says which call to which registration authority failed and why, and
+// decides its outcome, unless that is known already. ctx is the caller's.
+func (s *Signer) explain(ctx context.Context, call string, err error) error {
+	if issuer.OutcomeOf(err) != issuer.Failed {
+		return fmt.Errorf("registration authority %s: %s: %w", s.url, call, err)
+	}
+	reply, answered := status.FromError(err)
 	if !answered {
-		return fmt.Errorf("%s: %s: %w: %w", s.url, what, issuer.ErrUnavailable, err)
+		return fmt.Errorf("registration authority %s: %s: %w: %w", s.url, call, issuer.Unavailable, err)
 	}
-	a := answer{text: plain(said)}
-	switch said.Code() {
-	case codes.PermissionDenied, codes.InvalidArgument:
-		a.kinds = []error{issuer.ErrDenied}
-	case codes.Unauthenticated:
-		a.kinds = []error{issuer.ErrUnavailable, issuer.ErrNoToken}
-	case codes.NotFound:
-		a.kinds = []error{issuer.ErrUnavailable}
-	case codes.FailedPrecondition:
-		a.kinds = []error{issuer.ErrCannotRevoke}
-	case codes.Unimplemented:
-		a.kinds = []error{issuer.ErrCannotRevoke}
-		a.text = "the authority is of an older version, which cannot revoke: " + said.Message()
-	case codes.Internal:
-		// The CA has answered something else than what was asked for.
-		a.kinds = []error{issuer.ErrInvalidAnswer}
-	default:
-		a.kinds = []error{issuer.ErrUnavailable}
-		a.text = issuer.ErrUnavailable.Error() + ": " + a.text
+	a := answer{plain(reply), outcomeOf(reply)}
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		a.outcome = issuer.Canceled
+	case reply.Code() == codes.Unimplemented && call == callRevoke:
+		a = answer{"this version of the registration authority cannot revoke; upgrade it: " + reply.Message(), issuer.Unsupported}
+	case reply.Code() == codes.Unimplemented:
+		a.text = "this is no registration authority, or one of a version that does not know the call: " + a.text
+	case reply.Code() == codes.DeadlineExceeded:
+		a.text += " (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"
 	}
-	if said.Code() == codes.DeadlineExceeded {
-		a.text += " (no answer in time: do the authority's pods run, and does something on the way drop what is sent to them?)"
+	if a.outcome == issuer.Unavailable && !strings.HasPrefix(a.text, issuer.Unavailable.Error()) {
+		a.text = issuer.Unavailable.Error() + ": " + a.text
 	}
-	if ctx.Err() != nil {
-		a.kinds = append(a.kinds, ctx.Err())
-	}
-	return fmt.Errorf("%s: %s: %w", s.url, what, a)
+	return fmt.Errorf("registration authority %s: %s: %w", s.url, call, a)
 }
 
-// plain is what was said, without what gRPC says about having tried more than once.
-func plain(said *status.Status) string {
-	text := said.Message()
-	if _, last, found := strings.Cut(text, "rpc error: code = "+said.Code().String()+" desc = "); found {
+// plain is the message without what gRPC adds about its retries.
+func plain(reply *status.Status) string {
+	text := reply.Message()
+	if _, last, found := strings.Cut(text, "rpc error: code = "+reply.Code().String()+" desc = "); found {
 		return last
 	}
 	return text

@@ -34,12 +34,10 @@ func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
 	if request.Signature, err = sign(r.Key, Proof(request, r.Pod.Node)); err != nil {
 		return fmt.Errorf("prove the possession of the key: %w", err)
 	}
-	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
-	defer cancel()
-	if _, err := s.client.Revoke(limited, request, grpc.WaitForReady(true)); err != nil {
-		return s.explain(ctx, "revoke", err)
-	}
-	return nil
+	return s.call(ctx, callRevoke, func(ctx context.Context, options ...grpc.CallOption) error {
+		_, err := s.client.Revoke(ctx, request, append(options, grpc.WaitForReady(true))...)
+		return err
+	})
 }
 
 // Proof is what the certificate's key signs: that this certificate is to be revoked,

@@ -98,18 +98,39 @@ func (s *Signer) Connect(ctx context.Context) error {
 	return err
 }
 
-// Sign has the authority sign the CSR. Without a valid token of the pod it does
-// not ask: the error is issuer.ErrNoToken then.
-func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
-	token, pod := req.Applicant.Token, req.Applicant.Pod
-	if !token.ValidAt(time.Now()) {
-		return nil, fmt.Errorf("%w: %w to show to %s: the kubelet brings one with its next call, within two minutes, "+
-			"if the CSIDriver object has tokenRequests for the audience %s and requiresRepublish: true",
-			issuer.ErrUnavailable, issuer.ErrNoToken, s.url, issuer.TokenAudience)
+// The calls, as error messages name them.
+const (
+	callSign   = "sign"
+	callRoots  = "get the roots"
+	callRevoke = "revoke"
+)
+
+// call makes a call with the token of the plugin's own pod, bounded in time. The
+// kubelet replaces the token's file, so it is read each time; the outcome is
+// CallerRejected if it cannot be read.
+func (s *Signer) call(ctx context.Context, name string, do func(context.Context, ...grpc.CallOption) error) error {
+	token, err := s.config.Token()
+	if err != nil {
+		return s.explain(ctx, name, fmt.Errorf("%w: read the token of the plugin's own pod: %w", issuer.CallerRejected, err))
 	}
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
-	answer, err := s.client.Sign(limited, &rapb.SignRequest{
+	if err := do(limited, grpc.PerRPCCredentials(bearer(strings.TrimSpace(string(token))))); err != nil {
+		return s.explain(ctx, name, err)
+	}
+	return nil
+}
+
+// Sign has the registration authority sign the CSR. Without a valid token of the pod
+// it does not call: the outcome is NoPodToken.
+func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
+	token, pod := req.Applicant.Token, req.Applicant.Pod
+	if !token.ValidAt(time.Now()) {
+		return nil, fmt.Errorf("%w to show to the registration authority %s: the kubelet brings one with its next call, within two minutes, "+
+			"if the CSIDriver object has tokenRequests for the audience %s and requiresRepublish: true",
+			issuer.NoPodToken, s.url, issuer.TokenAudience)
+	}
+	request := &rapb.SignRequest{
 		Issuer:          s.config.Issuer,
 		Csr:             req.CSR.Raw,
 		DurationSeconds: int64(req.Request.Duration / time.Second),
@@ -121,17 +142,22 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 			ServiceAccount: pod.ServiceAccount,
 			Node:           pod.Node,
 		},
-	}, grpc.WaitForReady(true))
-	if err != nil {
-		return nil, s.explain(ctx, "sign", err)
 	}
-	chain, err := certificates(answer.GetChain())
+	var chain []*x509.Certificate
+	var roots issuer.Roots
+	err := s.call(ctx, callSign, func(ctx context.Context, options ...grpc.CallOption) error {
+		answer, err := s.client.Sign(ctx, request, append(options, grpc.WaitForReady(true))...)
+		if err != nil {
+			return err
+		}
+		if chain, err = certificates(answer.GetChain()); err != nil {
+			return err
+		}
+		roots, err = answeredRoots(answer)
+		return err
+	})
 	if err != nil {
-		return nil, s.explain(ctx, "sign", err)
-	}
-	roots, err := answeredRoots(answer)
-	if err != nil {
-		return nil, s.explain(ctx, "sign", err)
+		return nil, err
 	}
 	s.roots.Store(&roots)
 	return chain, nil
@@ -148,19 +174,21 @@ func (s *Signer) Roots(ctx context.Context) (issuer.Roots, error) {
 // RefreshRoots asks the authority for the roots of the CA, and for those of its
 // own certificate, which may come from another one next time.
 func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
-	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
-	defer cancel()
-	answer, err := s.client.Roots(limited, &rapb.RootsRequest{Issuer: s.config.Issuer})
+	var roots issuer.Roots
+	var own []*x509.Certificate
+	err := s.call(ctx, callRoots, func(ctx context.Context, options ...grpc.CallOption) error {
+		answer, err := s.client.Roots(ctx, &rapb.RootsRequest{Issuer: s.config.Issuer}, options...)
+		if err != nil {
+			return err
+		}
+		if roots, err = answeredRoots(answer); err != nil {
+			return err
+		}
+		own, err = certificates(answer.GetAuthorityRoots())
+		return err
+	})
 	if err != nil {
-		return issuer.Roots{}, s.explain(ctx, "get the roots", err)
-	}
-	roots, err := answeredRoots(answer)
-	if err != nil {
-		return issuer.Roots{}, s.explain(ctx, "get the roots", err)
-	}
-	own, err := certificates(answer.GetAuthorityRoots())
-	if err != nil {
-		return issuer.Roots{}, s.explain(ctx, "get the roots", err)
+		return issuer.Roots{}, err
 	}
 	s.roots.Store(&roots)
 	s.follow(own)
@@ -226,13 +254,13 @@ func answeredRoots(answer interface {
 
 func certificates(all [][]byte) ([]*x509.Certificate, error) {
 	if len(all) == 0 {
-		return nil, errRubbish
+		return nil, errMalformed
 	}
 	parsed := make([]*x509.Certificate, len(all))
 	for i, der := range all {
 		var err error
 		if parsed[i], err = x509.ParseCertificate(der); err != nil {
-			return nil, fmt.Errorf("%w: %w", errRubbish, err)
+			return nil, fmt.Errorf("%w: %w", errMalformed, err)
 		}
 	}
 	return parsed, nil

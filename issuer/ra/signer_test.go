@@ -2,7 +2,7 @@ package ra_test
 
 import (
 	"context"
-	"errors"
+	"io/fs"
 	"strings"
 	"testing"
 	"time"
@@ -43,14 +43,30 @@ func TestWrongConfigurationIsRefused(t *testing.T) {
 	}
 }
 
-// Without a token there is nothing to ask; without an authority, nobody.
-func TestSignWithoutTokenOrAuthority(t *testing.T) {
-	defer goleak.VerifyNone(t)
-	s, err := ra.New(config())
+func newSigner(t *testing.T, c ra.Config) *ra.Signer {
+	t.Helper()
+	s, err := ra.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// The plugin's own token is not the pod's: the operator must look at the plugin.
+func TestUnreadableOwnTokenIsTheCallers(t *testing.T) {
+	c := config()
+	c.Token = func() ([]byte, error) { return nil, fs.ErrNotExist }
+	err := newSigner(t, c).Connect(t.Context())
+	if issuer.OutcomeOf(err) != issuer.CallerRejected || !strings.Contains(err.Error(), "the token of the plugin's own pod") {
+		t.Errorf("%v: %v", issuer.OutcomeOf(err), err)
+	}
+}
+
+// Without a token there is nothing to ask; without an authority, nobody.
+func TestSignWithoutTokenOrAuthority(t *testing.T) {
+	t.Cleanup(func() { goleak.VerifyNone(t) })
+	s := newSigner(t, config())
 	key, err := issuer.Ed25519.Generate()
 	if err != nil {
 		t.Fatal(err)
@@ -62,19 +78,25 @@ func TestSignWithoutTokenOrAuthority(t *testing.T) {
 	now := time.Now()
 	for name, test := range map[string]struct {
 		token issuer.Token
-		want  error
+		want  issuer.Outcome
 		text  string
 	}{
-		"none":    {issuer.Token{}, issuer.ErrNoToken, "tokenRequests"},
-		"expired": {issuer.NewToken("a.b.c", now.Add(-time.Second)), issuer.ErrNoToken, "tokenRequests"},
-		"valid":   {issuer.NewToken("a.b.c", now.Add(time.Hour)), issuer.ErrUnavailable, "ra.invalid"},
+		"none":    {issuer.Token{}, issuer.NoPodToken, "tokenRequests"},
+		"expired": {issuer.NewToken("a.b.c", now.Add(-time.Second)), issuer.NoPodToken, "tokenRequests"},
+		"valid":   {issuer.NewToken("a.b.c", now.Add(time.Hour)), issuer.Unavailable, "ra.invalid"},
 	} {
 		_, err := s.Sign(t.Context(), issuer.SigningRequest{Applicant: issuer.Applicant{Token: test.token}, CSR: csr})
-		if !errors.Is(err, test.want) || !errors.Is(err, issuer.ErrUnavailable) || !strings.Contains(err.Error(), test.text) || errors.Is(err, context.DeadlineExceeded) {
+		if issuer.OutcomeOf(err) != test.want || !strings.Contains(err.Error(), test.text) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := s.Connect(t.Context()); !errors.Is(err, issuer.ErrUnavailable) {
+	if err := s.Connect(t.Context()); issuer.OutcomeOf(err) != issuer.Unavailable {
 		t.Errorf("connect: %v", err)
+	}
+	// A caller that gives up says nothing about the registration authority.
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Connect(canceled); issuer.OutcomeOf(err) != issuer.Canceled {
+		t.Errorf("canceled: %v", err)
 	}
 }

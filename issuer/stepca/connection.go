@@ -43,7 +43,7 @@ func (s *Signer) connected(ctx context.Context) (*connection, error) {
 		return s.connect(ctx)
 	})
 	if err != nil {
-		return nil, s.explain("connect", err)
+		return nil, s.explain(ctx, "connect", err)
 	}
 	return c, nil
 }
@@ -78,7 +78,7 @@ func (s *Signer) refreshed(ctx context.Context, old *connection) (*connection, e
 		return s.follow(ctx, &fresh), nil
 	})
 	if err != nil {
-		return nil, s.explain("get the roots", err)
+		return nil, s.explain(ctx, "get the roots", err)
 	}
 	return c, nil
 }

@@ -22,18 +22,22 @@ var (
 	errNoProvisioner = errors.New("the CA has no JWK provisioner")
 )
 
-// explain says which CA did not do what, and whether it refused or could not.
-// A refusal is a refusal only if step-ca itself says so.
-func (s *Signer) explain(what string, err error) error {
-	if errors.Is(err, issuer.ErrDenied) || errors.Is(err, issuer.ErrUnavailable) {
+// explain says which call to which CA failed and why, and decides its outcome,
+// unless that is known already. ctx is the caller's. A refusal counts as one only if
+// step-ca itself answered it.
+func (s *Signer) explain(ctx context.Context, call string, err error) error {
+	if issuer.OutcomeOf(err) != issuer.Failed {
 		return err
 	}
-	kind := issuer.ErrUnavailable
+	outcome := issuer.Unavailable
 	var answer *errs.Error
-	if errors.As(err, &answer) && isRefusal(answer.Status) {
-		kind = issuer.ErrDenied
+	switch {
+	case errors.As(err, &answer) && isRefusal(answer.Status):
+		outcome = issuer.Denied
+	case ctx.Err() != nil:
+		outcome = issuer.Ended(ctx)
 	}
-	return fmt.Errorf("%s: %s: %w: %w%s", s.url, what, kind, plain(err), hint(err))
+	return fmt.Errorf("CA %s: %s: %w: %w%s", s.url, call, outcome, plain(err), hint(err))
 }
 
 func isRefusal(status int) bool {

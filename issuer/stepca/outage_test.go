@@ -83,7 +83,7 @@ func TestEveryCallIsBounded(t *testing.T) {
 				"revoke": func() error { return s.Revoke(t.Context(), issuer.Revocation{Serial: "1"}) },
 			} {
 				begin := time.Now()
-				if err := call(); !errors.Is(err, issuer.ErrUnavailable) {
+				if err := call(); !errors.Is(err, issuer.Unavailable) {
 					t.Errorf("%s: %v", name, err)
 				}
 				if took := time.Since(begin); took > 5*time.Second {
@@ -121,7 +121,7 @@ func TestConnectionsThatBreak(t *testing.T) {
 		before := p.Connections()
 		set(t, p, fault)
 		_, err := s.Sign(t.Context(), signingRequest(t))
-		if err != nil && !errors.Is(err, issuer.ErrUnavailable) || errors.Is(err, issuer.ErrDenied) {
+		if err != nil && !errors.Is(err, issuer.Unavailable) || errors.Is(err, issuer.Denied) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if more := p.Connections() - before; more > 3 {

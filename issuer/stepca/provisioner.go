@@ -52,7 +52,7 @@ func (s *Signer) provisionerKey(ctx context.Context, c *connection, refused *pro
 		return key, err
 	})
 	if err != nil {
-		return nil, s.explain("get the provisioner's key", err)
+		return nil, s.explain(ctx, "get the provisioner's key", err)
 	}
 	return key, nil
 }
@@ -166,7 +166,7 @@ func sans(req issuer.Request) ([]string, error) {
 	dns, addresses, emails, identifiers := x509util.SplitSANs(all)
 	if !slices.Equal(dns, req.DNSNames) || !slices.Equal(emails, req.EmailAddresses) ||
 		!slices.Equal(texts(addresses, net.IP.String), ips) || !slices.Equal(texts(identifiers, (*url.URL).String), uris) {
-		return nil, fmt.Errorf("%w: step-ca would take one of the names %q for one of another type", issuer.ErrDenied, all)
+		return nil, fmt.Errorf("%w: step-ca would take one of the names %q for one of another type", issuer.Denied, all)
 	}
 	return all, nil
 }

@@ -21,7 +21,7 @@ func TestUnambiguous(t *testing.T) {
 		"an address in IPv6 clothes":   {IPAddresses: []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.1")}},
 		"a relative URI":               {URIs: []*url.URL{{Path: "a"}}},
 	} {
-		if _, err := sans(r); !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "of another type") {
+		if _, err := sans(r); !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "of another type") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

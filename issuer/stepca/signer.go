@@ -140,7 +140,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		return err
 	})
 	if err != nil {
-		return nil, s.explain("sign", err)
+		return nil, s.explain(ctx, "sign", err)
 	}
 	return chain, nil
 }
@@ -202,10 +202,10 @@ func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
 	case err == nil, isRevoked(err):
 		return nil
 	case hasNoDatabase(err):
-		return fmt.Errorf("%s: %w: it has no database; give it one (db in its ca.json), or leave revoke-on-delete out",
-			s.url, issuer.ErrCannotRevoke)
+		return fmt.Errorf("CA %s: revoke: %w: the CA has no database; give it one (db in its ca.json), or leave revoke-on-delete out",
+			s.url, issuer.Unsupported)
 	}
-	return s.explain("revoke", err)
+	return s.explain(ctx, "revoke", err)
 }
 
 func (s *Signer) revokeOnce(ctx context.Context, c *connection, key *provisionerKey, serial string) error {

@@ -138,7 +138,7 @@ func TestForeignCAIsNotTrusted(t *testing.T) {
 			c := configFor(ca)
 			change(&c)
 			err := newSigner(t, c).Connect(t.Context())
-			if !errors.Is(err, issuer.ErrUnavailable) || !strings.Contains(err.Error(), "fingerprint") {
+			if !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), "fingerprint") {
 				t.Errorf("got %v", err)
 			}
 			if n := ca.Signs(); n != 0 {
@@ -189,7 +189,7 @@ func TestWrongProvisionerOrPassword(t *testing.T) {
 			c := configFor(ca)
 			test.change(&c)
 			err := newSigner(t, c).Connect(t.Context())
-			if !errors.Is(err, issuer.ErrUnavailable) || !strings.Contains(err.Error(), test.want) {
+			if !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want something with %q", err, test.want)
 			}
 		})
@@ -284,7 +284,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := s.Sign(t.Context(), test.req)
-			if !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), test.want) {
+			if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v", err)
 			}
 		})
@@ -315,7 +315,7 @@ func TestTokenIsBoundToTheCSR(t *testing.T) {
 			next.ServeHTTP(w, r)
 		})
 	})
-	if _, err := s.Sign(t.Context(), signingRequest(t)); !errors.Is(err, issuer.ErrDenied) || !strings.Contains(err.Error(), "fingerprint") {
+	if _, err := s.Sign(t.Context(), signingRequest(t)); !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "fingerprint") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -324,7 +324,7 @@ func TestTokenIsBoundToTheCSR(t *testing.T) {
 func TestRevokeWithoutDatabase(t *testing.T) {
 	s := newSigner(t, configFor(startCA(t)))
 	err := s.Revoke(t.Context(), issuer.Revocation{Serial: "1234"})
-	if !errors.Is(err, issuer.ErrCannotRevoke) || errors.Is(err, issuer.ErrUnavailable) || !strings.Contains(err.Error(), "db in its ca.json") {
+	if !errors.Is(err, issuer.Unsupported) || errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), "db in its ca.json") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -375,7 +375,7 @@ func TestBadAnswersAreUnavailability(t *testing.T) {
 			defer ca.Intercept(nil)
 			start := time.Now()
 			_, err := s.Sign(t.Context(), signingRequest(t))
-			if !errors.Is(err, issuer.ErrUnavailable) {
+			if !errors.Is(err, issuer.Unavailable) {
 				t.Errorf("got %v", err)
 			}
 			if d := time.Since(start); d > 10*time.Second {
@@ -423,7 +423,7 @@ func TestUnreachableThenBack(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
 	ca.Stop()
-	if _, err := s.Sign(t.Context(), signingRequest(t)); !errors.Is(err, issuer.ErrUnavailable) {
+	if _, err := s.Sign(t.Context(), signingRequest(t)); !errors.Is(err, issuer.Unavailable) {
 		t.Errorf("got %v", err)
 	}
 	if err := ca.Resume(); err != nil {

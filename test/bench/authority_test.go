@@ -7,7 +7,6 @@ import (
 	"log"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/ra"
+	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/realca"
 )
 
@@ -38,7 +38,7 @@ func BenchmarkPublishThroughAuthority(b *testing.B) {
 		b.Fatal("needs a cluster: run make bench")
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	must(b, err)
+	node.Must(b, err)
 	config.QPS = -1
 	ca, pods := startCA(b), newPods(b, config)
 	direct := startNode(b, ca)
@@ -46,9 +46,8 @@ func BenchmarkPublishThroughAuthority(b *testing.B) {
 	for _, callers := range atOnce {
 		b.Run(fmt.Sprintf("at-once=%d", callers), func(b *testing.B) {
 			round := max(64, 4*callers)
-			requests, asked := make([]*csi.NodePublishVolumeRequest, round), make([]*csi.NodePublishVolumeRequest, round)
+			requests, asked := direct.requests(round), through.requests(round)
 			for i := range round {
-				requests[i], asked[i] = direct.request(b, i), through.request(b, i)
 				pods.make(b, "shop", fmt.Sprint("web-", i), "web")
 			}
 			var limit, took times
@@ -67,10 +66,10 @@ func BenchmarkPublishThroughAuthority(b *testing.B) {
 	}
 }
 
-func publishAll(b *testing.B, n *node, callers, count int, requests []*csi.NodePublishVolumeRequest) times {
+func publishAll(b *testing.B, n *inProcess, callers, count int, requests []*csi.NodePublishVolumeRequest) times {
 	took := measure(callers, count, func(i int) {
 		_, err := n.driver.NodePublishVolume(context.Background(), requests[i])
-		must(b, err)
+		node.Must(b, err)
 	})
 	for _, r := range requests {
 		n.unpublish(b, r)
@@ -82,13 +81,8 @@ func publishAll(b *testing.B, n *node, callers, count int, requests []*csi.NodeP
 func startAuthority(b *testing.B, ca *realca.CA, api *rest.Config) string {
 	b.Helper()
 	directory := b.TempDir()
-	binary := filepath.Join(directory, "step-csi")
-	build := exec.Command("go", "build", "-tags", "nobadger,nobbolt,nomysql,nopgx", "-o", binary, "../../cmd/step-csi")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	if err != nil {
-		b.Fatalf("%v\n%s", err, out)
-	}
+	binary, err := node.Build(directory, false)
+	node.Must(b, err)
 	name, password := ca.Provisioner()
 	for file, content := range map[string]string{
 		"password": password, "token": api.BearerToken, "api.crt": string(api.CAData),
@@ -102,24 +96,24 @@ authority:
   kubernetes: {url: %q, caFile: %[5]s/api.crt, tokenFile: %[5]s/token}
 `, ca.URL(), ca.Fingerprint(), name, api.Host, directory),
 	} {
-		must(b, os.WriteFile(filepath.Join(directory, file), []byte(content), 0o600))
+		node.Must(b, os.WriteFile(filepath.Join(directory, file), []byte(content), 0o600))
 	}
 	address := freeAddress(b)
-	process := exec.Command(binary, "ra", "--config", filepath.Join(directory, "step-csi.yaml"), "--listen", address)
-	must(b, process.Start())
+	process := binary.Command("ra", "--config", filepath.Join(directory, "step-csi.yaml"), "--listen", address)
+	node.Must(b, process.Start())
 	b.Cleanup(func() {
-		must(b, process.Process.Signal(syscall.SIGTERM))
-		must(b, process.Wait())
+		node.Must(b, process.Process.Signal(syscall.SIGTERM))
+		node.Must(b, process.Wait())
 	})
 	_, port, err := net.SplitHostPort(address)
-	must(b, err)
+	node.Must(b, err)
 	return "https://localhost:" + port
 }
 
 func freeAddress(b *testing.B) string {
 	b.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	must(b, err)
+	node.Must(b, err)
 	defer listener.Close()
 	return listener.Addr().String()
 }
@@ -127,13 +121,13 @@ func freeAddress(b *testing.B) string {
 func issuerAt(b *testing.B, ca *realca.CA, url, token string) *issuer.Issuer {
 	b.Helper()
 	signer, err := ra.New(ra.Config{URL: url, Fingerprint: ca.Fingerprint(), Issuer: "default", Token: func() ([]byte, error) { return []byte(token), nil }})
-	must(b, err)
+	node.Must(b, err)
 	b.Cleanup(signer.Close)
 	for try := 0; signer.Connect(b.Context()) != nil && try < 100; try++ {
 		time.Sleep(50 * time.Millisecond)
 	}
 	i, err := issuer.New(issuer.Config{Signer: signer, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
-	must(b, err)
+	node.Must(b, err)
 	return i
 }
 
@@ -148,15 +142,15 @@ func newPods(b *testing.B, config *rest.Config) *pods {
 	b.Helper()
 	log.SetOutput(io.Discard)
 	client, err := kubernetes.NewForConfig(config)
-	must(b, err)
+	node.Must(b, err)
 	p := &pods{client: client, uids: map[string]string{}}
 	_, err = client.CoreV1().Nodes().Create(b.Context(), &core.Node{ObjectMeta: meta.ObjectMeta{Name: "node-1"}}, meta.CreateOptions{})
-	must(b, err)
+	node.Must(b, err)
 	for namespace, account := range map[string]string{"step-ca": "plugin", "shop": "web"} {
 		_, err := client.CoreV1().Namespaces().Create(b.Context(), &core.Namespace{ObjectMeta: meta.ObjectMeta{Name: namespace}}, meta.CreateOptions{})
-		must(b, err)
+		node.Must(b, err)
 		_, err = client.CoreV1().ServiceAccounts(namespace).Create(b.Context(), &core.ServiceAccount{ObjectMeta: meta.ObjectMeta{Name: account}}, meta.CreateOptions{})
-		must(b, err)
+		node.Must(b, err)
 	}
 	p.make(b, "step-ca", "plugin", "plugin")
 	return p
@@ -169,18 +163,18 @@ func (p *pods) authority(b *testing.B, config *rest.Config) *rest.Config {
 	const name = "step-csi-ra"
 	object := meta.ObjectMeta{Name: name}
 	_, err := p.client.CoreV1().ServiceAccounts("step-ca").Create(b.Context(), &core.ServiceAccount{ObjectMeta: object}, meta.CreateOptions{})
-	must(b, err)
+	node.Must(b, err)
 	_, err = p.client.RbacV1().ClusterRoles().Create(b.Context(), &rbac.ClusterRole{ObjectMeta: object, Rules: []rbac.PolicyRule{
 		{APIGroups: []string{authentication.GroupName}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
 	}}, meta.CreateOptions{})
-	must(b, err)
+	node.Must(b, err)
 	_, err = p.client.RbacV1().ClusterRoleBindings().Create(b.Context(), &rbac.ClusterRoleBinding{
 		ObjectMeta: object, RoleRef: rbac.RoleRef{APIGroup: rbac.GroupName, Kind: "ClusterRole", Name: name},
 		Subjects: []rbac.Subject{{Kind: rbac.ServiceAccountKind, Namespace: "step-ca", Name: name}},
 	}, meta.CreateOptions{})
-	must(b, err)
+	node.Must(b, err)
 	answer, err := p.client.CoreV1().ServiceAccounts("step-ca").CreateToken(b.Context(), name, &authentication.TokenRequest{}, meta.CreateOptions{})
-	must(b, err)
+	node.Must(b, err)
 	own := rest.AnonymousClientConfig(config)
 	own.BearerToken = answer.Status.Token
 	return own
@@ -198,7 +192,7 @@ func (p *pods) make(b *testing.B, namespace, name, account string) {
 			Containers: []core.Container{{Name: "app", Image: "none"}},
 		},
 	}, meta.CreateOptions{})
-	must(b, err)
+	node.Must(b, err)
 	p.uids[name] = string(pod.UID)
 }
 
@@ -212,7 +206,7 @@ func (p *pods) token(b *testing.B, namespace, name string) string {
 			BoundObjectRef: &authentication.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: name},
 		},
 	}, meta.CreateOptions{})
-	must(b, err)
+	node.Must(b, err)
 	return answer.Status.Token
 }
 
@@ -221,6 +215,5 @@ func (p *pods) identify(b *testing.B, r *csi.NodePublishVolumeRequest, name stri
 	b.Helper()
 	r.VolumeContext["csi.storage.k8s.io/pod.name"] = name
 	r.VolumeContext["csi.storage.k8s.io/pod.uid"] = p.uids[name]
-	r.Secrets = map[string]string{"csi.storage.k8s.io/serviceAccount.tokens": fmt.Sprintf(
-		`{"step-csi": {"token": %q, "expirationTimestamp": %q}}`, p.token(b, "shop", name), time.Now().Add(time.Hour).UTC().Format(time.RFC3339))}
+	r.Secrets = node.Secrets(p.token(b, "shop", name))
 }

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -25,21 +24,21 @@ import (
 	"github.com/smallstep/certificates/api"
 	"github.com/smallstep/certificates/ca"
 	"go.step.sm/crypto/jose"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver"
-	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/stepca"
+	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/realca"
 	"github.com/flexstack/step-csi/test/sandbox"
 )
 
 func TestMain(m *testing.M) {
 	sandbox.Enter()
+	klog.SetOutput(io.Discard)
+	klog.LogToStderr(false)
 	os.Exit(m.Run())
 }
 
@@ -95,32 +94,29 @@ func BenchmarkRawSign(b *testing.B) {
 // Rounds of it alternate with rounds of the bare sign, which the ratio of the
 // medians is to.
 func BenchmarkPublish(b *testing.B) {
-	benchmarkPublish(b, func(n *node) csi.NodeServer { return n.driver })
+	benchmarkPublish(b, func(n *inProcess) csi.NodeServer { return n.driver })
 }
 
 // BenchmarkPublishOverSocket is the same as the kubelet calls it, through gRPC
 // on a unix socket.
 func BenchmarkPublishOverSocket(b *testing.B) {
-	benchmarkPublish(b, func(n *node) csi.NodeServer { return overSocket{client: n.client} })
+	benchmarkPublish(b, func(n *inProcess) csi.NodeServer { return overSocket{client: n} })
 }
 
-func benchmarkPublish(b *testing.B, way func(*node) csi.NodeServer) {
+func benchmarkPublish(b *testing.B, way func(*inProcess) csi.NodeServer) {
 	authority := startCA(b)
 	raw, n := newRawSigner(b, authority), startNode(b, authority)
 	server := way(n)
 	for _, callers := range atOnce {
 		b.Run(fmt.Sprintf("at-once=%d", callers), func(b *testing.B) {
 			round := 4 * callers
-			requests := make([]*csi.NodePublishVolumeRequest, round)
-			for i := range requests {
-				requests[i] = n.request(b, i)
-			}
+			requests := n.requests(round)
 			var limit, took times
 			for left := b.N; left > 0; left -= round {
 				limit = append(limit, measure(callers, min(left, round), func(int) { raw.sign(b) })...)
 				took = append(took, measure(callers, min(left, round), func(i int) {
 					_, err := server.NodePublishVolume(context.Background(), requests[i])
-					must(b, err)
+					node.Must(b, err)
 				})...)
 				for _, r := range requests {
 					n.unpublish(b, r)
@@ -146,17 +142,13 @@ func (s overSocket) NodePublishVolume(ctx context.Context, r *csi.NodePublishVol
 
 func startCA(b *testing.B) *realca.CA {
 	b.Helper()
-	authority, err := realca.Start(b.TempDir())
-	must(b, err)
+	directory := b.TempDir()
+	program, err := realca.Build(directory)
+	node.Must(b, err)
+	authority, err := realca.Start(program, directory)
+	node.Must(b, err)
 	b.Cleanup(authority.Stop)
 	return authority
-}
-
-func must(b *testing.B, err error) {
-	b.Helper()
-	if err != nil {
-		b.Fatal(err)
-	}
 }
 
 var names = []string{"web.shop", "web.shop.svc", "web.shop.svc.cluster.local"}
@@ -172,30 +164,30 @@ func newRawSigner(b *testing.B, authority *realca.CA) *rawSigner {
 	b.Helper()
 	ca.DisableIdentity = true
 	client, err := ca.NewClient(authority.URL(), ca.WithCABundle(authority.RootPEM()))
-	must(b, err)
+	node.Must(b, err)
 	provisioners, err := client.Provisioners()
-	must(b, err)
+	node.Must(b, err)
 	_, encrypted, _ := provisioners.Provisioners[0].GetEncryptedKey()
 	_, password := authority.Provisioner()
 	plain, err := jose.Decrypt([]byte(encrypted), jose.WithPassword([]byte(password)))
-	must(b, err)
+	node.Must(b, err)
 	key, err := jose.ParseKey(plain)
-	must(b, err)
+	node.Must(b, err)
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.SignatureAlgorithm(key.Algorithm), Key: key.Key},
 		new(jose.SignerOptions).WithType("JWT").WithHeader("kid", key.KeyID))
-	must(b, err)
+	node.Must(b, err)
 	return &rawSigner{client: client, signer: signer, audience: authority.URL() + "/1.0/sign"}
 }
 
 func (r *rawSigner) sign(b *testing.B) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(b, err)
+	node.Must(b, err)
 	template := &x509.CertificateRequest{DNSNames: names}
 	template.Subject.CommonName = names[0]
 	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
-	must(b, err)
+	node.Must(b, err)
 	csr, err := x509.ParseCertificateRequest(der)
-	must(b, err)
+	node.Must(b, err)
 	now, sum := time.Now(), sha256.Sum256(der)
 	token, err := jose.Signed(r.signer).Claims(jose.Claims{
 		ID: rand.Text(), Issuer: "admin", Subject: names[0], Audience: jose.Audience{r.audience},
@@ -203,20 +195,18 @@ func (r *rawSigner) sign(b *testing.B) {
 	}).Claims(map[string]any{
 		"sans": names, "cnf": map[string]string{"x5rt#S256": base64.RawURLEncoding.EncodeToString(sum[:])},
 	}).CompactSerialize()
-	must(b, err)
+	node.Must(b, err)
 	_, err = r.client.Sign(&api.SignRequest{CsrPEM: api.NewCertificateRequest(csr), OTT: token})
-	must(b, err)
+	node.Must(b, err)
 }
 
-// node is a node with the driver in this process. The kubelet's directory is in
-// memory: the disk of the machine is not what is measured.
-type node struct {
-	kubeletDir string
-	driver     *driver.Driver
-	client     csi.NodeClient
+// inProcess is a node with the driver in this process.
+type inProcess struct {
+	*node.Kubelet
+	driver *driver.Driver
 }
 
-func startNode(b *testing.B, authority *realca.CA) *node {
+func startNode(b *testing.B, authority *realca.CA) *inProcess {
 	b.Helper()
 	return startNodeWith(b, directIssuer(b, authority))
 }
@@ -229,7 +219,7 @@ func directSigner(b *testing.B, authority *realca.CA) *stepca.Signer {
 		URL: authority.URL(), Fingerprint: authority.Fingerprint(), Provisioner: provisioner,
 		Password: func() ([]byte, error) { return []byte(password), nil },
 	})
-	must(b, err)
+	node.Must(b, err)
 	b.Cleanup(signer.Close)
 	return signer
 }
@@ -238,63 +228,35 @@ func directSigner(b *testing.B, authority *realca.CA) *stepca.Signer {
 func directIssuer(b *testing.B, authority *realca.CA) *issuer.Issuer {
 	b.Helper()
 	allow, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local"})
-	must(b, err)
+	node.Must(b, err)
 	i, err := issuer.New(issuer.Config{Signer: directSigner(b, authority), Policy: allow.Check})
-	must(b, err)
+	node.Must(b, err)
 	return i
 }
 
-func startNodeWith(b *testing.B, i *issuer.Issuer) *node {
+// startNodeWith has the kubelet's directory in memory: the disk of the machine is
+// not what is measured.
+func startNodeWith(b *testing.B, i *issuer.Issuer) *inProcess {
 	b.Helper()
-	n := &node{kubeletDir: b.TempDir()}
-	must(b, syscall.Mount("kubelet", n.kubeletDir, "tmpfs", 0, ""))
-	b.Cleanup(func() { must(b, syscall.Unmount(n.kubeletDir, 0)) })
-	must(b, i.Connect(b.Context()))
-	socket := filepath.Join(n.kubeletDir, "csi.sock")
-	var err error
-	n.driver, err = driver.New(driver.Config{
-		Name: "csi.step-ca.io", NodeName: "node-1", KubeletDir: n.kubeletDir, Socket: socket,
-		ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
-		Issuers: map[string]driver.Issuer{"default": {Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Minute, Max: time.Hour}, RootsRefresh: time.Minute}},
-	})
-	must(b, err)
-	klog.SetOutput(io.Discard)
-	klog.LogToStderr(false)
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- n.driver.Run(ctx) }()
-	connection, err := grpc.NewClient("unix://"+socket,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
-	must(b, err)
-	n.client = csi.NewNodeClient(connection)
-	b.Cleanup(func() {
-		connection.Close()
-		stop()
-		must(b, <-done)
-	})
-	_, err = n.client.NodeGetInfo(b.Context(), &csi.NodeGetInfoRequest{}) // it runs
-	must(b, err)
+	directory := b.TempDir()
+	node.Must(b, syscall.Mount("kubelet", directory, "tmpfs", 0, ""))
+	b.Cleanup(func() { node.Must(b, syscall.Unmount(directory, 0)) })
+	node.Must(b, i.Connect(b.Context()))
+	n := &inProcess{Kubelet: node.NewKubelet(b, directory)}
+	n.driver, _ = n.Serve(i)
 	return n
 }
 
-func (n *node) request(b *testing.B, i int) *csi.NodePublishVolumeRequest {
-	uid := fmt.Sprintf("uid-%d", i)
-	target := filepath.Join(n.kubeletDir, "pods", uid, "volumes/kubernetes.io~csi/tls/mount")
-	must(b, os.MkdirAll(filepath.Dir(target), 0o755))
-	return &csi.NodePublishVolumeRequest{
-		VolumeId: "csi-" + uid, TargetPath: target, Readonly: true,
-		VolumeCapability: &csi.VolumeCapability{
-			AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
-			AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
-		},
-		VolumeContext: map[string]string{
-			"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.name": "web-" + uid, "csi.storage.k8s.io/pod.namespace": "shop",
-			"csi.storage.k8s.io/pod.uid": uid, "csi.storage.k8s.io/serviceAccount.name": "web", "service-names": "web",
-		},
+// requests are those to publish the volumes of so many pods.
+func (n *inProcess) requests(count int) []*csi.NodePublishVolumeRequest {
+	all := make([]*csi.NodePublishVolumeRequest, count)
+	for i := range all {
+		all[i] = n.MustRequest(node.Pod{Name: fmt.Sprint("web-", i), Attributes: map[string]string{"service-names": "web"}})
 	}
+	return all
 }
 
-func (n *node) unpublish(b *testing.B, r *csi.NodePublishVolumeRequest) {
+func (n *inProcess) unpublish(b *testing.B, r *csi.NodePublishVolumeRequest) {
 	_, err := n.driver.NodeUnpublishVolume(context.Background(), &csi.NodeUnpublishVolumeRequest{VolumeId: r.GetVolumeId(), TargetPath: r.GetTargetPath()})
-	must(b, err)
+	node.Must(b, err)
 }

@@ -13,10 +13,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 )
 
-// step decides about system calls: the one of that number, counted from 1, is
-// dealt with, and all others are made.
+// step applies the verdict to one system call, counted from 1. All other calls are
+// made.
 type step struct {
 	number  int
 	reads   bool // also counts calls that change nothing
@@ -27,7 +30,7 @@ type step struct {
 }
 
 func (s *step) decide(c call) verdict {
-	// An interrupted or failed close is none: the descriptor would stay open.
+	// close does not fail: the kernel releases the descriptor first (close(2)).
 	if !s.reads && !c.changes || s.reads && c.name == "close" {
 		return verdict{}
 	}
@@ -38,61 +41,66 @@ func (s *step) decide(c call) verdict {
 	return s.verdict
 }
 
-// operation is something that the kubelet has the plugin do with a pod's volume.
+// operation is a change of a pod's volume that the kubelet asks for.
 type operation struct {
 	published bool // the volume is mounted before
-	// try is the kubelet's call.
-	try func(n *node, p pod) error
-	// finished tells whether all is done that a call without an error began.
-	finished func(n *node, p pod) bool
-	// whole are the names that the volume's files may have meanwhile.
+	// try is one call of the kubelet.
+	try func(n *victim, p node.Pod) error
+	// finished tells whether the work that a successful try started is done.
+	finished func(n *victim, p node.Pod) bool
+	// whole are the file names that the volume may have during the operation.
 	whole []names
-	// gone tells that no volume is to be there in the end.
+	// gone is true if there is no volume after the operation.
 	gone bool
 }
 
 func operations() map[string]operation {
 	return map[string]operation{
 		"publish": {
-			try:      (*node).publish,
-			finished: func(*node, pod) bool { return true },
+			try:      (*victim).TryPublish,
+			finished: func(*victim, node.Pod) bool { return true },
 			whole:    []names{usual},
 		},
-		// All the steps of a renewal, and those of other names for the files.
+		// A renewal that also changes the file names.
 		"rewrite": {
 			published: true,
-			try:       func(n *node, p pod) error { return n.publish(p.rewritten()) },
-			finished: func(n *node, p pod) bool {
-				return strings.Count(n.logs.String(), fmt.Sprintf(`"Renewed" pod="shop/%s"`, p.name)) > 0
+			try:       func(n *victim, p node.Pod) error { return n.TryPublish(rewritten(p)) },
+			finished: func(n *victim, p node.Pod) bool {
+				return n.Logs.Has(fmt.Sprintf(logs.Renewed+` pod="shop/%s"`, p.Name))
 			},
 			whole: []names{usual, other},
 		},
 		"unpublish": {
 			published: true,
-			try:       (*node).unpublish,
-			finished:  func(*node, pod) bool { return true },
+			try:       (*victim).TryUnpublish,
+			finished:  func(*victim, node.Pod) bool { return true },
 			whole:     []names{usual},
 			gone:      true,
 		},
 	}
 }
 
-func newPod(name string) pod { return pod{name: name, attributes: usual.attributes()} }
+func newPod(name string) node.Pod {
+	return node.Pod{Name: name, Attributes: usual.attributes(), Group: "2000"}
+}
 
 // rewritten is the pod with other names for its files.
-func (p pod) rewritten() pod {
-	changed := pod{name: p.name, attributes: maps.Clone(p.attributes)}
-	maps.Copy(changed.attributes, other.attributes())
+func rewritten(p node.Pod) node.Pod {
+	changed := p
+	changed.Attributes = maps.Clone(p.Attributes)
+	maps.Copy(changed.Attributes, other.attributes())
 	return changed
 }
 
-// The process is killed before each system call that changes something, until
-// the operation is through without one.
+// The process is killed before the first system call that changes something, then
+// before the second, and so on, until the operation has no more such calls.
 func TestKilledBeforeEveryCall(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for name, operation := range operations() {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, ca)
+			t.Parallel()
+			n := newVictim(t, ca)
 			var met []string
 			for number := 1; ; number++ {
 				p := newPod(fmt.Sprint("web-", number))
@@ -114,21 +122,21 @@ func TestKilledBeforeEveryCall(t *testing.T) {
 	}
 }
 
-// killedAt kills the process at a step of the operation, checks what is left,
-// and what becomes of it. It returns the call at which that was, or nil if there
-// are fewer.
-func (n *node) killedAt(o operation, p pod, number int) *call {
-	n.t.Helper()
-	if n.process == nil {
+// killedAt kills the process before a call of the operation, and checks the volume
+// after that, after a restart, and after the kubelet's next try. It returns the call,
+// or nil if the operation has fewer.
+func (n *victim) killedAt(o operation, p node.Pod, number int) *call {
+	n.T.Helper()
+	if n.Process == nil {
 		n.startIntercepted(nil)
 	}
 	if o.published {
-		must(n.t, n.publish(p))
+		n.Publish(p)
 	}
 	s := &step{number: number, verdict: verdict{kill: true}}
 	n.calls.set(s.decide)
 	if err := o.try(n, p); err == nil {
-		eventually(n.t, 30*time.Second, "the operation is done, or the process killed", func() bool {
+		node.Eventually(n.T, 30*time.Second, "the operation is done, or the process killed", func() bool {
 			return s.met.Load() != nil || o.finished(n, p)
 		})
 	}
@@ -140,94 +148,95 @@ func (n *node) killedAt(o operation, p pod, number int) *call {
 		n.expectTracked(p)
 	}
 	n.expectRepaired(o, p)
-	must(n.t, n.unpublish(p))
-	n.expectGone(p)
+	n.Unpublish(p)
+	n.ExpectGone(p)
 	return s.met.Load()
 }
 
-// expectWhole checks that there is a whole volume, or none.
-func (n *node) expectWhole(o operation, p pod) {
-	n.t.Helper()
-	_, err := readAll(n.target(p), o.whole...)
+// expectWhole checks that the volume is complete, or not there where that is allowed.
+func (n *victim) expectWhole(o operation, p node.Pod) {
+	n.T.Helper()
+	_, err := readAll(n.Target(p), o.whole...)
 	if errors.Is(err, errNotMounted) && (!o.published || o.gone) {
 		return
 	}
 	if err != nil {
-		n.t.Errorf("%s: the volume: %v", p.name, err)
+		n.T.Errorf("%s: the volume: %v", p.Name, err)
 	}
 }
 
-// expectReadable checks the same where the plugin goes on meanwhile. The names
-// change once.
-func (n *node) expectReadable(o operation, p pod) {
-	n.t.Helper()
+// expectReadable checks the same while the plugin is still working: the file names
+// may change between two reads.
+func (n *victim) expectReadable(o operation, p node.Pod) {
+	n.T.Helper()
 	var all error
 	for _, names := range o.whole {
-		_, err := read(n.target(p), names)
+		_, err := read(n.Target(p), names)
 		if err == nil || errors.Is(err, errNotMounted) && (!o.published || o.gone) {
 			return
 		}
 		all = errors.Join(all, err)
 	}
-	n.t.Errorf("%s: the volume: %v", p.name, all)
+	n.T.Errorf("%s: the volume: %v", p.Name, all)
 }
 
-// expectTracked checks that the plugin knows the volume, if that is mounted.
-func (n *node) expectTracked(p pod) {
-	n.t.Helper()
-	if !slices.Contains(n.mounts(), n.target(p)) {
+// expectTracked checks that the plugin knows the volume, if it is mounted.
+func (n *victim) expectTracked(p node.Pod) {
+	n.T.Helper()
+	if !slices.Contains(n.Mounts(), n.Target(p)) {
 		return
 	}
-	if trouble, err := n.health(p); err != nil || len(trouble) > 0 {
-		n.t.Errorf("%s is mounted: %v, %v", p.name, trouble, err)
+	if trouble, err := n.Health(p); err != nil || len(trouble) > 0 {
+		n.T.Errorf("%s is mounted: %v, %v", p.Name, trouble, err)
 	}
 }
 
-// expectRepaired has the kubelet try again, which sets all right.
-func (n *node) expectRepaired(o operation, p pod) {
-	n.t.Helper()
+// expectRepaired checks that the kubelet's next try repairs the volume.
+func (n *victim) expectRepaired(o operation, p node.Pod) {
+	n.T.Helper()
 	if err := o.try(n, p); err != nil {
-		n.t.Errorf("the kubelet's next try: %v", err)
+		n.T.Errorf("the kubelet's next try: %v", err)
 	}
 	if o.gone {
-		n.expectGone(p)
+		n.ExpectGone(p)
 		return
 	}
 	want := o.whole[len(o.whole)-1]
-	eventually(n.t, 30*time.Second, "the volume is as the pod wants it", func() bool {
-		leaf, err := read(n.target(p), want)
+	node.Eventually(n.T, 30*time.Second, "the volume is as the pod wants it", func() bool {
+		leaf, err := read(n.Target(p), want)
 		return err == nil && leaf != nil
 	})
-	eventually(n.t, 30*time.Second, "other files are gone", func() bool {
-		_, err := os.Lstat(filepath.Join(n.target(p), o.whole[0].certificate))
+	node.Eventually(n.T, 30*time.Second, "other files are gone", func() bool {
+		_, err := os.Lstat(filepath.Join(n.Target(p), o.whole[0].certificate))
 		return want == o.whole[0] || errors.Is(err, os.ErrNotExist)
 	})
-	eventually(n.t, 30*time.Second, "nothing is wrong", func() bool {
-		trouble, err := n.health(p)
+	node.Eventually(n.T, 30*time.Second, "nothing is wrong", func() bool {
+		trouble, err := n.Health(p)
 		return err == nil && len(trouble) == 0
 	})
-	// Two renewals may have been due, of which the second is just being written.
-	eventually(n.t, 30*time.Second, "the volume is whole", func() bool {
-		_, err := readAll(n.target(p), want)
+	// Two renewals may have been due, and the second may still be written.
+	node.Eventually(n.T, 30*time.Second, "the volume is whole", func() bool {
+		_, err := readAll(n.Target(p), want)
 		return err == nil
 	})
 }
 
-// Killed while it starts, too, it leaves the volumes alone, and nothing of its
-// own that the next process does not take away.
+// A process that is killed while it starts leaves the volumes as they are, and the
+// next process removes everything else that it left.
 func TestKilledBeforeEveryCallOfTheStart(t *testing.T) {
-	n := newNode(t, startCA(t))
+	t.Parallel()
+	n := newVictim(t, startCA(t))
 	n.start()
 	p := newPod("web-0")
-	must(t, n.publish(p))
+	n.Publish(p)
 	var met []string
 	for number := 1; ; number++ {
 		n.kill() // the same leftovers each time
 		s := &step{number: number, verdict: verdict{kill: true}}
-		connected := strings.Count(n.logs.String(), `"Connected"`)
+		connected := n.Logs.Count(logs.Connected)
 		n.startIntercepted(s.decide)
-		eventually(t, 30*time.Second, "the process is ready, or killed", func() bool {
-			return s.met.Load() != nil || strings.Count(n.logs.String(), `"Connected"`) > connected
+		node.Eventually(t, 30*time.Second, "the process is ready, or killed", func() bool {
+			return s.met.Load() != nil || n.Logs.Count(logs.Connected) > connected
 		})
 		c := s.met.Load()
 		if c == nil {
@@ -236,7 +245,7 @@ func TestKilledBeforeEveryCallOfTheStart(t *testing.T) {
 		}
 		met = append(met, c.name)
 		n.ended()
-		if _, err := readAll(n.target(p), usual); err != nil {
+		if _, err := readAll(n.Target(p), usual); err != nil {
 			t.Fatalf("killed before change %d of the start, after %v: %v", number, met, err)
 		}
 		n.start()
@@ -244,24 +253,26 @@ func TestKilledBeforeEveryCallOfTheStart(t *testing.T) {
 	}
 	n.calls.set(nil)
 	n.expectTracked(p)
-	must(t, n.unpublish(p))
-	n.expectGone(p)
+	n.Unpublish(p)
+	n.ExpectGone(p)
 	n.stop()
 }
 
-// Each system call fails once. What is mounted stays, nothing is left of what
-// was begun, and the next try sets all right, without a restart.
+// Each system call fails once. A mounted volume stays, a failed publish leaves
+// nothing, and the kubelet's next try succeeds without a restart.
 func TestEveryCallFails(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for name, operation := range operations() {
 		for _, errno := range []unix.Errno{unix.ENOSPC, unix.EINTR, unix.EBUSY} {
 			t.Run(name+" "+unix.ErrnoName(errno), func(t *testing.T) {
-				n := newNode(t, ca)
+				t.Parallel()
+				n := newVictim(t, ca)
 				n.startIntercepted(nil)
 				before := n.openFiles()
 				var met []string
 				for number := 1; ; number++ {
-					p := newPod(fmt.Sprint("web-", number)).with("duration", "1h")
+					p := newPod(fmt.Sprint("web-", number)).With("duration", "1h")
 					c := n.failedAt(operation, p, number, errno)
 					if t.Failed() {
 						t.Fatalf("call %d, %v, failed, after %v", number, c, met)
@@ -275,7 +286,7 @@ func TestEveryCallFails(t *testing.T) {
 				if len(met) < 5 {
 					t.Error("that is too few: the calls are not met")
 				}
-				eventually(t, 10*time.Second, fmt.Sprintf("no more open files than at first: %q", before), func() bool {
+				node.Eventually(t, 10*time.Second, fmt.Sprintf("no more open files than at first: %q", before), func() bool {
 					return len(n.openFiles()) <= len(before)
 				})
 				n.stop()
@@ -284,37 +295,37 @@ func TestEveryCallFails(t *testing.T) {
 	}
 }
 
-// failedAt has a call of the operation fail. It returns the call, or nil if there
-// are fewer.
-func (n *node) failedAt(o operation, p pod, number int, errno unix.Errno) *call {
-	n.t.Helper()
+// failedAt makes one call of the operation fail. It returns the call, or nil if the
+// operation has fewer.
+func (n *victim) failedAt(o operation, p node.Pod, number int, errno unix.Errno) *call {
+	n.T.Helper()
 	if o.published {
-		must(n.t, n.publish(p))
+		n.Publish(p)
 	}
 	s := &step{number: number, reads: true, verdict: verdict{errno: errno}}
 	n.calls.set(s.decide)
 	err := o.try(n, p)
 	if err == nil {
-		eventually(n.t, 30*time.Second, "the operation is done, or has failed", func() bool {
+		node.Eventually(n.T, 30*time.Second, "the operation is done, or has failed", func() bool {
 			return s.met.Load() != nil || o.finished(n, p)
 		})
 	}
 	n.calls.set(nil)
 	n.expectReadable(o, p)
 	if err != nil && !o.published {
-		n.expectGone(p)
+		n.ExpectGone(p)
 	}
 	n.expectRepaired(o, p)
-	must(n.t, n.unpublish(p))
-	n.expectGone(p)
+	n.Unpublish(p)
+	n.ExpectGone(p)
 	return s.met.Load()
 }
 
 // openFiles are the files and mounts that the process holds open.
-func (n *node) openFiles() []string {
-	directory := fmt.Sprintf("/proc/%d/fd", n.process.Process.Pid)
+func (n *victim) openFiles() []string {
+	directory := fmt.Sprintf("/proc/%d/fd", n.Process.Process.Pid)
 	entries, err := os.ReadDir(directory)
-	must(n.t, err)
+	node.Must(n.T, err)
 	var open []string
 	for _, entry := range entries {
 		path, err := os.Readlink(filepath.Join(directory, entry.Name()))

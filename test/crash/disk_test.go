@@ -26,53 +26,54 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 )
 
-func (n *node) serial(p pod) string {
-	n.t.Helper()
-	leaf, err := read(n.target(p), usual)
-	must(n.t, err)
+func (n *victim) serial(p node.Pod) string {
+	n.T.Helper()
+	leaf, err := read(n.Target(p), usual)
+	node.Must(n.T, err)
 	return leaf.SerialNumber.String()
 }
 
 // expectRenewal waits for another certificate in the pod's volume, and checks it.
-func (n *node) expectRenewal(p pod, before string) {
-	n.t.Helper()
-	eventually(n.t, time.Minute, "a renewal", func() bool { return n.serial(p) != before })
-	eventually(n.t, time.Minute, "nothing is wrong", func() bool {
-		trouble, err := n.health(p)
+func (n *victim) expectRenewal(p node.Pod, before string) {
+	n.T.Helper()
+	node.Eventually(n.T, time.Minute, "a renewal", func() bool { return n.serial(p) != before })
+	node.Eventually(n.T, time.Minute, "nothing is wrong", func() bool {
+		trouble, err := n.Health(p)
 		return err == nil && len(trouble) == 0
 	})
 }
 
-func (n *node) expectTrouble(p pod, message string) {
-	n.t.Helper()
-	eventually(n.t, time.Minute, "the volume's health says "+message, func() bool {
-		trouble, err := n.health(p)
+func (n *victim) expectTrouble(p node.Pod, message string) {
+	n.T.Helper()
+	node.Eventually(n.T, time.Minute, "the volume's health says "+message, func() bool {
+		trouble, err := n.Health(p)
 		return err == nil && len(trouble) == 1 && strings.Contains(trouble[0].GetMessage(), message)
 	})
 }
 
 // openVolume opens the pod's volume for writing.
-func (n *node) openVolume(p pod) *os.Root {
-	n.t.Helper()
-	target, err := os.Open(n.target(p))
-	must(n.t, err)
+func (n *victim) openVolume(p node.Pod) *os.Root {
+	n.T.Helper()
+	target, err := os.Open(n.Target(p))
+	node.Must(n.T, err)
 	defer target.Close()
 	tree, err := tmpfs.Clone(target)
-	must(n.t, err)
+	node.Must(n.T, err)
 	defer tree.Close()
 	root, err := tree.Root()
-	must(n.t, err)
-	n.t.Cleanup(func() { root.Close() })
+	node.Must(n.T, err)
+	n.T.Cleanup(func() { root.Close() })
 	return root
 }
 
-// A volume that takes nothing more keeps what it has, and is renewed by itself
-// once it does.
+// A full volume keeps its files, and is renewed once there is space again.
 func TestFullVolume(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, startCA(t))
+	n := newVictim(t, startCA(t))
 	n.start()
 	for name, fill := range map[string]func(*os.Root) error{
 		"bytes": func(root *os.Root) error { return root.WriteFile("filler", make([]byte, 2<<20), 0o600) },
@@ -84,46 +85,46 @@ func TestFullVolume(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPod("web-"+name).with("duration", "6s")
-			must(t, n.publish(p))
+			p := newPod("web-"+name).With("duration", "6s")
+			n.Publish(p)
 			root := n.openVolume(p)
 			if err := fill(root); !errors.Is(err, unix.ENOSPC) {
 				t.Fatalf("filled: %v", err)
 			}
 			before := n.serial(p)
 			n.expectTrouble(p, "no space left on device")
-			if leaf, err := readAll(n.target(p), usual); err != nil || leaf.SerialNumber.String() != before {
+			if leaf, err := readAll(n.Target(p), usual); err != nil || leaf.SerialNumber.String() != before {
 				t.Errorf("what was mounted is not there: %v", err)
 			}
-			fillers, err := filepath.Glob(n.target(p) + "/filler*")
-			must(t, err)
+			fillers, err := filepath.Glob(n.Target(p) + "/filler*")
+			node.Must(t, err)
 			for _, filler := range fillers {
-				must(t, root.Remove(filepath.Base(filler)))
+				node.Must(t, root.Remove(filepath.Base(filler)))
 			}
 			n.expectRenewal(p, before)
-			if names, err := filepath.Glob(n.target(p) + "/..2*"); err != nil || len(names) > 2 {
+			if names, err := filepath.Glob(n.Target(p) + "/..2*"); err != nil || len(names) > 2 {
 				t.Errorf("sets of files: %q, %v", names, err)
 			}
-			must(t, n.unpublish(p))
-			n.expectGone(p)
+			n.Unpublish(p)
+			n.ExpectGone(p)
 		})
 	}
 	n.stop()
 }
 
-// moreRoots makes the CA answer with one more root of at least the size, for as
-// long as that is wanted.
+// moreRoots adds a root of at least this size to the CA's answers while wanted
+// returns true.
 func moreRoots(t *testing.T, size int, wanted func() bool) func(http.Handler) http.Handler {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	node.Must(t, err)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Another"}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: make([]byte, size)}},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must(t, err)
+	node.Must(t, err)
 	another := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -146,43 +147,43 @@ func moreRoots(t *testing.T, size int, wanted func() bool) func(http.Handler) ht
 	}
 }
 
-// Roots that do not fit into a volume leave nothing of it, or what was there.
+// With roots that do not fit, a publish leaves nothing, and a mounted volume stays.
 func TestRootsLargerThanAVolume(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
-	n := newNode(t, ca)
+	n := newVictim(t, ca)
 	n.start()
-	mounted, refused := newPod("web-0").with("duration", "6s"), newPod("web-1")
-	must(t, n.publish(mounted))
+	mounted, refused := newPod("web-0").With("duration", "6s"), newPod("web-1")
+	n.Publish(mounted)
 	before := n.serial(mounted)
 	n.kill()
 	ca.Intercept(moreRoots(t, 1<<20, func() bool { return true })) // larger than a volume
 	n.start()
-	if err := n.publish(refused); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "no space left on device") {
+	if err := n.TryPublish(refused); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "no space left on device") {
 		t.Errorf("published: %v", err)
 	}
-	n.expectGone(refused)
+	n.ExpectGone(refused)
 	n.expectTrouble(mounted, "no space left on device")
-	if leaf, err := readAll(n.target(mounted), usual); err != nil || leaf.SerialNumber.String() != before {
+	if leaf, err := readAll(n.Target(mounted), usual); err != nil || leaf.SerialNumber.String() != before {
 		t.Errorf("what was mounted is not there: %v", err)
 	}
 	ca.Intercept(nil)
 	n.kill()
 	n.start()
-	must(t, n.publish(refused))
+	n.Publish(refused)
 	n.expectRenewal(mounted, before)
-	for _, p := range []pod{mounted, refused} {
-		must(t, n.unpublish(p))
-		n.expectGone(p)
+	for _, p := range []node.Pod{mounted, refused} {
+		n.Unpublish(p)
+		n.ExpectGone(p)
 	}
 	n.stop()
 }
 
-// Whatever somebody takes away, the plugin notices by the next renewal, and the
-// kubelet's next call brings it back.
+// If somebody removes a mount, its target or the pod's directory, the plugin notices
+// at the next renewal, and the kubelet's next call restores the volume.
 func TestTakenAwayBehindOurBack(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, startCA(t))
+	n := newVictim(t, startCA(t))
 	n.start()
 	for name, takeAway := range map[string]func(target string) error{
 		"the mount": func(target string) error { return syscall.Unmount(target, syscall.MNT_DETACH) },
@@ -195,31 +196,32 @@ func TestTakenAwayBehindOurBack(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := newPod("web-"+strings.ReplaceAll(name, " ", "-")).with("duration", "3s")
-			must(t, n.publish(p))
-			must(t, takeAway(n.target(p)))
-			if _, err := n.health(p); status.Code(err) != codes.NotFound {
+			p := newPod("web-"+strings.ReplaceAll(name, " ", "-")).With("duration", "3s")
+			n.Publish(p)
+			node.Must(t, takeAway(n.Target(p)))
+			if _, err := n.Health(p); status.Code(err) != codes.NotFound {
 				t.Errorf("its health: %v", err)
 			}
-			eventually(t, time.Minute, "the renewals end", func() bool {
-				return strings.Contains(n.logs.String(), fmt.Sprintf(`"Stopped renewing a volume that is not mounted any more" pod="shop/%s"`, p.name))
+			node.Eventually(t, time.Minute, "the renewals end", func() bool {
+				return n.Logs.Has(fmt.Sprintf(logs.RenewalsStopped+` pod="shop/%s"`, p.Name))
 			})
-			must(t, n.publish(p))
+			n.Publish(p)
 			n.expectRenewal(p, n.serial(p))
-			must(t, takeAway(n.target(p)))
-			must(t, n.unpublish(p))
-			n.expectGone(p)
-			must(t, n.publish(p))
-			must(t, n.unpublish(p))
-			n.expectGone(p)
+			node.Must(t, takeAway(n.Target(p)))
+			n.Unpublish(p)
+			n.ExpectGone(p)
+			n.Publish(p)
+			n.Unpublish(p)
+			n.ExpectGone(p)
 		})
 	}
 	n.stop()
 }
 
-// The same in the middle of what is being done.
+// The same during a publish, a renewal and an unpublish.
 func TestTakenAwayMeanwhile(t *testing.T) {
-	n := newNode(t, startCA(t))
+	t.Parallel()
+	n := newVictim(t, startCA(t))
 	n.startIntercepted(nil)
 	p := newPod("web-0")
 	before := func(name string, do func() error) {
@@ -233,73 +235,73 @@ func TestTakenAwayMeanwhile(t *testing.T) {
 			return verdict{}
 		})
 	}
-	before("move_mount", func() error { return os.Remove(n.target(p)) })
-	if err := n.publish(p); status.Code(err) != codes.NotFound {
+	before("move_mount", func() error { return os.Remove(n.Target(p)) })
+	if err := n.TryPublish(p); status.Code(err) != codes.NotFound {
 		t.Errorf("published where there is no target: %v", err)
 	}
-	n.expectGone(p)
-	must(t, n.publish(p))
+	n.ExpectGone(p)
+	n.Publish(p)
 	for _, call := range []string{"open_tree", "openat(O_CREAT)", "setxattr"} {
 		first := n.serial(p)
 		done := make(chan struct{})
 		before(call, func() error {
 			defer close(done)
-			return syscall.Unmount(n.target(p), syscall.MNT_DETACH)
+			return syscall.Unmount(n.Target(p), syscall.MNT_DETACH)
 		})
-		must(t, n.publish(p.with("service-names", call[:4])))
+		n.Publish(p.With("service-names", call[:4]))
 		<-done
-		must(t, n.publish(p))
+		n.Publish(p)
 		if n.serial(p) == first {
 			t.Errorf("unmounted before %s: the old volume is there", call)
 		}
 		n.expectTracked(p)
 	}
-	before("umount2", func() error { return syscall.Unmount(n.target(p), syscall.MNT_DETACH) })
-	_ = n.unpublish(p) // there was something a moment ago
-	must(t, n.unpublish(p))
-	n.expectGone(p)
+	before("umount2", func() error { return syscall.Unmount(n.Target(p), syscall.MNT_DETACH) })
+	_ = n.TryUnpublish(p) // there was something a moment ago
+	n.Unpublish(p)
+	n.ExpectGone(p)
 	n.stop()
 }
 
-// A kubelet directory that is read-only for a while, as on a file system with an
-// error, stops no renewal.
+// Renewals go on while the kubelet's directory is read-only, as after an error of the
+// file system.
 func TestReadOnlyKubeletDirectory(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, startCA(t))
-	pods := filepath.Join(n.kubeletDir, "pods")
-	must(t, os.Mkdir(pods, 0o755))
-	must(t, syscall.Mount(pods, pods, "", syscall.MS_BIND, ""))
-	defer func() { must(t, syscall.Unmount(pods, 0)) }()
+	n := newVictim(t, startCA(t))
+	pods := filepath.Join(n.KubeletDir, "pods")
+	node.Must(t, os.Mkdir(pods, 0o755))
+	node.Must(t, syscall.Mount(pods, pods, "", syscall.MS_BIND, ""))
+	defer func() { node.Must(t, syscall.Unmount(pods, 0)) }()
 	n.start()
-	mounted, refused := newPod("web-0").with("duration", "6s"), newPod("web-1")
-	must(t, n.publish(mounted))
-	must(t, os.MkdirAll(filepath.Dir(n.target(refused)), 0o755))
-	must(t, syscall.Mount("", pods, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
-	if err := n.publish(refused); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "read-only file system") {
+	mounted, refused := newPod("web-0").With("duration", "6s"), newPod("web-1")
+	n.Publish(mounted)
+	node.Must(t, os.MkdirAll(filepath.Dir(n.Target(refused)), 0o755))
+	node.Must(t, syscall.Mount("", pods, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+	if err := n.TryPublish(refused); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "read-only file system") {
 		t.Errorf("published: %v", err)
 	}
 	n.expectRenewal(mounted, n.serial(mounted))
 	for range 2 {
-		if err := n.unpublish(mounted); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "read-only file system") {
+		if err := n.TryUnpublish(mounted); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "read-only file system") {
 			t.Errorf("unpublished: %v", err)
 		}
 	}
-	must(t, syscall.Mount("", pods, "", syscall.MS_BIND|syscall.MS_REMOUNT, ""))
-	must(t, n.publish(refused))
-	for _, p := range []pod{mounted, refused} {
-		must(t, n.unpublish(p))
-		n.expectGone(p)
+	node.Must(t, syscall.Mount("", pods, "", syscall.MS_BIND|syscall.MS_REMOUNT, ""))
+	n.Publish(refused)
+	for _, p := range []node.Pod{mounted, refused} {
+		n.Unpublish(p)
+		n.ExpectGone(p)
 	}
 	n.stop()
 }
 
-// A mount that is busy for longer stays a volume like any other, until it goes.
+// A volume that cannot be unmounted is still renewed.
 func TestBusyWhenUnpublished(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, startCA(t))
+	n := newVictim(t, startCA(t))
 	n.startIntercepted(nil)
-	p := newPod("web-0").with("duration", "6s")
-	must(t, n.publish(p))
+	p := newPod("web-0").With("duration", "6s")
+	n.Publish(p)
 	for _, errno := range []unix.Errno{unix.EBUSY, unix.EINTR} {
 		n.calls.set(func(c call) verdict {
 			if c.name == "umount2" {
@@ -308,38 +310,38 @@ func TestBusyWhenUnpublished(t *testing.T) {
 			return verdict{}
 		})
 		for range 3 {
-			if err := n.unpublish(p); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "umount2: "+errno.Error()) {
+			if err := n.TryUnpublish(p); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "umount2: "+errno.Error()) {
 				t.Errorf("unpublished: %v", err)
 			}
 		}
 		n.expectRenewal(p, n.serial(p))
 	}
 	n.calls.set(nil)
-	must(t, n.unpublish(p))
-	n.expectGone(p)
+	n.Unpublish(p)
+	n.ExpectGone(p)
 	n.stop()
 }
 
-// A pod that will not let go of its files keeps them, and nobody else waits.
+// Open files do not delay an unpublish, and stay readable.
 func TestFilesOpenOverUnpublish(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, startCA(t))
+	n := newVictim(t, startCA(t))
 	n.start()
 	p := newPod("web-0")
-	must(t, n.publish(p))
-	directory, err := os.Open(n.target(p))
-	must(t, err)
+	n.Publish(p)
+	directory, err := os.Open(n.Target(p))
+	node.Must(t, err)
 	defer directory.Close()
-	file, err := os.Open(filepath.Join(n.target(p), usual.key))
-	must(t, err)
+	file, err := os.Open(filepath.Join(n.Target(p), usual.key))
+	node.Must(t, err)
 	defer file.Close()
-	must(t, n.unpublish(p))
-	n.expectGone(p)
+	n.Unpublish(p)
+	n.ExpectGone(p)
 	if read, err := file.Read(make([]byte, 100)); err != nil || read != 100 {
 		t.Errorf("the file that is open: %d, %v", read, err)
 	}
-	must(t, n.publish(p)) // a volume of its own
-	must(t, n.unpublish(p))
-	n.expectGone(p)
+	n.Publish(p) // a volume of its own
+	n.Unpublish(p)
+	n.ExpectGone(p)
 	n.stop()
 }

@@ -15,12 +15,14 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/flexstack/step-csi/test/node"
 )
 
-// calls are the system calls of the mount and file work. A new process makes
-// none of them without the test's consent: the kernel asks, before each, what is
-// to become of it. See seccomp_unotify(2). So every call that the code makes is
-// met, also one that is added tomorrow, and there is nothing to it in the code.
+// calls are the system calls of the mount and file work. Before each of them, the
+// kernel asks the test whether to make it: see seccomp_unotify(2). So the tests cover
+// every call that the code makes, also calls that are added later, and the code needs
+// no fault points.
 var calls = map[uintptr]call{
 	unix.SYS_FSOPEN:        {name: "fsopen", changes: true},
 	unix.SYS_FSCONFIG:      {name: "fsconfig", changes: true, descriptor: true},
@@ -58,20 +60,20 @@ var calls = map[uintptr]call{
 // call is a system call.
 type call struct {
 	name string
-	// changes tells whether something is different afterwards: to be killed
-	// before a call that only reads is to be killed before the next that does not.
+	// changes is false for a call that only reads. To be killed before such a call
+	// has the same effect as to be killed before the next one that changes something.
 	changes bool
-	// descriptor is set where the first argument is the file descriptor that the
-	// call is about: it is met if that is one of a file or a mount.
+	// descriptor is true if the first argument is the file descriptor that the call
+	// works on. The call counts only if that is a file or a mount.
 	descriptor bool
 }
 
 func (c call) String() string { return c.name }
 
-// toExec names the program that the test binary is to become, intercepted.
+// toExec is the variable with the program that the test binary executes, intercepted.
 const toExec = "STEP_CSI_TEST_INTERCEPT"
 
-// interceptor answers for the system calls of one process.
+// interceptor decides about the system calls of one process.
 type interceptor struct {
 	listener int
 	alive    context.Context // ends with the process
@@ -80,18 +82,19 @@ type interceptor struct {
 	decide func(call) verdict
 }
 
-// verdict is what becomes of a call: it is made, or fails, or its process ends.
+// verdict is what happens to a call. The zero value makes it; else it fails with errno,
+// or its process is killed.
 type verdict struct {
 	kill  bool
 	errno unix.Errno
 }
 
-// intercept starts the command, and has decide say what becomes of its calls.
-// Where that is nil they are made.
+// intercept starts the command. decide gives the verdict for each call; nil makes all
+// calls.
 func intercept(t testing.TB, command *exec.Cmd, decide func(call) verdict) *interceptor {
 	t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	must(t, err)
+	node.Must(t, err)
 	theirs := os.NewFile(uintptr(pair[1]), "intercepted")
 	defer unix.Close(pair[0])
 	if command.Env == nil {
@@ -102,16 +105,16 @@ func intercept(t testing.TB, command *exec.Cmd, decide func(call) verdict) *inte
 	command.ExtraFiles = []*os.File{theirs}
 	err = command.Start()
 	theirs.Close()
-	must(t, err)
+	node.Must(t, err)
 	control := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), control, unix.MSG_CMSG_CLOEXEC)
-	must(t, err)
+	node.Must(t, err)
 	messages, err := unix.ParseSocketControlMessage(control[:n])
 	if err != nil || len(messages) != 1 {
 		t.Fatalf("the process to intercept said %d messages, %v", len(messages), err)
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
-	must(t, err)
+	node.Must(t, err)
 	alive, end := context.WithCancel(context.Background())
 	i := &interceptor{listener: fds[0], alive: alive, decide: decide}
 	go func() {
@@ -121,15 +124,15 @@ func intercept(t testing.TB, command *exec.Cmd, decide func(call) verdict) *inte
 	return i
 }
 
-// execIntercepted makes this process the program that is to be intercepted, if
-// it was started for that.
+// execIntercepted installs the filter and executes the program, if this process was
+// started by intercept. Else it returns.
 func execIntercepted() {
 	program, ok := os.LookupEnv(toExec)
 	if !ok {
 		return
 	}
 	_ = os.Unsetenv(toExec)
-	// The filter is this thread's, and that of what it becomes.
+	// The filter belongs to this thread, and to the program that it executes.
 	runtime.LockOSThread()
 	listener, err := installFilter()
 	if err == nil {
@@ -220,7 +223,7 @@ func (i *interceptor) control(request uintptr, argument unsafe.Pointer) error {
 	return nil
 }
 
-// verdict asks decide about calls on files and mounts.
+// verdict asks decide, for calls on files and mounts.
 func (i *interceptor) verdict(n notification) verdict {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -237,14 +240,14 @@ func (i *interceptor) verdict(n notification) verdict {
 	return i.decide(c)
 }
 
-// ofFile tells whether the descriptor is of a file, a directory, a mount, or of
-// one that is being made; not of a socket, a pipe, or of what Go's scheduler has.
+// ofFile tells whether the descriptor is a file, a directory, a mount, or a mount that
+// is being made. Sockets, pipes, and those of Go's scheduler are not.
 func ofFile(pid uint32, fd int) bool {
 	path, err := os.Readlink(filepath.Join("/proc", fmt.Sprint(pid), "fd", fmt.Sprint(fd)))
 	return err == nil && (strings.HasPrefix(path, "/") || path == "anon_inode:[fscontext]")
 }
 
-// set makes decide answer from now on; nil lets every call be made.
+// set replaces decide. Nil makes all calls.
 func (i *interceptor) set(decide func(call) verdict) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -16,38 +16,39 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/flexstack/step-csi/test/node"
 )
 
 const (
-	// kills are made at most, unless -soak says for how long, and no longer than
-	// most.
+	// Without -soak, the test ends after this many kills, or after most.
 	kills = 1000
 	most  = 110 * time.Second
-	// slowest is what is waited for a start, at most.
+	// slowest limits the estimate of how long a start takes.
 	slowest = 200 * time.Millisecond
-	// podsAtOnce is how many pods come and go side by side.
+	// podsAtOnce is the number of pods that exist at the same time.
 	podsAtOnce = 12
 )
 
-// storm is a node whose plugin is killed again and again, with pods that come and
-// go, and readers of their volumes.
+// storm is a node whose plugin is killed again and again while pods come and go, and
+// readers check their volumes.
 type storm struct {
-	*node
+	*victim
 	seed uint64
 
 	mu   sync.Mutex
-	held map[string]bool // by target: the kubelet has seen the volume published, and wants it
+	held map[string]bool // by target: volumes that were published and not yet unpublished
 
 	published, unpublished, renewed, checked atomic.Int64
 }
 
 // The process is killed at random moments, under a load of publishes, renewals,
-// changes of the CA's roots, and unpublishes, while others read the volumes all the time.
+// changes of the CA's roots, and unpublishes, while readers check the volumes.
 func TestRandomKills(t *testing.T) {
 	ca := startCA(t)
 	// Roots come and go: ca.crt is rewritten in every volume.
 	ca.Intercept(moreRoots(t, 1, func() bool { return time.Now().Unix()%6 < 3 }))
-	s := &storm{node: newNode(t, ca), seed: *seed, held: map[string]bool{}}
+	s := &storm{victim: newVictim(t, ca), seed: *seed, held: map[string]bool{}}
 	if s.seed == 0 {
 		s.seed = rand.Uint64()
 	}
@@ -72,30 +73,30 @@ func TestRandomKills(t *testing.T) {
 	killed := s.keepKilling(begin)
 	s.start()
 	renewed := s.renewed.Load()
-	eventually(t, time.Minute, "renewals by the last process", func() bool { return s.renewed.Load() > renewed+podsAtOnce || t.Failed() })
+	node.Eventually(t, time.Minute, "renewals by the last process", func() bool { return s.renewed.Load() > renewed+podsAtOnce || t.Failed() })
 	s.expectAllTracked()
 	end()
 	t.Logf("%d kills in %s: %d volumes published, %d rotations seen, %d unpublished, %d times read",
 		killed, time.Since(begin).Round(time.Second), s.published.Load(), s.renewed.Load(), s.unpublished.Load(), s.checked.Load())
-	if left := s.mounts(); len(left) > 0 {
+	if left := s.Mounts(); len(left) > 0 {
 		t.Errorf("%d mounts are left: %q", len(left), left)
 	}
 	s.stop()
-	if pods, err := os.ReadDir(filepath.Join(s.kubeletDir, "pods")); err != nil || len(pods) > 0 {
+	if pods, err := os.ReadDir(filepath.Join(s.KubeletDir, "pods")); err != nil || len(pods) > 0 {
 		t.Errorf("left of the pods: %v, %v", pods, err)
 	}
 }
 
 func (s *storm) random(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed, stream)) }
 
-// keepKilling kills the process again and again: some while they start, most in
-// the middle of what there is to do, and a few after a while.
+// keepKilling kills one process after the other: some while they start, most soon
+// after, and a few later.
 func (s *storm) keepKilling(begin time.Time) (killed int) {
-	s.t.Helper()
+	s.T.Helper()
 	random := s.random(1 << 32)
 	s.start()
-	start := 20 * time.Millisecond // what a start takes, by and by, on this machine
-	for !s.t.Failed() && (*soak > 0 && time.Since(begin) < *soak || *soak == 0 && killed < kills && time.Since(begin) < most) {
+	start := 20 * time.Millisecond // an estimate of how long a start takes
+	for !s.T.Failed() && (*soak > 0 && time.Since(begin) < *soak || *soak == 0 && killed < kills && time.Since(begin) < most) {
 		life := time.Duration(random.Float64() * 2 * float64(start))
 		switch random.IntN(48) {
 		case 0:
@@ -107,71 +108,71 @@ func (s *storm) keepKilling(begin time.Time) (killed int) {
 		s.kill()
 		killed++
 		launched := time.Now()
-		s.launch()
+		s.Launch()
 		if killed%20 == 1 {
-			s.answers()
+			s.WaitServing()
 			start = min(max(time.Since(launched), start/2), start*2, slowest)
 		}
 	}
 	s.kill()
-	s.t.Logf("a start took %s, by and by", start.Round(time.Millisecond))
+	s.T.Logf("a start took about %s", start.Round(time.Millisecond))
 	return killed
 }
 
-// keepPods starts one pod after the other, and lets it go.
+// keepPods publishes, republishes and unpublishes one pod after the other.
 func (s *storm) keepPods(ctx context.Context, number uint64) {
 	random := s.random(number)
-	for generation := 0; ctx.Err() == nil && !s.t.Failed(); generation++ {
+	for generation := 0; ctx.Err() == nil && !s.T.Failed(); generation++ {
 		p := newPod(fmt.Sprintf("web-%d-%d", number, generation))
-		p = p.with("duration", []string{"2s", "3s", "5s"}[random.IntN(3)])
-		p = p.with("reuse-private-key", []string{"true", "false"}[random.IntN(2)])
+		p = p.With("duration", []string{"2s", "3s", "5s"}[random.IntN(3)])
+		p = p.With("reuse-private-key", []string{"true", "false"}[random.IntN(2)])
 		if random.IntN(5) == 0 { // it is deleted before it runs
-			_ = s.publish(p)
+			_ = s.TryPublish(p)
 		} else {
-			s.insist(func() error { return s.publish(p) })
+			s.insist(func() error { return s.TryPublish(p) })
 			s.published.Add(1)
 			s.hold(p, true)
 			for lives := random.IntN(6); lives > 0 && ctx.Err() == nil; lives-- {
 				time.Sleep(time.Duration(random.IntN(1000)) * time.Millisecond)
 				if random.IntN(2) == 0 {
-					p = p.with("service-names", fmt.Sprint("web-", lives))
+					p = p.With("service-names", fmt.Sprint("web-", lives))
 				}
-				s.insist(func() error { return s.publish(p) })
+				s.insist(func() error { return s.TryPublish(p) })
 			}
 			s.hold(p, false)
 		}
-		s.insist(func() error { return s.unpublish(p) })
+		s.insist(func() error { return s.TryUnpublish(p) })
 		s.unpublished.Add(1)
-		if _, err := os.Lstat(s.target(p)); !errors.Is(err, fs.ErrNotExist) {
-			s.t.Errorf("%s: the target is still there: %v", p.name, err)
+		if _, err := os.Lstat(s.Target(p)); !errors.Is(err, fs.ErrNotExist) {
+			s.T.Errorf("%s: the target is still there: %v", p.Name, err)
 		}
-		if err := os.RemoveAll(filepath.Join(s.kubeletDir, "pods", p.name)); err != nil {
-			s.t.Error(err)
+		if err := os.RemoveAll(filepath.Join(s.KubeletDir, "pods", p.ID())); err != nil {
+			s.T.Error(err)
 		}
 	}
 }
 
-// insist tries until it succeeds, as the kubelet does. That the plugin is not
-// there is the only error there is.
+// insist tries until it succeeds, as the kubelet does. The only error allowed is that
+// the plugin is not running.
 func (s *storm) insist(try func() error) {
-	for !s.t.Failed() {
+	for !s.T.Failed() {
 		err := try()
 		if err == nil {
 			return
 		}
 		if status.Code(err) != codes.Unavailable {
-			s.t.Error(err)
+			s.T.Error(err)
 		}
 	}
 }
 
-func (s *storm) hold(p pod, held bool) {
+func (s *storm) hold(p node.Pod, held bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if held {
-		s.held[s.target(p)] = true
+		s.held[s.Target(p)] = true
 	} else {
-		delete(s.held, s.target(p))
+		delete(s.held, s.Target(p))
 	}
 }
 
@@ -181,14 +182,14 @@ func (s *storm) holds(target string) bool {
 	return s.held[target]
 }
 
-// keepReading reads whatever volumes there are, also those that are just being
-// published or unpublished.
+// keepReading reads all volumes, including those that are being published or
+// unpublished.
 func (s *storm) keepReading(ctx context.Context) {
 	serials := map[string]string{}
-	for ctx.Err() == nil && !s.t.Failed() {
-		targets, err := filepath.Glob(filepath.Join(s.kubeletDir, "pods/*/volumes/*/*/mount"))
+	for ctx.Err() == nil && !s.T.Failed() {
+		targets, err := filepath.Glob(filepath.Join(s.KubeletDir, "pods/*/volumes/*/*/mount"))
 		if err != nil {
-			s.t.Error(err)
+			s.T.Error(err)
 		}
 		for _, target := range targets {
 			held := s.holds(target)
@@ -202,7 +203,7 @@ func (s *storm) keepReading(ctx context.Context) {
 				serials[target] = serial
 			case errors.Is(err, errNotMounted) && (!held || !s.holds(target)):
 			default:
-				s.t.Errorf("%s: %v", target, err)
+				s.T.Errorf("%s: %v", target, err)
 			}
 			s.checked.Add(1)
 		}
@@ -212,11 +213,11 @@ func (s *storm) keepReading(ctx context.Context) {
 
 // expectAllTracked checks that the plugin knows every volume that a pod has.
 func (s *storm) expectAllTracked() {
-	s.t.Helper()
-	for _, path := range s.mounts() {
+	s.T.Helper()
+	for _, path := range s.Mounts() {
 		name := filepath.Base(filepath.Dir(filepath.Dir(filepath.Dir(filepath.Dir(path)))))
-		if _, err := s.health(pod{name: name}); err != nil && slices.Contains(s.mounts(), path) && s.holds(path) {
-			s.t.Errorf("%s is mounted: %v", name, err)
+		if _, err := s.Health(node.Pod{UID: name}); err != nil && slices.Contains(s.Mounts(), path) && s.holds(path) {
+			s.T.Errorf("%s is mounted: %v", name, err)
 		}
 	}
 }

@@ -10,64 +10,68 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 )
 
-// Killed between the files of a renewal and the record of it, the plugin goes by
-// the certificate that is mounted: for what it says of it, and for what it revokes.
+// A plugin that was killed after it wrote the files of a renewal and before it wrote
+// the record goes by the mounted certificate: in the volume's health, and for
+// revocation.
 func TestKilledBeforeTheRecord(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
-	n := newNode(t, ca)
-	p := newPod("web-0").with("revoke-on-delete", "true").with("duration", "1h")
+	n := newVictim(t, ca)
+	p := newPod("web-0").With("revoke-on-delete", "true").With("duration", "1h")
 	n.startIntercepted(nil)
-	must(t, n.publish(p))
-	first, err := readAll(n.target(p), usual)
-	must(t, err)
+	n.Publish(p)
+	first, err := readAll(n.Target(p), usual)
+	node.Must(t, err)
 	n.calls.set(func(c call) verdict { return verdict{kill: c.name == "setxattr"} })
-	p = p.with("duration", "2h")
-	_ = n.publish(p)
+	p = p.With("duration", "2h")
+	_ = n.TryPublish(p)
 	n.ended()
-	leaf, err := readAll(n.target(p), usual)
-	must(t, err)
+	leaf, err := readAll(n.Target(p), usual)
+	node.Must(t, err)
 	if leaf.Equal(first) {
 		t.Fatal("it was killed before the files")
 	}
 	ca.Stop()
 	n.start()
-	must(t, n.publish(p)) // the record says one hour: a renewal is due
-	eventually(t, 30*time.Second, "a failed renewal of the certificate that is mounted", func() bool {
-		trouble, err := n.health(p)
+	n.Publish(p) // the record says one hour: a renewal is due
+	node.Eventually(t, 30*time.Second, "a failed renewal of the certificate that is mounted", func() bool {
+		trouble, err := n.Health(p)
 		return err == nil && len(trouble) == 1 &&
 			strings.Contains(trouble[0].GetMessage(), "valid until "+leaf.NotAfter.UTC().Format(time.RFC3339))
 	})
-	must(t, n.unpublish(p))
-	// The CA is away, so it is said in the end.
+	n.Unpublish(p)
+	// The CA is down, so the plugin logs the revocation when it stops.
 	n.stop()
-	eventually(t, 30*time.Second, "the revocation of the certificate that was mounted", func() bool {
-		return strings.Contains(n.logs.String(), "step ca revoke "+leaf.SerialNumber.String())
+	node.Eventually(t, 30*time.Second, "the revocation of the certificate that was mounted", func() bool {
+		return n.Logs.Has(logs.RevokeByHand + leaf.SerialNumber.String())
 	})
 }
 
 // changeRecord writes another record into the pod's volume.
-func (n *node) changeRecord(p pod, change func(old map[string]any) any) {
-	n.t.Helper()
-	target, err := os.Open(n.target(p))
-	must(n.t, err)
+func (n *victim) changeRecord(p node.Pod, change func(old map[string]any) any) {
+	n.T.Helper()
+	target, err := os.Open(n.Target(p))
+	node.Must(n.T, err)
 	defer target.Close()
 	data, err := tmpfs.Record(target)
-	must(n.t, err)
+	node.Must(n.T, err)
 	var old map[string]any
-	must(n.t, json.Unmarshal(data, &old))
+	node.Must(n.T, json.Unmarshal(data, &old))
 	changed := change(old)
 	if raw, ok := changed.(string); ok {
 		data = []byte(raw)
 	} else {
 		data, err = json.Marshal(changed)
-		must(n.t, err)
+		node.Must(n.T, err)
 	}
 	tree, err := tmpfs.Clone(target)
-	must(n.t, err)
+	node.Must(n.T, err)
 	defer tree.Close()
-	must(n.t, tree.SetRecord(data))
+	node.Must(n.T, tree.SetRecord(data))
 }
 
 func without(keys ...string) func(map[string]any) any {
@@ -83,10 +87,10 @@ func with(key string, value any) func(map[string]any) any {
 	return func(r map[string]any) any { r[key] = value; return r }
 }
 
-// A record of another version, or a damaged one, never costs a pod its volume: the
-// plugin takes over what it understands, and the kubelet's next call sets the
-// rest right.
+// A pod keeps its volume if the record is damaged or of another version. The plugin
+// adopts what it understands, and the kubelet's next call repairs the rest.
 func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for name, test := range map[string]struct {
 		change   func(old map[string]any) any
@@ -107,50 +111,51 @@ func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
 		"as long as can be": {func(r map[string]any) any { b, _ := json.Marshal(r); return string(b) + strings.Repeat(" ", 15<<10) }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, ca)
+			t.Parallel()
+			n := newVictim(t, ca)
 			p, goes := newPod("web-0"), newPod("web-1")
 			n.start()
-			for _, p := range []pod{p, goes} {
-				must(t, n.publish(p))
+			for _, p := range []node.Pod{p, goes} {
+				n.Publish(p)
 				n.changeRecord(p, test.change)
 			}
 			n.kill()
 			n.start()
-			if _, err := readAll(n.target(p), usual); err != nil {
+			if _, err := readAll(n.Target(p), usual); err != nil {
 				t.Error(err)
 			}
-			if _, err := n.health(p); (err == nil) != test.takeOver {
+			if _, err := n.Health(p); (err == nil) != test.takeOver {
 				t.Errorf("taken over: %v", err)
 			}
-			if !test.takeOver && strings.Count(n.logs.String(), "Cannot take over a mounted volume") != 2 {
+			if !test.takeOver && n.Logs.Count(logs.CannotAdopt) != 2 {
 				t.Error("it is not reported")
 			}
-			must(t, n.unpublish(goes)) // whatever it says
-			n.expectGone(goes)
-			must(t, n.publish(p))
-			eventually(t, 30*time.Second, "a whole record", func() bool { return n.recordIsWhole(p) })
+			n.Unpublish(goes) // whatever it says
+			n.ExpectGone(goes)
+			n.Publish(p)
+			node.Eventually(t, 30*time.Second, "a whole record", func() bool { return n.recordIsWhole(p) })
 			n.kill()
 			n.start()
 			n.expectTracked(p)
-			if _, err := readAll(n.target(p), usual); err != nil {
+			if _, err := readAll(n.Target(p), usual); err != nil {
 				t.Error(err)
 			}
-			must(t, n.unpublish(p))
-			n.expectGone(p)
+			n.Unpublish(p)
+			n.ExpectGone(p)
 			n.stop()
 		})
 	}
 }
 
-// recordIsWhole tells whether the record says of which volume it is, and no other
-// certificate than the one that is mounted.
-func (n *node) recordIsWhole(p pod) bool {
-	n.t.Helper()
-	target, err := os.Open(n.target(p))
-	must(n.t, err)
+// recordIsWhole tells whether the record identifies the volume, and describes the
+// mounted certificate or none.
+func (n *victim) recordIsWhole(p node.Pod) bool {
+	n.T.Helper()
+	target, err := os.Open(n.Target(p))
+	node.Must(n.T, err)
 	defer target.Close()
 	data, err := tmpfs.Record(target)
-	must(n.t, err)
+	node.Must(n.T, err)
 	var r struct {
 		VolumeID, Serial string
 		Target           string
@@ -161,25 +166,26 @@ func (n *node) recordIsWhole(p pod) bool {
 	if json.Unmarshal(data, &r) != nil {
 		return false
 	}
-	leaf, err := read(n.target(p), usual)
-	must(n.t, err)
-	return r.VolumeID == p.volumeID() && r.Pod.Name == p.name && n.kubeletDir+"/"+r.Target == n.target(p) && maps.Equal(r.Attributes, p.attributes) &&
+	leaf, err := read(n.Target(p), usual)
+	node.Must(n.T, err)
+	return r.VolumeID == p.VolumeID() && r.Pod.Name == p.Name && n.KubeletDir+"/"+r.Target == n.Target(p) && maps.Equal(r.Attributes, p.Attributes) &&
 		(r.Serial == "" || r.Serial == leaf.SerialNumber.String() && r.NotAfter.Equal(leaf.NotAfter))
 }
 
-// A volume that somebody has mounted on top of itself is taken over once.
+// A volume that is mounted on top of itself is taken over once.
 func TestTakenOverOnce(t *testing.T) {
-	n := newNode(t, startCA(t))
+	t.Parallel()
+	n := newVictim(t, startCA(t))
 	p := newPod("web-0")
 	n.start()
-	must(t, n.publish(p))
+	n.Publish(p)
 	n.kill()
-	must(t, syscall.Mount(n.target(p), n.target(p), "", syscall.MS_BIND, ""))
+	node.Must(t, syscall.Mount(n.Target(p), n.Target(p), "", syscall.MS_BIND, ""))
 	n.start()
-	if !strings.Contains(n.logs.String(), `"Took over mounted volumes" count=1`) {
+	if !n.Logs.Has(logs.Adopted + ` count=1`) {
 		t.Error("not taken over once")
 	}
-	must(t, n.unpublish(p))
-	n.expectGone(p)
+	n.Unpublish(p)
+	n.ExpectGone(p)
 	n.stop()
 }

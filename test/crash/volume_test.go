@@ -31,12 +31,12 @@ func (n names) attributes() map[string]string {
 var errNotMounted = errors.New("not mounted")
 
 // read reads the volume at the path as a program does that opens ..data once, and
-// checks that its files belong together. The error is errNotMounted where there
-// is no volume; whatever else is wrong must never be.
+// checks that its files belong together. The error is errNotMounted if there is no
+// volume. Any other error is a defect.
 func read(path string, n names) (*x509.Certificate, error) {
 	for {
 		leaf, err := readOnce(path, n)
-		// More than one rotation since ..data was opened: the set is gone.
+		// Two renewals since ..data was opened: the set is removed.
 		if errors.Is(err, errVanished) {
 			continue
 		}
@@ -54,7 +54,7 @@ func readOnce(path string, n names) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	// What is mounted there now stays readable through this, also when unmounted.
+	// This descriptor keeps the volume readable, also after it is unmounted.
 	defer target.Close()
 	if record, err := tmpfs.Record(target); err != nil {
 		return nil, fmt.Errorf("half attached: %w", err)
@@ -103,14 +103,14 @@ func readSet(root *os.Root, directory string, n names) (*x509.Certificate, error
 	}
 	options := x509.VerifyOptions{Roots: pool, Intermediates: intermediates, CurrentTime: time.Now()}
 	if options.CurrentTime.After(pair.Leaf.NotAfter) {
-		options.CurrentTime = pair.Leaf.NotAfter // that is another question
+		options.CurrentTime = pair.Leaf.NotAfter // expiry is not checked here
 	}
 	_, err = pair.Leaf.Verify(options)
 	return pair.Leaf, err
 }
 
-// readAll checks a volume that nobody is writing: it is whole in every way that
-// it can be read, with one of the sets of names.
+// readAll checks a volume that is not being written: with one of the sets of names,
+// all ways to read it agree.
 func readAll(path string, allowed ...names) (*x509.Certificate, error) {
 	var all error
 	for _, n := range allowed {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/flexstack/step-csi/test/logs"
 )
 
 // example applies an example with short lifetimes, and checks at the end that
@@ -20,7 +22,7 @@ func example(t *testing.T, name string) (namespace string) {
 	if brief == rendered {
 		t.Fatal("the example has no volume")
 	}
-	brief = strings.ReplaceAll(brief, "ghcr.io/flexstack/step-csi:0.1.0", pluginTag) // the one of this commit
+	brief = strings.ReplaceAll(brief, "ghcr.io/flexstack/step-csi-reload:0.1.0", reloadTag) // built from this commit
 	must(t, applyText(brief))
 	namespace = "example-" + name
 	t.Cleanup(func() {
@@ -200,7 +202,7 @@ func exampleNginx(t *testing.T) {
 				"echo | openssl s_client -connect nginx.example-nginx.svc:8443 2>/dev/null | openssl x509 -noout -serial")
 		})
 	}
-	waitLog(t, 30*time.Second, n, "nginx", `"Reloaded"`)
+	waitLog(t, 30*time.Second, n, "nginx", logs.Reloaded)
 	waitLog(t, 30*time.Second, n, "client", "ok: ")
 	if now := master(); now != first {
 		t.Errorf("nginx was process %s, and is %s", first, now)

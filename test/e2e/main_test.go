@@ -21,6 +21,7 @@ const (
 	identity   = "flexstack-identity" // the guide's namespace, for step-ca and the plugin
 	pluginTag  = "ghcr.io/flexstack/step-csi:dev"
 	otherTag   = "ghcr.io/flexstack/step-csi:other" // another version of it
+	reloadTag  = "ghcr.io/flexstack/step-csi-reload:dev"
 	guideFile  = "deploy/examples/values/guide.yaml"
 	chart      = "deploy/charts/step-csi"
 	driverName = "csi.step-ca.io"
@@ -135,12 +136,13 @@ func runAll(m *testing.M) (status int, err error) {
 	say := func(what string) { fmt.Printf("%4.0f s  %s\n", time.Since(begin).Seconds(), what) }
 
 	say("images")
-	archive, err := os.CreateTemp("", "step-csi-*.tar")
+	archives, err := os.MkdirTemp("", "step-csi-images-")
 	if err != nil {
 		return 1, err
 	}
-	defer os.Remove(archive.Name())
-	if err := buildImage(pluginTag, "", archive.Name()); err != nil {
+	defer os.RemoveAll(archives)
+	plugin, reload := filepath.Join(archives, "step-csi.tar"), filepath.Join(archives, "step-csi-reload.tar")
+	if err := buildImages(plugin, reload); err != nil {
 		return 1, err
 	}
 	images, err := command("go", "run", "./test/e2e/images")
@@ -153,7 +155,7 @@ func runAll(m *testing.M) (status int, err error) {
 	}
 	defer func() { err = errors.Join(err, stopCluster()) }()
 	say("load images")
-	if _, err := tool("load", strings.TrimSpace(images), archive.Name()); err != nil {
+	if _, err := tool("load", strings.TrimSpace(images), plugin, reload); err != nil {
 		return 1, err
 	}
 	if _, err := tool("exec", "ctr", "-n", "k8s.io", "images", "tag", pluginTag, otherTag); err != nil {
@@ -173,13 +175,14 @@ func runAll(m *testing.M) (status int, err error) {
 	return status, nil
 }
 
-// buildImage makes the image as `make image` does, in this machine's Go.
-func buildImage(name, version, archive string) error {
+// buildImages builds both images as `make image BASE=local` does.
+func buildImages(plugin, reload string) error {
 	build := exec.Command("deploy/image/build.sh")
-	build.Env = append(os.Environ(), "BASE=local", "IMAGE="+name, "VERSION="+version, "IMAGE_ARCHIVE="+archive)
+	build.Env = append(os.Environ(), "BASE=local", "VERSION=",
+		"IMAGE="+pluginTag, "IMAGE_ARCHIVE="+plugin, "RELOAD_IMAGE="+reloadTag, "RELOAD_IMAGE_ARCHIVE="+reload)
 	out, err := build.CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("build the image: %w\n%s", err, out)
+		return fmt.Errorf("build the images: %w\n%s", err, out)
 	}
 	return nil
 }

@@ -1,6 +1,6 @@
 // Package embeddedca runs a real step-ca (its authority and its HTTP API) inside
-// the process, on loopback, without files. The demo, the tests and the
-// benchmarks use it. It is no CA to keep: its keys are gone with the process.
+// the process, on loopback, without files. It is for the demo and for tests: its
+// keys are lost when the process ends.
 package embeddedca
 
 import (
@@ -29,17 +29,17 @@ import (
 	"go.step.sm/crypto/minica"
 )
 
-// Config describes the CA. The zero value is a CA as step-ca sets it up, but
-// for a minimum lifetime of one second, so that rotations can be watched.
+// Config describes the CA. The zero value is a CA as step-ca sets it up, except that
+// the minimum lifetime is one second: tests wait for renewals.
 type Config struct {
 	// Name is the beginning of the common names of root and intermediate.
 	Name string
 	// Provisioner and Password are those of the JWK provisioner; admin and
 	// "password" if empty.
 	Provisioner, Password string
-	// Host is another DNS name of it, besides localhost and 127.0.0.1.
+	// Host is a DNS name of the CA, besides localhost and 127.0.0.1.
 	Host string
-	// Federated are the roots of CAs that it is federated with.
+	// Federated are the roots of the CAs that this one is federated with.
 	Federated []*x509.Certificate
 }
 
@@ -57,7 +57,7 @@ type CA struct {
 	signs     atomic.Int64
 }
 
-// Start makes root, intermediate and provisioner, and serves.
+// Start creates a root, an intermediate and a provisioner, and serves.
 func Start(c Config) (*CA, error) {
 	if c.Name == "" {
 		c.Name = "Example"
@@ -91,8 +91,8 @@ func newProvisioner(c Config) (*provisioner.JWK, error) {
 	}, nil
 }
 
-// newKey makes a key pair, and the private one encrypted as step-ca does, but for
-// the 600000 rounds of PBKDF2, which take every client a tenth of a second.
+// newKey returns a public key, and the private key encrypted as step-ca does it,
+// with fewer rounds of PBKDF2: step-ca's 600000 take each client a tenth of a second.
 func newKey(password string) (public *jose.JSONWebKey, private string, err error) {
 	key, err := jose.GenerateJWK("EC", "P-256", "ES256", "sig", "", 0)
 	if err != nil {
@@ -123,8 +123,8 @@ func newKey(password string) (public *jose.JSONWebKey, private string, err error
 // Resume serves again, on the same address, after Stop.
 func (ca *CA) Resume() error { return ca.resume((*authority.Authority).GetTLSCertificate) }
 
-// ResumeExpired is Resume of a CA whose own serving certificate has expired, as when
-// it could not renew that itself.
+// ResumeExpired is Resume with an expired serving certificate, as of a CA that could
+// not renew it.
 func (ca *CA) ResumeExpired() error {
 	return ca.resume(func(*authority.Authority) (*tls.Certificate, error) { return ca.expiredCertificate() })
 }
@@ -223,7 +223,7 @@ func (ca *CA) intercepted(next http.Handler) http.Handler {
 	})
 }
 
-// Intercept puts middle before the CA's own handler; nil takes it away.
+// Intercept puts middle in front of the CA's own handler. Nil removes it.
 func (ca *CA) Intercept(middle func(http.Handler) http.Handler) {
 	if middle == nil {
 		ca.middle.Store(nil)
@@ -232,7 +232,7 @@ func (ca *CA) Intercept(middle func(http.Handler) http.Handler) {
 	ca.middle.Store(&middle)
 }
 
-// Signs counts the requests to sign so far, whatever their answer.
+// Signs returns the number of requests to sign so far, including refused ones.
 func (ca *CA) Signs() int64 { return ca.signs.Load() }
 
 // Stop closes the CA and all its connections. Resume starts it again.
@@ -242,8 +242,8 @@ func (ca *CA) Stop() {
 	_ = ca.authority.Shutdown()
 }
 
-// ReplaceProvisioner gives the provisioner a new key, as removing and adding it
-// does, with the given password.
+// ReplaceProvisioner gives the provisioner a new key with this password, as removing
+// and adding the provisioner does.
 func (ca *CA) ReplaceProvisioner(password string) error {
 	ca.config.Password = password
 	provider, err := newProvisioner(ca.config)
@@ -255,7 +255,7 @@ func (ca *CA) ReplaceProvisioner(password string) error {
 	return ca.Resume()
 }
 
-// Address is the host:port that it listens on.
+// Address is the host:port that the CA listens on.
 func (ca *CA) Address() string { return ca.address }
 
 // URL of the CA.

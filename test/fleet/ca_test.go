@@ -16,8 +16,8 @@ import (
 const callTimeout = 15 * time.Second
 
 var (
-	errRefused = fmt.Errorf("%w: connection refused", issuer.ErrUnavailable)
-	errSlow    = fmt.Errorf("%w: no answer in time", issuer.ErrUnavailable)
+	errRefused = fmt.Errorf("%w: connection refused", issuer.Unavailable)
+	errSlow    = fmt.Errorf("%w: no answer in time", issuer.Unavailable)
 )
 
 // queueingCA answers one call after the other, each of which takes it as long. It

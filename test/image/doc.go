@@ -1,3 +1,3 @@
-// Package image builds the image as `make image BASE=local` does, and looks into
-// it. It needs root, and what `make e2e`, which runs it, installs.
+// Package image builds both images as `make image BASE=local` does and checks their
+// contents. It needs root and the packages that `make e2e`, which runs it, installs.
 package image

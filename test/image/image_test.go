@@ -15,6 +15,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,40 +25,70 @@ import (
 const (
 	version  = "v0.1.0"
 	revision = "0123456789abcdef0123456789abcdef01234567"
-	epoch    = "1700000000" // neither 0 nor now, so that it has to come from where it should
-	name     = "localhost/step-csi-image-test:dev"
+	epoch    = 1700000000 // neither 0 nor now, so the build must take it from SOURCE_DATE_EPOCH
 )
 
-// TestImage builds twice, as if on two machines: the source is in another place,
-// with other times and modes, and nothing but Go's cache is shared.
-func TestImage(t *testing.T) {
-	first := load(t, build(t, "../..", "022", "UTC"))
-	t.Run("reproducible", func(t *testing.T) {
-		second := load(t, build(t, copySource(t), "077", "Asia/Tokyo"))
-		if first.id != second.id {
-			t.Errorf("two builds of the same source differ:\n%s\n%s\n%s\n%s", first.id, first.config, second.id, second.config)
-		}
-	})
-	t.Run("configuration", func(t *testing.T) { checkConfiguration(t, first) })
-	t.Run("one file", func(t *testing.T) { checkFiles(t, first) })
-	t.Run("program", func(t *testing.T) { checkProgram(t, first) })
+// expectation is what an image must be.
+type expectation struct {
+	title      string
+	variable   string // prefix of build.sh's variables for this image
+	user       string
+	entrypoint string
+	programs   map[string]string // the files, with the arguments that print the version
+	maxSize    int               // bytes
 }
 
-// build runs the script of the source in root, with a storage of its own, and
-// returns the archive.
+var expectations = []expectation{
+	{
+		title: "step-csi", user: "0:0", entrypoint: "/step-csi", maxSize: 50_000_000,
+		programs: map[string]string{"step-csi": "version", "step-csi-reload": "--version"},
+	},
+	{
+		title: "step-csi-reload", variable: "RELOAD_", user: "65534:65534", entrypoint: "/step-csi-reload", maxSize: 8_000_000,
+		programs: map[string]string{"step-csi-reload": "--version"},
+	},
+}
+
+func (e expectation) name() string { return "localhost/" + e.title + "-image-test:dev" }
+
+// TestImage builds both images twice, as if on two machines: the second source is in
+// another directory with other times and modes, and the builds share only Go's cache.
+func TestImage(t *testing.T) {
+	first := build(t, "../..", "022", "UTC")
+	second := build(t, copySource(t), "077", "Asia/Tokyo")
+	for _, want := range expectations {
+		t.Run(want.title, func(t *testing.T) {
+			got := load(t, filepath.Join(first, want.title), want.name())
+			again := load(t, filepath.Join(second, want.title), want.name())
+			if got.id != again.id {
+				t.Errorf("two builds of the same source differ:\n%s\n%s\n%s\n%s", got.id, got.config, again.id, again.config)
+			}
+			checkConfiguration(t, got, want)
+			for name, program := range checkFiles(t, got, want) {
+				t.Run(name, func(t *testing.T) { checkProgram(t, name, program, want.programs[name]) })
+			}
+		})
+	}
+}
+
+// build runs the source's build.sh with its own image storage, and returns a directory
+// with an archive of each image.
 func build(t *testing.T, root, umask, zone string) string {
 	t.Helper()
-	archive := filepath.Join(t.TempDir(), "image.tar")
+	archives := t.TempDir()
 	command := exec.Command("sh", "-c", "umask "+umask+" && exec deploy/image/build.sh")
 	command.Dir = root
 	command.Env = append(os.Environ(), "GOCACHE="+goEnv(t, "GOCACHE"), "XDG_CACHE_HOME="+t.TempDir(), "TZ="+zone,
-		"BASE=local", "BUILDER=buildah", "IMAGE="+name, "VERSION="+version, "REVISION="+revision, "SOURCE_DATE_EPOCH="+epoch, "PLATFORM=", "IMAGE_ARCHIVE="+archive)
+		"BASE=local", "BUILDER=buildah", "VERSION="+version, "REVISION="+revision, "SOURCE_DATE_EPOCH="+strconv.Itoa(epoch), "PLATFORM=")
+	for _, e := range expectations {
+		command.Env = append(command.Env, e.variable+"IMAGE="+e.name(), e.variable+"IMAGE_ARCHIVE="+filepath.Join(archives, e.title))
+	}
 	start := time.Now()
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	t.Logf("built in %s", time.Since(start).Round(time.Second/10))
-	return archive
+	return archives
 }
 
 func goEnv(t *testing.T, key string) string {
@@ -68,8 +100,7 @@ func goEnv(t *testing.T, key string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// copySource copies what an image is made from, without git, and with times and
-// modes that are the copy's own.
+// copySource copies the source of the images, without git and with new times and modes.
 func copySource(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
@@ -91,14 +122,14 @@ func copySource(t *testing.T) string {
 	return root
 }
 
-// image is what a docker archive holds.
+// image is the content of a docker archive.
 type image struct {
-	id     string // the digest of its configuration, which has those of its layers
+	id     string // digest of the configuration, which contains the digests of the layers
 	config []byte
 	layers [][]byte
 }
 
-func load(t *testing.T, archive string) image {
+func load(t *testing.T, archive, name string) image {
 	t.Helper()
 	f, err := os.Open(archive)
 	if err != nil {
@@ -150,7 +181,8 @@ func entries(t *testing.T, r io.Reader) func(yield func(*tar.Header, []byte) boo
 	}
 }
 
-func checkConfiguration(t *testing.T, i image) {
+func checkConfiguration(t *testing.T, i image, want expectation) {
+	t.Helper()
 	var got struct {
 		Created time.Time
 		Config  struct {
@@ -162,71 +194,71 @@ func checkConfiguration(t *testing.T, i image) {
 	if err := json.Unmarshal(i.config, &got); err != nil {
 		t.Fatal(err)
 	}
-	if c := got.Config; c.User != "0:0" || len(c.Entrypoint) != 1 || c.Entrypoint[0] != "/step-csi" || len(c.Cmd) != 0 {
-		t.Errorf("user, entrypoint or command: %+v", c)
+	if c := got.Config; c.User != want.user || !slices.Equal(c.Entrypoint, []string{want.entrypoint}) || len(c.Cmd) != 0 {
+		t.Errorf("wrong user, entrypoint or command: %+v", c)
 	}
-	if got.Created.Unix() != 1700000000 {
+	if got.Created.Unix() != epoch {
 		t.Errorf("created %s", got.Created)
 	}
 	const prefix = "org.opencontainers.image."
 	description := got.Config.Labels[prefix+"description"]
-	want := map[string]string{
-		prefix + "title": "step-csi", prefix + "description": description, prefix + "licenses": "Apache-2.0",
+	labels := map[string]string{
+		prefix + "title": want.title, prefix + "description": description, prefix + "licenses": "Apache-2.0",
 		prefix + "source": "https://github.com/flexstack/step-csi", prefix + "version": version, prefix + "revision": revision,
 	}
-	if !maps.Equal(got.Config.Labels, want) || description == "" {
+	if !maps.Equal(got.Config.Labels, labels) || description == "" {
 		t.Errorf("labels %q", got.Config.Labels)
 	}
 }
 
-func checkFiles(t *testing.T, i image) {
+// checkFiles returns the files of the only layer.
+func checkFiles(t *testing.T, i image, want expectation) map[string][]byte {
+	t.Helper()
 	if len(i.layers) != 1 {
 		t.Fatalf("%d layers", len(i.layers))
 	}
-	var all []string
-	for header := range entries(t, bytes.NewReader(i.layers[0])) {
-		all = append(all, header.Name)
-		if header.Typeflag != tar.TypeReg || header.FileInfo().Mode().Perm() != 0o755 || header.Uid != 0 || header.Gid != 0 || header.ModTime.Unix() != 1700000000 {
+	if size := len(i.layers[0]); size > want.maxSize {
+		t.Errorf("the layer has %d bytes, more than %d", size, want.maxSize)
+	}
+	files := map[string][]byte{}
+	for header, content := range entries(t, bytes.NewReader(i.layers[0])) {
+		files[header.Name] = content
+		if header.Typeflag != tar.TypeReg || header.FileInfo().Mode().Perm() != 0o755 || header.Uid != 0 || header.Gid != 0 || header.ModTime.Unix() != epoch {
 			t.Errorf("%+v", header)
 		}
 	}
-	if len(all) != 1 || all[0] != "step-csi" {
-		t.Errorf("files %q", all)
+	if got := slices.Sorted(maps.Keys(files)); !slices.Equal(got, slices.Sorted(maps.Keys(want.programs))) {
+		t.Errorf("files %q", got)
 	}
+	return files
 }
 
-func checkProgram(t *testing.T, i image) {
-	var content []byte
-	for header, c := range entries(t, bytes.NewReader(i.layers[0])) {
-		if header.Name == "step-csi" {
-			content = c
-		}
-	}
+func checkProgram(t *testing.T, name string, content []byte, versionArgument string) {
 	program, err := elf.NewFile(bytes.NewReader(content))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, segment := range program.Progs {
 		if segment.Type == elf.PT_INTERP || segment.Type == elf.PT_DYNAMIC {
-			t.Errorf("it is not static: %s", segment.Type)
+			t.Errorf("%s is not static: %s", name, segment.Type)
 		}
 	}
 	if program.Section(".symtab") != nil || program.Section(".debug_info") != nil {
-		t.Error("it has symbols or debugging information")
+		t.Errorf("%s has symbols or debugging information", name)
 	}
 	checkBuild(t, content)
 
-	path := filepath.Join(t.TempDir(), "step-csi")
+	path := filepath.Join(t.TempDir(), name)
 	if err := os.WriteFile(path, content, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command(path, "version").CombinedOutput()
-	if err != nil || !strings.HasPrefix(string(out), "step-csi "+version+" go") {
+	out, err := exec.Command(path, versionArgument).CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(out), name+" "+version+" go") {
 		t.Errorf("version: %v, %s", err, out)
 	}
 }
 
-// checkBuild holds how the program was built against the Makefile.
+// checkBuild compares the build flags of the program with those of the Makefile.
 func checkBuild(t *testing.T, program []byte) {
 	makefile, err := os.ReadFile("../../Makefile")
 	if err != nil {

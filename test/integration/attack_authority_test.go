@@ -29,6 +29,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
+	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/reviews"
 )
 
@@ -68,18 +69,18 @@ func wire(p issuer.Pod) *rapb.Pod {
 
 func csrOf(t *testing.T, names issuer.Request) []byte {
 	key, err := names.KeyType.Generate()
-	must(t, err)
+	node.Must(t, err)
 	csr, err := issuer.NewCSR(names, key)
-	must(t, err)
+	node.Must(t, err)
 	return csr.Raw
 }
 
 // rawCSR asks for what NewCSR cannot ask for.
 func rawCSR(t *testing.T, template *x509.CertificateRequest) []byte {
 	key, err := issuer.ECDSAP256.Generate()
-	must(t, err)
+	node.Must(t, err)
 	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
-	must(t, err)
+	node.Must(t, err)
 	return der
 }
 
@@ -106,7 +107,7 @@ func (r *authorities) client(t testing.TB) rapb.RegistrationAuthorityClient {
 	roots.AddCert(r.ca.Root())
 	connection, err := grpc.NewClient(net.JoinHostPort("127.0.0.1", r.port), grpc.WithTransportCredentials(
 		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: authorityHost})))
-	must(t, err)
+	node.Must(t, err)
 	t.Cleanup(func() { connection.Close() })
 	return rapb.NewRegistrationAuthorityClient(connection)
 }
@@ -147,7 +148,7 @@ func TestAttackAuthority(t *testing.T) {
 	uri := func(text string) func(*attack) {
 		return func(a *attack) {
 			u, err := url.Parse(text)
-			must(a.t, err)
+			node.Must(a.t, err)
 			a.names.URIs = append(a.names.URIs, u)
 		}
 	}
@@ -164,7 +165,7 @@ func TestAttackAuthority(t *testing.T) {
 	san := asn1.ObjectIdentifier{2, 5, 29, 17}
 	marshal := func(value any) []byte {
 		der, err := asn1.Marshal(value)
-		must(t, err)
+		node.Must(t, err)
 		return der
 	}
 	dnsName := func(name string) asn1.RawValue { return asn1.RawValue{Class: 2, Tag: 2, Bytes: []byte(name)} }
@@ -281,7 +282,7 @@ func TestAttackAuthority(t *testing.T) {
 				t.Errorf("the CA was asked to sign %d times", after-before)
 			}
 			if test.code != codes.ResourceExhausted {
-				eventually(t, 5*time.Second, "a line in the audit log", func() bool { return strings.Contains(r.replicas[0].logs.String(), test.message) })
+				node.Eventually(t, 5*time.Second, "a line in the audit log", func() bool { return r.replicas[0].logs.Has(test.message) })
 			}
 		})
 	}
@@ -294,17 +295,17 @@ func TestAttackAuthority(t *testing.T) {
 func foreignKey(t *testing.T, names issuer.Request) []byte {
 	own, other := csrOf(t, names), csrOf(t, names)
 	parsed, err := x509.ParseCertificateRequest(own)
-	must(t, err)
+	node.Must(t, err)
 	foreign, err := x509.ParseCertificateRequest(other)
-	must(t, err)
+	node.Must(t, err)
 	return []byte(strings.Replace(string(own), string(parsed.RawSubjectPublicKeyInfo), string(foreign.RawSubjectPublicKeyInfo), 1))
 }
 
 func weakCSR(t *testing.T, names issuer.Request) []byte {
 	key, err := rsa.GenerateKey(rand.Reader, 1024)
-	must(t, err)
+	node.Must(t, err)
 	csr, err := issuer.NewCSR(names, key)
-	must(t, err)
+	node.Must(t, err)
 	return csr.Raw
 }
 
@@ -313,13 +314,13 @@ func TestAttackAuthorityFlood(t *testing.T) {
 	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "  limits: {node: {rate: 0.001, burst: 8}, pod: {rate: 0.001, burst: 3}}\n")
 	client := r.client(t)
-	ask := func(pod, node string) codes.Code {
+	ask := func(pod, name string) codes.Code {
 		a := newAttack(t, r)
 		p := a.pod
-		p.UID, p.Node = pod, node
+		p.UID, p.Node = pod, name
 		a.as(p)
 		of := plugin
-		of.Node = node
+		of.Node = name
 		r.reviews.Bind(jwt("plugin"), of)
 		return status.Code(a.call(client))
 	}
@@ -377,12 +378,12 @@ func TestAttackAuthorityByPatience(t *testing.T) {
 		}
 	}
 	silent, err := net.Dial("tcp", address)
-	must(t, err)
+	node.Must(t, err)
 	defer silent.Close()
 	slow := newAttack(t, r)
 	begin := time.Now()
 	stream, err := grpcStream(t, r, slow.headers)
-	must(t, err)
+	node.Must(t, err)
 	for range 20 {
 		if err := newAttack(t, r).call(client); err != nil {
 			t.Fatalf("beside slow clients: %v", err)
@@ -395,7 +396,7 @@ func TestAttackAuthorityByPatience(t *testing.T) {
 		t.Errorf("a client that never ends its request was cut off after %s: %v", took, err)
 	}
 	plain, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	must(t, err)
+	node.Must(t, err)
 	defer plain.Close()
 	if got := status.Code(newAttack(t, r).call(rapb.NewRegistrationAuthorityClient(plain))); got != codes.Unavailable {
 		t.Errorf("without TLS: %s", got)
@@ -410,7 +411,7 @@ func grpcStream(t *testing.T, r *authorities, headers metadata.MD) (grpc.ClientS
 	roots.AddCert(r.ca.Root())
 	connection, err := grpc.NewClient(net.JoinHostPort("127.0.0.1", r.port), grpc.WithTransportCredentials(
 		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: authorityHost})))
-	must(t, err)
+	node.Must(t, err)
 	t.Cleanup(func() { connection.Close() })
 	return connection.NewStream(metadata.NewOutgoingContext(t.Context(), headers), &grpc.StreamDesc{ClientStreams: true}, rapb.RegistrationAuthority_Sign_FullMethodName)
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/test/embeddedca"
+	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/realca"
 )
 
@@ -70,11 +71,11 @@ func TestAttack(t *testing.T) {
 // Nor does any call reach a volume that is another pod's, or what is no volume.
 func TestAttackOtherCalls(t *testing.T) {
 	s := newScene(t)
-	full := filepath.Join(s.n.kubeletDir, "pods/uid-full/volumes/kubernetes.io~secret/token")
-	must(t, os.MkdirAll(full, 0o755))
-	must(t, os.WriteFile(filepath.Join(full, "token"), []byte("secret"), 0o600))
-	must(t, os.Symlink(s.n.target(s.other), filepath.Join(s.n.kubeletDir, "link")))
-	own, other := attacker.volumeID(), s.other.volumeID()
+	full := filepath.Join(s.n.KubeletDir, "pods/uid-full/volumes/kubernetes.io~secret/token")
+	node.Must(t, os.MkdirAll(full, 0o755))
+	node.Must(t, os.WriteFile(filepath.Join(full, "token"), []byte("secret"), 0o600))
+	node.Must(t, os.Symlink(s.n.Target(s.other), filepath.Join(s.n.KubeletDir, "link")))
+	own, other := attacker.VolumeID(), s.other.VolumeID()
 	for _, test := range []struct {
 		name     string
 		call     func(t *testing.T, id, path string) error
@@ -95,7 +96,7 @@ func TestAttackOtherCalls(t *testing.T) {
 		{"remove the directory of all pods", s.unpublish, own, "KUBELET/pods", codes.Internal, "not empty"},
 		{"remove a volume of another driver", s.unpublish, own, "KUBELET/pods/uid-full/volumes/kubernetes.io~secret/token", codes.Internal, "not empty"},
 		{"remove a file", s.unpublish, own, "KUBELET/pods/uid-full/volumes/kubernetes.io~secret/token/token", codes.Internal, "not a directory"},
-		{"remove the plugin's socket", s.unpublish, own, "KUBELET/plugins/" + driverName + "/csi.sock", codes.Internal, "not a directory"},
+		{"remove the plugin's socket", s.unpublish, own, "KUBELET/plugins/" + node.Driver + "/csi.sock", codes.Internal, "not a directory"},
 		{"measure another's volume", s.stats, own, "OTHER", codes.NotFound, "no such volume"},
 		{"measure a directory by another's id", s.stats, other, "KUBELET/pods", codes.NotFound, "no such volume"},
 		{"measure a directory outside", s.stats, other, "/etc", codes.NotFound, "no such volume"},
@@ -104,7 +105,7 @@ func TestAttackOtherCalls(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s.withoutTraces(t, func() { expect(t, test.call(t, test.id, s.path(test.path)), test.code, test.message) })
-			must(t, s.health(t, other, s.n.target(s.other)))
+			node.Must(t, s.health(t, other, s.n.Target(s.other)))
 		})
 	}
 }
@@ -138,20 +139,20 @@ func TestAttackIsNotHeard(t *testing.T) {
 			f.VolumeCapability.GetMount().MountFlags = []string{"exec", "suid", "dev", "rw", "bind"}
 		},
 		"another file system":                func(f *forgery) { f.VolumeCapability.GetMount().FsType = "ext4" },
-		"a staging path that is not its own": func(f *forgery) { f.StagingTargetPath = f.s.n.target(f.s.other) },
+		"a staging path that is not its own": func(f *forgery) { f.StagingTargetPath = f.s.n.Target(f.s.other) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := &forgery{NodePublishVolumeRequest: s.n.publishRequest(attacker), t: t, s: s}
+			f := &forgery{NodePublishVolumeRequest: s.n.MustRequest(attacker), t: t, s: s}
 			change(f)
 			_, err := s.n.NodePublishVolume(t.Context(), f.NodePublishVolumeRequest)
-			must(t, err)
-			defer s.n.unpublish(attacker)
+			node.Must(t, err)
+			defer s.n.Unpublish(attacker)
 			leaf := read(t, f.TargetPath).leaf()
-			if len(leaf.DNSNames) > 0 || leaf.Subject.CommonName != attacker.name || len(leaf.URIs) != 1 || leaf.URIs[0].Path != "/ns/shop/sa/web" {
+			if len(leaf.DNSNames) > 0 || leaf.Subject.CommonName != attacker.Name || len(leaf.URIs) != 1 || leaf.URIs[0].Path != "/ns/shop/sa/web" {
 				t.Errorf("%q, %q, %q", leaf.Subject.CommonName, leaf.DNSNames, leaf.URIs)
 			}
 			var mounted syscall.Statfs_t
-			must(t, syscall.Statfs(f.TargetPath, &mounted))
+			node.Must(t, syscall.Statfs(f.TargetPath, &mounted))
 			if want := int64(syscall.MS_RDONLY | syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC); mounted.Flags&want != want || mounted.Type != unix.TMPFS_MAGIC {
 				t.Errorf("mounted as %#x with the flags %#x", mounted.Type, mounted.Flags)
 			}
@@ -163,8 +164,8 @@ func TestAttackIsNotHeard(t *testing.T) {
 // renewal: it is refused, and the volume stays as it is.
 func TestAttackByRepublish(t *testing.T) {
 	s := newScene(t)
-	s.n.publish(attacker)
-	defer s.n.unpublish(attacker)
+	s.n.Publish(attacker)
+	defer s.n.Unpublish(attacker)
 	s.withoutTraces(t, func() {
 		for message, names := range map[string]string{
 			"db.prod is not allowed":          "db.prod",
@@ -175,9 +176,9 @@ func TestAttackByRepublish(t *testing.T) {
 			"a * stands for the whole first ": "web.*",
 		} {
 			again := attacker
-			again.attributes = map[string]string{"dns-names": names}
-			s.n.publish(again)
-			eventually(t, 15*time.Second, message, func() bool { return strings.Contains(s.n.logs.String(), message) })
+			again.Attributes = map[string]string{"dns-names": names}
+			s.n.Publish(again)
+			node.Eventually(t, 15*time.Second, message, func() bool { return s.n.Logs.Has(message) })
 		}
 	})
 }
@@ -201,33 +202,33 @@ type forgery struct {
 // scene is a node with a volume of another pod on it.
 type scene struct {
 	ca      *embeddedca.CA
-	n       *node
-	other   pod
+	n       *node.Node
+	other   node.Pod
 	outside string // a directory beside the kubelet's
 }
 
 // attacker is the pod that all attempts are made for.
-var attacker = pod{name: "web-0"}
+var attacker = node.Pod{Name: "web-0"}
 
 func newScene(t *testing.T) *scene {
 	ca := startCA(t)
-	s := &scene{ca: ca, n: newNode(t, ca), other: pod{name: "db-0"}}
-	s.outside = filepath.Join(filepath.Dir(s.n.kubeletDir), "outside")
-	must(t, os.Mkdir(s.outside, 0o755))
-	s.n.publish(s.other)
-	t.Cleanup(func() { s.n.unpublish(s.other) })
+	s := &scene{ca: ca, n: newNode(t, ca), other: node.Pod{Name: "db-0"}}
+	s.outside = filepath.Join(filepath.Dir(s.n.KubeletDir), "outside")
+	node.Must(t, os.Mkdir(s.outside, 0o755))
+	s.n.Publish(s.other)
+	t.Cleanup(func() { s.n.Unpublish(s.other) })
 	// What is no attack is done, and seen by its traces.
 	before := s.traces(t)
-	s.n.publish(attacker)
+	s.n.Publish(attacker)
 	if traces := minus(s.traces(t), before); len(traces) < 5 {
 		t.Fatalf("the traces of a volume: %q", traces)
 	}
-	s.n.unpublish(attacker)
+	s.n.Unpublish(attacker)
 	return s
 }
 
 func (s *scene) expect(t *testing.T, a attempt) {
-	f := &forgery{NodePublishVolumeRequest: s.n.publishRequest(attacker), t: t, s: s}
+	f := &forgery{NodePublishVolumeRequest: s.n.MustRequest(attacker), t: t, s: s}
 	a.change(f)
 	s.withoutTraces(t, func() {
 		_, err := s.n.NodePublishVolume(t.Context(), f.NodePublishVolumeRequest)
@@ -246,7 +247,7 @@ func (s *scene) withoutTraces(t *testing.T, do func()) {
 	}
 	if !slices.Equal(before, after) {
 		t.Errorf("left behind: %q; taken away: %q", minus(after, before), minus(before, after))
-		s.n.unpublish(attacker)
+		s.n.Unpublish(attacker)
 	}
 }
 
@@ -254,9 +255,9 @@ func (s *scene) withoutTraces(t *testing.T, do func()) {
 func (s *scene) traces(t *testing.T) []string {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	must(t, err)
+	node.Must(t, err)
 	all := strings.Split(string(mounts), "\n")
-	must(t, filepath.WalkDir(filepath.Dir(s.n.kubeletDir), func(path string, entry fs.DirEntry, err error) error {
+	node.Must(t, filepath.WalkDir(filepath.Dir(s.n.KubeletDir), func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -306,7 +307,7 @@ func withDNSIn(namespace, names string) func(*forgery) {
 // other pod, and the directory outside.
 func (s *scene) path(template string) string {
 	return strings.NewReplacer(
-		"KUBELET", s.n.kubeletDir, "OWN", s.n.target(attacker), "OTHER", s.n.target(s.other), "OUTSIDE", s.outside,
+		"KUBELET", s.n.KubeletDir, "OWN", s.n.Target(attacker), "OTHER", s.n.Target(s.other), "OUTSIDE", s.outside,
 	).Replace(template)
 }
 
@@ -322,23 +323,23 @@ func withID(id func(*scene) string) func(*forgery) {
 func (f *forgery) put(path string) string {
 	away := path + ".away"
 	if err := os.Rename(path, away); err == nil {
-		f.t.Cleanup(func() { must(f.t, os.Rename(away, path)) })
+		f.t.Cleanup(func() { node.Must(f.t, os.Rename(away, path)) })
 	}
-	f.t.Cleanup(func() { must(f.t, os.Remove(path)) })
+	f.t.Cleanup(func() { node.Must(f.t, os.Remove(path)) })
 	return path
 }
 
 // linked puts a symbolic link there.
 func linked(from, to string) func(*forgery) {
-	return func(f *forgery) { must(f.t, os.Symlink(f.s.path(to), f.put(f.s.path(from)))) }
+	return func(f *forgery) { node.Must(f.t, os.Symlink(f.s.path(to), f.put(f.s.path(from)))) }
 }
 
 // mounted puts a mount at the target.
 func mounted(source, kind string, flags uintptr) func(*forgery) {
 	return func(f *forgery) {
-		must(f.t, os.Mkdir(f.put(f.TargetPath), 0o755))
-		must(f.t, syscall.Mount(f.s.path(source), f.TargetPath, kind, flags, ""))
-		f.t.Cleanup(func() { must(f.t, syscall.Unmount(f.TargetPath, 0)) })
+		node.Must(f.t, os.Mkdir(f.put(f.TargetPath), 0o755))
+		node.Must(f.t, syscall.Mount(f.s.path(source), f.TargetPath, kind, flags, ""))
+		f.t.Cleanup(func() { node.Must(f.t, syscall.Unmount(f.TargetPath, 0)) })
 	}
 }
 
@@ -666,11 +667,11 @@ var targetAttacks = []attempt{
 	{"a NUL", withTarget("OWN\x00"), codes.Internal, "invalid argument"},
 	{"a name that is too long", withTarget("OWN" + strings.Repeat("x", 256)), codes.Internal, "too long"},
 	{"whose parent is missing", withTarget("KUBELET/pods/uid-none/mount"), codes.NotFound, "no such file"},
-	{"the plugin's socket", withTarget("KUBELET/plugins/" + driverName + "/csi.sock"), codes.Internal, "not a directory"},
-	{"below the plugin's socket", withTarget("KUBELET/plugins/" + driverName + "/csi.sock/mount"), codes.Internal, "not a directory"},
+	{"the plugin's socket", withTarget("KUBELET/plugins/" + node.Driver + "/csi.sock"), codes.Internal, "not a directory"},
+	{"below the plugin's socket", withTarget("KUBELET/plugins/" + node.Driver + "/csi.sock/mount"), codes.Internal, "not a directory"},
 	{"another volume's", withTarget("OTHER"), codes.AlreadyExists, "another volume is mounted"},
 	{"a file in another volume", withTarget("OTHER/..data/tls.key"), codes.Internal, "symbolic link"},
-	{"another volume's id", withID(func(s *scene) string { return s.other.volumeID() }), codes.AlreadyExists, "is published at"},
+	{"another volume's id", withID(func(s *scene) string { return s.other.VolumeID() }), codes.AlreadyExists, "is published at"},
 	{"no volume id", withID(func(*scene) string { return "" }), codes.InvalidArgument, "volume_id is missing"},
 }
 
@@ -680,10 +681,10 @@ var takenTargetAttacks = []attempt{
 	{"a link to another volume", linked("OWN", "OTHER"), codes.Internal, "symbolic link"},
 	{"a link instead of its parent to outside", linked("KUBELET/pods/uid-web-0/volumes/kubernetes.io~csi/tls", "OUTSIDE"), codes.Internal, "symbolic link"},
 	{"a link instead of the pod to another", linked("KUBELET/pods/uid-web-0", "uid-db-0"), codes.Internal, "symbolic link"},
-	{"a file", func(f *forgery) { must(f.t, os.WriteFile(f.put(f.TargetPath), nil, 0o600)) }, codes.Internal, "not a directory"},
-	{"a pipe", func(f *forgery) { must(f.t, syscall.Mkfifo(f.put(f.TargetPath), 0o600)) }, codes.Internal, "not a directory"},
+	{"a file", func(f *forgery) { node.Must(f.t, os.WriteFile(f.put(f.TargetPath), nil, 0o600)) }, codes.Internal, "not a directory"},
+	{"a pipe", func(f *forgery) { node.Must(f.t, syscall.Mkfifo(f.put(f.TargetPath), 0o600)) }, codes.Internal, "not a directory"},
 	{"a foreign tmpfs", mounted("foreign", "tmpfs", 0), codes.Internal, "something else is mounted there"},
-	{"a tmpfs with the driver's name", mounted(driverName, "tmpfs", 0), codes.Internal, "something else is mounted there"},
+	{"a tmpfs with the driver's name", mounted(node.Driver, "tmpfs", 0), codes.Internal, "something else is mounted there"},
 	{"another volume once more", mounted("OTHER", "", syscall.MS_BIND), codes.AlreadyExists, "another volume is mounted"},
 	{"a directory of the host", mounted("/etc", "", syscall.MS_BIND), codes.Internal, "something else is mounted there"},
 }
@@ -703,7 +704,7 @@ func (m *middleman) URL() string { return m.server.URL }
 func interpose(t *testing.T, ca *realca.CA) *middleman {
 	t.Helper()
 	behind, err := url.Parse(ca.URL())
-	must(t, err)
+	node.Must(t, err)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca.RootPEM())
 	forward := httputil.NewSingleHostReverseProxy(behind)
@@ -735,14 +736,14 @@ func servingCertificate(t *testing.T, ca *realca.CA) tls.Certificate {
 		URL: ca.URL(), Fingerprint: ca.Fingerprint(), Provisioner: "admin",
 		Password: func() ([]byte, error) { return []byte("password"), nil },
 	})
-	must(t, err)
+	node.Must(t, err)
 	defer signer.Close()
 	i, err := issuer.New(issuer.Config{Signer: signer, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
-	must(t, err)
+	node.Must(t, err)
 	c, err := i.Issue(t.Context(), issuer.Applicant{}, issuer.Request{
 		CommonName: "127.0.0.1", IPAddresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Duration: time.Hour, KeyType: issuer.ECDSAP256,
 	}, issuer.PrivateKey{})
-	must(t, err)
+	node.Must(t, err)
 	return tls.Certificate{Certificate: [][]byte{c.Chain[0].Raw, c.Chain[1].Raw}, PrivateKey: c.Key.Signer}
 }
 
@@ -753,10 +754,10 @@ func (m *middleman) sign(t *testing.T, ask []byte) (status int, answer string) {
 	roots.AppendCertsFromPEM(m.RootPEM())
 	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}}
 	response, err := client.Post(m.CA.URL()+"/1.0/sign", "application/json", bytes.NewReader(ask))
-	must(t, err)
+	node.Must(t, err)
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
-	must(t, err)
+	node.Must(t, err)
 	return response.StatusCode, string(body)
 }
 
@@ -765,25 +766,23 @@ func (m *middleman) sign(t *testing.T, ask []byte) (status int, answer string) {
 // CA's database remembers what was used.
 func TestAttackBetweenPluginAndCA(t *testing.T) {
 	t.Parallel()
-	ca, err := realca.Start(t.TempDir())
-	must(t, err)
-	t.Cleanup(ca.Stop)
+	ca := startRealCA(t)
 	m := interpose(t, ca)
 	n := newNode(t, m)
-	n.publish(attacker)
+	n.Publish(attacker)
 	used := <-m.asks
-	n.unpublish(attacker)
+	n.Unpublish(attacker)
 	m.keeps.Store(true)
 	next := func() []byte {
-		expect(t, n.tryPublish(attacker), codes.Unavailable, "")
+		expect(t, n.TryPublish(attacker), codes.Unavailable, "")
 		return <-m.asks
 	}
 	carrying := func(csr, ask []byte) []byte {
 		var body map[string]any
-		must(t, json.Unmarshal(ask, &body))
+		node.Must(t, json.Unmarshal(ask, &body))
 		body["csr"] = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}))
 		changed, err := json.Marshal(body)
-		must(t, err)
+		node.Must(t, err)
 		return changed
 	}
 	own := csrOf(t, issuer.Request{CommonName: "web-0", URIs: []*url.URL{{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/shop/sa/web"}}, KeyType: issuer.ECDSAP256})
@@ -806,7 +805,7 @@ func TestAttackBetweenPluginAndCA(t *testing.T) {
 			t.Errorf("%s: status %d: %s", test.name, status, answer)
 		}
 	}
-	if mounted := n.mounts(); len(mounted) > 0 {
+	if mounted := n.Mounts(); len(mounted) > 0 {
 		t.Errorf("mounted: %q", mounted)
 	}
 }

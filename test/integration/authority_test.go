@@ -22,6 +22,8 @@ import (
 	authentication "k8s.io/api/authentication/v1"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/reviews"
 )
 
@@ -42,7 +44,7 @@ type authorities struct {
 
 // rootedCA is a step-ca that says what it is verified by.
 type rootedCA interface {
-	authority
+	node.CA
 	Root() *x509.Certificate
 }
 
@@ -50,7 +52,7 @@ type replica struct {
 	address string
 	http    string
 	config  string
-	logs    *buffer
+	logs    *node.Log
 	process *exec.Cmd
 }
 
@@ -73,7 +75,7 @@ func startAuthority(t testing.TB, ca rootedCA, replicas int, more string) *autho
 func newAuthorities(t testing.TB, ca rootedCA) *authorities {
 	t.Helper()
 	server, err := reviews.Start()
-	must(t, err)
+	node.Must(t, err)
 	t.Cleanup(server.Stop)
 	server.Bind(jwt("plugin"), plugin)
 	return &authorities{t: t, reviews: server, ca: ca, api: server.URL(), caURL: ca.URL(), port: freePort(t)}
@@ -123,7 +125,7 @@ func (r *authorities) prepare(address, more string) *replica {
 	r.t.Helper()
 	directory := r.t.TempDir()
 	name, password := r.ca.Provisioner()
-	p := &replica{address: address, http: net.JoinHostPort(address, freePort(r.t)), config: filepath.Join(directory, "step-csi.yaml"), logs: &buffer{}}
+	p := &replica{address: address, http: net.JoinHostPort(address, freePort(r.t)), config: filepath.Join(directory, "step-csi.yaml"), logs: &node.Log{}}
 	for file, content := range map[string]string{
 		"password": password, "api.crt": string(r.reviews.RootPEM()), "token": "the authority's own",
 		"step-csi.yaml": fmt.Sprintf(`
@@ -139,7 +141,7 @@ authority:
   kubernetes: {url: %s, caFile: %[6]s/api.crt, tokenFile: %[6]s/token}
 %[7]s`, r.caURL, r.ca.Fingerprint(), name, authorityHost, r.api, directory, more),
 	} {
-		must(r.t, os.WriteFile(filepath.Join(directory, file), []byte(content), 0o600))
+		node.Must(r.t, os.WriteFile(filepath.Join(directory, file), []byte(content), 0o600))
 	}
 	return p
 }
@@ -147,15 +149,15 @@ authority:
 func (r *authorities) start(i int) {
 	r.t.Helper()
 	p := r.replicas[i]
-	p.process = exec.Command(binary, "ra", "--config", p.config, "--listen", net.JoinHostPort(p.address, r.port), "--http-address", p.http)
+	p.process = binary.Command("ra", "--config", p.config, "--listen", net.JoinHostPort(p.address, r.port), "--http-address", p.http)
 	p.process.Dir = filepath.Dir(p.config)
 	p.process.Stdout, p.process.Stderr = p.logs, p.logs
-	must(r.t, p.process.Start())
+	node.Must(r.t, p.process.Start())
 }
 
 func (r *authorities) waitReady(i int) {
 	r.t.Helper()
-	eventually(r.t, 30*time.Second, "the authority is ready", func() bool {
+	node.Eventually(r.t, 30*time.Second, "the authority is ready", func() bool {
 		status, _ := r.get(i, "/readyz")
 		return status == http.StatusOK
 	})
@@ -169,7 +171,7 @@ func (r *authorities) get(i int, path string) (status int, body string) {
 	}
 	defer answer.Body.Close()
 	text, err := io.ReadAll(answer.Body)
-	must(r.t, err)
+	node.Must(r.t, err)
 	return answer.StatusCode, string(text)
 }
 
@@ -193,20 +195,20 @@ func (r *authorities) stop(i int) {
 func (r *authorities) url() string { return "https://" + net.JoinHostPort(authorityHost, r.port) }
 
 // newNode makes a node whose plugin asks the authority, and starts it.
-func (r *authorities) newNode() *node {
+func (r *authorities) newNode() *node.Node {
 	r.t.Helper()
 	n := r.prepareNode()
-	n.start()
+	n.Start()
 	return n
 }
 
-func (r *authorities) prepareNode() *node {
+func (r *authorities) prepareNode() *node.Node {
 	r.t.Helper()
-	n := prepareNode(r.t, r.ca)
-	directory := filepath.Dir(n.config)
-	must(r.t, os.Remove(filepath.Join(directory, "password")))
-	must(r.t, os.WriteFile(filepath.Join(directory, "token"), []byte(jwt("plugin")), 0o600))
-	must(r.t, os.WriteFile(n.config, fmt.Appendf(nil, `
+	n := node.New(r.t, binary, r.ca)
+	directory := filepath.Dir(n.Config)
+	node.Must(r.t, os.Remove(filepath.Join(directory, "password")))
+	node.Must(r.t, os.WriteFile(filepath.Join(directory, "token"), []byte(jwt("plugin")), 0o600))
+	node.Must(r.t, os.WriteFile(n.Config, fmt.Appendf(nil, `
 issuers:
   default:
     url: %s
@@ -214,21 +216,13 @@ issuers:
     provisioner: {type: ra, tokenFile: token}
     duration: {default: 1h, max: 24h, min: 1s}
 `, r.url(), r.ca.Fingerprint()), 0o600))
-	n.tokens = func(p pod) string { return jwt(p.id()) }
+	n.Tokens = func(p node.Pod) string { return jwt(p.ID()) }
 	return n
 }
 
-// changeConfig replaces a word of the plugin's configuration.
-func (n *node) changeConfig(old, new string) {
-	n.t.Helper()
-	config, err := os.ReadFile(n.config)
-	must(n.t, err)
-	must(n.t, os.WriteFile(n.config, []byte(strings.ReplaceAll(string(config), old, new)), 0o600))
-}
-
 // admit makes the API server know the pod's token.
-func (r *authorities) admit(p pod) {
-	r.reviews.Bind(jwt(p.id()), issuer.Pod{Namespace: "shop", Name: p.name, UID: p.id(), ServiceAccount: "web", Node: "node-1"})
+func (r *authorities) admit(p node.Pod) {
+	r.reviews.Bind(jwt(p.ID()), issuer.Pod{Namespace: "shop", Name: p.Name, UID: p.ID(), ServiceAccount: "web", Node: "node-1"})
 }
 
 func TestAuthoritySigns(t *testing.T) {
@@ -236,25 +230,25 @@ func TestAuthoritySigns(t *testing.T) {
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
-	p := pod{name: "web-0", attributes: map[string]string{"service-names": "web", "duration": "6s"}}
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "duration": "6s"}}
 	r.admit(p)
-	n.publish(p)
-	first := read(t, n.target(p)).leaf()
+	n.Publish(p)
+	first := read(t, n.Target(p)).leaf()
 	if len(first.DNSNames) != 3 || len(first.URIs) != 1 {
 		t.Errorf("names %q, %s", first.DNSNames, first.URIs)
 	}
-	eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, n.target(p)).leaf().Equal(first) })
-	if log := r.replicas[0].logs.String(); !strings.Contains(log, `"Signed" issuer="default" node="node-1"`) ||
-		!strings.Contains(log, `serial="`+first.SerialNumber.String()+`"`) || !strings.Contains(log, `pod="shop/web-0"`) {
+	node.Eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+	if log := r.replicas[0].logs; !log.Has(logs.Signed+` issuer="default" node="node-1"`) ||
+		!log.Has(`serial="`+first.SerialNumber.String()+`"`) || !log.Has(`pod="shop/web-0"`) {
 		t.Errorf("the audit log:\n%s", log)
 	}
 	if _, metrics := r.get(0, "/metrics"); !strings.Contains(metrics, `step_csi_ra_requests_total{code="OK",issuer="default"}`) ||
 		!strings.Contains(metrics, "step_csi_ra_certificate_expiration_timestamp_seconds 1") {
 		t.Errorf("metrics:\n%s", metrics)
 	}
-	n.unpublish(p)
-	for what, log := range map[string]string{"plugin": n.logs.String(), "authority": r.replicas[0].logs.String()} {
-		if strings.Contains(log, jwt(p.id())) || strings.Contains(log, jwt("plugin")) {
+	n.Unpublish(p)
+	for what, log := range map[string]*node.Log{"plugin": n.Logs, "authority": r.replicas[0].logs} {
+		if log.Has(jwt(p.ID())) || log.Has(jwt("plugin")) {
 			t.Errorf("the log of the %s has a token in it:\n%s", what, log)
 		}
 	}
@@ -266,16 +260,16 @@ func TestAuthorityRefuses(t *testing.T) {
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
-	p := pod{name: "web-0", attributes: map[string]string{"dns-names": "db.prod.svc"}}
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"dns-names": "db.prod.svc"}}
 	r.admit(p)
 	before := ca.Signs()
-	expect(t, n.tryPublish(p), codes.PermissionDenied, "DNS name db.prod.svc is not allowed")
-	if ca.Signs() != before || len(n.mounts()) > 0 {
+	expect(t, n.TryPublish(p), codes.PermissionDenied, "DNS name db.prod.svc is not allowed")
+	if ca.Signs() != before || len(n.Mounts()) > 0 {
 		t.Error("the CA was asked, or something is mounted")
 	}
-	eventually(t, 10*time.Second, "the line of the audit log", func() bool {
-		log := r.replicas[0].logs.String()
-		return strings.Contains(log, `"Refused" err="denied: DNS name db.prod.svc`) && strings.Contains(log, `code="PermissionDenied"`)
+	node.Eventually(t, 10*time.Second, "the line of the audit log", func() bool {
+		log := r.replicas[0].logs
+		return log.Has(logs.Refused+` err="denied: DNS name db.prod.svc`) && log.Has(`code="PermissionDenied"`)
 	})
 }
 
@@ -289,11 +283,11 @@ func TestAuthorityReplicas(t *testing.T) {
 		t.Helper()
 		var wg sync.WaitGroup
 		for i := from; i < to; i++ {
-			p := pod{name: fmt.Sprintf("web-%d", i)}
+			p := node.Pod{Name: fmt.Sprintf("web-%d", i)}
 			r.admit(p)
-			n.publishRequest(p)
+			n.MustRequest(p)
 			wg.Go(func() {
-				if err := n.tryPublish(p); err != nil {
+				if err := n.TryPublish(p); err != nil {
 					t.Error(err)
 				}
 			})
@@ -302,7 +296,7 @@ func TestAuthorityReplicas(t *testing.T) {
 	}
 	publish(0, 20)
 	for i, p := range r.replicas {
-		if signed := strings.Count(p.logs.String(), `"Signed"`); signed < 5 {
+		if signed := p.logs.Count(logs.Signed); signed < 5 {
 			t.Errorf("replica %d has signed %d of 20", i, signed)
 		}
 	}
@@ -313,7 +307,7 @@ func TestAuthorityReplicas(t *testing.T) {
 	r.stop(1)
 	publish(30, 40)
 	for i := range 40 {
-		n.unpublish(pod{name: fmt.Sprintf("web-%d", i)})
+		n.Unpublish(node.Pod{Name: fmt.Sprintf("web-%d", i)})
 	}
 }
 
@@ -324,21 +318,21 @@ func TestRenewalWaitsForAToken(t *testing.T) {
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
-	p := pod{name: "web-0", attributes: map[string]string{"duration": "10s"}}
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "10s"}}
 	r.admit(p)
-	n.publish(p)
-	first := read(t, n.target(p)).leaf()
-	n.stop()
-	n.start()
-	eventually(t, 20*time.Second, "a renewal that waits", func() bool {
-		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
-		must(t, err)
+	n.Publish(p)
+	first := read(t, n.Target(p)).leaf()
+	n.Stop()
+	n.Start()
+	node.Eventually(t, 20*time.Second, "a renewal that waits", func() bool {
+		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.VolumeID(), VolumePublishPath: n.Target(p)})
+		node.Must(t, err)
 		s := answer.GetVolumeHealth().GetHealthStatuses()
 		return len(s) == 1 && strings.Contains(s[0].GetMessage(), "no valid token of the pod")
 	})
-	n.publish(p) // the kubelet's, again
-	eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.target(p)).leaf().Equal(first) })
-	n.unpublish(p)
+	n.Publish(p) // the kubelet's, again
+	node.Eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+	n.Unpublish(p)
 }
 
 // The API server refuses the token that the plugin has: the next one is taken.
@@ -347,26 +341,26 @@ func TestExpiredTokenIsReplaced(t *testing.T) {
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
-	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "9s"}}
 	r.admit(p)
-	n.publish(p)
-	first := read(t, n.target(p)).leaf()
-	r.reviews.Set(jwt(p.id()), statusExpired)
-	eventually(t, 20*time.Second, "a refused renewal", func() bool { return strings.Contains(n.logs.String(), "token has expired") })
-	n.tokens = func(p pod) string { return jwt("fresh-" + p.id()) }
-	r.reviews.Bind(n.tokens(p), issuer.Pod{Namespace: "shop", Name: p.name, UID: p.id(), ServiceAccount: "web", Node: "node-1"})
-	n.publish(p)
-	eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.target(p)).leaf().Equal(first) })
-	n.unpublish(p)
+	n.Publish(p)
+	first := read(t, n.Target(p)).leaf()
+	r.reviews.Set(jwt(p.ID()), statusExpired)
+	node.Eventually(t, 20*time.Second, "a refused renewal", func() bool { return n.Logs.Has("token has expired") })
+	n.Tokens = func(p node.Pod) string { return jwt("fresh-" + p.ID()) }
+	r.reviews.Bind(n.Tokens(p), issuer.Pod{Namespace: "shop", Name: p.Name, UID: p.ID(), ServiceAccount: "web", Node: "node-1"})
+	n.Publish(p)
+	node.Eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+	n.Unpublish(p)
 }
 
 func TestPublishWithoutAToken(t *testing.T) {
 	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "")
 	n := r.newNode()
-	n.tokens = nil
-	p := pod{name: "web-0"}
-	expect(t, n.tryPublish(p), codes.Unavailable, "tokenRequests")
+	n.Tokens = nil
+	p := node.Pod{Name: "web-0"}
+	expect(t, n.TryPublish(p), codes.Unavailable, "tokenRequests")
 }
 
 // Another CA's authority, or one with another name, is not trusted, and sees no
@@ -377,11 +371,11 @@ func TestForeignAuthorityIsNotTrusted(t *testing.T) {
 	r := startAuthority(t, ca, 1, "")
 	r.ca = other // whose fingerprint nodes get
 	n := r.prepareNode()
-	n.changeConfig(authorityHost, "localhost") // one address
-	n.launch()
-	p := pod{name: "web-0"}
+	n.ChangeConfig(authorityHost, "localhost") // one address
+	n.Launch()
+	p := node.Pod{Name: "web-0"}
 	r.admit(p)
-	expect(t, n.tryPublish(p), codes.Unavailable, "fingerprint")
+	expect(t, n.TryPublish(p), codes.Unavailable, "fingerprint")
 	if asked := r.reviews.Asked(); asked != 0 {
 		t.Errorf("%d tokens were sent", asked)
 	}
@@ -393,11 +387,11 @@ func TestAuthorityWithAnotherName(t *testing.T) {
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.prepareNode()
-	n.changeConfig(authorityHost, "127.0.0.1")
-	n.launch()
-	p := pod{name: "web-0"}
+	n.ChangeConfig(authorityHost, "127.0.0.1")
+	n.Launch()
+	p := node.Pod{Name: "web-0"}
 	r.admit(p)
-	expect(t, n.tryPublish(p), codes.Unavailable, "127.0.0.1")
+	expect(t, n.TryPublish(p), codes.Unavailable, "127.0.0.1")
 	if asked := r.reviews.Asked(); asked != 0 {
 		t.Errorf("%d tokens were sent", asked)
 	}
@@ -410,22 +404,22 @@ func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
 	r := startAuthority(t, ca, 1, "")
 	r.stop(0)
 	config, err := os.ReadFile(r.replicas[0].config)
-	must(t, err)
-	must(t, os.WriteFile(r.replicas[0].config, []byte(strings.Replace(string(config), "default: 1h", "default: 6s", 1)), 0o600))
+	node.Must(t, err)
+	node.Must(t, os.WriteFile(r.replicas[0].config, []byte(strings.Replace(string(config), "default: 1h", "default: 6s", 1)), 0o600))
 	r.start(0)
 	r.waitReady(0)
 	first := r.shown(0)
-	eventually(t, 20*time.Second, "another certificate", func() bool { return !r.shown(0).Equal(first) })
+	node.Eventually(t, 20*time.Second, "another certificate", func() bool { return !r.shown(0).Equal(first) })
 	if status, body := r.get(0, "/readyz"); status != http.StatusOK {
 		t.Errorf("%d: %s", status, body)
 	}
 	// Without the CA it says what is wrong, when its certificate is over.
 	ca.Stop()
-	eventually(t, 20*time.Second, "not ready", func() bool {
+	node.Eventually(t, 20*time.Second, "not ready", func() bool {
 		status, body := r.get(0, "/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "the authority's own certificate expired")
 	})
-	must(t, ca.Resume())
+	node.Must(t, ca.Resume())
 	r.waitReady(0)
 }
 
@@ -443,7 +437,7 @@ func dialAuthority(t testing.TB, r *authorities, address string) *tls.Conn {
 	roots := x509.NewCertPool()
 	roots.AddCert(r.ca.Root())
 	connection, err := tls.Dial("tcp", net.JoinHostPort(address, r.port), &tls.Config{RootCAs: roots, ServerName: authorityHost, NextProtos: []string{"h2"}})
-	must(t, err)
+	node.Must(t, err)
 	return connection
 }
 

@@ -10,11 +10,11 @@ import (
 // The demo is what a newcomer sees first.
 func TestDemo(t *testing.T) {
 	demo := filepath.Join(t.TempDir(), "step-csi-demo")
-	if out, err := exec.Command("go", "build", "-tags", "nobadger,nobbolt,nomysql,nopgx", "-o", demo, "../../cmd/step-csi-demo").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-tags", "nobadger,nobbolt,nomysql,nopgx", "-o", demo, "../demo").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	out, err := exec.Command(demo, "--step-csi", binary).CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "All of it was as it should be") {
+	out, err := exec.Command(demo, "--step-csi", string(binary)).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "Everything worked as expected") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -20,6 +20,8 @@ import (
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/test/embeddedca"
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // expect checks the code of a call and a part of its message.
@@ -34,72 +36,74 @@ func TestTwoHundredVolumesAtOnce(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
 	var wg sync.WaitGroup
-	pods := make([]pod, 200)
+	pods := make([]node.Pod, 200)
 	for i := range pods {
-		pods[i] = pod{name: fmt.Sprintf("web-%d", i), attributes: map[string]string{"service-names": "web"}}
+		pods[i] = node.Pod{Name: fmt.Sprintf("web-%d", i), Attributes: map[string]string{"service-names": "web"}}
 		wg.Go(func() {
-			if err := n.tryPublish(pods[i]); err != nil {
+			if err := n.TryPublish(pods[i]); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
-	if signs, mounts := ca.Signs(), len(n.mounts()); signs != 200 || mounts != 200 {
+	if signs, mounts := ca.Signs(), len(n.Mounts()); signs != 200 || mounts != 200 {
 		t.Errorf("%d signs, %d mounts", signs, mounts)
 	}
 	serials := map[string]bool{}
 	for _, p := range pods {
-		serials[read(t, n.target(p)).leaf().SerialNumber.String()] = true
-		wg.Go(func() { n.unpublish(p) })
+		serials[read(t, n.Target(p)).leaf().SerialNumber.String()] = true
+		wg.Go(func() { n.Unpublish(p) })
 	}
 	wg.Wait()
 	if len(serials) != 200 {
 		t.Errorf("%d different certificates", len(serials))
 	}
-	if m := n.mounts(); len(m) > 0 {
+	if m := n.Mounts(); len(m) > 0 {
 		t.Errorf("%d mounts are left", len(m))
 	}
 }
 
 func TestOneVolumeFromTwentyCallersAtOnce(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0"}
-	n.publishRequest(p) // makes the directory
+	p := node.Pod{Name: "web-0"}
+	n.MustRequest(p) // makes the directory
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			if err := n.tryPublish(p); err != nil {
+			if err := n.TryPublish(p); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
-	if signs, mounts := ca.Signs(), len(n.mounts()); signs != 1 || mounts != 1 {
+	if signs, mounts := ca.Signs(), len(n.Mounts()); signs != 1 || mounts != 1 {
 		t.Errorf("%d signs, %d mounts", signs, mounts)
 	}
 	for range 20 {
-		wg.Go(func() { n.unpublish(p) })
+		wg.Go(func() { n.Unpublish(p) })
 	}
 	wg.Wait()
 }
 
 func TestCADownAtPublish(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0"}
+	p := node.Pod{Name: "web-0"}
 	ca.Stop()
-	expect(t, n.tryPublish(p), codes.Unavailable, "connection refused")
-	if _, err := os.Lstat(n.target(p)); !errors.Is(err, fs.ErrNotExist) {
+	expect(t, n.TryPublish(p), codes.Unavailable, "connection refused")
+	if _, err := os.Lstat(n.Target(p)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("there is a target: %v", err)
 	}
-	if m := n.mounts(); len(m) > 0 {
+	if m := n.Mounts(); len(m) > 0 {
 		t.Errorf("mounted: %q", m)
 	}
-	must(t, ca.Resume())
-	n.publish(p)
-	read(t, n.target(p))
-	n.unpublish(p)
+	node.Must(t, ca.Resume())
+	n.Publish(p)
+	read(t, n.Target(p))
+	n.Unpublish(p)
 }
 
 // A plugin that starts before its CA says that it is not ready, and is once the
@@ -108,63 +112,63 @@ func TestCADownAtStart(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	ca.Stop()
-	n := prepareNode(t, ca)
-	n.launch()
+	n := node.New(t, binary, ca)
+	n.Launch()
 	answer, err := n.Probe(t.Context(), &csi.ProbeRequest{})
 	if err != nil || answer.GetReady().GetValue() {
 		t.Errorf("ready without a CA: %v, %v", answer, err)
 	}
-	p := pod{name: "web-0"}
-	expect(t, n.tryPublish(p), codes.Unavailable, "connection refused")
-	must(t, ca.Resume())
-	n.publish(p)
-	eventually(t, 30*time.Second, "ready", func() bool {
+	p := node.Pod{Name: "web-0"}
+	expect(t, n.TryPublish(p), codes.Unavailable, "connection refused")
+	node.Must(t, ca.Resume())
+	n.Publish(p)
+	node.Eventually(t, 30*time.Second, "ready", func() bool {
 		answer, err := n.Probe(t.Context(), &csi.ProbeRequest{})
 		return err == nil && answer.GetReady().GetValue()
 	})
-	n.unpublish(p)
+	n.Unpublish(p)
 }
 
 func TestCADownAtRenewal(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
-	n.publish(p)
-	first := read(t, n.target(p)).leaf()
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "9s"}}
+	n.Publish(p)
+	first := read(t, n.Target(p)).leaf()
 	ca.Stop()
 	health := func() *csi.VolumeHealth {
-		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
-		must(t, err)
+		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.VolumeID(), VolumePublishPath: n.Target(p)})
+		node.Must(t, err)
 		return answer.GetVolumeHealth()
 	}
 	if h := health(); len(h.GetHealthStatuses()) > 0 {
 		t.Errorf("at first: %v", h)
 	}
-	eventually(t, 15*time.Second, "a failed renewal in the volume's health", func() bool {
+	node.Eventually(t, 15*time.Second, "a failed renewal in the volume's health", func() bool {
 		h := health().GetHealthStatuses()
 		return len(h) == 1 && h[0].GetReason() == "RenewalFailing" && strings.Contains(h[0].GetMessage(), "connection refused")
 	})
-	if !read(t, n.target(p)).leaf().Equal(first) {
+	if !read(t, n.Target(p)).leaf().Equal(first) {
 		t.Error("the files changed")
 	}
-	eventually(t, 15*time.Second, "expiry in the volume's health", func() bool {
+	node.Eventually(t, 15*time.Second, "expiry in the volume's health", func() bool {
 		h := health().GetHealthStatuses()
 		return len(h) == 1 && h[0].GetReason() == "CertificateExpired"
 	})
-	must(t, ca.Resume())
-	eventually(t, 15*time.Second, "renewal once the CA is back", func() bool { return len(health().GetHealthStatuses()) == 0 })
-	if read(t, n.target(p)).leaf().Equal(first) {
+	node.Must(t, ca.Resume())
+	node.Eventually(t, 15*time.Second, "renewal once the CA is back", func() bool { return len(health().GetHealthStatuses()) == 0 })
+	if read(t, n.Target(p)).leaf().Equal(first) {
 		t.Error("the files are the old ones")
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 }
 
 func TestBadAnswersOfTheCA(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0"}
+	p := node.Pod{Name: "web-0"}
 	for name, answer := range map[string]http.HandlerFunc{
 		"rubbish": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
 		"closes":  func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
@@ -173,14 +177,14 @@ func TestBadAnswersOfTheCA(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ca.Intercept(func(http.Handler) http.Handler { return answer })
 			defer ca.Intercept(nil)
-			expect(t, n.tryPublish(p), codes.Unavailable, ca.URL())
-			if _, err := os.Lstat(n.target(p)); !errors.Is(err, fs.ErrNotExist) {
+			expect(t, n.TryPublish(p), codes.Unavailable, ca.URL())
+			if _, err := os.Lstat(n.Target(p)); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("there is a target: %v", err)
 			}
 		})
 	}
-	n.publish(p)
-	n.unpublish(p)
+	n.Publish(p)
+	n.Unpublish(p)
 }
 
 // slow makes the CA wait with its answers until the channel is closed.
@@ -200,8 +204,8 @@ func slow(ca *embeddedca.CA) chan struct{} {
 func TestHangingCA(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
-	mounted, stuck := pod{name: "mounted-0"}, pod{name: "stuck-0"}
-	n.publish(mounted)
+	mounted, stuck := node.Pod{Name: "mounted-0"}, node.Pod{Name: "stuck-0"}
+	n.Publish(mounted)
 	ca.Intercept(func(http.Handler) http.Handler {
 		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	})
@@ -209,21 +213,21 @@ func TestHangingCA(t *testing.T) {
 	defer cancel()
 	failed := make(chan error)
 	go func() {
-		_, err := n.NodePublishVolume(ctx, n.publishRequest(stuck))
+		_, err := n.NodePublishVolume(ctx, n.MustRequest(stuck))
 		failed <- err
 	}()
-	eventually(t, 4*time.Second, "the CA is asked", func() bool { return ca.Signs() == 2 })
+	node.Eventually(t, 4*time.Second, "the CA is asked", func() bool { return ca.Signs() == 2 })
 	start := time.Now()
-	n.publish(mounted)
-	n.unpublish(mounted)
+	n.Publish(mounted)
+	n.Unpublish(mounted)
 	if took := time.Since(start); took > 2*time.Second {
 		t.Errorf("another volume waited for %s", took)
 	}
 	expect(t, <-failed, codes.DeadlineExceeded, "")
 	ca.Intercept(nil)
-	n.unpublish(stuck) // waits for the call that is still being ended
-	n.publish(stuck)
-	n.unpublish(stuck)
+	n.Unpublish(stuck) // waits for the call that is still being ended
+	n.Publish(stuck)
+	n.Unpublish(stuck)
 }
 
 func TestRequestsThatCannotBeRight(t *testing.T) {
@@ -239,9 +243,9 @@ func TestRequestsThatCannotBeRight(t *testing.T) {
 		"no path":        {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = "" }, codes.InvalidArgument, "target_path"},
 		"relative path":  {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = "pods/x" }, codes.InvalidArgument, "kubelet"},
 		"outside":        {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = "/etc/mount" }, codes.InvalidArgument, "--kubelet-dir"},
-		"dots":           {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = n.kubeletDir + "/../x" }, codes.InvalidArgument, "kubelet"},
-		"the directory":  {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = n.kubeletDir }, codes.InvalidArgument, "kubelet"},
-		"no parent":      {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = n.kubeletDir + "/a/b/c" }, codes.NotFound, "no such file"},
+		"dots":           {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = n.KubeletDir + "/../x" }, codes.InvalidArgument, "kubelet"},
+		"the directory":  {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = n.KubeletDir }, codes.InvalidArgument, "kubelet"},
+		"no parent":      {func(r *csi.NodePublishVolumeRequest) { r.TargetPath = n.KubeletDir + "/a/b/c" }, codes.NotFound, "no such file"},
 		"no capability":  {func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability = nil }, codes.InvalidArgument, "volume_capability"},
 		"no access type": {func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessType = nil }, codes.InvalidArgument, "access type"},
 		"block":          {func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessType = &csi.VolumeCapability_Block{} }, codes.InvalidArgument, "block"},
@@ -261,24 +265,24 @@ func TestRequestsThatCannotBeRight(t *testing.T) {
 		}, codes.PermissionDenied, "sa/db"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			request := n.publishRequest(pod{name: "web-0"})
+			request := n.MustRequest(node.Pod{Name: "web-0"})
 			test.change(request)
 			_, err := n.NodePublishVolume(t.Context(), request)
 			expect(t, err, test.code, test.want)
 		})
 	}
-	if ca.Signs() != 0 || len(n.mounts()) > 0 {
-		t.Errorf("%d signs, mounts %q", ca.Signs(), n.mounts())
+	if ca.Signs() != 0 || len(n.Mounts()) > 0 {
+		t.Errorf("%d signs, mounts %q", ca.Signs(), n.Mounts())
 	}
 	for _, request := range []*csi.NodeUnpublishVolumeRequest{
-		{}, {VolumeId: "x"}, {TargetPath: n.kubeletDir + "/x"}, {VolumeId: "x", TargetPath: "/etc"},
+		{}, {VolumeId: "x"}, {TargetPath: n.KubeletDir + "/x"}, {VolumeId: "x", TargetPath: "/etc"},
 	} {
 		_, err := n.NodeUnpublishVolume(t.Context(), request)
 		expect(t, err, codes.InvalidArgument, "")
 	}
 	// One line per failed call. The log is complete when the process has ended.
-	n.stop()
-	if lines := strings.Count(n.logs.String(), "Call failed"); lines != 19+4 {
+	n.Stop()
+	if lines := n.Logs.Count(logs.CallFailed); lines != 19+4 {
 		t.Errorf("%d lines in the log", lines)
 	}
 }
@@ -287,16 +291,16 @@ func TestRequestsThatCannotBeRight(t *testing.T) {
 func TestHostileTargetPath(t *testing.T) {
 	n := newNode(t, startCA(t))
 	elsewhere := t.TempDir()
-	p := pod{name: "web-0"}
-	request := n.publishRequest(p)
-	must(t, os.Remove(filepath.Dir(request.GetTargetPath())))
-	must(t, os.Symlink(elsewhere, filepath.Dir(request.GetTargetPath())))
+	p := node.Pod{Name: "web-0"}
+	request := n.MustRequest(p)
+	node.Must(t, os.Remove(filepath.Dir(request.GetTargetPath())))
+	node.Must(t, os.Symlink(elsewhere, filepath.Dir(request.GetTargetPath())))
 	_, err := n.NodePublishVolume(t.Context(), request)
 	if status.Code(err) == codes.OK || !strings.Contains(err.Error(), "symbolic link") {
 		t.Errorf("published: %v", err)
 	}
-	must(t, os.Mkdir(filepath.Join(elsewhere, "mount"), 0o755))
-	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
+	node.Must(t, os.Mkdir(filepath.Join(elsewhere, "mount"), 0o755))
+	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.VolumeID(), TargetPath: n.Target(p)})
 	if status.Code(err) == codes.OK {
 		t.Error("unpublished")
 	}
@@ -310,11 +314,11 @@ func TestRepublish(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0", attributes: map[string]string{"service-names": "web"}}
-	n.publish(p)
-	first := read(t, n.target(p)).leaf()
-	p.attributes = map[string]string{"service-name": "web"}
-	n.publish(p) // the attributes are wrong, and the pod runs
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web"}}
+	n.Publish(p)
+	first := read(t, n.Target(p)).leaf()
+	p.Attributes = map[string]string{"service-name": "web"}
+	n.Publish(p) // the attributes are wrong, and the pod runs
 	// As of a CSIDriver object that has lost podInfoOnMount, or was changed in
 	// other ways, while the pod runs.
 	for _, change := range []func(*csi.NodePublishVolumeRequest){
@@ -322,120 +326,121 @@ func TestRepublish(t *testing.T) {
 		func(r *csi.NodePublishVolumeRequest) { r.Readonly = false },
 		func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability = nil },
 	} {
-		request := n.publishRequest(p)
+		request := n.MustRequest(p)
 		change(request)
 		_, err := n.NodePublishVolume(t.Context(), request)
-		must(t, err)
+		node.Must(t, err)
 	}
 	ca.Stop()
-	n.publish(p)
-	if !read(t, n.target(p)).leaf().Equal(first) || ca.Signs() != 1 {
+	n.Publish(p)
+	if !read(t, n.Target(p)).leaf().Equal(first) || ca.Signs() != 1 {
 		t.Error("the certificate changed")
 	}
-	must(t, ca.Resume())
-	p.attributes = map[string]string{"service-names": "web,shop"}
-	n.publish(p)
-	eventually(t, 15*time.Second, "the new names", func() bool { return len(read(t, n.target(p)).leaf().DNSNames) == 6 })
-	n.publish(p)
+	node.Must(t, ca.Resume())
+	p.Attributes = map[string]string{"service-names": "web,shop"}
+	n.Publish(p)
+	node.Eventually(t, 15*time.Second, "the new names", func() bool { return len(read(t, n.Target(p)).leaf().DNSNames) == 6 })
+	n.Publish(p)
 	if signs := ca.Signs(); signs != 2 {
 		t.Errorf("%d signs", signs)
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 }
 
 // A record that cannot be read costs a renewal, and nothing else.
 func TestDamagedRecord(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0"}
-	n.publish(p)
-	first := read(t, n.target(p)).leaf()
-	n.kill()
-	target, err := os.Open(n.target(p))
-	must(t, err)
+	p := node.Pod{Name: "web-0"}
+	n.Publish(p)
+	first := read(t, n.Target(p)).leaf()
+	n.Kill()
+	target, err := os.Open(n.Target(p))
+	node.Must(t, err)
 	tree, err := tmpfs.Clone(target)
-	must(t, err)
-	must(t, tree.SetRecord([]byte("{")))
-	must(t, errors.Join(tree.Close(), target.Close()))
-	n.start()
-	read(t, n.target(p))
-	n.publish(p)
-	eventually(t, 15*time.Second, "a renewal", func() bool { return !read(t, n.target(p)).leaf().Equal(first) })
-	n.kill()
-	n.start() // the record is whole again
-	n.publish(p)
+	node.Must(t, err)
+	node.Must(t, tree.SetRecord([]byte("{")))
+	node.Must(t, errors.Join(tree.Close(), target.Close()))
+	n.Start()
+	read(t, n.Target(p))
+	n.Publish(p)
+	node.Eventually(t, 15*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+	n.Kill()
+	n.Start() // the record is whole again
+	n.Publish(p)
 	if signs := ca.Signs(); signs != 2 {
 		t.Errorf("%d signs", signs)
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 }
 
 func TestHalfGoneVolumes(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0"}
-	n.publishRequest(p)
+	p := node.Pod{Name: "web-0"}
+	n.MustRequest(p)
 
-	n.unpublish(p)                           // never published
-	must(t, os.Mkdir(n.target(p), 0o755))    // a directory only
-	n.unpublish(p)                           //
-	n.publish(p)                             //
-	must(t, syscall.Unmount(n.target(p), 0)) // unmounted behind our back
-	n.publish(p)                             // and wanted again
-	read(t, n.target(p))
-	must(t, syscall.Unmount(n.target(p), 0))
-	must(t, os.Remove(n.target(p)))
-	n.unpublish(p)
-	n.publish(p)
+	n.Unpublish(p)                                // never published
+	node.Must(t, os.Mkdir(n.Target(p), 0o755))    // a directory only
+	n.Unpublish(p)                                //
+	n.Publish(p)                                  //
+	node.Must(t, syscall.Unmount(n.Target(p), 0)) // unmounted behind our back
+	n.Publish(p)                                  // and wanted again
+	read(t, n.Target(p))
+	node.Must(t, syscall.Unmount(n.Target(p), 0))
+	node.Must(t, os.Remove(n.Target(p)))
+	n.Unpublish(p)
+	n.Publish(p)
 	// Twice on top of one another.
-	must(t, syscall.Mount(n.target(p), n.target(p), "", syscall.MS_BIND, ""))
-	n.unpublish(p)
-	if m := n.mounts(); len(m) > 0 {
+	node.Must(t, syscall.Mount(n.Target(p), n.Target(p), "", syscall.MS_BIND, ""))
+	n.Unpublish(p)
+	if m := n.Mounts(); len(m) > 0 {
 		t.Errorf("mounted: %q", m)
 	}
 
 	// Neither another volume's mount nor anything else is touched.
-	other := pod{name: "web-1"}
-	n.publish(other)
-	_, err := n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(other)})
+	other := node.Pod{Name: "web-1"}
+	n.Publish(other)
+	_, err := n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.VolumeID(), TargetPath: n.Target(other)})
 	expect(t, err, codes.AlreadyExists, "another volume is mounted")
-	read(t, n.target(other))
-	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: other.volumeID(), TargetPath: n.target(p)})
-	must(t, err) // there is nothing
-	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: other.volumeID()})
-	must(t, err) // it is renewed as before
-	n.unpublish(other)
-	must(t, os.Mkdir(n.target(p), 0o755))
-	must(t, syscall.Mount("other", n.target(p), "tmpfs", 0, ""))
-	defer func() { must(t, syscall.Unmount(n.target(p), 0)) }()
-	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
+	read(t, n.Target(other))
+	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: other.VolumeID(), TargetPath: n.Target(p)})
+	node.Must(t, err) // there is nothing
+	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: other.VolumeID()})
+	node.Must(t, err) // it is renewed as before
+	n.Unpublish(other)
+	node.Must(t, os.Mkdir(n.Target(p), 0o755))
+	node.Must(t, syscall.Mount("other", n.Target(p), "tmpfs", 0, ""))
+	defer func() { node.Must(t, syscall.Unmount(n.Target(p), 0)) }()
+	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.VolumeID(), TargetPath: n.Target(p)})
 	expect(t, err, codes.Internal, "something else")
-	expect(t, n.tryPublish(p), codes.Internal, "something else")
+	expect(t, n.TryPublish(p), codes.Internal, "something else")
 }
 
 func TestStatsAndHealthOfUnknownVolumes(t *testing.T) {
 	n := newNode(t, startCA(t))
-	p := pod{name: "web-0"}
+	p := node.Pod{Name: "web-0"}
 	stats := func(id, path string) (*csi.NodeGetVolumeStatsResponse, error) {
 		return n.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: id, VolumePath: path})
 	}
-	n.publish(p)
-	answer, err := stats(p.volumeID(), n.target(p))
-	must(t, err)
+	n.Publish(p)
+	answer, err := stats(p.VolumeID(), n.Target(p))
+	node.Must(t, err)
 	usage := answer.GetUsage()
 	if len(usage) != 2 || usage[0].GetTotal() != 1<<20 || usage[0].GetUsed() < 4096 || usage[0].GetUsed()+usage[0].GetAvailable() != 1<<20 ||
 		usage[1].GetTotal() != 128 || usage[1].GetUsed() < 8 {
 		t.Errorf("usage %v", usage)
 	}
-	_, err = stats(p.volumeID(), n.kubeletDir+"/x")
+	_, err = stats(p.VolumeID(), n.KubeletDir+"/x")
 	expect(t, err, codes.NotFound, "")
-	_, err = stats("x", n.target(p))
+	_, err = stats("x", n.Target(p))
 	expect(t, err, codes.NotFound, "")
 	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: "x"})
 	expect(t, err, codes.NotFound, "")
 	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{})
 	expect(t, err, codes.InvalidArgument, "volume_id")
-	n.unpublish(p)
-	_, err = stats(p.volumeID(), n.target(p))
+	n.Unpublish(p)
+	_, err = stats(p.VolumeID(), n.Target(p))
 	expect(t, err, codes.NotFound, "")
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // kept are the capabilities that the plugin keeps, as /proc shows them.
@@ -26,14 +28,14 @@ const none = "0000000000000000"
 func taskStatus(t *testing.T, pid int) map[string]map[string]string {
 	t.Helper()
 	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
-	must(t, err)
+	node.Must(t, err)
 	all := map[string]map[string]string{}
 	for _, path := range paths {
 		content, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // the thread has just ended
 		}
-		must(t, err)
+		node.Must(t, err)
 		fields := map[string]string{}
 		for line := range strings.Lines(string(content)) {
 			key, value, _ := strings.Cut(line, ":")
@@ -66,30 +68,30 @@ func inheriting(t *testing.T, capability int) {
 	runtime.LockOSThread()
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
-	must(t, unix.Capget(&header, &data[0]))
+	node.Must(t, unix.Capget(&header, &data[0]))
 	data[capability/32].Inheritable |= 1 << (capability % 32)
-	must(t, unix.Capset(&header, &data[0]))
-	must(t, unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(capability), 0, 0))
+	node.Must(t, unix.Capset(&header, &data[0]))
+	node.Must(t, unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(capability), 0, 0))
 }
 
 // Every thread has two capabilities and no way to more, whatever it was started
 // with, also after those threads came that calls need.
 func TestHardeningOfEveryThread(t *testing.T) {
-	n := prepareNode(t, startCA(t))
+	n := node.New(t, binary, startCA(t))
 	inheriting(t, unix.CAP_NET_RAW)
-	n.start()
+	n.Start()
 	want := map[string]string{
 		"CapEff": kept, "CapPrm": kept, "CapInh": none, "CapAmb": none, "CapBnd": none,
 		"NoNewPrivs": "1", "Umask": "0077",
 	}
-	expectStatus(t, n.process.Process.Pid, want)
-	p := pod{name: "web-0"}
-	n.publish(p)
-	expectStatus(t, n.process.Process.Pid, want)
-	n.unpublish(p)
-	for _, path := range []string{n.socket(), filepath.Join(n.kubeletDir, "plugins_registry", driverName+"-reg.sock")} {
+	expectStatus(t, n.Process.Process.Pid, want)
+	p := node.Pod{Name: "web-0"}
+	n.Publish(p)
+	expectStatus(t, n.Process.Process.Pid, want)
+	n.Unpublish(p)
+	for _, path := range []string{n.Socket(), n.RegistrationSocket()} {
 		info, err := os.Lstat(path)
-		must(t, err)
+		node.Must(t, err)
 		owner := info.Sys().(*syscall.Stat_t)
 		if info.Mode() != fs.ModeSocket|0o600 || owner.Uid != 0 || owner.Gid != 0 {
 			t.Errorf("%s: %v %d:%d", path, info.Mode(), owner.Uid, owner.Gid)
@@ -100,32 +102,33 @@ func TestHardeningOfEveryThread(t *testing.T) {
 // A kubelet's directories are root's alone. All calls work in them, and the
 // files get their group.
 func TestHardeningLetsItWork(t *testing.T) {
-	n := prepareNode(t, startCA(t))
-	must(t, os.Chmod(n.kubeletDir, 0o750))
-	n.start()
-	p := pod{name: "short-0", group: "2000", attributes: map[string]string{"duration": "6s", "reuse-private-key": "true"}}
-	request := n.publishRequest(p)
-	for _, path := range n.components(p) {
-		if path != n.target(p) {
-			must(t, os.Chmod(path, 0o750))
+	t.Parallel()
+	n := node.New(t, binary, startCA(t))
+	node.Must(t, os.Chmod(n.KubeletDir, 0o750))
+	n.Start()
+	p := node.Pod{Name: "short-0", Group: "2000", Attributes: map[string]string{"duration": "6s", "reuse-private-key": "true"}}
+	request := n.MustRequest(p)
+	for _, path := range components(n, p) {
+		if path != n.Target(p) {
+			node.Must(t, os.Chmod(path, 0o750))
 		}
 	}
 	_, err := n.NodePublishVolume(t.Context(), request)
-	must(t, err)
-	first := read(t, n.target(p)).leaf()
-	renewed := func() bool { return !read(t, n.target(p)).leaf().Equal(first) }
-	eventually(t, 6*time.Second, "a renewal", renewed)
-	n.kill()
-	n.start()
-	first = read(t, n.target(p)).leaf()
-	eventually(t, 6*time.Second, "a renewal after a restart", renewed)
-	info, err := os.Stat(filepath.Join(n.target(p), "tls.key"))
-	must(t, err)
+	node.Must(t, err)
+	first := read(t, n.Target(p)).leaf()
+	renewed := func() bool { return !read(t, n.Target(p)).leaf().Equal(first) }
+	node.Eventually(t, 6*time.Second, "a renewal", renewed)
+	n.Kill()
+	n.Start()
+	first = read(t, n.Target(p)).leaf()
+	node.Eventually(t, 6*time.Second, "a renewal after a restart", renewed)
+	info, err := os.Stat(filepath.Join(n.Target(p), "tls.key"))
+	node.Must(t, err)
 	if owner := info.Sys().(*syscall.Stat_t); info.Mode() != 0o440 || owner.Uid != 0 || owner.Gid != 2000 {
 		t.Errorf("%v %d:%d", info.Mode(), owner.Uid, owner.Gid)
 	}
-	n.unpublish(p)
-	if mounted := n.mounts(); len(mounted) > 0 {
+	n.Unpublish(p)
+	if mounted := n.Mounts(); len(mounted) > 0 {
 		t.Errorf("mounted: %q", mounted)
 	}
 }
@@ -136,7 +139,7 @@ func TestHardeningHidesMemory(t *testing.T) {
 	n := newNode(t, startCA(t))
 	withoutBounding(t, unix.CAP_SYS_PTRACE) // the other has no more rights than this thread below
 	other := exec.Command("sleep", "60")
-	must(t, other.Start())
+	node.Must(t, other.Start())
 	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
 	memory := func(process *exec.Cmd) error {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/mem", process.Process.Pid))
@@ -146,7 +149,7 @@ func TestHardeningHidesMemory(t *testing.T) {
 		return err
 	}
 	withoutEffective(t, unix.CAP_SYS_PTRACE, func() {
-		if err := memory(n.process); !errors.Is(err, fs.ErrPermission) {
+		if err := memory(n.Process); !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("the plugin's memory: %v", err)
 		}
 		if err := memory(other); err != nil {
@@ -163,34 +166,35 @@ func withoutEffective(t *testing.T, capability int, do func()) {
 	defer runtime.UnlockOSThread()
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var had [2]unix.CapUserData
-	must(t, unix.Capget(&header, &had[0]))
+	node.Must(t, unix.Capget(&header, &had[0]))
 	without := had
 	without[capability/32].Effective &^= 1 << (capability % 32)
-	must(t, unix.Capset(&header, &without[0]))
+	node.Must(t, unix.Capset(&header, &without[0]))
 	do()
-	must(t, unix.Capset(&header, &had[0]))
+	node.Must(t, unix.Capset(&header, &had[0]))
 }
 
 // A process that crashes where others leave a core dump leaves none.
 func TestHardeningDumpsNoCore(t *testing.T) {
 	var had unix.Rlimit
-	must(t, unix.Getrlimit(unix.RLIMIT_CORE, &had))
-	must(t, unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: had.Max, Max: had.Max}))
-	defer func() { must(t, unix.Setrlimit(unix.RLIMIT_CORE, &had)) }()
+	node.Must(t, unix.Getrlimit(unix.RLIMIT_CORE, &had))
+	node.Must(t, unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: had.Max, Max: had.Max}))
+	defer func() { node.Must(t, unix.Setrlimit(unix.RLIMIT_CORE, &had)) }()
 	// A crash of Go is one of the process; the race detector turns dumps off.
 	t.Setenv("GOTRACEBACK", "crash")
 	t.Setenv("GORACE", "atexit_sleep_ms=0 disable_coredump=0")
 	n := newNode(t, startCA(t))
-	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", n.process.Process.Pid))
-	must(t, err)
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", n.Process.Process.Pid))
+	node.Must(t, err)
 	if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
 		t.Errorf("%s", limits)
 	}
 	control := exec.Command("sh", "-c", "kill -ABRT $$")
 	control.Dir = t.TempDir()
 	_ = control.Run()
-	process := n.process
-	if err := n.end(syscall.SIGQUIT); err == nil {
+	process := n.Process
+	n.Signal(syscall.SIGQUIT)
+	if err := n.Wait(); err == nil {
 		t.Error("it ended well")
 	}
 	ended := process.ProcessState.Sys().(syscall.WaitStatus)
@@ -210,14 +214,14 @@ func TestHardeningDumpsNoCore(t *testing.T) {
 func withoutBounding(t *testing.T, capability uintptr) {
 	t.Helper()
 	runtime.LockOSThread()
-	must(t, unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0))
+	node.Must(t, unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0))
 }
 
 // A process that may not mount says so, and not that it could not keep the right.
 func TestHardeningWithoutAdmin(t *testing.T) {
-	n := prepareNode(t, startCA(t))
+	n := node.New(t, binary, startCA(t))
 	withoutBounding(t, unix.CAP_SYS_ADMIN)
-	out, err := exec.Command(binary, "node", "--config", n.config, "--kubelet-dir", n.kubeletDir).CombinedOutput()
+	out, err := binary.Command("node", "--config", n.Config, "--kubelet-dir", n.KubeletDir).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "not allowed to mount: run as root with CAP_SYS_ADMIN") {
 		t.Errorf("%v: %s", err, out)
 	}
@@ -225,21 +229,21 @@ func TestHardeningWithoutAdmin(t *testing.T) {
 
 // A process that cannot empty the bounding set has no more than others.
 func TestHardeningWithoutSetpcap(t *testing.T) {
-	n := prepareNode(t, startCA(t))
+	n := node.New(t, binary, startCA(t))
 	withoutBounding(t, unix.CAP_SETPCAP)
-	n.start()
-	expectStatus(t, n.process.Process.Pid, map[string]string{
+	n.Start()
+	expectStatus(t, n.Process.Process.Pid, map[string]string{
 		"CapEff": kept, "CapPrm": kept, "CapInh": none, "CapAmb": none, "NoNewPrivs": "1",
 	})
-	p := pod{name: "web-0", group: "2000"}
-	n.publish(p)
-	n.unpublish(p)
+	p := node.Pod{Name: "web-0", Group: "2000"}
+	n.Publish(p)
+	n.Unpublish(p)
 }
 
 // The authority needs no right at all.
 func TestHardeningOfTheAuthority(t *testing.T) {
 	r := startAuthority(t, startCA(t), 1, "")
-	must(t, newAttack(t, r).call(r.client(t)))
+	node.Must(t, newAttack(t, r).call(r.client(t)))
 	expectStatus(t, r.replicas[0].process.Process.Pid, map[string]string{
 		"CapEff": none, "CapPrm": none, "CapInh": none, "CapAmb": none, "CapBnd": none,
 		"NoNewPrivs": "1", "Umask": "0077",
@@ -248,11 +252,12 @@ func TestHardeningOfTheAuthority(t *testing.T) {
 
 // What root can no longer read is named, with what to change.
 func TestHardeningNamesUnreadableFiles(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for _, name := range []string{"step-csi.yaml", "password"} {
-		n := prepareNode(t, ca)
-		must(t, os.Chown(filepath.Join(filepath.Dir(n.config), name), 1234, 1234))
-		out, err := exec.Command(binary, "node", "--config", n.config, "--kubelet-dir", n.kubeletDir).CombinedOutput()
+		n := node.New(t, binary, ca)
+		node.Must(t, os.Chown(filepath.Join(filepath.Dir(n.Config), name), 1234, 1234))
+		out, err := binary.Command("node", "--config", n.Config, "--kubelet-dir", n.KubeletDir).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), name+": permission denied: the file must be readable for user 0") {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
@@ -260,8 +265,8 @@ func TestHardeningNamesUnreadableFiles(t *testing.T) {
 	r := startAuthority(t, ca, 1, "")
 	for _, name := range []string{"step-csi.yaml", "password"} {
 		replica := r.prepare("127.0.0.1", "")
-		must(t, os.Chown(filepath.Join(filepath.Dir(replica.config), name), 1234, 1234))
-		out, err := exec.Command(binary, "ra", "--config", replica.config, "--listen", "127.0.0.1:0").CombinedOutput()
+		node.Must(t, os.Chown(filepath.Join(filepath.Dir(replica.config), name), 1234, 1234))
+		out, err := binary.Command("ra", "--config", replica.config, "--listen", "127.0.0.1:0").CombinedOutput()
 		if err == nil || !strings.Contains(string(out), name+": permission denied: the file must be readable for user 0") {
 			t.Errorf("the authority: %s: %v: %s", name, err, out)
 		}
@@ -279,7 +284,7 @@ func TestHardeningOfTheEnvironment(t *testing.T) {
 				continue
 			}
 			source, err := os.ReadFile(path)
-			must(t, err)
+			node.Must(t, err)
 			found = append(found, reads.FindAllString(string(source), -1)...)
 		}
 	}

@@ -5,32 +5,35 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // The plugin is alive without the CA, says why it is not ready, and is ready as
 // soon as the CA has answered.
 func TestHealth(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	ca.Stop()
-	n := prepareNode(t, ca)
-	n.flags = []string{"--http-address", "127.0.0.1:0"}
-	n.launch()
+	n := node.New(t, binary, ca)
+	n.Flags = []string{"--http-address", "127.0.0.1:0"}
+	n.Launch()
 	var address string
-	eventually(t, 15*time.Second, "health is served", func() bool {
-		found := regexp.MustCompile(`"Serving health" address="(\S+)"`).FindStringSubmatch(n.logs.String())
+	node.Eventually(t, 15*time.Second, "health is served", func() bool {
+		found := regexp.MustCompile(logs.ServingHealth + ` address="(\S+)"`).FindStringSubmatch(n.Logs.String())
 		if found != nil {
 			address = "http://" + found[1]
 		}
 		return found != nil
 	})
 	var body string
-	eventually(t, 15*time.Second, "not ready, with the reason", func() bool {
+	node.Eventually(t, 15*time.Second, "not ready, with the reason", func() bool {
 		var status int
 		status, body = get(t, address+"/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "issuer default: "+ca.URL()+": ")
@@ -39,12 +42,12 @@ func TestHealth(t *testing.T) {
 	if status, body := get(t, address+"/livez"); status != http.StatusOK || body != "ok\n" {
 		t.Errorf("alive: %d %q", status, body)
 	}
-	must(t, ca.Resume())
-	eventually(t, 30*time.Second, "ready", func() bool {
+	node.Must(t, ca.Resume())
+	node.Eventually(t, 30*time.Second, "ready", func() bool {
 		status, body := get(t, address+"/readyz")
 		return status == http.StatusOK && body == "ok\n"
 	})
-	n.stop()
+	n.Stop()
 	if _, err := http.Get(address + "/livez"); err == nil {
 		t.Error("health is served after the stop")
 	}
@@ -53,19 +56,19 @@ func TestHealth(t *testing.T) {
 func get(t *testing.T, url string) (status int, body string) {
 	t.Helper()
 	response, err := http.Get(url)
-	must(t, err)
+	node.Must(t, err)
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
-	must(t, err)
+	node.Must(t, err)
 	return response.StatusCode, string(content)
 }
 
 func TestTakenHealthAddressStopsTheStart(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
+	node.Must(t, err)
 	defer taken.Close()
-	n := prepareNode(t, startCA(t))
-	out, err := exec.Command(binary, "node", "--config", n.config, "--kubelet-dir", n.kubeletDir, "--http-address", taken.Addr().String()).CombinedOutput()
+	n := node.New(t, binary, startCA(t))
+	out, err := binary.Command("node", "--config", n.Config, "--kubelet-dir", n.KubeletDir, "--http-address", taken.Addr().String()).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "--http-address "+taken.Addr().String()) {
 		t.Errorf("%v: %s", err, out)
 	}
@@ -74,31 +77,32 @@ func TestTakenHealthAddressStopsTheStart(t *testing.T) {
 // A plugin that was stopped leaves nothing of its own, and what others have put
 // beside it stays.
 func TestNothingIsLeftAtAStop(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
-	n.stop()
-	for _, path := range []string{filepath.Dir(n.socket()), filepath.Join(n.kubeletDir, "plugins_registry", driverName+"-reg.sock")} {
+	n.Stop()
+	for _, path := range []string{filepath.Dir(n.Socket()), n.RegistrationSocket()} {
 		if _, err := os.Lstat(path); !os.IsNotExist(err) {
 			t.Errorf("%s is left: %v", path, err)
 		}
 	}
-	n.start()
-	note := filepath.Join(filepath.Dir(n.socket()), "note")
-	must(t, os.WriteFile(note, nil, 0o600))
-	n.stop()
+	n.Start()
+	note := filepath.Join(filepath.Dir(n.Socket()), "note")
+	node.Must(t, os.WriteFile(note, nil, 0o600))
+	n.Stop()
 	if _, err := os.Stat(note); err != nil {
 		t.Error(err)
 	}
 
 	// A directory that was there before is not the plugin's.
-	shared := filepath.Join(n.kubeletDir, "shared")
-	must(t, os.Mkdir(shared, 0o700))
-	n.flags = []string{"--csi-socket", filepath.Join(shared, "csi.sock")}
-	n.launch()
-	eventually(t, 15*time.Second, "it listens", func() bool {
+	shared := filepath.Join(n.KubeletDir, "shared")
+	node.Must(t, os.Mkdir(shared, 0o700))
+	n.Flags = []string{"--csi-socket", filepath.Join(shared, "csi.sock")}
+	n.Launch()
+	node.Eventually(t, 15*time.Second, "it listens", func() bool {
 		_, err := os.Lstat(filepath.Join(shared, "csi.sock"))
 		return err == nil
 	})
-	n.stop()
+	n.Stop()
 	if left, err := os.ReadDir(shared); err != nil || len(left) > 0 {
 		t.Errorf("%v, %v", left, err)
 	}

@@ -17,13 +17,15 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // server is a Prometheus, with the chart's alerts.
 type server struct {
 	t       *testing.T
 	address string
-	logs    *buffer
+	logs    *node.Log
 }
 
 // startPrometheus scrapes the targets, as job and address, every second. The
@@ -38,26 +40,26 @@ func startPrometheus(t *testing.T, targets map[string]string) *server {
 	}
 	directory := t.TempDir()
 	shipped, err := filepath.Glob("../../deploy/charts/step-csi/alerts/*.yaml")
-	must(t, err)
+	node.Must(t, err)
 	if len(shipped) != 2 {
 		t.Fatalf("alerts: %s", shipped)
 	}
 	for _, file := range shipped {
 		rules, err := os.ReadFile(file)
-		must(t, err)
+		node.Must(t, err)
 		rules = regexp.MustCompile(`(?m)^( +for:) \S+$`).ReplaceAll(rules, []byte("$1 2s"))
-		must(t, os.WriteFile(filepath.Join(directory, filepath.Base(file)), rules, 0o600))
+		node.Must(t, os.WriteFile(filepath.Join(directory, filepath.Base(file)), rules, 0o600))
 	}
 	config := "global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [plugin.yaml, authority.yaml]\nscrape_configs:\n"
 	for job, address := range targets {
 		config += fmt.Sprintf("  - {job_name: %s, honor_labels: true, static_configs: [{targets: [%q], labels: {node: node-1}}]}\n", job, address)
 	}
-	must(t, os.WriteFile(filepath.Join(directory, "prometheus.yaml"), []byte(config), 0o600))
-	s := &server{t: t, address: "127.0.0.1:" + freePort(t), logs: &buffer{}}
+	node.Must(t, os.WriteFile(filepath.Join(directory, "prometheus.yaml"), []byte(config), 0o600))
+	s := &server{t: t, address: "127.0.0.1:" + freePort(t), logs: &node.Log{}}
 	process := exec.Command(program, "--config.file", filepath.Join(directory, "prometheus.yaml"), "--storage.tsdb.path", filepath.Join(directory, "data"),
 		"--web.listen-address", s.address, "--log.level", "warn")
 	process.Stdout, process.Stderr = s.logs, s.logs
-	must(t, process.Start())
+	node.Must(t, process.Start())
 	t.Cleanup(func() {
 		_ = process.Process.Signal(syscall.SIGTERM)
 		if err := process.Wait(); err != nil {
@@ -67,7 +69,7 @@ func startPrometheus(t *testing.T, targets map[string]string) *server {
 			t.Logf("the log of Prometheus:\n%s", s.logs)
 		}
 	})
-	eventually(t, 60*time.Second, "Prometheus is ready", func() bool {
+	node.Eventually(t, 60*time.Second, "Prometheus is ready", func() bool {
 		answer, err := http.Get("http://" + s.address + "/-/ready")
 		if err != nil {
 			return false
@@ -91,7 +93,7 @@ func (s *server) query(expression string) []series {
 		Status string
 		Data   struct{ Result []series }
 	}
-	must(s.t, json.Unmarshal([]byte(body), &answer))
+	node.Must(s.t, json.Unmarshal([]byte(body), &answer))
 	if answer.Status != "success" {
 		s.t.Fatalf("%s: %s", expression, body)
 	}
@@ -113,7 +115,7 @@ func (s *server) firing() (names []string) {
 func (s *server) waitFiring(within time.Duration, want ...string) {
 	s.t.Helper()
 	begin := time.Now()
-	eventually(s.t, within, fmt.Sprintf("firing: %q", want), func() bool { return slices.Equal(s.firing(), want) })
+	node.Eventually(s.t, within, fmt.Sprintf("firing: %q", want), func() bool { return slices.Equal(s.firing(), want) })
 	s.t.Logf("after %s: %q", time.Since(begin).Round(time.Millisecond), want)
 }
 
@@ -125,14 +127,14 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	r := startAuthority(t, ca, 1, "")
 	n := r.prepareNode()
 	address := "127.0.0.1:" + freePort(t)
-	n.flags = []string{"--http-address", address}
-	n.changeConfig("duration:", "roots: {refresh: 1s}\n    duration:") // else the next answer is minutes away
-	n.start()
+	n.Flags = []string{"--http-address", address}
+	n.RefreshRoots(time.Second) // else the next answer is minutes away
+	n.Start()
 	prometheus := startPrometheus(t, map[string]string{"step-csi": address, "step-csi-ra": r.replicas[0].http})
-	long, short := pod{name: "long-0"}, pod{name: "short-0", attributes: map[string]string{"duration": "30s"}}
-	for _, p := range []pod{long, short} {
+	long, short := node.Pod{Name: "long-0"}, node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "30s"}}
+	for _, p := range []node.Pod{long, short} {
 		r.admit(p)
-		n.publish(p)
+		n.Publish(p)
 	}
 	prometheus.expectVolumes(n, address, long, short)
 	prometheus.waitFiring(30 * time.Second)
@@ -147,7 +149,7 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 			t.Errorf("the wrong certificate: %v", m)
 		}
 	}
-	must(t, ca.Resume())
+	node.Must(t, ca.Resume())
 	prometheus.waitFiring(90 * time.Second)
 
 	r.stop(0)
@@ -155,43 +157,43 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	r.start(0)
 	prometheus.waitFiring(90 * time.Second)
 
-	n.unpublish(short) // its certificate would expire now
+	n.Unpublish(short) // its certificate would expire now
 	prometheus.expectVolumes(n, address, long)
-	n.stop()
+	n.Stop()
 	prometheus.waitFiring(60*time.Second, "StepCSIPluginDown")
-	n.start()
+	n.Start()
 	prometheus.waitFiring(60 * time.Second)
 	prometheus.expectVolumes(n, address, long) // the next process knows it
 
-	refused := pod{name: "refused-0", attributes: map[string]string{"dns-names": "web.other"}}
+	refused := node.Pod{Name: "refused-0", Attributes: map[string]string{"dns-names": "web.other"}}
 	r.admit(refused)
 	refuse := func() {
-		if err := n.tryPublish(refused); status.Code(err) != codes.PermissionDenied {
+		if err := n.TryPublish(refused); status.Code(err) != codes.PermissionDenied {
 			t.Errorf("not refused: %v", err)
 		}
 	}
 	refuse()
-	eventually(t, 30*time.Second, "the first refusal is seen", func() bool { return len(prometheus.query(`step_csi_ra_requests_total{code="PermissionDenied"}`)) == 1 })
+	node.Eventually(t, 30*time.Second, "the first refusal is seen", func() bool { return len(prometheus.query(`step_csi_ra_requests_total{code="PermissionDenied"}`)) == 1 })
 	for range 15 {
 		refuse()
 	}
 	prometheus.waitFiring(60*time.Second, "StepCSIAuthorityRefusing")
-	n.unpublish(long)
+	n.Unpublish(long)
 	prometheus.expectVolumes(n, address)
 }
 
 // expectVolumes waits until Prometheus has the pods' series, and no others, and
 // compares them with what is mounted.
-func (s *server) expectVolumes(n *node, address string, pods ...pod) {
+func (s *server) expectVolumes(n *node.Node, address string, pods ...node.Pod) {
 	s.t.Helper()
 	const name = "step_csi_certificate_expiration_timestamp_seconds"
-	eventually(s.t, 60*time.Second, fmt.Sprintf("the series of %d pods", len(pods)), func() bool {
+	node.Eventually(s.t, 60*time.Second, fmt.Sprintf("the series of %d pods", len(pods)), func() bool {
 		return len(s.query(name)) == len(pods)
 	})
 	for _, p := range pods {
-		eventually(s.t, 30*time.Second, "the series say what "+p.name+" has", func() bool {
-			found := s.query(fmt.Sprintf(`%s{namespace="shop",pod=%q,volume="tls",issuer="default",node="node-1",job="step-csi",instance=%q}`, name, p.name, address))
-			return len(found) == 1 && found[0].Value[1] == fmt.Sprint(read(s.t, n.target(p)).leaf().NotAfter.Unix())
+		node.Eventually(s.t, 30*time.Second, "the series say what "+p.Name+" has", func() bool {
+			found := s.query(fmt.Sprintf(`%s{namespace="shop",pod=%q,volume="tls",issuer="default",node="node-1",job="step-csi",instance=%q}`, name, p.Name, address))
+			return len(found) == 1 && found[0].Value[1] == fmt.Sprint(read(s.t, n.Target(p)).leaf().NotAfter.Unix())
 		})
 	}
 }
@@ -200,7 +202,7 @@ func (s *server) expectVolumes(n *node, address string, pods ...pod) {
 func described(t *testing.T, served string) {
 	t.Helper()
 	manual, err := os.ReadFile("../../docs/monitoring.md")
-	must(t, err)
+	node.Must(t, err)
 	pairs := func(expression, text string) (all []string) {
 		for _, found := range regexp.MustCompile(expression).FindAllStringSubmatch(text, -1) {
 			all = append(all, found[1]+" "+found[2])
@@ -221,11 +223,11 @@ func TestMetrics(t *testing.T) {
 	r := startAuthority(t, ca, 1, "")
 	n := r.prepareNode()
 	address := "127.0.0.1:" + freePort(t)
-	n.flags = []string{"--http-address", address}
-	n.start()
-	p := pod{name: "web-0"}
+	n.Flags = []string{"--http-address", address}
+	n.Start()
+	p := node.Pod{Name: "web-0"}
 	r.admit(p)
-	n.publish(p)
+	n.Publish(p)
 	_, password := ca.Provisioner()
 	_, authority := r.get(0, "/metrics")
 	_, plugin := get(t, "http://"+address+"/metrics")
@@ -242,7 +244,7 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	for name, text := range map[string]string{"plugin": plugin, "authority": authority} {
-		for _, secret := range []string{jwt(p.id()), jwt("plugin"), password, "PRIVATE"} {
+		for _, secret := range []string{jwt(p.ID()), jwt("plugin"), password, "PRIVATE"} {
 			if strings.Contains(text, secret) {
 				t.Errorf("the %s tells %s", name, secret)
 			}
@@ -257,7 +259,7 @@ func TestMetrics(t *testing.T) {
 	if status, body := get(t, "http://"+address+"/healthz"); status != http.StatusOK || body != "ok\n" {
 		t.Errorf("healthz: %d %q", status, body)
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 	if _, left := get(t, "http://"+address+"/metrics"); strings.Contains(left, "web-0") || !strings.Contains(left, `step_csi_volumes{issuer="default"} 0`) {
 		t.Errorf("after the pod:\n%s", left)
 	}

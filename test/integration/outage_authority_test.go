@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/proxy"
 )
 
@@ -23,7 +24,7 @@ func startDistantAuthority(t *testing.T) *distantAuthority {
 	t.Helper()
 	r := &distantAuthority{authorities: newAuthorities(t, startCA(t))}
 	api, err := url.Parse(r.reviews.URL())
-	must(t, err)
+	node.Must(t, err)
 	r.toAPI = startProxy(t, net.JoinHostPort("127.0.0.1", api.Port()))
 	r.api = onLocalhost(t, r.toAPI)
 	r.toCA = startProxy(t, strings.TrimPrefix(r.ca.URL(), "https://"))
@@ -37,16 +38,16 @@ func startDistantAuthority(t *testing.T) *distantAuthority {
 func onLocalhost(t testing.TB, p *proxy.Proxy) string {
 	t.Helper()
 	_, port, err := net.SplitHostPort(p.Address())
-	must(t, err)
+	node.Must(t, err)
 	return "https://" + net.JoinHostPort("localhost", port)
 }
 
 // newNode is one whose plugin asks through the proxy.
-func (r *distantAuthority) newNode() *node {
+func (r *distantAuthority) newNode() *node.Node {
 	r.t.Helper()
 	n := r.prepareNode()
-	n.changeConfig(r.url(), onLocalhost(r.t, r.front))
-	n.start()
+	n.ChangeConfig(r.url(), onLocalhost(r.t, r.front))
+	n.Start()
 	return n
 }
 
@@ -59,33 +60,33 @@ func TestOutagesRA(t *testing.T) {
 		says       []string
 	}{
 		"away": {
-			begin: func(t *testing.T, r *distantAuthority) { must(t, r.front.Set(proxy.Refuse)) },
-			end:   func(t *testing.T, r *distantAuthority) { must(t, r.front.Set(proxy.None)) },
+			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.front.Set(proxy.Refuse)) },
+			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.front.Set(proxy.None)) },
 			says:  []string{"https://localhost:", "connection refused"},
 		},
 		"silent": {
-			begin: func(t *testing.T, r *distantAuthority) { must(t, r.front.Set(proxy.Blackhole)) },
-			end:   func(t *testing.T, r *distantAuthority) { must(t, r.front.Set(proxy.None)) },
+			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.front.Set(proxy.Blackhole)) },
+			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.front.Set(proxy.None)) },
 			says:  []string{"https://localhost:", "no answer in time"},
 		},
 		"no CA": {
-			begin: func(t *testing.T, r *distantAuthority) { must(t, r.toCA.Set(proxy.Refuse)) },
-			end:   func(t *testing.T, r *distantAuthority) { must(t, r.toCA.Set(proxy.None)) },
+			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.Refuse)) },
+			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.None)) },
 			says:  []string{"https://localhost:", ": https://127.0.0.1:", "connection refused"},
 		},
 		"CA silent": {
-			begin: func(t *testing.T, r *distantAuthority) { must(t, r.toCA.Set(proxy.Blackhole)) },
-			end:   func(t *testing.T, r *distantAuthority) { must(t, r.toCA.Set(proxy.None)) },
+			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.Blackhole)) },
+			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.None)) },
 			says:  []string{"https://localhost:", ": https://127.0.0.1:", "no answer in time"},
 		},
 		"no API": {
-			begin: func(t *testing.T, r *distantAuthority) { must(t, r.toAPI.Set(proxy.Refuse)) },
-			end:   func(t *testing.T, r *distantAuthority) { must(t, r.toAPI.Set(proxy.None)) },
+			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toAPI.Set(proxy.Refuse)) },
+			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toAPI.Set(proxy.None)) },
 			says:  []string{"review a token at the API server", "connection refused"},
 		},
 		"API silent": {
-			begin: func(t *testing.T, r *distantAuthority) { must(t, r.toAPI.Set(proxy.Blackhole)) },
-			end:   func(t *testing.T, r *distantAuthority) { must(t, r.toAPI.Set(proxy.None)) },
+			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toAPI.Set(proxy.Blackhole)) },
+			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toAPI.Set(proxy.None)) },
 			says:  []string{"review a token at the API server", "no answer in time"},
 		},
 	} {
@@ -93,14 +94,14 @@ func TestOutagesRA(t *testing.T) {
 			t.Parallel()
 			r := startDistantAuthority(t)
 			n := r.newNode()
-			p, late := pod{name: "web-0", attributes: map[string]string{"duration": "6s"}}, pod{name: "late-0"}
+			p, late := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "6s"}}, node.Pod{Name: "late-0"}
 			r.admit(p)
 			r.admit(late)
-			n.publish(p)
-			before := n.snapshot(p)
+			n.Publish(p)
+			before := snapshot(n, p)
 			o.begin(t, r)
 			begin := time.Now()
-			err := n.tryPublish(late)
+			err := n.TryPublish(late)
 			for _, words := range o.says {
 				expect(t, err, codes.Unavailable, words)
 			}
@@ -108,15 +109,15 @@ func TestOutagesRA(t *testing.T) {
 				t.Errorf("the kubelet waited for %s", took)
 			}
 			for _, words := range o.says {
-				n.waitTrouble(p, "", words)
+				waitTrouble(n, p, "", words)
 			}
-			if n.snapshot(p) != before {
+			if snapshot(n, p) != before {
 				t.Error("the files have changed")
 			}
-			n.recoverAfter(p, func() { o.end(t, r) })
-			n.publish(late)
-			n.unpublish(late)
-			n.unpublish(p)
+			recoverAfter(n, p, func() { o.end(t, r) })
+			n.Publish(late)
+			n.Unpublish(late)
+			n.Unpublish(p)
 		})
 	}
 }

@@ -2,13 +2,14 @@ package integration
 
 import (
 	"fmt"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/proxy"
 )
 
@@ -18,16 +19,16 @@ func TestSlowCAIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	ca := startDistantCA(t)
 	n := newNode(t, ca)
-	must(t, ca.proxy.Set(proxy.Delay(700*time.Millisecond)))
-	p := pod{name: "web-0", attributes: map[string]string{"duration": "12s"}}
-	n.publish(p)
-	defer n.unpublish(p)
-	first := read(t, n.target(p)).leaf()
-	eventually(t, 30*time.Second, "a renewal", func() bool {
-		if trouble := n.trouble(p); trouble != "" {
+	node.Must(t, ca.proxy.Set(proxy.Delay(700*time.Millisecond)))
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "12s"}}
+	n.Publish(p)
+	defer n.Unpublish(p)
+	first := read(t, n.Target(p)).leaf()
+	node.Eventually(t, 30*time.Second, "a renewal", func() bool {
+		if trouble := trouble(n, p); trouble != "" {
 			t.Fatal(trouble)
 		}
-		return !read(t, n.target(p)).leaf().Equal(first)
+		return !read(t, n.Target(p)).leaf().Equal(first)
 	})
 	if signs := ca.Signs(); signs != 2 {
 		t.Errorf("%d signs", signs)
@@ -41,27 +42,27 @@ func TestSilentCA(t *testing.T) {
 	t.Parallel()
 	ca := startDistantCA(t)
 	n := newNode(t, ca)
-	mounted, late := pod{name: "mounted-0", attributes: map[string]string{"duration": "9s"}}, pod{name: "late-0"}
-	n.publish(mounted)
-	before := n.snapshot(mounted)
-	must(t, ca.proxy.Set(proxy.Blackhole))
+	mounted, late := node.Pod{Name: "mounted-0", Attributes: map[string]string{"duration": "9s"}}, node.Pod{Name: "late-0"}
+	n.Publish(mounted)
+	before := snapshot(n, mounted)
+	node.Must(t, ca.proxy.Set(proxy.Blackhole))
 	connections := ca.proxy.Connections()
 	begin := time.Now()
-	expect(t, n.tryPublish(late), codes.Unavailable, "no answer in time")
+	expect(t, n.TryPublish(late), codes.Unavailable, "no answer in time")
 	if took := time.Since(begin); took > 60*time.Second {
 		t.Errorf("the kubelet waited for %s", took)
 	}
-	n.waitTrouble(mounted, "CertificateExpired", "no answer in time")
+	waitTrouble(n, mounted, "CertificateExpired", "no answer in time")
 	if made := ca.proxy.Connections() - connections; made > 10 {
 		t.Errorf("%d connections in %s", made, time.Since(begin))
 	}
-	if n.snapshot(mounted) != before {
+	if snapshot(n, mounted) != before {
 		t.Error("the files have changed")
 	}
-	n.recoverAfter(mounted, func() { must(t, ca.proxy.Set(proxy.None)) })
-	n.publish(late)
-	n.unpublish(late)
-	n.unpublish(mounted)
+	recoverAfter(n, mounted, func() { node.Must(t, ca.proxy.Set(proxy.None)) })
+	n.Publish(late)
+	n.Unpublish(late)
+	n.Unpublish(mounted)
 }
 
 // Renewals that hang are not in the way of a pod that starts once the CA answers
@@ -71,31 +72,31 @@ func TestPodsComeBeforeTheBacklog(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
 	const count = 60
-	var pods []pod
+	var pods []node.Pod
 	var publishing sync.WaitGroup
 	for i := range count {
-		p := pod{name: fmt.Sprintf("mounted-%d", i), attributes: map[string]string{"duration": "15s"}}
+		p := node.Pod{Name: fmt.Sprintf("mounted-%d", i), Attributes: map[string]string{"duration": "15s"}}
 		pods = append(pods, p)
-		n.publishRequest(p)
+		n.MustRequest(p)
 		publishing.Go(func() {
-			if err := n.tryPublish(p); err != nil {
+			if err := n.TryPublish(p); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	publishing.Wait()
 	release := slow(ca)
-	eventually(t, 40*time.Second, "half of the calls hang", func() bool { return ca.Signs() >= count+32 })
+	node.Eventually(t, 40*time.Second, "half of the calls hang", func() bool { return ca.Signs() >= count+32 })
 	ca.Intercept(nil) // those that hang still do
-	late := pod{name: "late-0"}
-	n.publish(late)
-	if renewed := strings.Count(n.logs.String(), `"Renewed"`); renewed != 0 || ca.Signs() != count+32+1 {
+	late := node.Pod{Name: "late-0"}
+	n.Publish(late)
+	if renewed := n.Logs.Count(logs.Renewed); renewed != 0 || ca.Signs() != count+32+1 {
 		t.Errorf("%d were renewed before, and %d more calls made", renewed, ca.Signs()-count-32-1)
 	}
 	close(release)
 	for _, p := range append(pods, late) {
-		n.waitRecovery(p)
-		n.unpublish(p)
+		waitRecovery(n, p)
+		n.Unpublish(p)
 	}
 }
 
@@ -105,18 +106,18 @@ func TestStartWithAnotherCAInItsPlace(t *testing.T) {
 	t.Parallel()
 	ca, another := startDistantCA(t), startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
-	n.publish(p)
-	before := n.snapshot(p)
-	n.kill()
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "9s"}}
+	n.Publish(p)
+	before := snapshot(n, p)
+	n.Kill()
 	ca.proxy.To(another.Address())
-	n.launch()
-	n.waitTrouble(p, "RenewalFailing", "(is the fingerprint or caBundleFile that of this CA?)")
-	expect(t, n.tryPublish(pod{name: "late-0"}), codes.Unavailable, "(is the fingerprint or caBundleFile that of this CA?)")
-	if n.snapshot(p) != before || another.Signs() != 0 {
+	n.Launch()
+	waitTrouble(n, p, "RenewalFailing", "(is the fingerprint or caBundleFile that of this CA?)")
+	expect(t, n.TryPublish(node.Pod{Name: "late-0"}), codes.Unavailable, "(is the fingerprint or caBundleFile that of this CA?)")
+	if snapshot(n, p) != before || another.Signs() != 0 {
 		t.Errorf("the files have changed, or another CA was asked to sign: %d times", another.Signs())
 	}
 	ca.proxy.To(ca.Address())
-	n.waitRecovery(p)
-	n.unpublish(p)
+	waitRecovery(n, p)
+	n.Unpublish(p)
 }

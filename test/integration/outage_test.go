@@ -14,6 +14,8 @@ import (
 
 	"github.com/flexstack/step-csi/issuer/renewal"
 	"github.com/flexstack/step-csi/test/embeddedca"
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/proxy"
 )
 
@@ -30,12 +32,12 @@ func forgetHost(t *testing.T, forget bool) {
 		old, new = new, old
 	}
 	hosts, err := os.OpenFile("/etc/hosts", os.O_RDWR, 0)
-	must(t, err)
+	node.Must(t, err)
 	defer hosts.Close()
 	content, err := os.ReadFile("/etc/hosts")
-	must(t, err)
+	node.Must(t, err)
 	_, err = hosts.WriteAt([]byte(new), int64(bytes.Index(content, []byte(old))))
-	must(t, err)
+	node.Must(t, err)
 }
 
 // hostsCache is for how long Go remembers what was in /etc/hosts.
@@ -51,7 +53,7 @@ type distantCA struct {
 func startDistantCA(t *testing.T) *distantCA {
 	t.Helper()
 	ca, err := embeddedca.Start(embeddedca.Config{Host: fleetingHost})
-	must(t, err)
+	node.Must(t, err)
 	t.Cleanup(ca.Stop)
 	return &distantCA{CA: ca, proxy: startProxy(t, ca.Address()), host: "127.0.0.1"}
 }
@@ -59,7 +61,7 @@ func startDistantCA(t *testing.T) *distantCA {
 func startProxy(t *testing.T, target string) *proxy.Proxy {
 	t.Helper()
 	p, err := proxy.Start(target)
-	must(t, err)
+	node.Must(t, err)
 	t.Cleanup(p.Close)
 	return p
 }
@@ -83,8 +85,8 @@ type outage struct {
 // network is an outage that the network makes.
 func network(f proxy.Fault, says string) outage {
 	return outage{
-		begin: func(t *testing.T, ca *distantCA) { must(t, ca.proxy.Set(f)) },
-		end:   func(t *testing.T, ca *distantCA) { must(t, ca.proxy.Set(proxy.None)) },
+		begin: func(t *testing.T, ca *distantCA) { node.Must(t, ca.proxy.Set(f)) },
+		end:   func(t *testing.T, ca *distantCA) { node.Must(t, ca.proxy.Set(proxy.None)) },
 		says:  says,
 	}
 }
@@ -105,8 +107,8 @@ func answers(status int, body, says string) outage {
 // expiredCA is one that could not renew its own certificate.
 func expiredCA() outage {
 	return outage{
-		begin: func(t *testing.T, ca *distantCA) { ca.Stop(); must(t, ca.ResumeExpired()) },
-		end:   func(t *testing.T, ca *distantCA) { ca.Stop(); must(t, ca.Resume()) },
+		begin: func(t *testing.T, ca *distantCA) { ca.Stop(); node.Must(t, ca.ResumeExpired()) },
+		end:   func(t *testing.T, ca *distantCA) { ca.Stop(); node.Must(t, ca.Resume()) },
 		says:  "certificate has expired or is not yet valid",
 	}
 }
@@ -135,8 +137,8 @@ func namelessCA() outage {
 		host: fleetingHost,
 		begin: func(t *testing.T, ca *distantCA) {
 			forgetHost(t, true)
-			must(t, ca.proxy.Set(proxy.Reset))
-			must(t, ca.proxy.Set(proxy.None))
+			node.Must(t, ca.proxy.Set(proxy.Reset))
+			node.Must(t, ca.proxy.Set(proxy.None))
 		},
 		end:        func(t *testing.T, _ *distantCA) { forgetHost(t, false) },
 		says:       "address " + fleetingHost + ": no suitable address found",
@@ -175,21 +177,21 @@ func TestOutages(t *testing.T) {
 
 // survive is an outage from the publish of a short-lived certificate on until it is
 // renewed.
-func survive(t *testing.T, n *node, ca *distantCA, o outage) {
-	short := pod{name: "short-0", attributes: map[string]string{"duration": "9s"}}
-	long := pod{name: "long-0"}
-	n.publish(short)
+func survive(t *testing.T, n *node.Node, ca *distantCA, o outage) {
+	short := node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "9s"}}
+	long := node.Pod{Name: "long-0"}
+	n.Publish(short)
 	published := time.Now()
-	n.publish(long)
-	defer func() { n.unpublish(short); n.unpublish(long) }()
-	before, longBefore := n.snapshot(short), n.snapshot(long)
-	v := renewal.Validity{Issued: published, NotAfter: read(t, n.target(short)).leaf().NotAfter}
+	n.Publish(long)
+	defer func() { n.Unpublish(short); n.Unpublish(long) }()
+	before, longBefore := snapshot(n, short), snapshot(n, long)
+	v := renewal.Validity{Issued: published, NotAfter: read(t, n.Target(short)).leaf().NotAfter}
 
 	o.begin(t, ca)
 	begin, connections := time.Now(), ca.proxy.Connections()
-	n.waitTrouble(short, "RenewalFailing", o.says)
-	n.waitTrouble(short, "CertificateExpired", o.says)
-	tries := n.failedRenewals()
+	waitTrouble(n, short, "RenewalFailing", o.says)
+	waitTrouble(n, short, "CertificateExpired", o.says)
+	tries := failedRenewals(n)
 	most := mostTries(v, v.Due(), time.Now()) // with the least spread
 	if tries > most || most > 60 {
 		t.Errorf("%d tries in %s, at most %d are allowed", tries, time.Since(begin), most)
@@ -197,23 +199,23 @@ func survive(t *testing.T, n *node, ca *distantCA, o outage) {
 	if made := ca.proxy.Connections() - connections; made > int64(3*tries+3) {
 		t.Errorf("%d connections for %d tries", made, tries)
 	}
-	if n.snapshot(short) != before || n.snapshot(long) != longBefore {
+	if snapshot(n, short) != before || snapshot(n, long) != longBefore {
 		t.Error("the files have changed")
 	}
 
-	tries = n.failedRenewals()
+	tries = failedRenewals(n)
 	o.end(t, ca)
 	end := time.Now()
-	n.waitRecovery(short)
+	waitRecovery(n, short)
 	// One may have been under way at the end.
-	if more, most := n.failedRenewals()-tries, 1+mostTries(v, end, end.Add(o.remembered)); more > most {
+	if more, most := failedRenewals(n)-tries, 1+mostTries(v, end, end.Add(o.remembered)); more > most {
 		t.Errorf("%d more failed tries after the end, in %s", more, time.Since(end))
 	}
-	if n.snapshot(short) == before || !strings.Contains(n.snapshot(short), "BEGIN CERTIFICATE") {
+	if snapshot(n, short) == before || !strings.Contains(snapshot(n, short), "BEGIN CERTIFICATE") {
 		t.Error("the files are the old ones")
 	}
-	read(t, n.target(short))
-	if n.snapshot(long) != longBefore {
+	read(t, n.Target(short))
+	if snapshot(n, long) != longBefore {
 		t.Error("a certificate that is not due was renewed")
 	}
 }
@@ -229,16 +231,16 @@ func mostTries(v renewal.Validity, from, to time.Time) int {
 }
 
 // failedRenewals is how many there were so far.
-func (n *node) failedRenewals() int { return strings.Count(n.logs.String(), `"Renewal failed"`) }
+func failedRenewals(n *node.Node) int { return n.Logs.Count(logs.RenewalFailed) }
 
 // snapshot is all that is in a volume.
-func (n *node) snapshot(p pod) string {
-	n.t.Helper()
-	all, err := os.Readlink(filepath.Join(n.target(p), "..data"))
-	must(n.t, err)
+func snapshot(n *node.Node, p node.Pod) string {
+	n.T.Helper()
+	all, err := os.Readlink(filepath.Join(n.Target(p), "..data"))
+	node.Must(n.T, err)
 	for _, file := range []string{"tls.crt", "tls.key", "ca.crt"} {
-		content, err := os.ReadFile(filepath.Join(n.target(p), file))
-		must(n.t, err)
+		content, err := os.ReadFile(filepath.Join(n.Target(p), file))
+		node.Must(n.T, err)
 		all += fmt.Sprintf("\n%s\n%s", file, content)
 	}
 	return all
@@ -246,10 +248,10 @@ func (n *node) snapshot(p pod) string {
 
 // trouble is the volume's condition, in its one word and its sentence; empty if it
 // is well.
-func (n *node) trouble(p pod) string {
-	n.t.Helper()
-	answer, err := n.NodeGetVolumeHealth(n.t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
-	must(n.t, err)
+func trouble(n *node.Node, p node.Pod) string {
+	n.T.Helper()
+	answer, err := n.NodeGetVolumeHealth(n.T.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.VolumeID(), VolumePublishPath: n.Target(p)})
+	node.Must(n.T, err)
 	var all []string
 	for _, s := range answer.GetVolumeHealth().GetHealthStatuses() {
 		all = append(all, s.GetReason()+": "+s.GetMessage())
@@ -258,34 +260,34 @@ func (n *node) trouble(p pod) string {
 }
 
 // waitTrouble waits until the volume's condition has the reason, and the words.
-func (n *node) waitTrouble(p pod, reason, words string) {
-	n.t.Helper()
+func waitTrouble(n *node.Node, p node.Pod, reason, words string) {
+	n.T.Helper()
 	var says string
 	defer func() {
-		if n.t.Failed() {
-			n.t.Logf("the condition: %s", says)
+		if n.T.Failed() {
+			n.T.Logf("the condition: %s", says)
 		}
 	}()
-	eventually(n.t, 60*time.Second, reason+" with "+words, func() bool {
-		says = n.trouble(p)
+	node.Eventually(n.T, 60*time.Second, reason+" with "+words, func() bool {
+		says = trouble(n, p)
 		return strings.HasPrefix(says, reason) && strings.Contains(says, words)
 	})
 }
 
-func (n *node) waitRecovery(p pod) {
-	n.t.Helper()
-	eventually(n.t, 60*time.Second, "recovery", func() bool { return n.trouble(p) == "" })
+func waitRecovery(n *node.Node, p node.Pod) {
+	n.T.Helper()
+	node.Eventually(n.T, 60*time.Second, "recovery", func() bool { return trouble(n, p) == "" })
 }
 
 // recoverAfter waits for the recovery after the end of an outage. It comes with the
 // next try, but for one that may have been under way at the end.
-func (n *node) recoverAfter(p pod, end func()) {
-	n.t.Helper()
-	tries := n.failedRenewals()
+func recoverAfter(n *node.Node, p node.Pod, end func()) {
+	n.T.Helper()
 	end()
-	n.waitRecovery(p)
-	if more := n.failedRenewals() - tries; more > 1 {
-		n.t.Errorf("%d more failed tries after the end", more)
+	tries := failedRenewals(n)
+	waitRecovery(n, p)
+	if more := failedRenewals(n) - tries; more > 1 {
+		n.T.Errorf("%d more failed tries after the end", more)
 	}
-	read(n.t, n.target(p))
+	read(n.T, n.Target(p))
 }

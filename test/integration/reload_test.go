@@ -12,9 +12,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // serverOf makes the test's binary a server that cannot watch its files: it shows
@@ -68,25 +72,48 @@ func runServer(directory string) {
 	}
 }
 
-// reloading is a step-csi reload.
+// buildReload builds step-csi-reload once for all tests, with the race detector where
+// there is a C compiler.
+var buildReload = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(filepath.Dir(string(binary)), "step-csi-reload")
+	args := []string{"build", "-o", path}
+	if cgo, err := exec.Command("go", "env", "CGO_ENABLED").Output(); err == nil && strings.TrimSpace(string(cgo)) == "1" {
+		args = append(args, "-race")
+	}
+	out, err := exec.Command("go", append(args, "../../cmd/step-csi-reload")...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("build step-csi-reload: %w\n%s", err, out)
+	}
+	return path, err
+})
+
+// reloadCommand is a step-csi-reload that has not started.
+func reloadCommand(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := buildReload()
+	node.Must(t, err)
+	return exec.Command(path, args...)
+}
+
+// reloading is a step-csi-reload that runs.
 type reloading struct {
 	t       *testing.T
 	process *exec.Cmd
-	out     *buffer
+	out     *node.Log
 	ended   chan error
 }
 
 func startReload(t *testing.T, env string, args ...string) *reloading {
 	t.Helper()
-	r := &reloading{t: t, process: exec.Command(binary, append([]string{"reload"}, args...)...), out: &buffer{}, ended: make(chan error, 1)}
+	r := &reloading{t: t, process: reloadCommand(t, args...), out: &node.Log{}, ended: make(chan error, 1)}
 	r.process.Stdout, r.process.Stderr = r.out, r.out
 	r.process.Env = append(os.Environ(), env)
-	must(t, r.process.Start())
+	node.Must(t, r.process.Start())
 	go func() { r.ended <- r.process.Wait() }()
 	t.Cleanup(func() {
 		_ = r.process.Process.Kill()
 		if t.Failed() {
-			t.Logf("step-csi reload %q:\n%s", args, r.out)
+			t.Logf("step-csi-reload %q:\n%s", args, r.out)
 		}
 	})
 	return r
@@ -95,12 +122,12 @@ func startReload(t *testing.T, env string, args ...string) *reloading {
 // says waits until the word is in the output so often.
 func (r *reloading) says(times int, what string) {
 	r.t.Helper()
-	eventually(r.t, 30*time.Second, what, func() bool { return strings.Count(r.out.String(), what) >= times })
+	node.Eventually(r.t, 30*time.Second, what, func() bool { return strings.Count(r.out.String(), what) >= times })
 }
 
 func (r *reloading) signal(s syscall.Signal) {
 	r.t.Helper()
-	must(r.t, r.process.Process.Signal(s))
+	node.Must(r.t, r.process.Process.Signal(s))
 }
 
 // exits waits for the end, and compares the exit status.
@@ -122,22 +149,22 @@ func (r *reloading) exits(status int) {
 func TestReloadWrapsAServer(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
-	p := pod{name: "web-0", attributes: map[string]string{"dns-names": "web.shop", "duration": "9s"}}
-	target := n.target(p)
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"dns-names": "web.shop", "duration": "9s"}}
+	target := n.Target(p)
 	self, err := os.Executable()
-	must(t, err)
+	node.Must(t, err)
 	r := startReload(t, serverOf+"="+target, "--dir", target, "--signal", "HUP", "--debounce", "100ms", "--", self)
 	// It waits for the volume, and only then is there a server.
-	r.says(1, `"Waiting for the files"`)
-	n.publish(p)
+	r.says(1, logs.WaitingForFiles)
+	n.Publish(p)
 	r.says(1, "serving ")
 	_, rest, _ := strings.Cut(r.out.String(), "serving ")
 	address := strings.Fields(rest)[0]
 	roots := read(t, target).roots
 	for range 3 {
 		first := shownAt(t, address, roots)
-		eventually(t, 30*time.Second, "a new certificate at the server", func() bool { return !shownAt(t, address, roots).Equal(first) })
-		eventually(t, 5*time.Second, "the one of the volume", func() bool { return shownAt(t, address, roots).Equal(read(t, target).leaf()) })
+		node.Eventually(t, 30*time.Second, "a new certificate at the server", func() bool { return !shownAt(t, address, roots).Equal(first) })
+		node.Eventually(t, 5*time.Second, "the one of the volume", func() bool { return shownAt(t, address, roots).Equal(read(t, target).leaf()) })
 	}
 	if started := strings.Count(r.out.String(), "serving "); started != 1 {
 		t.Errorf("the server started %d times", started)
@@ -151,13 +178,13 @@ func TestReloadWrapsAServer(t *testing.T) {
 	}
 	r.signal(syscall.SIGTERM)
 	r.exits(7)
-	n.unpublish(p)
+	n.Unpublish(p)
 }
 
 func shownAt(t *testing.T, address string, roots *x509.CertPool) *x509.Certificate {
 	t.Helper()
 	connection, err := tls.Dial("tcp", address, &tls.Config{RootCAs: roots, ServerName: "web.shop"})
-	must(t, err)
+	node.Must(t, err)
 	defer connection.Close()
 	return connection.ConnectionState().PeerCertificates[0]
 }
@@ -165,7 +192,7 @@ func shownAt(t *testing.T, address string, roots *x509.CertPool) *x509.Certifica
 // still is a directory in which nothing changes.
 func still(t *testing.T) string {
 	directory := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(directory, "tls.crt"), nil, 0o600))
+	node.Must(t, os.WriteFile(filepath.Join(directory, "tls.crt"), nil, 0o600))
 	return directory
 }
 
@@ -187,9 +214,9 @@ func TestReloadExitsAsTheProgramDoes(t *testing.T) {
 	// Nobody is told who would be killed by it.
 	directory := still(t)
 	r = startReload(t, "", "--dir", directory, "--debounce", "10ms", "--signal", "HUP", "--", "sleep", "600")
-	r.says(1, "Watching")
-	must(t, os.WriteFile(filepath.Join(directory, "tls.crt"), []byte("new"), 0o600))
-	r.says(1, "does not handle SIGHUP")
+	r.says(1, logs.Watching)
+	node.Must(t, os.WriteFile(filepath.Join(directory, "tls.crt"), []byte("new"), 0o600))
+	r.says(1, logs.UnhandledSignal)
 	r.signal(syscall.SIGTERM)
 	r.exits(143)
 }
@@ -197,12 +224,12 @@ func TestReloadExitsAsTheProgramDoes(t *testing.T) {
 // As process 1 of a container it collects the orphans, which would stay for ever.
 func TestReloadCollectsOrphans(t *testing.T) {
 	t.Parallel()
-	r := &reloading{t: t, out: &buffer{}, ended: make(chan error, 1)}
-	r.process = exec.Command(binary, "reload", "--dir", still(t), "--signal", "HUP", "--", "sh", "-c",
+	r := &reloading{t: t, out: &node.Log{}, ended: make(chan error, 1)}
+	r.process = reloadCommand(t, "--dir", still(t), "--signal", "HUP", "--", "sh", "-c",
 		`i=0; while [ $i -lt 20 ]; do (sh -c 'sleep 0.2; exit 1' &); i=$((i+1)); done; echo orphaned; sleep 600`)
 	r.process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
 	r.process.Stdout, r.process.Stderr = r.out, r.out
-	must(t, r.process.Start())
+	node.Must(t, r.process.Start())
 	go func() { r.ended <- r.process.Wait() }()
 	t.Cleanup(func() { _ = r.process.Process.Kill() })
 	r.says(1, "orphaned")
@@ -210,14 +237,14 @@ func TestReloadCollectsOrphans(t *testing.T) {
 		pid := strconv.Itoa(r.process.Process.Pid)
 		var all []string
 		tasks, err := filepath.Glob("/proc/" + pid + "/task/*/children")
-		must(t, err)
+		node.Must(t, err)
 		for _, task := range tasks {
 			text, _ := os.ReadFile(task)
 			all = append(all, strings.Fields(string(text))...)
 		}
 		return all
 	}
-	eventually(t, 30*time.Second, "the program is the only child", func() bool { return len(children()) == 1 })
+	node.Eventually(t, 30*time.Second, "the program is the only child", func() bool { return len(children()) == 1 })
 	r.signal(syscall.SIGTERM)
 	r.exits(143)
 }
@@ -227,34 +254,34 @@ func TestReloadCollectsOrphans(t *testing.T) {
 func TestReloadBesideAServer(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
-	p := pod{name: "web-0", attributes: map[string]string{"dns-names": "web.shop", "duration": "9s"}}
-	n.publish(p)
-	target := n.target(p)
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"dns-names": "web.shop", "duration": "9s"}}
+	n.Publish(p)
+	target := n.Target(p)
 	name := filepath.Join(t.TempDir(), "sidecar-test")
 	self, err := os.Executable()
-	must(t, err)
-	must(t, os.Symlink(self, name))
-	server, out := exec.Command(name), &buffer{}
+	node.Must(t, err)
+	node.Must(t, os.Symlink(self, name))
+	server, out := exec.Command(name), &node.Log{}
 	server.Env, server.Stdout, server.Stderr = append(os.Environ(), serverOf+"="+target), out, out
-	must(t, server.Start())
+	node.Must(t, server.Start())
 	t.Cleanup(func() {
 		_ = server.Process.Kill()
 		_ = server.Wait()
 	})
-	eventually(t, 30*time.Second, "the server", func() bool { return strings.Contains(out.String(), "serving ") })
+	node.Eventually(t, 30*time.Second, "the server", func() bool { return strings.Contains(out.String(), "serving ") })
 	file := filepath.Join(t.TempDir(), "pid")
-	must(t, os.WriteFile(file, fmt.Appendf(nil, "%d\n", server.Process.Pid), 0o600))
+	node.Must(t, os.WriteFile(file, fmt.Appendf(nil, "%d\n", server.Process.Pid), 0o600))
 	for i, to := range [][]string{{"--pid-file", file}, {"--process-name", "sidecar-test"}} {
 		r := startReload(t, "", append([]string{"--dir", target, "--debounce", "10ms", "--signal", "HUP"}, to...)...)
 		// Once when it starts, and then with the rotation.
 		for reloads := range 2 {
-			r.says(reloads+1, "Reloaded")
-			eventually(t, 10*time.Second, "the signal", func() bool { return strings.Count(out.String(), "got hangup") >= 2*i+reloads+1 })
+			r.says(reloads+1, logs.Reloaded)
+			node.Eventually(t, 10*time.Second, "the signal", func() bool { return strings.Count(out.String(), "got hangup") >= 2*i+reloads+1 })
 		}
 		r.signal(syscall.SIGTERM)
 		r.exits(0)
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 }
 
 // A command that fails is run again, with what it says in between; one that works
@@ -262,30 +289,30 @@ func TestReloadBesideAServer(t *testing.T) {
 func TestReloadRunsACommand(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
-	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
-	n.publish(p)
-	target := n.target(p)
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "9s"}}
+	n.Publish(p)
+	target := n.Target(p)
 	mark := filepath.Join(t.TempDir(), "mark")
 	r := startReload(t, "", "--dir", target, "--debounce", "10ms", "--exec", "--", "sh", "-c",
 		`openssl x509 -noout -serial -in "$1/tls.crt"; test -e "$2" || { echo not yet; exit 4; }`, "sh", target, mark)
 	r.says(2, `err="sh: exit status 4"`)
-	must(t, os.WriteFile(mark, nil, 0o600))
-	r.says(1, "Reloaded")
+	node.Must(t, os.WriteFile(mark, nil, 0o600))
+	r.says(1, logs.Reloaded)
 	first := read(t, target).leaf()
-	eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, target).leaf().Equal(first) })
+	node.Eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, target).leaf().Equal(first) })
 	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber.Bytes()))
-	n.unpublish(p)
+	n.Unpublish(p)
 	// The volume is gone; the next pod's comes.
-	r.says(1, "Waiting for the files")
-	p.attributes["duration"] = "1h"
-	n.publish(p)
+	r.says(1, logs.WaitingForFiles)
+	p.Attributes["duration"] = "1h"
+	n.Publish(p)
 	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber.Bytes()))
 	r.signal(syscall.SIGTERM)
 	r.exits(0)
 	if strings.Contains(r.out.String(), "PRIVATE") {
 		t.Error("there is a key in the log")
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 }
 
 func TestReloadUsage(t *testing.T) {
@@ -298,7 +325,7 @@ func TestReloadUsage(t *testing.T) {
 	} {
 		r := startReload(t, "", args...)
 		r.exits(2)
-		if out := r.out.String(); !strings.HasPrefix(out, "step-csi reload: ") || !strings.Contains(out, "Usage: step-csi reload") || strings.Contains(out, "secret") {
+		if out := r.out.String(); !strings.HasPrefix(out, "step-csi-reload: ") || !strings.Contains(out, "Usage: step-csi-reload") || strings.Contains(out, "secret") {
 			t.Errorf("%q: %s", args, out)
 		}
 	}

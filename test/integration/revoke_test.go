@@ -23,14 +23,23 @@ import (
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 	"github.com/flexstack/step-csi/issuer/stepca"
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/realca"
 	"github.com/flexstack/step-csi/test/reviews"
 )
 
 func startRealCA(t *testing.T) *realca.CA {
 	t.Helper()
-	ca, err := realca.Start(t.TempDir())
-	must(t, err)
+	return startRealCAIn(t, t.TempDir())
+}
+
+func startRealCAIn(t *testing.T, directory string) *realca.CA {
+	t.Helper()
+	program, err := stepCA()
+	node.Must(t, err)
+	ca, err := realca.Start(program, directory)
+	node.Must(t, err)
 	t.Cleanup(func() {
 		ca.Stop()
 		if t.Failed() {
@@ -48,7 +57,7 @@ func renew(t *testing.T, ca rootedCA, f files) (status int) {
 		pair.Certificate = append(pair.Certificate, certificate.Raw)
 	}
 	answer, err := caClient(ca, pair).Post(ca.URL()+"/1.0/renew", "application/json", nil)
-	must(t, err)
+	node.Must(t, err)
 	answer.Body.Close()
 	return answer.StatusCode
 }
@@ -63,10 +72,10 @@ func caClient(ca rootedCA, pairs ...tls.Certificate) *http.Client {
 func revoked(t *testing.T, ca rootedCA) string {
 	t.Helper()
 	answer, err := caClient(ca).Get(ca.URL() + "/1.0/crl")
-	must(t, err)
+	node.Must(t, err)
 	defer answer.Body.Close()
 	der, err := io.ReadAll(answer.Body)
-	must(t, err)
+	node.Must(t, err)
 	list, err := x509.ParseRevocationList(der)
 	if err != nil {
 		return "" // none yet
@@ -84,23 +93,23 @@ func TestRevokeOnDelete(t *testing.T) {
 	t.Parallel()
 	ca := startRealCA(t)
 	r := startAuthority(t, ca, 1, "")
-	for mode, n := range map[string]*node{"node": newNode(t, ca), "ra": r.newNode()} {
+	for mode, n := range map[string]*node.Node{"node": newNode(t, ca), "ra": r.newNode()} {
 		for _, keyType := range []string{"ecdsa-p256", "ecdsa-p521", "ed25519", "rsa-2048"} {
-			p := pod{name: "web-0", uid: mode + keyType, attributes: map[string]string{"revoke-on-delete": "true", "duration": "5m", "key-type": keyType}}
-			other := pod{name: "web-1", uid: mode + keyType + "-other", attributes: map[string]string{"duration": "5m"}}
+			p := node.Pod{Name: "web-0", UID: mode + keyType, Attributes: map[string]string{"revoke-on-delete": "true", "duration": "5m", "key-type": keyType}}
+			other := node.Pod{Name: "web-1", UID: mode + keyType + "-other", Attributes: map[string]string{"duration": "5m"}}
 			r.admit(p)
 			r.admit(other)
-			n.publish(p)
-			n.publish(other)
-			credential, kept := read(t, n.target(p)), read(t, n.target(other))
+			n.Publish(p)
+			n.Publish(other)
+			credential, kept := read(t, n.Target(p)), read(t, n.Target(other))
 			if status := renew(t, ca, credential); status != http.StatusCreated {
 				t.Errorf("%s: before, the CA renews with %d", mode, status)
 			}
-			n.unpublish(p)
-			n.unpublish(other)
+			n.Unpublish(p)
+			n.Unpublish(other)
 			serial := credential.leaf().SerialNumber.String()
-			done := `"Revoked" call="NodeUnpublishVolume" pod="shop/web-0" volumeID="` + p.volumeID() + `" issuer="default" serial="` + serial
-			eventually(t, 30*time.Second, "the revocation", func() bool { return strings.Contains(n.logs.String(), done) })
+			done := logs.Revoked + ` call="NodeUnpublishVolume" pod="shop/web-0" volumeID="` + p.VolumeID() + `" issuer="default" serial="` + serial
+			node.Eventually(t, 30*time.Second, "the revocation", func() bool { return n.Logs.Has(done) })
 			if status := renew(t, ca, credential); status != http.StatusUnauthorized {
 				t.Errorf("%s: the CA renews with %d", mode, status)
 			}
@@ -110,7 +119,7 @@ func TestRevokeOnDelete(t *testing.T) {
 			if list := revoked(t, ca); !strings.Contains(list, serial) || strings.Contains(list, kept.leaf().SerialNumber.String()) {
 				t.Errorf("%s: the list has %s", mode, list)
 			}
-			if log := r.replicas[0].logs.String(); mode == "ra" && !strings.Contains(log, `"Revoked" issuer="default" uid="`+p.id()+`" node="node-1" plugin="step-csi-1" serial="`+serial) {
+			if log := r.replicas[0].logs; mode == "ra" && !log.Has(logs.Revoked+` issuer="default" uid="`+p.ID()+`" node="node-1" plugin="step-csi-1" serial="`+serial) {
 				t.Errorf("the audit log:\n%s", log)
 			}
 		}
@@ -123,10 +132,10 @@ func TestRevokeOnDelete(t *testing.T) {
 		URL: ca.URL(), Fingerprint: ca.Fingerprint(), Provisioner: "admin",
 		Password: func() ([]byte, error) { return []byte("password"), nil },
 	})
-	must(t, err)
+	node.Must(t, err)
 	defer signer.Close()
 	serial := strings.Fields(revoked(t, ca))[0]
-	must(t, signer.Revoke(t.Context(), issuer.Revocation{Serial: serial}))
+	node.Must(t, signer.Revoke(t.Context(), issuer.Revocation{Serial: serial}))
 }
 
 // The pod does not wait for the CA, and the plugin not for long; what is lost then
@@ -135,9 +144,9 @@ func TestRevocationAtACAThatHangs(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0", attributes: map[string]string{"revoke-on-delete": "true"}}
-	n.publish(p)
-	leaf := read(t, n.target(p)).leaf()
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"revoke-on-delete": "true"}}
+	n.Publish(p)
+	leaf := read(t, n.Target(p)).leaf()
 	asked := make(chan struct{}, 10)
 	ca.Intercept(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -148,15 +157,15 @@ func TestRevocationAtACAThatHangs(t *testing.T) {
 	})
 	limited, cancel := context.WithTimeout(t.Context(), 10*time.Second) // one call to the CA takes longer
 	defer cancel()
-	_, err := n.NodeUnpublishVolume(limited, &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
-	must(t, err)
+	_, err := n.NodeUnpublishVolume(limited, &csi.NodeUnpublishVolumeRequest{VolumeId: p.VolumeID(), TargetPath: n.Target(p)})
+	node.Must(t, err)
 	<-asked
 	begin := time.Now()
-	n.stop()
+	n.Stop()
 	if took := time.Since(begin); took > 40*time.Second {
 		t.Errorf("the plugin stopped within %s", took)
 	}
-	if log := n.logs.String(); !strings.Contains(log, "step ca revoke "+leaf.SerialNumber.String()) || !strings.Contains(log, "the plugin stops") {
+	if !n.Logs.Has(logs.RevokeByHand+leaf.SerialNumber.String()) || !n.Logs.Has(logs.StoppingRevoking) {
 		t.Error("it does not say what is left to do")
 	}
 }
@@ -166,12 +175,12 @@ func TestRevocationAfterAnOutage(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	p := pod{name: "web-0", attributes: map[string]string{"revoke-on-delete": "true"}}
-	n.publish(p)
-	serial := read(t, n.target(p)).leaf().SerialNumber.String()
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"revoke-on-delete": "true"}}
+	n.Publish(p)
+	serial := read(t, n.Target(p)).leaf().SerialNumber.String()
 	revocations := make(chan string, 10)
 	ca.Stop()
-	n.unpublish(p)
+	n.Unpublish(p)
 	time.Sleep(time.Second)
 	ca.Intercept(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -184,7 +193,7 @@ func TestRevocationAfterAnOutage(t *testing.T) {
 			fmt.Fprint(w, `{"status":"ok"}`)
 		})
 	})
-	must(t, ca.Resume())
+	node.Must(t, ca.Resume())
 	select {
 	case body := <-revocations:
 		if !strings.Contains(body, serial) {
@@ -193,7 +202,7 @@ func TestRevocationAfterAnOutage(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("it was not asked again")
 	}
-	eventually(t, 20*time.Second, "the revocation", func() bool { return strings.Contains(n.logs.String(), `"Revoked"`) })
+	node.Eventually(t, 20*time.Second, "the revocation", func() bool { return n.Logs.Has(logs.Revoked) })
 }
 
 // What cannot work for any pod is said once, with what to change.
@@ -201,18 +210,18 @@ func TestRevocationWithoutADatabase(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t) // which has none
 	r := startAuthority(t, ca, 1, "")
-	for mode, n := range map[string]*node{"node": newNode(t, ca), "ra": r.newNode()} {
+	for mode, n := range map[string]*node.Node{"node": newNode(t, ca), "ra": r.newNode()} {
 		for i := range 3 {
-			p := pod{name: fmt.Sprintf("web-%d", i), uid: fmt.Sprint(mode, i), attributes: map[string]string{"revoke-on-delete": "true"}}
+			p := node.Pod{Name: fmt.Sprintf("web-%d", i), UID: fmt.Sprint(mode, i), Attributes: map[string]string{"revoke-on-delete": "true"}}
 			r.admit(p)
-			n.publish(p)
-			n.unpublish(p)
+			n.Publish(p)
+			n.Unpublish(p)
 		}
-		eventually(t, 30*time.Second, "all three", func() bool { return strings.Count(n.logs.String(), `"Not revoked`) == 3 })
-		if said := strings.Count(n.logs.String(), `"Not revoked, and so it is with all certificates of this issuer`); said != 1 {
+		node.Eventually(t, 30*time.Second, "all three", func() bool { return n.Logs.Count(logs.NotRevoked) == 3 })
+		if said := n.Logs.Count(logs.CannotRevoke); said != 1 {
 			t.Errorf("%s: it was said %d times", mode, said)
 		}
-		if !strings.Contains(n.logs.String(), "it has no database; give it one (db in its ca.json), or leave revoke-on-delete out") {
+		if !n.Logs.Has(logs.NoDatabase) {
 			t.Errorf("%s: it does not say what to change", mode)
 		}
 	}
@@ -235,7 +244,7 @@ func (a *theRevocation) prove() {
 	sum := sha256.Sum256(ra.Proof(a.request, a.node))
 	var err error
 	a.request.Signature, err = a.key.Sign(rand.Reader, sum[:], crypto.SHA256)
-	must(a.t, err)
+	node.Must(a.t, err)
 }
 
 func (a *theRevocation) call(client rapb.RegistrationAuthorityClient) error {
@@ -255,14 +264,14 @@ func TestAttackRevocation(t *testing.T) {
 	ca, foreign := startRealCA(t), startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n, elsewhere := r.newNode(), newNode(t, foreign)
-	p, q, x := pod{name: "web-0", uid: "p"}, pod{name: "db-0", uid: "q"}, pod{name: "web-0", uid: "x"}
-	brief := pod{name: "web-0", uid: "brief", attributes: map[string]string{"duration": "5m"}}
-	for _, p := range []pod{p, q, brief} {
+	p, q, x := node.Pod{Name: "web-0", UID: "p"}, node.Pod{Name: "db-0", UID: "q"}, node.Pod{Name: "web-0", UID: "x"}
+	brief := node.Pod{Name: "web-0", UID: "brief", Attributes: map[string]string{"duration": "5m"}}
+	for _, p := range []node.Pod{p, q, brief} {
 		r.admit(p)
-		n.publish(p)
+		n.Publish(p)
 	}
-	elsewhere.publish(x)
-	mine, victim, alien := read(t, n.target(p)), read(t, n.target(q)), read(t, elsewhere.target(x))
+	elsewhere.Publish(x)
+	mine, victim, alien := read(t, n.Target(p)), read(t, n.Target(q)), read(t, elsewhere.Target(x))
 	fine := func(t *testing.T) *theRevocation {
 		r.reviews.Bind(jwt("plugin"), plugin)
 		return &theRevocation{
@@ -348,17 +357,17 @@ func TestAttackRevocation(t *testing.T) {
 	}
 	// What is fine is done, and to hear it and say it again does nothing.
 	r.reviews.Bind(jwt("plugin"), plugin)
-	must(t, heard.call(client))
-	must(t, heard.call(client))
+	node.Must(t, heard.call(client))
+	node.Must(t, heard.call(client))
 	if list, want := revoked(t, ca), mine.leaf().SerialNumber.String(); list != want {
 		t.Errorf("revoked: %s instead of %s", list, want)
 	}
-	for _, p := range []pod{p, q, brief} {
-		n.unpublish(p)
+	for _, p := range []node.Pod{p, q, brief} {
+		n.Unpublish(p)
 	}
-	elsewhere.unpublish(x)
-	if log := r.replicas[0].logs.String(); strings.Count(log, `"Revocation refused"`) != 28 || strings.Count(log, `"Revoked"`) != 2 {
-		t.Errorf("the audit log has %d refusals:\n%s", strings.Count(log, `"Revocation refused"`), log)
+	elsewhere.Unpublish(x)
+	if log := r.replicas[0].logs; log.Count(logs.RevocationRefused) != 28 || log.Count(logs.Revoked) != 2 {
+		t.Errorf("the audit log has %d refusals:\n%s", log.Count(logs.RevocationRefused), log)
 	}
 }
 
@@ -367,12 +376,12 @@ func TestAttackRevocation(t *testing.T) {
 func selfMade(t *testing.T, like *x509.Certificate) ([][]byte, crypto.Signer) {
 	t.Helper()
 	key, err := issuer.ECDSAP256.Generate()
-	must(t, err)
+	node.Must(t, err)
 	template := &x509.Certificate{
 		SerialNumber: like.SerialNumber, Subject: like.Subject, DNSNames: like.DNSNames, NotBefore: like.NotBefore, NotAfter: like.NotAfter,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key.Signer)
-	must(t, err)
+	node.Must(t, err)
 	return [][]byte{der}, key.Signer
 }
 
@@ -381,11 +390,11 @@ func TestAttackRevokingWhatExpired(t *testing.T) {
 	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "")
 	n := r.newNode()
-	p := pod{name: "web-0", attributes: map[string]string{"duration": "2s"}}
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "2s"}}
 	r.admit(p)
-	n.publish(p)
-	f := read(t, n.target(p))
-	n.unpublish(p)
+	n.Publish(p)
+	f := read(t, n.Target(p))
+	n.Unpublish(p)
 	time.Sleep(time.Until(f.leaf().NotAfter.Add(time.Second)))
 	a := &theRevocation{t: t, token: jwt("plugin"), node: "node-1", key: f.key, request: &rapb.RevokeRequest{
 		Issuer: "default", Chain: ra.Raw(f.chain), Time: time.Now().Unix(),

@@ -18,7 +18,7 @@ import (
 	"go.step.sm/crypto/minica"
 	"go.step.sm/crypto/pemutil"
 
-	"github.com/flexstack/step-csi/test/realca"
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // A root goes, and an intermediate, while two pods talk by mutual TLS. The
@@ -26,56 +26,54 @@ import (
 // that names the old root only.
 func TestRotationOfRoots(t *testing.T) {
 	t.Parallel()
-	ca, err := realca.Start(t.TempDir())
-	must(t, err)
-	t.Cleanup(ca.Stop)
+	ca := startRealCA(t)
 	old := ca.PKI()
 	next, err := minica.New(minica.WithName("Next"))
-	must(t, err)
-	n := prepareNode(t, ca)
-	n.changeConfig("duration:", "roots: {refresh: 1s}\n    duration:")
-	n.start()
+	node.Must(t, err)
+	n := node.New(t, binary, ca)
+	n.RefreshRoots(time.Second)
+	n.Start()
 	short := map[string]string{"duration": "15s", "dns-names": "web.shop"}
-	server, client := pod{name: "server-0", attributes: short}, pod{name: "client-0", attributes: short}
-	long := pod{name: "long-0", attributes: map[string]string{"duration": "1h"}}
-	for _, p := range []pod{server, client, long} {
-		n.publish(p)
-		defer n.unpublish(p)
+	server, client := node.Pod{Name: "server-0", Attributes: short}, node.Pod{Name: "client-0", Attributes: short}
+	long := node.Pod{Name: "long-0", Attributes: map[string]string{"duration": "1h"}}
+	for _, p := range []node.Pod{server, client, long} {
+		n.Publish(p)
+		defer n.Unpublish(p)
 	}
-	c := startConversation(t, n.target(server), n.target(client))
-	untouched := read(t, n.target(long)).leaf()
+	c := startConversation(t, n.Target(server), n.Target(client))
+	untouched := read(t, n.Target(long)).leaf()
 
 	t.Log("both roots are published")
-	must(t, ca.Serve(old, old.Root, next.Root))
-	n.waitForRoots(server, old.Root, next.Root)
-	n.waitForRoots(client, old.Root, next.Root)
-	n.waitForRoots(long, old.Root, next.Root)
-	if !read(t, n.target(long)).leaf().Equal(untouched) {
+	node.Must(t, ca.Serve(old, old.Root, next.Root))
+	waitForRoots(n, server, old.Root, next.Root)
+	waitForRoots(n, client, old.Root, next.Root)
+	waitForRoots(n, long, old.Root, next.Root)
+	if !read(t, n.Target(long)).leaf().Equal(untouched) {
 		t.Error("a new certificate was issued for new roots")
 	}
 
 	t.Log("the CA signs under the new root")
-	must(t, ca.Serve(next, old.Root, next.Root))
-	n.kill()
-	n.start()
-	n.waitForIssuer(server, next.Intermediate)
-	n.waitForIssuer(client, next.Intermediate)
+	node.Must(t, ca.Serve(next, old.Root, next.Root))
+	n.Kill()
+	n.Start()
+	waitForIssuer(n, server, next.Intermediate)
+	waitForIssuer(n, client, next.Intermediate)
 
 	t.Log("the old root goes")
-	must(t, ca.Serve(next, next.Root))
-	n.waitForRoots(server, next.Root)
-	n.waitForRoots(client, next.Root)
-	n.waitForRoots(long, next.Root)
-	n.stop()
-	n.start()
+	node.Must(t, ca.Serve(next, next.Root))
+	waitForRoots(n, server, next.Root)
+	waitForRoots(n, client, next.Root)
+	waitForRoots(n, long, next.Root)
+	n.Stop()
+	n.Start()
 
 	t.Log("the intermediate is another one")
 	third, err := minica.New(minica.WithName("Third"))
-	must(t, err)
+	node.Must(t, err)
 	third.Intermediate = crossSign(t, third.Intermediate, next)
-	must(t, ca.Serve(third, next.Root))
-	n.waitForIssuer(server, third.Intermediate)
-	n.waitForIssuer(client, third.Intermediate)
+	node.Must(t, ca.Serve(third, next.Root))
+	waitForIssuer(n, server, third.Intermediate)
+	waitForIssuer(n, client, third.Intermediate)
 
 	if count := c.end(); count < 100 {
 		t.Errorf("only %d handshakes", count)
@@ -89,24 +87,24 @@ func crossSign(t *testing.T, intermediate *x509.Certificate, under *minica.CA) *
 	template := *intermediate
 	template.AuthorityKeyId = nil
 	der, err := x509.CreateCertificate(nil, &template, under.Root, intermediate.PublicKey, under.RootSigner)
-	must(t, err)
+	node.Must(t, err)
 	signed, err := x509.ParseCertificate(der)
-	must(t, err)
+	node.Must(t, err)
 	return signed
 }
 
-func (n *node) waitForRoots(p pod, want ...*x509.Certificate) {
-	n.t.Helper()
-	eventually(n.t, 20*time.Second, fmt.Sprintf("%s has %d roots", p.name, len(want)), func() bool {
-		got, err := pemutil.ReadCertificateBundle(filepath.Join(n.target(p), "ca.crt"))
+func waitForRoots(n *node.Node, p node.Pod, want ...*x509.Certificate) {
+	n.T.Helper()
+	node.Eventually(n.T, 20*time.Second, fmt.Sprintf("%s has %d roots", p.Name, len(want)), func() bool {
+		got, err := pemutil.ReadCertificateBundle(filepath.Join(n.Target(p), "ca.crt"))
 		return err == nil && slices.EqualFunc(got, want, (*x509.Certificate).Equal)
 	})
 }
 
-func (n *node) waitForIssuer(p pod, intermediate *x509.Certificate) {
-	n.t.Helper()
-	eventually(n.t, 30*time.Second, p.name+" has a certificate of the other intermediate", func() bool {
-		got, err := pemutil.ReadCertificateBundle(filepath.Join(n.target(p), "tls.crt"))
+func waitForIssuer(n *node.Node, p node.Pod, intermediate *x509.Certificate) {
+	n.T.Helper()
+	node.Eventually(n.T, 30*time.Second, p.Name+" has a certificate of the other intermediate", func() bool {
+		got, err := pemutil.ReadCertificateBundle(filepath.Join(n.Target(p), "tls.crt"))
 		return err == nil && got[0].CheckSignatureFrom(intermediate) == nil
 	})
 }
@@ -125,7 +123,7 @@ func startConversation(t *testing.T, server, client string) *conversation {
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return configOf(server) },
 	})
-	must(t, err)
+	node.Must(t, err)
 	ctx, stop := context.WithCancel(t.Context())
 	c := &conversation{t: t, stop: stop}
 	t.Cleanup(func() { c.end() })

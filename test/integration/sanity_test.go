@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // stubController makes volumes up. The suite wants to create volumes before it
@@ -89,7 +91,7 @@ func TestCSISanity(t *testing.T) {
 	n := newNode(t, startCA(t))
 	controller := filepath.Join(t.TempDir(), "controller.sock")
 	listener, err := net.Listen("unix", controller)
-	must(t, err)
+	node.Must(t, err)
 	server := grpc.NewServer()
 	stub := &stubController{driver: n.IdentityClient, volumes: map[string]bool{}}
 	csi.RegisterControllerServer(server, stub)
@@ -98,13 +100,13 @@ func TestCSISanity(t *testing.T) {
 	go func() { done <- server.Serve(listener) }()
 	t.Cleanup(func() {
 		server.Stop()
-		must(t, <-done)
+		node.Must(t, <-done)
 	})
 	config := sanity.NewTestConfig()
-	config.Address = "unix://" + n.socket()
+	config.Address = "unix://" + n.Socket()
 	config.ControllerAddress = "unix://" + controller
-	config.TargetPath = filepath.Join(n.kubeletDir, "target")
-	config.StagingPath = filepath.Join(n.kubeletDir, "staging")
+	config.TargetPath = filepath.Join(n.KubeletDir, "target")
+	config.StagingPath = filepath.Join(n.KubeletDir, "staging")
 	config.DialOptions = append(config.DialOptions, grpc.WithUnaryInterceptor(readOnly))
 	sanity.Test(t, config)
 }

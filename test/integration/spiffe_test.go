@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,6 +21,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // workload is a volume as a program reads it that uses go-spiffe.
@@ -31,22 +32,22 @@ type workload struct {
 }
 
 // publishAs publishes the pod with another service account than web.
-func (n *node) publishAs(serviceAccount string, p pod) {
-	n.t.Helper()
-	req := n.publishRequest(p)
+func publishAs(n *node.Node, serviceAccount string, p node.Pod) {
+	n.T.Helper()
+	req := n.MustRequest(p)
 	req.VolumeContext["csi.storage.k8s.io/serviceAccount.name"] = serviceAccount
-	_, err := n.NodePublishVolume(n.t.Context(), req)
-	must(n.t, err)
-	n.t.Cleanup(func() { n.unpublish(p) })
+	_, err := n.NodePublishVolume(n.T.Context(), req)
+	node.Must(n.T, err)
+	n.T.Cleanup(func() { n.Unpublish(p) })
 }
 
-func (n *node) workload(p pod) workload {
-	n.t.Helper()
-	certificate, key, roots := filepath.Join(n.target(p), "tls.crt"), filepath.Join(n.target(p), "tls.key"), filepath.Join(n.target(p), "ca.crt")
+func loadWorkload(n *node.Node, p node.Pod) workload {
+	n.T.Helper()
+	certificate, key, roots := filepath.Join(n.Target(p), "tls.crt"), filepath.Join(n.Target(p), "tls.key"), filepath.Join(n.Target(p), "ca.crt")
 	svid, err := x509svid.Load(certificate, key)
-	must(n.t, err)
+	node.Must(n.T, err)
 	bundle, err := x509bundle.Load(svid.ID.TrustDomain(), roots)
-	must(n.t, err)
+	node.Must(n.T, err)
 	return workload{svid, bundle}
 }
 
@@ -58,18 +59,19 @@ func loadSVID(path string) error {
 
 // The files are an X.509-SVID, whatever the key, and pods know each other by it.
 func TestSPIFFE(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	stranger := spiffeid.RequireFromString("spiffe://cluster.local/ns/shop/sa/stranger")
 	for _, keyType := range issuer.KeyTypes() {
 		t.Run(string(keyType), func(t *testing.T) {
 			attributes := map[string]string{"service-names": "web", "key-type": string(keyType)}
-			web := pod{name: "web-" + string(keyType), attributes: attributes}
-			billing := pod{name: "billing-" + string(keyType), attributes: attributes}
-			n.publish(web)
-			defer n.unpublish(web)
-			n.publishAs("billing.v2", billing) // a service account may have a dot
+			web := node.Pod{Name: "web-" + string(keyType), Attributes: attributes}
+			billing := node.Pod{Name: "billing-" + string(keyType), Attributes: attributes}
+			n.Publish(web)
+			defer n.Unpublish(web)
+			publishAs(n, "billing.v2", billing) // a service account may have a dot
 
-			server, client := n.workload(web), n.workload(billing)
+			server, client := loadWorkload(n, web), loadWorkload(n, billing)
 			if server.ID.String() != "spiffe://cluster.local/ns/shop/sa/web" || client.ID.String() != "spiffe://cluster.local/ns/shop/sa/billing.v2" {
 				t.Errorf("the IDs are %s and %s", server.ID, client.ID)
 			}
@@ -79,7 +81,7 @@ func TestSPIFFE(t *testing.T) {
 				}
 				checkSVID(t, w.Certificates[0])
 			}
-			must(t, handshake(server, client, client.ID, server.ID))
+			node.Must(t, handshake(server, client, client.ID, server.ID))
 			if err := handshake(server, client, stranger, server.ID); err == nil || !strings.Contains(err.Error(), `server: unexpected ID "`+client.ID.String()+`"`) {
 				t.Errorf("a server that waits for another client: %v", err)
 			}
@@ -145,17 +147,18 @@ func handshake(server, client workload, clientID, serverID spiffeid.ID) error {
 // Without the SPIFFE ID, or with another URI beside it, there is no SVID. The
 // second is said, once for the volume.
 func TestNoSPIFFE(t *testing.T) {
-	n := prepareNode(t, startCA(t))
-	config, err := os.ReadFile(n.config)
-	must(t, err)
-	must(t, os.WriteFile(n.config, append(config, `
+	t.Parallel()
+	n := node.New(t, binary, startCA(t))
+	config, err := os.ReadFile(n.Config)
+	node.Must(t, err)
+	node.Must(t, os.WriteFile(n.Config, append(config, `
 trustDomain: example.org
 policy:
   validations:
   - expression: request.uris.all(u, u.startsWith('spiffe://example.org/') || u == 'https://shop.example.org/web')
     message: another URI
 `...), 0o600))
-	n.start()
+	n.Start()
 	for _, test := range []struct {
 		name, spiffe, uris, want string // the last in go-spiffe's error; empty for an SVID
 		said                     bool
@@ -169,46 +172,32 @@ policy:
 		{name: "other", spiffe: "false", uris: "https://shop.example.org/web", want: "scheme"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			p := pod{name: test.name, attributes: map[string]string{"service-names": "web", "spiffe": test.spiffe, "duration": "6s"}}
+			p := node.Pod{Name: test.name, Attributes: map[string]string{"service-names": "web", "spiffe": test.spiffe, "duration": "6s"}}
 			if test.uris != "" {
-				p.attributes["uri-sans"] = test.uris
+				p.Attributes["uri-sans"] = test.uris
 			}
-			n.publish(p)
-			defer n.unpublish(p)
-			switch err := loadSVID(n.target(p)); {
+			n.Publish(p)
+			defer n.Unpublish(p)
+			switch err := loadSVID(n.Target(p)); {
 			case test.want == "" && err != nil:
 				t.Error(err)
 			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
 				t.Errorf("wanted an error with %q, not %v", test.want, err)
 			}
-			out, err := exec.Command(binary, "verify", n.target(p)).CombinedOutput()
+			out, err := binary.Command("verify", n.Target(p)).CombinedOutput()
 			line := map[bool]string{true: "X.509-SVID    spiffe://example.org/", false: "X.509-SVID    no: it"}[test.want == ""]
 			if err != nil || !strings.Contains(string(out), line) {
 				t.Errorf("no line %q: %v\n%s", line, err, out)
 			}
 			want := map[bool]int{true: 1}[test.said]
 			if test.said {
-				eventually(t, 10*time.Second, "a renewal", func() bool { return n.logged(`"Renewed" pod="shop/`+p.name+`"`) > 0 })
+				node.Eventually(t, 10*time.Second, "a renewal", func() bool { return n.Logs.Count(logs.Renewed+` pod="shop/`+p.Name+`"`) > 0 })
 			}
 			// Nothing of the call is logged after this.
-			eventually(t, 10*time.Second, "the call's line", func() bool { return n.logged(`"Call succeeded"`, p.volumeID()) == 1 })
-			if said := n.logged(`X.509-SVID`, `pod="shop/`+p.name+`"`, `volumeID="`+p.volumeID()+`"`, `leave out uri-sans`, `spiffe: \"false\"`); said != want {
+			node.Eventually(t, 10*time.Second, "the call's line", func() bool { return n.Logs.Count(logs.CallSucceeded, p.VolumeID()) == 1 })
+			if said := n.Logs.Count(logs.NoSVID, `pod="shop/`+p.Name+`"`, `volumeID="`+p.VolumeID()+`"`, `leave out uri-sans`, `spiffe: \"false\"`); said != want {
 				t.Errorf("said %d times, not %d", said, want)
 			}
 		})
 	}
-}
-
-// logged counts the lines of the plugin's log with all the words.
-func (n *node) logged(words ...string) (count int) {
-lines:
-	for line := range strings.Lines(n.logs.String()) {
-		for _, word := range words {
-			if !strings.Contains(line, word) {
-				continue lines
-			}
-		}
-		count++
-	}
-	return count
 }

@@ -17,13 +17,15 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // components are the paths of all parts of the pod's target path below the
 // kubelet's directory, by their names.
-func (n *node) components(p pod) map[string]string {
+func components(n *node.Node, p node.Pod) map[string]string {
 	all := map[string]string{}
-	for path := n.target(p); path != n.kubeletDir; path = filepath.Dir(path) {
+	for path := n.Target(p); path != n.KubeletDir; path = filepath.Dir(path) {
 		all[filepath.Base(path)] = path
 	}
 	return all
@@ -36,7 +38,7 @@ func (n *node) components(p pod) map[string]string {
 func plant(t *testing.T, target, path, moved string) {
 	t.Helper()
 	link, err := filepath.Rel(filepath.Dir(path), moved)
-	must(t, err)
+	node.Must(t, err)
 	inAnotherNamespace(t, `umount -l "$1" 2>/dev/null || :; mv "$2" "$3"; ln -s "$4" "$2"`, target, path, moved, link)
 }
 
@@ -56,11 +58,6 @@ func inAnotherNamespace(t *testing.T, script string, args ...string) {
 	}
 }
 
-func (n *node) tryUnpublish(p pod) error {
-	_, err := n.NodeUnpublishVolume(n.t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.volumeID(), TargetPath: n.target(p)})
-	return err
-}
-
 func refused(t *testing.T, operation string, err error) {
 	t.Helper()
 	if status.Code(err) == codes.OK || !strings.Contains(err.Error(), "symbolic link") {
@@ -71,7 +68,7 @@ func refused(t *testing.T, operation string, err error) {
 // tree lists all that is below the directory.
 func tree(t *testing.T, directory string) (all []string) {
 	t.Helper()
-	must(t, filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
+	node.Must(t, filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
 		all = append(all, path)
 		return err
 	}))
@@ -83,27 +80,27 @@ func tree(t *testing.T, directory string) (all []string) {
 func TestSymlinkBeforePublish(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
-	for place, directory := range map[string]string{"inside": n.kubeletDir, "outside": filepath.Dir(n.kubeletDir)} {
-		p := pod{name: place}
-		for name, path := range n.components(p) {
+	for place, directory := range map[string]string{"inside": n.KubeletDir, "outside": filepath.Dir(n.KubeletDir)} {
+		p := node.Pod{Name: place}
+		for name, path := range components(n, p) {
 			t.Run(name+"/"+place, func(t *testing.T) {
-				request := n.publishRequest(p)
-				must(t, os.MkdirAll(n.target(p), 0o750))
+				request := n.MustRequest(p)
+				node.Must(t, os.MkdirAll(n.Target(p), 0o750))
 				moved := filepath.Join(directory, "moved")
-				plant(t, n.target(p), path, moved)
+				plant(t, n.Target(p), path, moved)
 				before := tree(t, moved)
 				_, err := n.NodePublishVolume(t.Context(), request)
 				refused(t, "publish", err)
-				refused(t, "unpublish", n.tryUnpublish(p))
+				refused(t, "unpublish", n.TryUnpublish(p))
 				if after := tree(t, moved); !slices.Equal(before, after) {
 					t.Errorf("before: %q, after: %q", before, after)
 				}
-				uproot(t, n.target(p), path, moved)
-				n.unpublish(p)
+				uproot(t, n.Target(p), path, moved)
+				n.Unpublish(p)
 			})
 		}
 	}
-	if mounted, err := tmpfs.List(driverName); err != nil || len(mounted) > 0 || ca.Signs() > 0 {
+	if mounted, err := tmpfs.List(node.Driver); err != nil || len(mounted) > 0 || ca.Signs() > 0 {
 		t.Errorf("mounted %q, %v, %d signs", mounted, err, ca.Signs())
 	}
 }
@@ -111,47 +108,48 @@ func TestSymlinkBeforePublish(t *testing.T) {
 // Nor does one that is planted while the volume is mounted: not even where it
 // leads to the volume itself. When it is gone, all goes on.
 func TestSymlinkPlanted(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	for _, name := range []string{"pods", "uid-web-0", "volumes", "kubernetes.io~csi", "tls", "mount"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, ca)
-			p := pod{name: "web-0", attributes: map[string]string{"duration": "3s"}}
-			path, moved := n.components(p)[name], filepath.Join(n.kubeletDir, "moved")
-			request := n.publishRequest(p)
-			n.publish(p)
-			plant(t, n.target(p), path, moved)
+			p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "3s"}}
+			path, moved := components(n, p)[name], filepath.Join(n.KubeletDir, "moved")
+			request := n.MustRequest(p)
+			n.Publish(p)
+			plant(t, n.Target(p), path, moved)
 			certificate := func(target string) []byte {
 				data, err := os.ReadFile(filepath.Join(target, "tls.crt"))
-				must(t, err)
+				node.Must(t, err)
 				return data
 			}
-			before := certificate(strings.Replace(n.target(p), path, moved, 1))
-			n.expectRefusals(t, p, request)
-			eventually(t, 15*time.Second, "a renewal that is refused", func() bool {
-				_, log, failed := strings.Cut(n.logs.String(), `"Renewal failed"`)
+			before := certificate(strings.Replace(n.Target(p), path, moved, 1))
+			expectRefusals(n, t, p, request)
+			node.Eventually(t, 15*time.Second, "a renewal that is refused", func() bool {
+				_, log, failed := strings.Cut(n.Logs.String(), logs.RenewalFailed)
 				return failed && strings.Contains(log, "symbolic link")
 			})
-			if !bytes.Equal(before, certificate(strings.Replace(n.target(p), path, moved, 1))) {
+			if !bytes.Equal(before, certificate(strings.Replace(n.Target(p), path, moved, 1))) {
 				t.Error("renewed through the link")
 			}
-			uproot(t, n.target(p), path, moved)
+			uproot(t, n.Target(p), path, moved)
 			if name == "mount" { // for a moment it was not there, which ends renewals until the kubelet's next call
-				n.publish(p)
+				n.Publish(p)
 			}
-			eventually(t, 15*time.Second, "the renewal", func() bool { return !bytes.Equal(before, certificate(n.target(p))) })
+			node.Eventually(t, 15*time.Second, "the renewal", func() bool { return !bytes.Equal(before, certificate(n.Target(p))) })
 
 			// Another process, which finds the link there, takes nothing over.
-			plant(t, n.target(p), path, moved)
-			n.kill()
-			n.start()
-			if strings.Contains(n.logs.String(), `"Took over mounted volumes" count=1`) {
+			plant(t, n.Target(p), path, moved)
+			n.Kill()
+			n.Start()
+			if n.Logs.Has(logs.Adopted + ` count=1`) {
 				t.Error("taken over through the link")
 			}
-			refused(t, "unpublish after a restart", n.tryUnpublish(p))
-			uproot(t, n.target(p), path, moved)
-			n.unpublish(p)
-			if mounted := n.mounts(); len(mounted) > 0 {
+			refused(t, "unpublish after a restart", n.TryUnpublish(p))
+			uproot(t, n.Target(p), path, moved)
+			n.Unpublish(p)
+			if mounted := n.Mounts(); len(mounted) > 0 {
 				t.Errorf("mounted: %q", mounted)
 			}
 		})
@@ -159,13 +157,13 @@ func TestSymlinkPlanted(t *testing.T) {
 }
 
 // expectRefusals tries every call for a mounted volume.
-func (n *node) expectRefusals(t *testing.T, p pod, request *csi.NodePublishVolumeRequest) {
+func expectRefusals(n *node.Node, t *testing.T, p node.Pod, request *csi.NodePublishVolumeRequest) {
 	t.Helper()
 	_, err := n.NodePublishVolume(t.Context(), request)
 	refused(t, "publish again", err)
-	_, err = n.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: p.volumeID(), VolumePath: n.target(p)})
+	_, err = n.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: p.VolumeID(), VolumePath: n.Target(p)})
 	refused(t, "stats", err)
-	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.volumeID(), VolumePublishPath: n.target(p)})
+	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.VolumeID(), VolumePublishPath: n.Target(p)})
 	refused(t, "health", err)
-	refused(t, "unpublish", n.tryUnpublish(p))
+	refused(t, "unpublish", n.TryUnpublish(p))
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.step.sm/crypto/pemutil"
+
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // files are the contents of a volume.
@@ -32,18 +34,18 @@ func read(t testing.TB, path string) files {
 	t.Helper()
 	// One set: as a program does that follows ..data once.
 	set, err := filepath.EvalSymlinks(filepath.Join(path, "..data"))
-	must(t, err)
+	node.Must(t, err)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(set, "tls.crt"), filepath.Join(set, "tls.key"))
-	must(t, err)
+	node.Must(t, err)
 	roots, err := os.ReadFile(filepath.Join(set, "ca.crt"))
-	must(t, err)
+	node.Must(t, err)
 	f := files{key: pair.PrivateKey.(crypto.Signer), roots: x509.NewCertPool()}
 	if !f.roots.AppendCertsFromPEM(roots) {
 		t.Fatal("no root in ca.crt")
 	}
 	for _, der := range pair.Certificate {
 		certificate, err := x509.ParseCertificate(der)
-		must(t, err)
+		node.Must(t, err)
 		f.chain = append(f.chain, certificate)
 	}
 	intermediates := x509.NewCertPool()
@@ -52,7 +54,7 @@ func read(t testing.TB, path string) files {
 	}
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
 		_, err = f.chain[0].Verify(x509.VerifyOptions{Roots: f.roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{usage}})
-		must(t, err)
+		node.Must(t, err)
 	}
 	return f
 }
@@ -60,10 +62,11 @@ func read(t testing.TB, path string) files {
 func (f files) leaf() *x509.Certificate { return f.chain[0] }
 
 func TestPublishReadUnpublish(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
-	p := pod{name: "web-0", attributes: map[string]string{"service-names": "web", "dns-names": "${POD_NAME}.web.shop.svc.cluster.local"}}
-	n.publish(p)
-	target := n.target(p)
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "dns-names": "${POD_NAME}.web.shop.svc.cluster.local"}}
+	n.Publish(p)
+	target := n.Target(p)
 	leaf := read(t, target).leaf()
 	names := []string{"web-0.web.shop.svc.cluster.local", "web.shop", "web.shop.svc", "web.shop.svc.cluster.local"}
 	if !slices.Equal(leaf.DNSNames, names) || leaf.Subject.CommonName != names[0] {
@@ -76,14 +79,14 @@ func TestPublishReadUnpublish(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(target, "x"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
 		t.Errorf("writing into it: %v", err)
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 	if _, err := os.Stat(target); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the target is still there: %v", err)
 	}
-	if m := n.mounts(); len(m) > 0 {
+	if m := n.Mounts(); len(m) > 0 {
 		t.Errorf("mounted: %q", m)
 	}
-	n.unpublish(p) // a second time
+	n.Unpublish(p) // a second time
 }
 
 // verifyWithOpenSSL is a second opinion.
@@ -104,26 +107,27 @@ func verifyWithOpenSSL(t *testing.T, path, host string) {
 }
 
 func TestModesAndGroups(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
 	for _, test := range []struct {
-		pod  pod
+		pod  node.Pod
 		mode fs.FileMode
 		gid  uint32
 	}{
-		{pod{name: "plain-0"}, 0o444, 0},
-		{pod{name: "group-0", group: "2000"}, 0o440, 2000},
-		{pod{name: "own-0", group: "2000", attributes: map[string]string{"fs-group": "3000", "file-mode": "0400"}}, 0o400, 3000},
+		{node.Pod{Name: "plain-0"}, 0o444, 0},
+		{node.Pod{Name: "group-0", Group: "2000"}, 0o440, 2000},
+		{node.Pod{Name: "own-0", Group: "2000", Attributes: map[string]string{"fs-group": "3000", "file-mode": "0400"}}, 0o400, 3000},
 	} {
-		n.publish(test.pod)
+		n.Publish(test.pod)
 		for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
-			info, err := os.Stat(filepath.Join(n.target(test.pod), name))
-			must(t, err)
+			info, err := os.Stat(filepath.Join(n.Target(test.pod), name))
+			node.Must(t, err)
 			owner := info.Sys().(*syscall.Stat_t)
 			if info.Mode() != test.mode || owner.Uid != 0 || owner.Gid != test.gid {
-				t.Errorf("%s of %s: %v %d:%d", name, test.pod.name, info.Mode(), owner.Uid, owner.Gid)
+				t.Errorf("%s of %s: %v %d:%d", name, test.pod.Name, info.Mode(), owner.Uid, owner.Gid)
 			}
 		}
-		n.unpublish(test.pod)
+		n.Unpublish(test.pod)
 	}
 }
 
@@ -131,24 +135,24 @@ func TestModesAndGroups(t *testing.T) {
 // is none.
 func TestUnprivilegedReaders(t *testing.T) {
 	n := newNode(t, startCA(t))
-	must(t, exposed(n.kubeletDir))
+	node.Must(t, exposed(n.KubeletDir))
 	for _, test := range []struct {
-		pod   pod
+		pod   node.Pod
 		group uint32
 		want  bool
 	}{
-		{pod{name: "plain-1"}, 65534, true},
-		{pod{name: "group-1", group: "2000"}, 2000, true},
-		{pod{name: "group-2", group: "2000"}, 2001, false},
+		{node.Pod{Name: "plain-1"}, 65534, true},
+		{node.Pod{Name: "group-1", Group: "2000"}, 2000, true},
+		{node.Pod{Name: "group-2", Group: "2000"}, 2001, false},
 	} {
-		n.publish(test.pod)
-		cat := exec.Command("cat", filepath.Join(n.target(test.pod), "tls.key"))
+		n.Publish(test.pod)
+		cat := exec.Command("cat", filepath.Join(n.Target(test.pod), "tls.key"))
 		cat.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: test.group}}
 		out, err := cat.CombinedOutput()
 		if got := err == nil; got != test.want {
-			t.Errorf("%s as group %d: %v %s", test.pod.name, test.group, err, out)
+			t.Errorf("%s as group %d: %v %s", test.pod.Name, test.group, err, out)
 		}
-		n.unpublish(test.pod)
+		n.Unpublish(test.pod)
 	}
 }
 
@@ -172,22 +176,22 @@ func TestKeysAndFileNames(t *testing.T) {
 		{"rsa-2048", "pkcs8", "PRIVATE KEY"},
 		{"ed25519", "pkcs8", "PRIVATE KEY"},
 	} {
-		p := pod{name: "key-0", attributes: map[string]string{
+		p := node.Pod{Name: "key-0", Attributes: map[string]string{
 			"key-type": test.keyType, "key-encoding": test.encoding,
 			"certificate-file": "server.pem", "privatekey-file": "server-key.pem", "ca-file": "roots.pem",
 		}}
-		n.publish(p)
-		_, err := tls.LoadX509KeyPair(n.target(p)+"/server.pem", n.target(p)+"/server-key.pem")
-		must(t, err)
-		data, err := os.ReadFile(n.target(p) + "/server-key.pem")
-		must(t, err)
+		n.Publish(p)
+		_, err := tls.LoadX509KeyPair(n.Target(p)+"/server.pem", n.Target(p)+"/server-key.pem")
+		node.Must(t, err)
+		data, err := os.ReadFile(n.Target(p) + "/server-key.pem")
+		node.Must(t, err)
 		if block, _ := pem.Decode(data); block.Type != test.block {
 			t.Errorf("%v: %s", test, block.Type)
 		}
-		if _, err := pemutil.ReadCertificate(n.target(p) + "/roots.pem"); err != nil {
+		if _, err := pemutil.ReadCertificate(n.Target(p) + "/roots.pem"); err != nil {
 			t.Error(err)
 		}
-		n.unpublish(p)
+		n.Unpublish(p)
 	}
 }
 
@@ -195,13 +199,13 @@ func TestRotation(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
 	for _, reuse := range []string{"false", "true"} {
-		p := pod{name: "short-" + reuse, attributes: map[string]string{"duration": "8s", "reuse-private-key": reuse}}
-		n.publish(p)
-		first := read(t, n.target(p))
-		eventually(t, 8*time.Second, "another certificate", func() bool {
-			return !read(t, n.target(p)).leaf().Equal(first.leaf())
+		p := node.Pod{Name: "short-" + reuse, Attributes: map[string]string{"duration": "8s", "reuse-private-key": reuse}}
+		n.Publish(p)
+		first := read(t, n.Target(p))
+		node.Eventually(t, 8*time.Second, "another certificate", func() bool {
+			return !read(t, n.Target(p)).leaf().Equal(first.leaf())
 		})
-		second := read(t, n.target(p))
+		second := read(t, n.Target(p))
 		same := first.key.(interface{ Equal(crypto.PrivateKey) bool }).Equal(second.key)
 		if same != (reuse == "true") {
 			t.Errorf("reuse-private-key %s: the same key: %v", reuse, same)
@@ -209,7 +213,7 @@ func TestRotation(t *testing.T) {
 		if time.Now().After(first.leaf().NotAfter) {
 			t.Error("too late")
 		}
-		n.unpublish(p)
+		n.Unpublish(p)
 	}
 }
 
@@ -218,60 +222,62 @@ func TestRestartByKill(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	short := pod{name: "short-0", attributes: map[string]string{"duration": "12s"}}
-	long := pod{name: "long-0"}
-	n.publish(short)
-	n.publish(long)
-	first, firstLong := read(t, n.target(short)), read(t, n.target(long))
-	n.kill()
-	read(t, n.target(short)) // still there
-	n.start()
+	short := node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "12s"}}
+	long := node.Pod{Name: "long-0"}
+	n.Publish(short)
+	n.Publish(long)
+	first, firstLong := read(t, n.Target(short)), read(t, n.Target(long))
+	n.Kill()
+	read(t, n.Target(short)) // still there
+	n.Start()
 	if signs := ca.Signs(); signs != 2 {
 		t.Errorf("%d signs after the restart", signs)
 	}
-	eventually(t, 12*time.Second, "a renewal after the restart", func() bool {
-		return !read(t, n.target(short)).leaf().Equal(first.leaf())
+	node.Eventually(t, 12*time.Second, "a renewal after the restart", func() bool {
+		return !read(t, n.Target(short)).leaf().Equal(first.leaf())
 	})
 	if time.Now().After(first.leaf().NotAfter) {
 		t.Error("too late")
 	}
-	if !read(t, n.target(long)).leaf().Equal(firstLong.leaf()) {
+	if !read(t, n.Target(long)).leaf().Equal(firstLong.leaf()) {
 		t.Error("what was not due was renewed")
 	}
-	n.publish(long) // as the kubelet does, again and again
-	if !read(t, n.target(long)).leaf().Equal(firstLong.leaf()) {
+	n.Publish(long) // as the kubelet does, again and again
+	if !read(t, n.Target(long)).leaf().Equal(firstLong.leaf()) {
 		t.Error("the republish renewed")
 	}
 	// A pod that goes while the plugin is down.
-	n.kill()
-	n.start()
-	n.unpublish(short)
-	n.unpublish(long)
+	n.Kill()
+	n.Start()
+	n.Unpublish(short)
+	n.Unpublish(long)
 }
 
 func TestGracefulStopLeavesMountsAlone(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startCA(t))
-	p := pod{name: "web-0"}
-	n.publish(p)
-	n.stop()
-	read(t, n.target(p))
-	for _, socket := range []string{n.socket(), filepath.Join(n.kubeletDir, "plugins_registry", driverName+"-reg.sock")} {
+	p := node.Pod{Name: "web-0"}
+	n.Publish(p)
+	n.Stop()
+	read(t, n.Target(p))
+	for _, socket := range []string{n.Socket(), n.RegistrationSocket()} {
 		if _, err := os.Lstat(socket); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("%s is still there", socket)
 		}
 	}
-	n.start()
-	n.unpublish(p)
+	n.Start()
+	n.Unpublish(p)
 }
 
 // The real step-ca, as its own process from its own module.
 func TestRealStepCAProcess(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, startRealCA(t))
-	p := pod{name: "web-0", attributes: map[string]string{"service-names": "web", "duration": "5m"}}
-	n.publish(p)
-	leaf := read(t, n.target(p)).leaf()
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "duration": "5m"}}
+	n.Publish(p)
+	leaf := read(t, n.Target(p)).leaf()
 	if !strings.Contains(leaf.Issuer.CommonName, "Intermediate") {
 		t.Errorf("issued by %s", leaf.Issuer)
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // watching collects what a watch on the path sees.
@@ -24,8 +26,8 @@ type watching struct {
 func watch(t *testing.T, path string) *watching {
 	t.Helper()
 	watcher, err := fsnotify.NewWatcher()
-	must(t, err)
-	must(t, watcher.Add(path))
+	node.Must(t, err)
+	node.Must(t, watcher.Add(path))
 	w := &watching{t: t, watcher: watcher}
 	w.ended.Go(func() {
 		for event := range watcher.Events {
@@ -35,7 +37,7 @@ func watch(t *testing.T, path string) *watching {
 		}
 	})
 	t.Cleanup(func() {
-		must(t, watcher.Close())
+		node.Must(t, watcher.Close())
 		w.ended.Wait()
 	})
 	return w
@@ -43,7 +45,7 @@ func watch(t *testing.T, path string) *watching {
 
 func (w *watching) waitFor(what string) {
 	w.t.Helper()
-	eventually(w.t, 20*time.Second, "the event "+what, func() bool {
+	node.Eventually(w.t, 20*time.Second, "the event "+what, func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return slices.Contains(w.seen, what)
@@ -56,14 +58,14 @@ func (w *watching) waitFor(what string) {
 func TestSwapIsSeen(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
-	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
-	n.publish(p)
-	target := n.target(p)
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "9s"}}
+	n.Publish(p)
+	target := n.Target(p)
 	directory, link, file := watch(t, target), watch(t, filepath.Join(target, "..data")), watch(t, filepath.Join(target, "tls.crt"))
 	for rotation := range 2 {
 		before, err := os.Readlink(filepath.Join(target, "..data"))
-		must(t, err)
-		eventually(t, 20*time.Second, "a renewal", func() bool {
+		node.Must(t, err)
+		node.Eventually(t, 20*time.Second, "a renewal", func() bool {
 			now, err := os.Readlink(filepath.Join(target, "..data"))
 			return err == nil && now != before
 		})
@@ -82,7 +84,7 @@ func TestSwapIsSeen(t *testing.T) {
 		link.waitFor("REMOVE ..data")
 		file.waitFor("REMOVE tls.crt")
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 }
 
 // A program that watches the file itself, and follows the name again when it sees
@@ -91,15 +93,15 @@ func TestSwapIsSeen(t *testing.T) {
 func TestWatchOfAFileFollows(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
-	p := pod{name: "web-0", attributes: map[string]string{"duration": "9s"}}
-	n.publish(p)
-	path := filepath.Join(n.target(p), "tls.crt")
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "9s"}}
+	n.Publish(p)
+	path := filepath.Join(n.Target(p), "tls.crt")
 	watcher, err := fsnotify.NewWatcher()
-	must(t, err)
+	node.Must(t, err)
 	defer watcher.Close()
-	must(t, watcher.Add(path))
+	node.Must(t, watcher.Add(path))
 	loaded, err := os.ReadFile(path)
-	must(t, err)
+	node.Must(t, err)
 	for range 3 {
 		limit := time.After(30 * time.Second)
 		for rotated := false; !rotated; {
@@ -110,7 +112,7 @@ func TestWatchOfAFileFollows(t *testing.T) {
 				t.Fatal("no event of a rotation")
 			}
 			now, err := os.ReadFile(path)
-			must(t, err)
+			node.Must(t, err)
 			rotated = !bytes.Equal(now, loaded)
 			loaded = now
 		}
@@ -120,5 +122,5 @@ func TestWatchOfAFileFollows(t *testing.T) {
 			t.Error("not the newest certificate was loaded")
 		}
 	}
-	n.unpublish(p)
+	n.Unpublish(p)
 }

@@ -15,13 +15,13 @@ type pipe struct {
 	server *net.TCPConn // nil until it is connected
 	now    Fault
 	left   int64 // bytes from the server until the connection is truncated
-	dead   bool  // whatever comes is swallowed
+	dead   bool  // all data is dropped
 	over   bool
 }
 
 func newPipe(client *net.TCPConn) *pipe { return &pipe{client: client} }
 
-// set makes the fault that of the connection.
+// set replaces the fault of the connection.
 func (p *pipe) set(f Fault) {
 	p.mu.Lock()
 	p.now, p.left = f, f.after
@@ -50,7 +50,7 @@ func (p *pipe) isDead() bool {
 	return p.dead
 }
 
-// join tells whether there is still a client for the server's side.
+// join sets the server's side. It closes that and returns false if the client has gone.
 func (p *pipe) join(server *net.TCPConn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -62,7 +62,7 @@ func (p *pipe) join(server *net.TCPConn) bool {
 	return true
 }
 
-// end ends both sides by RST, which nobody takes for the end of an answer.
+// end resets both sides, so that a truncated answer does not look complete.
 func (p *pipe) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -78,8 +78,8 @@ func (p *pipe) end() {
 	}
 }
 
-// copy forwards what comes from one side to the other, as the fault has it, until
-// one of them ends.
+// copy forwards data from one side to the other, subject to the fault, until one of
+// them is closed.
 func (p *pipe) copy(to, from *net.TCPConn, count *atomic.Int64, done <-chan struct{}) {
 	buffer := make([]byte, 32<<10)
 	for {

@@ -1,5 +1,5 @@
-// Package proxy is a TCP proxy on loopback that breaks on demand: between a client
-// and a server that are both real, it is the network which fails.
+// Package proxy is a TCP proxy on loopback that fails on demand. It stands for the
+// network between a real client and a real server.
 package proxy
 
 import (
@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Fault is what is wrong with the network. The zero value is nothing.
+// Fault is a way in which the network fails. The zero value is None.
 type Fault struct {
 	kind  kind
 	delay time.Duration
@@ -31,28 +31,28 @@ const (
 var (
 	// None forwards everything.
 	None = Fault{}
-	// Refuse closes the listener and ends all connections, as when the server's
+	// Refuse closes the listener and resets all connections, as when the server's
 	// process ends.
 	Refuse = Fault{kind: refuse}
-	// Reset answers new connections with RST, and ends those that there are by one.
+	// Reset resets all connections, new and existing.
 	Reset = Fault{kind: resetAtAccept}
-	// ResetAnswer lets requests through, and sends RST instead of what the server
-	// has to say.
+	// ResetAnswer forwards requests, and resets the connection instead of forwarding
+	// the answer.
 	ResetAnswer = Fault{kind: resetAnswer}
-	// Blackhole accepts connections and swallows what they send, and what comes back
-	// over those that there are. They stay dead when it is over: their machine has
-	// lost its power, or a firewall what it knew of them.
+	// Blackhole accepts connections and drops all data, in both directions, also of
+	// existing connections. These stay dead afterwards, as after a power failure or
+	// after a firewall has lost its state.
 	Blackhole = Fault{kind: blackhole}
 )
 
-// Delay holds up each piece of data for so long, both ways.
+// Delay delays each piece of data, in both directions.
 func Delay(d time.Duration) Fault { return Fault{delay: d} }
 
-// Truncate ends each connection, without RST, after so many more bytes from the
-// server.
+// Truncate closes each connection, without a reset, after this many more bytes from
+// the server.
 func Truncate(after int64) Fault { return Fault{kind: truncate, after: after} }
 
-// Proxy is a running one.
+// Proxy is a running proxy.
 type Proxy struct {
 	address string
 	running sync.WaitGroup
@@ -77,18 +77,17 @@ func Start(target string) (*Proxy, error) {
 	return p, nil
 }
 
-// Address is the host:port that it listens on.
+// Address is the host:port that the proxy listens on.
 func (p *Proxy) Address() string { return p.address }
 
-// Connections counts those that were accepted, whatever became of them.
+// Connections returns the number of connections that were accepted so far.
 func (p *Proxy) Connections() int64 { return p.connections.Load() }
 
-// Bytes counts what came from clients and what came from the server, forwarded or
-// not.
+// Bytes returns the number of bytes received from clients and from the server,
+// forwarded or not.
 func (p *Proxy) Bytes() (sent, answered int64) { return p.sent.Load(), p.answered.Load() }
 
-// Set makes the fault the one that there is from now on, also for connections that
-// there are.
+// Set replaces the fault, also for existing connections.
 func (p *Proxy) Set(f Fault) error {
 	p.mu.Lock()
 	p.fault = f
@@ -107,7 +106,7 @@ func (p *Proxy) Set(f Fault) error {
 	return nil
 }
 
-// To sends new connections to another server, and ends those that there are.
+// To forwards new connections to another server, and resets the existing ones.
 func (p *Proxy) To(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -117,8 +116,7 @@ func (p *Proxy) To(target string) {
 	}
 }
 
-// Close ends the proxy and all connections. It returns when nothing of it runs any
-// more.
+// Close closes the proxy and all connections, and waits for its goroutines.
 func (p *Proxy) Close() {
 	close(p.done)
 	_ = p.Set(Refuse)
@@ -165,7 +163,7 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	if each.isOver() {
 		return
 	}
-	// A machine that has no power does not connect to anything.
+	// In a blackhole, no connection is made to the server.
 	if each.fault().kind == blackhole {
 		_, _ = io.Copy(counter{&p.sent}, client)
 		return
@@ -180,14 +178,14 @@ func (p *Proxy) serve(client *net.TCPConn) {
 	}
 	p.running.Go(func() {
 		each.copy(client, server, &p.answered, p.done)
-		if !each.isDead() { // else nobody hears of the end
+		if !each.isDead() { // a dead connection is not closed
 			each.end()
 		}
 	})
 	each.copy(server, client, &p.sent, p.done)
 }
 
-// counter counts what it swallows.
+// counter counts the bytes that it drops.
 type counter struct{ n *atomic.Int64 }
 
 func (c counter) Write(data []byte) (int, error) {

@@ -1,5 +1,5 @@
-// Package realca runs the real step-ca program, built from its own module, as a
-// process with files and a database, on loopback.
+// Package realca builds the real step-ca program, from a module of its own, and runs
+// it as a process with files and a database, on loopback.
 package realca
 
 import (
@@ -27,10 +27,11 @@ import (
 	"go.step.sm/crypto/pemutil"
 )
 
-// CA is a running step-ca. Its provisioner and password are those that
-// Provisioner returns, and its lifetimes step-ca's defaults, but for a minimum of
-// one second, so that rotations can be watched.
+// CA is a running step-ca. It has one JWK provisioner, see Provisioner. Lifetimes are
+// step-ca's defaults, except that the shortest is one second: tests wait for
+// renewals.
 type CA struct {
+	program   string
 	address   string
 	directory string
 	pki       *minica.CA // the first one
@@ -38,22 +39,28 @@ type CA struct {
 	log       bytes.Buffer
 }
 
-// Start builds step-ca, sets it up below directory as `step ca init` does, and
-// waits until it listens.
-func Start(directory string) (*CA, error) {
-	build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(directory, "step-ca"), "github.com/smallstep/certificates/cmd/step-ca")
+// Build builds step-ca into the directory, and returns its path.
+func Build(directory string) (program string, err error) {
+	program = filepath.Join(directory, "step-ca")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, "github.com/smallstep/certificates/cmd/step-ca")
 	// The program has a module of its own, beside this package.
 	_, here, _, _ := runtime.Caller(0)
 	build.Dir = filepath.Join(filepath.Dir(here), "module")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // it would need a smart card library
 	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build step-ca: %w\n%s", err, out)
+		return "", fmt.Errorf("build step-ca: %w\n%s", err, out)
 	}
+	return program, nil
+}
+
+// Start sets up a CA below the directory, as `step ca init` does, and waits until
+// the program listens.
+func Start(program, directory string) (*CA, error) {
 	pki, err := minica.New(minica.WithName("Real"))
 	if err != nil {
 		return nil, err
 	}
-	ca := &CA{pki: pki, directory: directory}
+	ca := &CA{program: program, pki: pki, directory: directory}
 	if ca.address, err = freeAddress(); err != nil {
 		return nil, err
 	}
@@ -65,7 +72,7 @@ func Start(directory string) (*CA, error) {
 
 // Resume starts the process again, after Stop or Kill.
 func (ca *CA) Resume() error {
-	ca.process = exec.Command(ca.path("step-ca"), ca.path("ca.json"))
+	ca.process = exec.Command(ca.program, ca.path("ca.json"))
 	ca.process.Stdout, ca.process.Stderr = &ca.log, &ca.log
 	if err := ca.process.Start(); err != nil {
 		return err
@@ -73,8 +80,8 @@ func (ca *CA) Resume() error {
 	return ca.wait()
 }
 
-// freeAddress is above the ports that the kernel gives to connections by itself, so
-// that it is free for a CA that comes back, too.
+// freeAddress returns an address with a port above the kernel's ephemeral ones, so
+// that the port is still free when the CA is started again.
 func freeAddress() (address string, err error) {
 	for range 1000 {
 		var listener net.Listener

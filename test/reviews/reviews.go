@@ -1,6 +1,5 @@
-// Package reviews answers TokenReviews in the place of an API server, by a table.
-// It is for what does not depend on how tokens are made and checked: those tests
-// are with the real API server, in test/e2e.
+// Package reviews is an API server that answers only TokenReviews, from a table. How
+// tokens are made and verified is tested with the real API server, in test/e2e.
 package reviews
 
 import (
@@ -23,7 +22,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// Server is an API server that can do one thing.
+// Server answers TokenReviews.
 type Server struct {
 	server *httptest.Server
 	root   *x509.Certificate
@@ -66,7 +65,7 @@ func Start() (*Server, error) {
 	return s, nil
 }
 
-// Stop ends it.
+// Stop closes the server and its connections.
 func (s *Server) Stop() {
 	s.server.CloseClientConnections()
 	s.server.Close()
@@ -78,21 +77,21 @@ func (s *Server) URL() string {
 	return "https://" + net.JoinHostPort("localhost", port)
 }
 
-// RootPEM is what it is verified by.
+// RootPEM is the root certificate that verifies the server, in PEM.
 func (s *Server) RootPEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.root.Raw})
 }
 
-// Asked counts the reviews so far.
+// Asked returns the number of reviews so far.
 func (s *Server) Asked() int64 { return s.asked.Load() }
 
-// Hang makes the server answer nothing, or answer again.
+// Hang makes the server accept requests and not answer them, until it is turned off.
 func (s *Server) Hang(on bool) { s.hang.Store(on) }
 
-// Bind makes the token one that is bound to the pod, for the audience step-csi.
+// Bind makes the token valid, bound to the pod, for the audience step-csi.
 func (s *Server) Bind(token string, pod issuer.Pod) { s.Set(token, Bound(pod)) }
 
-// Bound is the status of a token that is bound to the pod.
+// Bound is the status of a valid token that is bound to the pod.
 func Bound(pod issuer.Pod) authentication.TokenReviewStatus {
 	status := authentication.TokenReviewStatus{Authenticated: true, Audiences: []string{issuer.TokenAudience}}
 	status.User.Username = "system:serviceaccount:" + pod.Namespace + ":" + pod.ServiceAccount
@@ -114,7 +113,7 @@ func (s *Server) Set(token string, status authentication.TokenReviewStatus) {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.asked.Add(1)
-	body, err := io.ReadAll(r.Body) // before it hangs, else the end of the connection is not seen
+	body, err := io.ReadAll(r.Body) // before hanging: until the body is read, net/http does not notice a closed connection
 	if s.hang.Load() {
 		<-r.Context().Done()
 		return

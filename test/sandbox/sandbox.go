@@ -1,5 +1,5 @@
-// Package sandbox runs a whole program in mount and PID namespaces of its own,
-// so that whatever it mounts and starts is gone with it, also when it is killed.
+// Package sandbox runs a whole program in its own mount and PID namespaces. When
+// the program ends, even by SIGKILL, the kernel removes its mounts and processes.
 package sandbox
 
 import (
@@ -14,9 +14,9 @@ import (
 
 const marker = "STEP_CSI_SANDBOX"
 
-// Enter runs the program once more, in the sandbox, and exits with that one's
-// code; in there, it returns. Call it first in main or TestMain. Without root
-// it fails and says so.
+// Enter runs the program again, in the sandbox, and exits with that process's exit
+// status. In the sandbox, Enter returns. Call it first in main or TestMain. It needs
+// root: without, it prints an error and exits.
 func Enter() {
 	if os.Getenv(marker) == "1" {
 		if err := settle(); err != nil {
@@ -27,7 +27,8 @@ func Enter() {
 	if os.Geteuid() != 0 {
 		fail(errors.New("mounting needs root: run this with sudo"))
 	}
-	// The child gets its death signal when the thread that started it ends.
+	// The kernel sends Pdeathsig when the thread that started the child ends, not the
+	// process: prctl(2), PR_SET_PDEATHSIG.
 	runtime.LockOSThread()
 	child := exec.Command("/proc/self/exe", os.Args[1:]...)
 	child.Args[0] = os.Args[0]
@@ -37,7 +38,7 @@ func Enter() {
 		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	// An interrupt reaches the child from the terminal; wait for it to clean up.
+	// The terminal sends an interrupt to the child, too. Wait until it has cleaned up.
 	signal.Ignore(os.Interrupt)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGQUIT)
@@ -60,8 +61,8 @@ func Enter() {
 	os.Exit(child.ProcessState.ExitCode())
 }
 
-// settle cuts the mounts off from the machine's, and gives /proc the new
-// processes.
+// settle stops the propagation of mounts to and from the machine, and mounts a
+// /proc that shows the sandbox's processes.
 func settle() error {
 	if err := os.Unsetenv(marker); err != nil {
 		return err

@@ -38,7 +38,7 @@ var programs = []struct{ directory, target, tags string }{
 	{"test/e2e/images/nats", "tool", ""},
 	{".", "./deploy/examples/mtls/app", ""},
 	{".", "./test/e2e/images/spiffe", ""},
-	{".", "./cmd/step-csi", "nobadger,nobbolt,nomysql,nopgx"}, // for its reload
+	{".", "./cmd/step-csi-reload", ""},
 }
 
 // image is a name and a configuration; all have the same files.
@@ -147,7 +147,7 @@ func build(begin time.Time) (string, error) {
 func sourceKey() (string, error) {
 	hash := sha256.New()
 	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, packages, excluded, images)
-	for _, directory := range []string{"test/e2e/images", "test/realca/module", "deploy/examples/mtls/app", "cmd/step-csi/reload"} {
+	for _, directory := range []string{"test/e2e/images", "test/realca/module", "deploy/examples/mtls/app", "cmd/step-csi-reload"} {
 		err := filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() {
 				return err

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/rest"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra/server"
+)
+
+// raFile is the part of the configuration for the registration authority alone.
+type raFile struct {
+	Names      []string       `json:"names"`
+	Issuer     string         `json:"issuer"`
+	Plugin     string         `json:"plugin"`
+	Limits     limitsFile     `json:"limits"`
+	Kubernetes kubernetesFile `json:"kubernetes"`
+}
+
+type limitsFile struct {
+	Node limitFile `json:"node"`
+	Pod  limitFile `json:"pod"`
+}
+
+type limitFile struct {
+	Rate  float64 `json:"rate"`
+	Burst int     `json:"burst"`
+}
+
+// kubernetesFile says where the API server is, and who asks; without it, the
+// authority runs in a pod of the cluster.
+type kubernetesFile struct {
+	URL       string `json:"url"`
+	CAFile    string `json:"caFile"`
+	TokenFile string `json:"tokenFile"`
+}
+
+// raConfig is the checked configuration of the registration authority.
+type raConfig struct {
+	*config
+	file raFile
+}
+
+func (f *raFile) names() []string {
+	if f == nil {
+		return nil
+	}
+	return f.Names
+}
+
+// ra checks that the file configures a registration authority.
+func (f *configFile) ra(directory string) (*raConfig, error) {
+	if f.Authority == nil {
+		return nil, errors.New("authority: is missing; see step-csi ra --help")
+	}
+	for name, i := range f.Issuers {
+		if i.Provisioner.Type == typeRA {
+			return nil, fmt.Errorf("issuers.%s.provisioner.type: an authority signs by itself: %s", name, typeJWK)
+		}
+	}
+	c, err := f.check(directory)
+	if err != nil {
+		return nil, err
+	}
+	a := &raConfig{c, *f.Authority}
+	a.file.Issuer = or(a.file.Issuer, "default")
+	if _, known := c.issuers[a.file.Issuer]; !known {
+		return nil, fmt.Errorf("authority.issuer: there is no issuer %q", a.file.Issuer)
+	}
+	return a, nil
+}
+
+// serverConfig is what package server needs.
+func (c *raConfig) serverConfig(reviewer server.Reviewer, metrics prometheus.Registerer) (server.Config, error) {
+	namespace, name, ok := strings.Cut(c.file.Plugin, "/")
+	if !ok || namespace == "" || name == "" {
+		return server.Config{}, fmt.Errorf("authority.plugin: %q is not the node plugin's service account, as namespace/name", c.file.Plugin)
+	}
+	serving := c.issuers[c.file.Issuer]
+	a := server.Config{
+		Issuers:  map[string]server.Issuer{},
+		Serving:  server.Serving{Signer: serving.signer, Names: c.file.Names, Duration: serving.bounds.Default},
+		Plugin:   server.ServiceAccount{Namespace: namespace, Name: name},
+		Reviewer: reviewer,
+		Limits:   server.Limits{Node: server.Limit(c.file.Limits.Node), Pod: server.Limit(c.file.Limits.Pod)},
+		Metrics:  metrics,
+	}
+	for name, i := range c.issuers {
+		made, err := issuer.New(issuer.Config{Signer: i.signer, Policy: i.allow})
+		if err != nil {
+			return server.Config{}, err
+		}
+		a.Issuers[name] = server.Issuer{Issuer: made, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
+	}
+	return a, nil
+}
+
+// apiServer is how the API server is reached.
+func (f kubernetesFile) apiServer() (*rest.Config, error) {
+	if f == (kubernetesFile{}) {
+		c, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("reach the API server: %w: outside of a cluster, set authority.kubernetes.url, caFile and tokenFile", err)
+		}
+		return c, nil
+	}
+	if !strings.HasPrefix(f.URL, "https://") || f.CAFile == "" || f.TokenFile == "" {
+		return nil, errors.New("authority.kubernetes: needs url (https), caFile and tokenFile")
+	}
+	return &rest.Config{Host: f.URL, BearerTokenFile: f.TokenFile, TLSClientConfig: rest.TLSClientConfig{CAFile: f.CAFile}}, nil
+}

@@ -1,0 +1,164 @@
+package driver
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/x509"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/flexstack/step-csi/driver/schedule"
+	"github.com/flexstack/step-csi/driver/volume"
+	"github.com/flexstack/step-csi/issuer/trust"
+)
+
+// mostRoots bounds the series that a CA can cause by the number of its roots. Those
+// that expire first matter most.
+const mostRoots = 8
+
+// collector reads volumes and issuers whenever Prometheus asks. It keeps nothing, so a
+// volume's series end with it.
+type collector struct {
+	driver *Driver
+
+	expiration, issued, renewal, failures         *prometheus.Desc // of each volume
+	volumes, backoff, overdue, unmanaged, waiting *prometheus.Desc // of each issuer
+	rootExpiration                                *prometheus.Desc
+}
+
+func newCollector(d *Driver) *collector {
+	perVolume := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("step_csi_certificate_"+name, help, []string{"namespace", "pod", "volume", "issuer"}, nil)
+	}
+	perIssuer := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("step_csi_"+name, help, []string{"issuer"}, nil)
+	}
+	return &collector{
+		driver:     d,
+		expiration: perVolume("expiration_timestamp_seconds", "Expiry of the certificate in a pod's volume."),
+		issued:     perVolume("issued_timestamp_seconds", "Time at which the certificate was asked for, by the node's clock."),
+		renewal:    perVolume("renewal_timestamp_seconds", "Time of the next renewal or retry; in the past if it is under way, or waits for others."),
+		failures:   perVolume("renewal_failures", "Failed renewals in a row; 0 after a successful one."),
+		volumes:    perIssuer("volumes", "Mounted volumes."),
+		backoff:    perIssuer("volumes_backoff", "Volumes whose last renewal failed, and that wait for a retry."),
+		overdue:    perIssuer("volumes_overdue", "Volumes whose renewal is due and has not succeeded."),
+		unmanaged:  perIssuer("volumes_unmanaged", "Volumes that are not renewed: something else is mounted at their path, or they do not fit the configuration."),
+		waiting:    perIssuer("signings_waiting", "First certificates that wait for other calls to the issuer."),
+		rootExpiration: prometheus.NewDesc("step_csi_root_expiration_timestamp_seconds",
+			"Expiry of a root of the issuer.", []string{"issuer", "fingerprint"}, nil),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(descriptions chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		c.expiration, c.issued, c.renewal, c.failures,
+		c.volumes, c.backoff, c.overdue, c.unmanaged, c.waiting, c.rootExpiration,
+	} {
+		descriptions <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	send := func(d *prometheus.Desc, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+	}
+	counts := map[string]*volumeCounts{}
+	for name, i := range c.driver.issuers {
+		counts[name] = &volumeCounts{}
+		send(c.waiting, float64(i.Scheduler.Waiting()), name)
+		for _, root := range firstToExpire(i.LatestRoots().Own) {
+			send(c.rootExpiration, seconds(root.NotAfter), name, trust.Fingerprint(root))
+		}
+	}
+	now := time.Now()
+	states := map[volumeLabels]schedule.State{}
+	for _, v := range c.driver.volumes.all() {
+		labels, s := labelsOf(v), v.State()
+		if counts[labels.issuer] == nil {
+			counts[labels.issuer] = &volumeCounts{} // of an earlier configuration
+		}
+		counts[labels.issuer].add(v, s, now)
+		// A pod that was deleted by force may still be there beside a new one of its
+		// name. Prometheus rejects two series with the same labels.
+		if other, twice := states[labels]; !twice || other.Validity.Issued.Before(s.Validity.Issued) {
+			states[labels] = s
+		}
+	}
+	for l, s := range states {
+		labels := []string{l.namespace, l.pod, l.volume, l.issuer}
+		send(c.expiration, seconds(s.Validity.NotAfter), labels...)
+		send(c.issued, seconds(s.Validity.Issued), labels...)
+		send(c.renewal, seconds(s.Next), labels...)
+		send(c.failures, float64(s.Failures), labels...)
+	}
+	for name, n := range counts {
+		send(c.volumes, float64(n.all), name)
+		send(c.backoff, float64(n.backoff), name)
+		send(c.overdue, float64(n.overdue), name)
+		send(c.unmanaged, float64(n.unmanaged), name)
+	}
+}
+
+// firstToExpire returns the roots that expire first, each once.
+func firstToExpire(roots []*x509.Certificate) []*x509.Certificate {
+	byExpiry := slices.SortedFunc(slices.Values(roots), func(a, b *x509.Certificate) int {
+		return cmp.Or(a.NotAfter.Compare(b.NotAfter), bytes.Compare(a.Raw, b.Raw))
+	})
+	once := slices.CompactFunc(byExpiry, (*x509.Certificate).Equal)
+	return once[:min(len(once), mostRoots)]
+}
+
+// seconds since 1970; 0 for a time that is not known.
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}
+
+// volumeLabels tell volumes apart.
+type volumeLabels struct{ namespace, pod, volume, issuer string }
+
+func labelsOf(v *volume.Volume) volumeLabels {
+	l := volumeLabels{
+		namespace: v.Pod.Namespace,
+		pod:       v.Pod.Name,
+		volume:    cmp.Or(nameInPod(v.Target), v.VolumeID),
+		issuer:    cmp.Or(v.Attributes["issuer"], "default"),
+	}
+	if i := v.Issuer(); i != nil {
+		l.issuer = i.Name
+	}
+	return l
+}
+
+// nameInPod is the volume's name in the pod's spec, out of the target path that the
+// kubelet makes: pods/<uid>/volumes/kubernetes.io~csi/<name>/mount. It is empty for
+// any other path.
+func nameInPod(target string) string {
+	parts := strings.Split(target, "/")
+	if n := len(parts); n >= 3 && parts[n-1] == "mount" && parts[n-3] == "kubernetes.io~csi" {
+		return parts[n-2]
+	}
+	return ""
+}
+
+type volumeCounts struct{ all, backoff, overdue, unmanaged int }
+
+func (n *volumeCounts) add(v *volume.Volume, s schedule.State, now time.Time) {
+	n.all++
+	if v.Unmanaged() != nil {
+		n.unmanaged++
+	}
+	if s.Failures > 0 {
+		n.backoff++
+	}
+	if s.Failures > 0 || now.After(s.Validity.Due()) {
+		n.overdue++
+	}
+}

@@ -1,0 +1,71 @@
+package driver
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/driver/schedule"
+	"github.com/flexstack/step-csi/driver/volume"
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/panics"
+)
+
+// issuerState is a configured issuer, with what the driver keeps for it.
+type issuerState struct {
+	*volume.Issuer
+	rootsRefresh time.Duration
+	revoking     chan struct{} // holds an element for each revocation under way
+	cannotRevoke atomic.Bool   // that the issuer cannot revoke was logged
+}
+
+func newIssuerState(name string, i Issuer, m *metrics) *issuerState {
+	return &issuerState{
+		Issuer: &volume.Issuer{
+			Issuer:    i.Issuer,
+			Name:      name,
+			Scheduler: schedule.New(),
+			Observe: func(p schedule.Priority, began time.Time, err error) {
+				m.signed(name, p, began, issuer.OutcomeOf(err))
+			},
+		},
+		rootsRefresh: i.RootsRefresh,
+		revoking:     make(chan struct{}, mostRevocations),
+	}
+}
+
+// followRoots writes the issuer's newest roots into all of its volumes whenever they
+// change, without issuing anything, until ctx ends.
+func (d *Driver) followRoots(ctx context.Context, i *issuerState) {
+	logger := klog.FromContext(ctx).WithValues("issuer", i.Name)
+	ctx = klog.NewContext(ctx, logger)
+	i.FollowRoots(ctx, i.rootsRefresh, func(_ issuer.Roots, err error) {
+		d.metrics.called(i.Name, callRoots, issuer.OutcomeOf(err))
+		if err != nil {
+			return // the known roots stay
+		}
+		changed := 0
+		for _, v := range d.volumes.all() {
+			if v.Issuer() == i.Issuer && d.replaceRoots(ctx, v) {
+				changed++
+			}
+		}
+		if changed > 0 {
+			logger.Info("Roots replaced in volumes", "count", changed)
+		}
+	})
+}
+
+// replaceRoots keeps the trouble of one volume, a panic included, away from others.
+func (d *Driver) replaceRoots(ctx context.Context, v *volume.Volume) (changed bool) {
+	changed, err := func() (changed bool, err error) {
+		defer panics.Recover(ctx, "replace the roots", &err)
+		return v.ReplaceRoots()
+	}()
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot replace the roots in a volume", v.LogValues()...)
+	}
+	return changed
+}

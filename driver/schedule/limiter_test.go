@@ -1,0 +1,190 @@
+package schedule
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// publish makes many calls at a time, each of which takes so long, and returns the
+// largest number at a time.
+func publish(t *testing.T, l *Limiter, count int, takes func(at int) time.Duration) (most int) {
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	inside := 0
+	for range count {
+		all.Go(func() {
+			release, err := l.Acquire(t.Context(), Publish)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			inside++
+			most = max(most, inside)
+			d := takes(inside)
+			mu.Unlock()
+			time.Sleep(d)
+			mu.Lock()
+			inside--
+			mu.Unlock()
+			release(issuer.OK)
+		})
+	}
+	all.Wait()
+	return most
+}
+
+func TestPublishesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLimiter()
+		begin := time.Now()
+		most := publish(t, l, 640, func(int) time.Duration { return time.Second })
+		if took := time.Since(begin); most != mostCalls || took != 10*time.Second {
+			t.Errorf("%d at a time, in %s", most, took)
+		}
+		if l.calls != [2]int{} || l.Waiting(Publish) != 0 {
+			t.Errorf("left: %+v", l)
+		}
+	})
+}
+
+// An overloaded CA gets fewer concurrent calls, and more again when it is faster.
+func TestLimitFollowsTheCA(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLimiter()
+		if most := publish(t, l, 200, func(int) time.Duration { return 7 * time.Second }); most != mostCalls || l.limit != 1 {
+			t.Errorf("%d at a time at first, %d in the end", most, l.limit)
+		}
+		publish(t, l, 200, func(int) time.Duration { return time.Millisecond })
+		if l.limit != mostCalls {
+			t.Errorf("limit %d at a fast CA", l.limit)
+		}
+	})
+}
+
+// A caller that gives up, and a fault on this side, say nothing about the CA, however
+// long they took.
+func TestCanceledCallsDoNotLowerTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, outcome := range []issuer.Outcome{issuer.Canceled, issuer.Failed, issuer.NoPodToken, issuer.CallerRejected} {
+			l := NewLimiter()
+			for range 100 {
+				release, err := l.Acquire(t.Context(), Publish)
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(slowCall)
+				release(outcome)
+			}
+			if l.limit != mostCalls {
+				t.Errorf("%v: limit %d", outcome, l.limit)
+			}
+		}
+	})
+}
+
+func TestGiveUpWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLimiter()
+		l.limit = 1
+		var order []string
+		hold := func(ctx context.Context, name string, d time.Duration) error {
+			release, err := l.Acquire(ctx, Publish)
+			if err == nil {
+				order = append(order, name)
+				time.Sleep(d)
+				release(issuer.OK)
+			}
+			return err
+		}
+		go hold(t.Context(), "first", 2*time.Second)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := hold(ctx, "late", 0); issuer.OutcomeOf(err) != issuer.Unavailable {
+			t.Errorf("got %v", err)
+		}
+		canceled, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := hold(canceled, "canceled", 0); issuer.OutcomeOf(err) != issuer.Canceled {
+			t.Errorf("got %v", err)
+		}
+		if err := hold(t.Context(), "second", 0); err != nil {
+			t.Error(err)
+		}
+		if !slices.Equal(order, []string{"first", "second"}) || l.calls != [2]int{} || l.Waiting(Publish) != 0 {
+			t.Errorf("%q, left: %+v", order, l)
+		}
+	})
+}
+
+// Renewals take half of the calls, and none that a pod waits for; but one always may
+// begin, and no pod waits for a renewal.
+func TestRenewalsLeaveRoomForPods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		l := NewLimiter()
+		l.limit = 8
+		acquire := func(p Priority, count int) {
+			for range count {
+				go l.Acquire(ctx, p)
+			}
+			synctest.Wait()
+		}
+		acquire(Renewal, 10)
+		if l.calls[Renewal] != 4 {
+			t.Errorf("%d renewals of 8 calls", l.calls[Renewal])
+		}
+		acquire(Publish, 10)
+		if l.calls != [2]int{8, 4} || l.Waiting(Publish) != 2 {
+			t.Errorf("%v with pods, %d of which wait", l.calls, l.Waiting(Publish))
+		}
+		for range 4 {
+			l.release(Renewal, time.Now(), issuer.Canceled)
+		}
+		if l.calls[Renewal] != 1 {
+			t.Errorf("%d renewals while pods wait", l.calls[Renewal])
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
+// A call that is abandoned before its answer costs the CA as much as any other. So
+// none begins that has no time left for the answer, however many wait.
+func TestNoCallBeginsTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLimiter()
+		l.limit = 1
+		var all sync.WaitGroup
+		begun, late := 0, 0
+		for range 100 {
+			all.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
+				defer cancel()
+				release, err := l.Acquire(ctx, Publish)
+				if err != nil {
+					return
+				}
+				begun++
+				deadline, _ := ctx.Deadline()
+				if time.Until(deadline) < callTime {
+					late++
+				}
+				time.Sleep(7 * time.Second)
+				release(issuer.OK)
+			})
+		}
+		begin := time.Now()
+		all.Wait()
+		if took := time.Since(begin); begun != 12 || late != 0 || took > 100*time.Second {
+			t.Errorf("%d begun, %d of them too late, in %s", begun, late, took)
+		}
+	})
+}

@@ -1,0 +1,345 @@
+// Package schedule decides when a node calls an issuer: for first certificates at
+// once, for renewals when they are due, and both so that neither an outage of the CA,
+// nor its end, nor the start of a whole fleet becomes a storm of calls.
+//
+// A Limiter bounds the concurrent calls, a Breaker stops renewals while the issuer is
+// down, a Queue holds the due times, and a Backlog serves what is due fairly. What is
+// called is not this package's business.
+package schedule
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/panics"
+	"github.com/flexstack/step-csi/issuer/renewal"
+)
+
+const (
+	// clockCheck is how often the scheduler looks at the wall clock at least. Timers do
+	// not notice that the machine was suspended or the clock was set.
+	clockCheck = time.Minute
+	// mostRenewals bounds the renewals that are under way or wait for the limiter.
+	mostRenewals = mostCalls / 2
+	// urgentTime is how much time is left to a certificate that no longer waits for its
+	// turn, or an eighth of its window where that is less.
+	urgentTime = 2 * time.Minute
+	// Renewals that are due begin at most pace apart, and so that the whole backlog has
+	// begun after about backlogTime. 5,000 nodes of which each renews every 6 s make
+	// 833 calls a second, and one step-ca on two cores answers 1,000.
+	pace        = 6 * time.Second
+	backlogTime = 8 * time.Minute
+	// leastInterval is the least time between two renewals of one certificate, however
+	// short a lifetime the CA gives.
+	leastInterval = time.Second
+)
+
+// ErrGone ends the renewal of an entry.
+var ErrGone = errors.New("the certificate is not needed any more")
+
+// Scheduler makes the calls of a node to one issuer.
+type Scheduler struct {
+	limiter *Limiter
+	wake    chan struct{} // something changed
+
+	mu       sync.Mutex
+	breaker  Breaker
+	waiting  Queue   // entries that are not due, or wait for a retry of their own
+	backlog  Backlog // entries that are due
+	urgent   Queue   // the same, by when they become urgent; without expired ones
+	renewals int     // under way
+	running  context.Context
+	ending   sync.WaitGroup
+	began    time.Time // the last renewal of the backlog
+	jitter   float64   // of the pause after it
+}
+
+// New makes a scheduler. Renewals begin with Run.
+func New() *Scheduler {
+	return &Scheduler{limiter: NewLimiter(), wake: make(chan struct{}, 1)}
+}
+
+// Entry is a certificate that is renewed. The scheduler's lock guards its fields.
+type Entry struct {
+	scheduler *Scheduler
+	pod       string
+	renew     func(context.Context) (renewal.Validity, error)
+
+	validity renewal.Validity
+	due      time.Time // by the wall clock
+	retry    time.Time // after a failure of its own
+	failures int
+	err      error // of the last renewal
+
+	inWaiting, inBacklog, inUrgent *element
+	cancel                         context.CancelFunc // of the renewal under way
+	done                           chan struct{}      // closed when that has ended
+}
+
+// State is a snapshot of an entry.
+type State struct {
+	Validity renewal.Validity
+	Next     time.Time // when the next renewal begins
+	Failures int       // in a row
+	Err      error     // of the last renewal
+}
+
+// Call makes a call to the issuer as soon as the limiter lets it, and tells limiter
+// and breaker what became of it.
+func (s *Scheduler) Call(ctx context.Context, p Priority, call func(context.Context) error) (err error) {
+	release, err := s.limiter.Acquire(ctx, p)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	err = issuer.Failed // stays if the call panics
+	defer func() {
+		release(issuer.OutcomeOf(err))
+		s.mu.Lock()
+		if s.breaker.Observe(p, began, time.Now(), err) {
+			s.pause()
+		}
+		s.mu.Unlock()
+		s.changed()
+	}()
+	err = call(ctx)
+	return err
+}
+
+// Waiting is the number of calls for first certificates that the limiter holds back.
+func (s *Scheduler) Waiting() int { return s.limiter.Waiting(Publish) }
+
+// Add begins to renew a certificate of the pod: renew is called whenever it is due,
+// and again after a failure, until Remove, or until it returns ErrGone. Its context
+// has no deadline; it makes its calls through Call.
+func (s *Scheduler) Add(pod string, v renewal.Validity, renew func(context.Context) (renewal.Validity, error)) *Entry {
+	e := &Entry{scheduler: s, pod: pod, renew: renew, validity: v, due: v.Due()}
+	s.mu.Lock()
+	s.enqueue(e)
+	s.mu.Unlock()
+	s.changed()
+	return e
+}
+
+// Remove ends the renewals of the entry, and waits for one that is under way.
+func (s *Scheduler) Remove(e *Entry) {
+	s.mu.Lock()
+	s.dequeue(e)
+	e.renew = nil
+	cancel, done := e.cancel, e.done
+	s.mu.Unlock()
+	if cancel != nil {
+		cancel()
+		<-done
+	}
+}
+
+// RenewNow makes the entry due.
+func (e *Entry) RenewNow() {
+	e.update(func() { e.due, e.retry = time.Now().Round(0), time.Time{} })
+}
+
+// TokenArrived lets an entry retry at once that failed for want of a token of its pod.
+func (e *Entry) TokenArrived() {
+	e.update(func() {
+		if issuer.OutcomeOf(e.err) == issuer.NoPodToken {
+			e.retry = time.Time{}
+		}
+	})
+}
+
+func (e *Entry) update(change func()) {
+	s := e.scheduler
+	s.mu.Lock()
+	change()
+	if e.cancel == nil && e.renew != nil {
+		s.dequeue(e)
+		s.enqueue(e)
+	}
+	s.mu.Unlock()
+	s.changed()
+}
+
+// State returns a snapshot. While the issuer is down, what is due shares the fate of
+// the last probe.
+func (e *Entry) State() State {
+	s, now := e.scheduler, time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	state := State{Validity: e.validity, Next: e.due, Failures: e.failures, Err: e.err}
+	if e.retry.After(state.Next) {
+		state.Next = e.retry
+	}
+	if b := s.breaker; b.IsOpen() && e.cancel == nil && !now.Before(state.Next) {
+		state.Err, state.Failures, state.Next = b.err, max(e.failures, b.failures), b.ProbeAt(e.validity, now)
+	}
+	return state
+}
+
+// enqueue puts the entry where its times belong.
+func (s *Scheduler) enqueue(e *Entry) {
+	at := e.due
+	if e.retry.After(at) {
+		at = e.retry
+	}
+	if at.After(time.Now()) {
+		e.inWaiting = s.waiting.add(e, at)
+		return
+	}
+	e.inBacklog = s.backlog.add(e)
+	e.inUrgent = s.urgent.add(e, e.validity.NotAfter.Add(-min(urgentTime, e.validity.Window()/8)))
+}
+
+func (s *Scheduler) dequeue(e *Entry) {
+	s.waiting.remove(e.inWaiting)
+	s.backlog.remove(e.inBacklog)
+	s.urgent.remove(e.inUrgent)
+}
+
+func (s *Scheduler) changed() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// pause makes the next renewal of the backlog wait for a part of the pace: other
+// nodes begin at the same moment.
+func (s *Scheduler) pause() { s.began, s.jitter = time.Now(), rand.Float64() }
+
+// Run begins renewals, until ctx ends and those under way have ended.
+func (s *Scheduler) Run(ctx context.Context) {
+	s.mu.Lock()
+	s.running = ctx
+	s.pause()
+	s.mu.Unlock()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		s.mu.Lock()
+		next := s.step(time.Now())
+		s.mu.Unlock()
+		timer.Reset(min(time.Until(next), clockCheck))
+		select {
+		case <-timer.C:
+		case <-s.wake:
+		case <-ctx.Done():
+		}
+	}
+	s.ending.Wait()
+}
+
+// step begins the renewals that are to begin now, and returns when to look again.
+func (s *Scheduler) step(now time.Time) (next time.Time) {
+	for first := s.waiting.first(); first != nil && !first.at.After(now); first = s.waiting.first() {
+		s.waiting.remove(first)
+		s.enqueue(first.entry)
+	}
+	next = now.Add(clockCheck)
+	if first := s.waiting.first(); first != nil && first.at.Before(next) {
+		next = first.at
+	}
+	for {
+		e, at := s.candidate(now)
+		switch {
+		case e == nil:
+			return next
+		case at.After(now):
+			if at.Before(next) {
+				next = at
+			}
+			return next
+		}
+		s.begin(e, now)
+	}
+}
+
+// candidate is the entry to renew next, and when; or nil if that depends on the end
+// of a renewal that is under way.
+func (s *Scheduler) candidate(now time.Time) (*Entry, time.Time) {
+	// What has expired is late already: it waits for its turn.
+	for first := s.urgent.first(); first != nil && !now.Before(first.entry.validity.NotAfter); first = s.urgent.first() {
+		s.urgent.remove(first)
+	}
+	turn, urgent := s.backlog.next(now), s.urgent.first()
+	switch {
+	case turn == nil || s.renewals >= mostRenewals:
+		return nil, now
+	case s.breaker.IsOpen() && s.renewals > 0: // the probe
+		return nil, now
+	case s.breaker.IsOpen() && urgent != nil:
+		// The certificate with the least time left says when; if it can wait, the probe
+		// is for the next in turn, so that all have one.
+		at := s.breaker.ProbeAt(urgent.entry.validity, now)
+		if !urgent.at.After(now) {
+			turn = urgent.entry
+		}
+		return turn, at
+	case s.breaker.IsOpen():
+		return turn, s.breaker.ProbeAt(turn.validity, now)
+	}
+	at := s.began.Add(time.Duration(s.jitter * float64(s.gap(turn))))
+	if urgent != nil && urgent.at.Before(at) {
+		return urgent.entry, urgent.at
+	}
+	return turn, at
+}
+
+// gap is the mean time between two renewals of the backlog.
+func (s *Scheduler) gap(turn *Entry) time.Duration {
+	return min(pace, min(backlogTime, turn.validity.Window()/8)/time.Duration(s.backlog.size))
+}
+
+// begin renews the entry.
+func (s *Scheduler) begin(e *Entry, now time.Time) {
+	s.dequeue(e)
+	s.began, s.jitter = now, 0.5+rand.Float64()
+	ctx, cancel := context.WithCancel(s.running)
+	e.cancel, e.done = cancel, make(chan struct{})
+	s.renewals++
+	renew := e.renew
+	s.ending.Go(func() {
+		defer close(e.done)
+		defer cancel()
+		validity, err := renewSafely(ctx, renew)
+		s.mu.Lock()
+		s.end(e, validity, err, ctx.Err() != nil)
+		s.mu.Unlock()
+		s.changed()
+	})
+}
+
+// renewSafely keeps a panic about one volume away from the others.
+func renewSafely(ctx context.Context, renew func(context.Context) (renewal.Validity, error)) (v renewal.Validity, err error) {
+	defer panics.Recover(ctx, "renewal", &err)
+	return renew(ctx)
+}
+
+// end takes up the result of a renewal.
+func (s *Scheduler) end(e *Entry, v renewal.Validity, err error, stopped bool) {
+	s.renewals--
+	e.cancel = nil
+	now := time.Now()
+	switch {
+	case err == nil:
+		e.validity, e.due, e.retry, e.failures, e.err = v, v.Due(), now.Add(leastInterval), 0, nil
+	case errors.Is(err, ErrGone) || e.renew == nil:
+		e.renew = nil
+		return
+	case stopped:
+		return
+	default:
+		e.failures, e.err = e.failures+1, err
+		e.retry = now.Add(e.validity.Retry(e.failures, now, rand.Float64()))
+		if issuer.OutcomeOf(err).IsDown() && s.breaker.IsOpen() {
+			e.retry = time.Time{} // the breaker says when
+		}
+	}
+	if e.renew != nil {
+		s.enqueue(e)
+	}
+}

@@ -1,0 +1,541 @@
+package schedule
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/panics"
+	"github.com/flexstack/step-csi/issuer/renewal"
+)
+
+const day = 24 * time.Hour
+
+var errAway = fmt.Errorf("%w: no route to host", issuer.Unavailable)
+
+// node is a scheduler with certificates, in virtual time, and the calls that it made.
+type node struct {
+	*Scheduler
+	t    *testing.T
+	stop context.CancelFunc
+	done chan struct{}
+
+	mu      sync.Mutex
+	away    error // what the CA answers; nil if it signs
+	takes   time.Duration
+	asked   []call
+	entries map[string]*Entry
+}
+
+type call struct {
+	name string
+	at   time.Time
+}
+
+// virtually runs the test in virtual time, with a node whose scheduler runs.
+func virtually(t *testing.T, test func(n *node)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		n := &node{Scheduler: New(), t: t, entries: map[string]*Entry{}}
+		n.start()
+		test(n)
+		n.end()
+	})
+}
+
+func (n *node) start() {
+	ctx, stop := context.WithCancel(n.t.Context())
+	n.stop, n.done = stop, make(chan struct{})
+	scheduler := n.Scheduler
+	go func() {
+		defer close(n.done)
+		scheduler.Run(ctx)
+	}()
+	synctest.Wait()
+}
+
+func (n *node) end() {
+	n.stop()
+	<-n.done
+}
+
+// ask is a call to the CA, whose errors have the shape of an issuer's.
+func (n *node) ask(ctx context.Context, p Priority, name string) error {
+	return n.Call(ctx, p, func(ctx context.Context) error { return n.answer(ctx, name) })
+}
+
+func (n *node) answer(ctx context.Context, name string) error {
+	n.mu.Lock()
+	n.asked = append(n.asked, call{name, time.Now()})
+	takes, err := n.takes, n.away
+	n.mu.Unlock()
+	select {
+	case <-time.After(takes):
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", issuer.Ended(ctx), ctx.Err())
+	}
+}
+
+func issuedAt(at time.Time, lifetime time.Duration, name string) renewal.Validity {
+	return renewal.Validity{Issued: at, NotAfter: at.Add(lifetime), Spread: renewal.SpreadOf(name)}
+}
+
+// keep adds a certificate of that validity, of a pod of its own. Its later ones live
+// for as long.
+func (n *node) keep(name string, v renewal.Validity) *Entry { return n.keepOf(name, name, v) }
+
+func (n *node) keepOf(pod, name string, v renewal.Validity) *Entry {
+	lifetime := v.NotAfter.Sub(v.Issued)
+	i := n.Add(pod, v, func(ctx context.Context) (renewal.Validity, error) {
+		err := n.ask(ctx, Renewal, name)
+		return issuedAt(time.Now(), lifetime, name), err
+	})
+	n.entries[name] = i
+	return i
+}
+
+func (n *node) answers(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.away = err
+}
+
+// calls returns the calls so far, and forgets them.
+func (n *node) calls() []call {
+	synctest.Wait()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	calls := n.asked
+	n.asked = nil
+	return calls
+}
+
+func names(calls []call) []string {
+	var all []string
+	for _, c := range calls {
+		all = append(all, c.name)
+	}
+	return all
+}
+
+// mostWithin is the largest number of calls in a window of that length.
+func mostWithin(calls []call, window time.Duration) int {
+	most := 0
+	for first, c := range calls {
+		last := slices.IndexFunc(calls[first:], func(other call) bool { return other.at.Sub(c.at) >= window })
+		if last < 0 {
+			last = len(calls) - first
+		}
+		most = max(most, last)
+	}
+	return most
+}
+
+func TestRenewsInTime(t *testing.T) {
+	virtually(t, func(n *node) {
+		i := n.keep("a", issuedAt(time.Now(), day, "a"))
+		for range 30 * 24 {
+			time.Sleep(time.Hour)
+			if left := time.Until(i.State().Validity.NotAfter); left < 6*time.Hour {
+				t.Errorf("%s are left", left)
+			}
+		}
+		if calls := len(n.calls()); calls < 39 || calls > 51 {
+			t.Errorf("%d renewals in 30 days", calls)
+		}
+	})
+}
+
+// What was published together is not renewed together.
+func TestRenewalsAreSpread(t *testing.T) {
+	virtually(t, func(n *node) {
+		for i := range 110 {
+			name := fmt.Sprint(i)
+			n.keep(name, issuedAt(time.Now(), day, name))
+		}
+		time.Sleep(20 * time.Hour)
+		calls := n.calls()
+		if most := mostWithin(calls, time.Minute); len(calls) != 110 || most > 8 {
+			t.Errorf("%d calls, %d in a minute", len(calls), most)
+		}
+	})
+}
+
+// A process that takes over renews when its predecessor would have.
+func TestRestartKeepsTheSpread(t *testing.T) {
+	virtually(t, func(n *node) {
+		begin := time.Now()
+		for i := range 110 {
+			name := fmt.Sprint(i)
+			n.keep(name, issuedAt(begin, day, name))
+		}
+		time.Sleep(15*time.Hour + 30*time.Minute)
+		before := n.calls()
+		n.end()
+		entries := n.entries
+		n.Scheduler = New()
+		for _, name := range slices.Sorted(maps.Keys(entries)) {
+			n.keep(name, entries[name].State().Validity)
+		}
+		n.start()
+		time.Sleep(time.Minute)
+		if after := n.calls(); len(before) < 20 || len(after) > 4 {
+			t.Errorf("%d renewals before the restart, %d in the minute after it", len(before), len(after))
+		}
+	})
+}
+
+func TestOutage(t *testing.T) {
+	for name, outage := range map[string]time.Duration{"of an hour": time.Hour, "of ten hours": 10 * time.Hour, "longer than a lifetime": 40 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			virtually(t, func(n *node) {
+				begin := time.Now()
+				for i := range 110 { // ages of all kinds
+					name := fmt.Sprint(i)
+					n.keep(name, issuedAt(begin.Add(-time.Duration(i)*14*time.Hour/110), day, name))
+				}
+				time.Sleep(15 * time.Hour)
+				n.calls()
+				n.answers(errAway)
+				time.Sleep(outage)
+				during := n.calls()
+				// Not a hot loop: a certificate that is about to expire is tried for
+				// more often, at most 80 times in its last 40 min.
+				if most := mostWithin(during, time.Minute); most > 90 {
+					t.Errorf("%d calls in a minute", most)
+				}
+				if least := int(outage / renewal.SlowestRetry); len(during) < least {
+					t.Errorf("%d calls, not %d", len(during), least)
+				}
+				expiring := map[string]time.Time{}
+				now := time.Now()
+				for name, i := range n.entries {
+					s := i.State()
+					if !s.Validity.Due().After(now.Add(-5*time.Minute)) && (s.Err == nil || s.Failures == 0 || s.Next.Sub(now) > renewal.SlowestRetry) {
+						t.Errorf("%s is due and says %+v", name, s)
+					}
+					if s.Validity.NotAfter.After(now) {
+						expiring[name] = s.Validity.NotAfter
+					}
+				}
+				n.answers(nil)
+				time.Sleep(16 * time.Minute)
+				n.settled()
+				if calls := n.calls(); len(calls) > 0 && calls[0].at.Sub(now) > renewal.SlowestRetry {
+					t.Errorf("asked again only after %s", calls[0].at.Sub(now))
+				} else if most := mostWithin(calls, time.Minute); most > 35 {
+					t.Errorf("%d calls in a minute when the CA was back", most)
+				}
+				for name, at := range expiring {
+					if v := n.entries[name].State().Validity; v.NotAfter.Equal(at) && time.Now().After(at) {
+						t.Errorf("%s expired %s after the CA was back", name, at.Sub(now))
+					}
+				}
+			})
+		})
+	}
+}
+
+// settled fails if something is overdue.
+func (n *node) settled() {
+	n.t.Helper()
+	for name, i := range n.entries {
+		if s := i.State(); s.Err != nil || s.Failures != 0 || time.Since(s.Validity.Due()) > time.Second {
+			n.t.Errorf("%s: overdue for %s, after %d failures: %v", name, time.Since(s.Validity.Due()), s.Failures, s.Err)
+		}
+	}
+}
+
+// Whoever starts late, or finds the CA back, begins with what is about to expire,
+// and goes on with what has expired.
+func TestMostUrgentFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &node{Scheduler: New(), t: t, entries: map[string]*Entry{}}
+		now := time.Now()
+		for name, left := range map[string]time.Duration{
+			"2 long expired": -5 * time.Hour, "3 expired": -time.Minute, "1 about to": 30 * time.Second,
+			"4 soon": 10 * time.Minute, "5 overdue": 6 * time.Hour, "6 not due": 12 * time.Hour,
+		} {
+			n.keep(name, issuedAt(now.Add(left-day), day, name))
+		}
+		n.start()
+		time.Sleep(2 * time.Minute)
+		calls := n.calls()
+		want := []string{"1 about to", "2 long expired", "3 expired", "4 soon", "5 overdue"}
+		if got := names(calls); !slices.Equal(got, want) {
+			t.Errorf("got %q", got)
+		} else if calls[0].at.Sub(now) > 0 || calls[4].at.Sub(now) > time.Minute {
+			t.Errorf("the first after %s, the last after %s", calls[0].at.Sub(now), calls[4].at.Sub(now))
+		}
+		n.end()
+	})
+}
+
+// One that always fails is not in the way of the others, whatever it says.
+func TestOneThatFailsIsNotInTheWay(t *testing.T) {
+	for name, err := range map[string]error{"denied": issuer.Denied, "500": errAway} {
+		t.Run(name, func(t *testing.T) {
+			virtually(t, func(n *node) {
+				begin := time.Now()
+				for i := range 20 {
+					name := fmt.Sprint(i)
+					n.keep(name, issuedAt(time.Now(), day, name))
+				}
+				n.Add("bad", issuedAt(time.Now(), day, "19"), func(ctx context.Context) (renewal.Validity, error) {
+					v := issuedAt(begin, day, "19")
+					return v, n.Call(ctx, Renewal, func(ctx context.Context) error {
+						return errors.Join(n.answer(ctx, "bad"), err)
+					})
+				})
+				time.Sleep(18 * time.Hour)
+				n.settled()
+				bad := 0
+				for _, name := range names(n.calls()) {
+					if name == "bad" {
+						bad++
+					}
+				}
+				if bad < 10 || bad > 120 {
+					t.Errorf("%d tries of the bad one", bad)
+				}
+			})
+		})
+	}
+}
+
+// A renewal that has no token waits for one, without giving up, and comes as soon
+// as there is one. It tells nothing about the CA.
+func TestWaitsForAToken(t *testing.T) {
+	virtually(t, func(n *node) {
+		n.keep("other", issuedAt(time.Now(), 3*time.Hour, "other"))
+		i := n.keep("a", issuedAt(time.Now(), 3*time.Hour, "other"))
+		n.answers(fmt.Errorf("%w: expired", issuer.NoPodToken))
+		time.Sleep(2*time.Hour + 30*time.Minute)
+		if calls := len(n.calls()); calls < 4 || calls > 60 {
+			t.Errorf("%d tries without a token", calls)
+		}
+		if s := i.State(); !errors.Is(s.Err, issuer.NoPodToken) {
+			t.Errorf("it says %v", s.Err)
+		}
+		n.answers(nil)
+		i.TokenArrived()
+		if got := names(n.calls()); !slices.Equal(got, []string{"a"}) {
+			t.Errorf("when the token came, %q were renewed", got)
+		}
+	})
+}
+
+func TestFirstCertificatesGoAheadOfTheBacklog(t *testing.T) {
+	virtually(t, func(n *node) {
+		begin := time.Now()
+		for i := range 110 {
+			name := fmt.Sprint(i)
+			n.keep(name, issuedAt(begin.Add(-time.Minute), 10*time.Minute, name))
+		}
+		n.answers(errAway)
+		time.Sleep(30 * time.Minute)
+		n.answers(nil)
+		n.mu.Lock()
+		n.takes = time.Second
+		n.mu.Unlock()
+		n.calls()
+		for i := range 5 {
+			if err := n.ask(n.t.Context(), Publish, "pod"); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(begin.Add(30 * time.Minute)); took > time.Duration(i+1)*time.Second {
+				t.Errorf("pod %d started after %s", i, took)
+			}
+		}
+	})
+}
+
+// While first certificates fail, renewals go on finding out for themselves.
+func TestFailingPodsDoNotPutOffRenewals(t *testing.T) {
+	virtually(t, func(n *node) {
+		n.keep("a", issuedAt(time.Now(), day, "a"))
+		for range 20 * 60 * 30 {
+			_ = n.Call(n.t.Context(), Publish, func(context.Context) error { return errAway })
+			time.Sleep(2 * time.Second)
+		}
+		if calls := n.calls(); len(calls) == 0 {
+			t.Error("not renewed")
+		}
+	})
+}
+
+// moveDue sets when entries are due, as a clock that jumps does: nothing wakes the
+// scheduler.
+func (n *node) moveDue(due time.Time) {
+	n.Scheduler.mu.Lock()
+	defer n.Scheduler.mu.Unlock()
+	for _, e := range n.entries {
+		n.dequeue(e)
+		e.due = due
+		e.inWaiting = n.waiting.add(e, due)
+	}
+}
+
+// A clock that was set is noticed within a minute; so is a machine that was suspended:
+// the wall clock went on, and timers did not.
+func TestSleepsNoLongerThanAMinute(t *testing.T) {
+	virtually(t, func(n *node) {
+		n.keep("a", issuedAt(time.Now(), day, "a"))
+		time.Sleep(time.Hour)
+		n.moveDue(time.Now())
+		time.Sleep(time.Minute)
+		if calls := n.calls(); len(calls) != 1 {
+			t.Errorf("%d renewals", len(calls))
+		}
+	})
+}
+
+// After the machine was suspended for a night, what is due does not begin all at once:
+// other nodes may have been, too.
+func TestBacklogIsPaced(t *testing.T) {
+	virtually(t, func(n *node) {
+		for i := range 60 {
+			name := fmt.Sprint(i)
+			n.keep(name, issuedAt(time.Now(), day, name))
+		}
+		time.Sleep(time.Hour)
+		n.moveDue(time.Now().Add(-time.Hour))
+		time.Sleep(10 * time.Minute)
+		calls := n.calls()
+		if most := mostWithin(calls, time.Minute); len(calls) != 60 || most > 16 {
+			t.Errorf("%d calls, %d in a minute", len(calls), most)
+		}
+		n.settled()
+	})
+}
+
+// A pod with many short-lived volumes delays no other pod.
+func TestGreedyPodDelaysNobody(t *testing.T) {
+	virtually(t, func(n *node) {
+		n.takes = 2 * time.Second // a CA that is slow
+		for i := range 40 {
+			n.keepOf("greedy", fmt.Sprint("greedy-", i), issuedAt(time.Now(), 5*time.Minute, fmt.Sprint(i)))
+		}
+		late := time.Duration(0)
+		for _, name := range []string{"a", "b", "c"} {
+			n.keep(name, issuedAt(time.Now(), time.Hour, name))
+		}
+		for range 3 * 60 * 6 {
+			time.Sleep(10 * time.Second)
+			for _, name := range []string{"a", "b", "c"} {
+				late = max(late, time.Since(n.entries[name].State().Validity.Due()))
+			}
+		}
+		if late > 30*time.Second {
+			t.Errorf("a renewal of another pod was %s late", late)
+		}
+	})
+}
+
+// A certificate that the CA gives for an instant does not make a hot loop.
+func TestLeastInterval(t *testing.T) {
+	virtually(t, func(n *node) {
+		n.keep("a", issuedAt(time.Now(), time.Millisecond, "a"))
+		time.Sleep(time.Minute)
+		if calls := len(n.calls()); calls > 61 {
+			t.Errorf("%d renewals in a minute", calls)
+		}
+	})
+}
+
+// A panic about one certificate is a failure of its own, and is retried.
+func TestPanicIsAFailure(t *testing.T) {
+	virtually(t, func(n *node) {
+		before, tries := panics.Total(), 0
+		e := n.Add("a", issuedAt(time.Now(), 3*time.Hour, "a"), func(ctx context.Context) (renewal.Validity, error) {
+			if tries++; tries < 3 {
+				return renewal.Validity{}, n.Call(ctx, Renewal, func(context.Context) error { panic("a defect") })
+			}
+			return issuedAt(time.Now(), 3*time.Hour, "a"), nil
+		})
+		n.keep("b", issuedAt(time.Now(), 3*time.Hour, "b"))
+		time.Sleep(3 * time.Hour)
+		n.settled()
+		if s := e.State(); tries < 3 || s.Failures != 0 || panics.Total() != before+2 {
+			t.Errorf("%d tries, %d panics, %+v", tries, panics.Total()-before, s)
+		}
+		if n.limiter.calls != [2]int{} {
+			t.Errorf("calls left: %v", n.limiter.calls)
+		}
+	})
+}
+
+// The token of one pod, and the rate limit of one pod, do not stop the others.
+func TestOutcomesOfOnePodDoNotStopOthers(t *testing.T) {
+	for _, outcome := range []issuer.Outcome{issuer.Throttled, issuer.NoPodToken, issuer.Canceled, issuer.Denied} {
+		virtually(t, func(n *node) {
+			n.limiter.limit = 8
+			for range 20 {
+				_ = n.Call(n.t.Context(), Publish, func(context.Context) error { return fmt.Errorf("%w: a test", outcome) })
+			}
+			if n.breaker.IsOpen() || n.limiter.limit < 8 {
+				t.Errorf("%v: open: %v, limit %d", outcome, n.breaker.IsOpen(), n.limiter.limit)
+			}
+		})
+	}
+}
+
+func TestEndsAtOnce(t *testing.T) {
+	virtually(t, func(n *node) {
+		n.mu.Lock()
+		n.takes = 48 * time.Hour // a CA that hangs
+		n.mu.Unlock()
+		i := n.keep("a", issuedAt(time.Now(), 3*time.Hour, "a"))
+		n.keep("b", issuedAt(time.Now(), 3*time.Hour, "b"))
+		time.Sleep(2*time.Hour + 30*time.Minute) // in the middle of both renewals
+		begin := time.Now()
+		n.Remove(i)
+		n.end()
+		if took := time.Since(begin); took > 0 || len(n.calls()) != 2 {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
+func TestGoneIsForgotten(t *testing.T) {
+	virtually(t, func(n *node) {
+		tries := 0
+		n.Add("a", issuedAt(time.Now(), 3*time.Hour, "a"), func(context.Context) (renewal.Validity, error) {
+			tries++
+			return renewal.Validity{}, fmt.Errorf("not mounted: %w", ErrGone)
+		})
+		time.Sleep(day)
+		synctest.Wait()
+		if tries != 1 || len(n.waiting.elements)+len(n.urgent.elements)+n.backlog.size != 0 {
+			t.Errorf("%d tries, left: %d waiting, %d due", tries, len(n.waiting.elements), n.backlog.size)
+		}
+	})
+}
+
+// An entry that is removed leaves nothing, whatever it waited for.
+func TestRemovedIsForgotten(t *testing.T) {
+	virtually(t, func(n *node) {
+		n.answers(errAway)
+		waiting := n.keep("waiting", issuedAt(time.Now(), day, "waiting"))
+		for i := range 100 {
+			n.keep(fmt.Sprint(i), issuedAt(time.Now().Add(-day/2), day, fmt.Sprint(i)))
+		}
+		time.Sleep(8 * time.Hour)
+		for _, e := range n.entries {
+			n.Remove(e)
+		}
+		n.Remove(waiting)
+		synctest.Wait()
+		if len(n.waiting.elements)+len(n.urgent.elements)+n.backlog.size+len(n.backlog.pods) != 0 || n.backlog.next(time.Now()) != nil || len(n.backlog.round) != 0 {
+			t.Errorf("left: %d waiting, %d urgent, %d due of %d pods", len(n.waiting.elements), len(n.urgent.elements), n.backlog.size, len(n.backlog.pods))
+		}
+	})
+}

@@ -1,0 +1,80 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/driver/tmpfs"
+)
+
+// Adopt takes over the volume that is mounted at the path: one of an earlier process,
+// or one that was gone for a while. wanted is what the kubelet asks for; nil for what
+// the volume's own record says. What does not fit is renewed at once. It returns nil
+// if nothing is mounted there, or the bind mount of a volume that belongs elsewhere.
+func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, error) {
+	target, err := n.Targets.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer target.Close()
+	data, err := tmpfs.Record(target)
+	if err != nil || data == nil {
+		return nil, err
+	}
+	record, damage := ParseRecord(data)
+	switch {
+	case wanted == nil && damage != nil:
+		return nil, damage
+	case wanted == nil && record.Target != path:
+		return nil, nil
+	case wanted == nil:
+		wanted = &record.Spec
+	case damage == nil && record.VolumeID != wanted.VolumeID:
+		return nil, fmt.Errorf("%w: %s", ErrConflict, path)
+	}
+	v, err := newVolume(n, *wanted)
+	if err != nil {
+		v = &Volume{Spec: *wanted, node: n, unfit: err}
+	}
+	v.certificate = record.certificate
+	if damage == nil {
+		root, err := tmpfs.Root(target)
+		if err != nil {
+			return nil, err
+		}
+		defer root.Close()
+		damage = v.takeCertificate(root, record)
+	}
+	v.renewFirst = damage != nil || !record.Same(*wanted)
+	if damage != nil {
+		klog.FromContext(ctx).Error(damage, "A mounted volume is damaged; it is renewed at once", v.LogValues()...)
+	}
+	// Without it, the configured roots are what the issuer's peer is verified by.
+	if trusted, err := readTrust(target); err == nil && v.unfit == nil {
+		v.issuer.Trust().Learn(trusted)
+	}
+	return v, nil
+}
+
+// takeCertificate takes over which certificate is mounted, and says what is wrong with
+// it. A process that was killed between the files and the record has left the record
+// of the certificate before.
+func (v *Volume) takeCertificate(root *os.Root, record Record) error {
+	mounted, err := attributes.Parse(record.Attributes, record.Pod, record.MountGroup, v.node.Attributes)
+	if err != nil {
+		return nil // the names of its files are not known, and it cannot be renewed
+	}
+	contents, err := Check(root, payload.NamesOf(mounted))
+	if err != nil {
+		return err
+	}
+	if serial := contents.Leaf.SerialNumber.String(); serial != record.Serial || record.NotAfter.IsZero() {
+		v.certificate = certificate{Issued: contents.Written, NotAfter: contents.Leaf.NotAfter, Serial: serial}
+	}
+	return nil
+}

@@ -1,0 +1,183 @@
+package volume
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"go.step.sm/crypto/pemutil"
+	"golang.org/x/sys/unix"
+
+	"github.com/flexstack/step-csi/driver/payload"
+)
+
+// Contents are what the files of a volume say.
+type Contents struct {
+	Leaf          *x509.Certificate
+	Intermediates []*x509.Certificate
+	Roots         []*x509.Certificate
+	// Written is when the files were written.
+	Written time.Time
+}
+
+// Check states what is true of every volume that is mounted, whenever it is looked at
+// and whatever was killed before, and returns what its files say:
+//
+//   - The mount is read-only.
+//   - ..data leads to one set of files. The names lead through it, and there are no
+//     other visible names.
+//   - The private key is the leaf's.
+//   - The leaf's chain ends at one of the roots. Whether it has expired is another
+//     question: it may, while the CA is down.
+//
+// The error has all that is not. In a directory that is no volume, such as a copy,
+// only the files are checked.
+func Check(directory *os.Root, names payload.Names) (*Contents, error) {
+	var problems []error
+	_, err := directory.Lstat(payload.DataLink)
+	mounted, writable, mountErr := mountOf(directory)
+	switch {
+	case mountErr != nil:
+		problems = append(problems, mountErr)
+	case mounted && writable:
+		problems = append(problems, errors.New("the mount is writable"))
+	}
+	if mounted || err == nil {
+		problems = append(problems, checkNames(directory, names))
+	}
+	contents, err := readContents(directory, names)
+	return contents, errors.Join(append(problems, err)...)
+}
+
+// mountOf tells whether a file system is mounted at the directory, and lets it be
+// written.
+func mountOf(directory *os.Root) (mounted, writable bool, err error) {
+	file, err := directory.Open(".")
+	if err != nil {
+		return false, false, err
+	}
+	defer file.Close()
+	var attributes unix.Statx_t
+	if err := unix.Statx(int(file.Fd()), "", unix.AT_EMPTY_PATH, 0, &attributes); err != nil {
+		return false, false, os.NewSyscallError("statx", err)
+	}
+	var system unix.Statfs_t
+	if err := unix.Fstatfs(int(file.Fd()), &system); err != nil {
+		return false, false, os.NewSyscallError("fstatfs", err)
+	}
+	return attributes.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, system.Flags&unix.ST_RDONLY == 0, nil
+}
+
+// checkNames checks that the visible names are these, each a link through ..data.
+func checkNames(directory *os.Root, names payload.Names) error {
+	entries, err := fs.ReadDir(directory.FS(), ".")
+	if err != nil {
+		return err
+	}
+	var problems []error
+	for _, entry := range entries {
+		if name := entry.Name(); !strings.HasPrefix(name, payload.Reserved) && !slices.Contains(names.All(), name) {
+			problems = append(problems, fmt.Errorf("%s is no file of the volume", name))
+		}
+	}
+	for _, name := range names.All() {
+		link, err := directory.Readlink(name)
+		if err == nil && link != payload.DataLink+"/"+name {
+			err = fmt.Errorf("%s leads to %s, and not through %s", name, link, payload.DataLink)
+		}
+		problems = append(problems, err)
+	}
+	return errors.Join(problems...)
+}
+
+// readContents reads the files, and checks that they belong together.
+func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
+	// All of one set: a renewal may replace it at any time.
+	set, err := directory.OpenRoot(payload.DataLink)
+	if errors.Is(err, fs.ErrNotExist) {
+		set, err = directory.OpenRoot(".")
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer set.Close()
+	info, err := set.Stat(names.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := readCertificates(set, names.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	c := &Contents{Leaf: chain[0], Intermediates: chain[1:], Written: info.ModTime()}
+	key, err := payload.ReadKey(set, names.PrivateKey)
+	if err != nil {
+		return nil, err
+	}
+	if public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(c.Leaf.PublicKey) {
+		return nil, fmt.Errorf("%s is the key of another certificate than %s", names.PrivateKey, names.Certificate)
+	}
+	if c.Roots, err = readCertificates(set, names.CA); err != nil {
+		return nil, err
+	}
+	if err := c.Verify(c.Leaf.NotBefore, x509.ExtKeyUsageAny); err != nil {
+		return nil, fmt.Errorf("%s with the roots of %s: %w", names.Certificate, names.CA, err)
+	}
+	return c, nil
+}
+
+func readCertificates(set *os.Root, name string) ([]*x509.Certificate, error) {
+	data, err := set.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, fmt.Errorf("%s is empty", name)
+	}
+	certificates, err := pemutil.ParseCertificateBundle(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return certificates, nil
+}
+
+// Verify verifies the leaf's chain up to one of the roots, as of the time.
+func (c *Contents) Verify(at time.Time, usages ...x509.ExtKeyUsage) error {
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	for _, root := range c.Roots {
+		roots.AddCert(root)
+	}
+	for _, intermediate := range c.Intermediates {
+		intermediates.AddCert(intermediate)
+	}
+	for _, usage := range usages {
+		_, err := c.Leaf.Verify(x509.VerifyOptions{
+			Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{usage}, CurrentTime: at,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Fits checks that the record says of which pod's volume it is, and no other
+// certificate than the mounted one. A process that was killed between writing the
+// files and the record leaves one that does not fit, until the next process adopts
+// the volume.
+func (r Record) Fits(c *Contents) error {
+	switch serial := c.Leaf.SerialNumber.String(); {
+	case r.Serial != serial:
+		return fmt.Errorf("the record is of the certificate %s, and %s is mounted", r.Serial, serial)
+	case !r.NotAfter.Equal(c.Leaf.NotAfter):
+		return fmt.Errorf("the record has the expiry %s, and the certificate %s", r.NotAfter, c.Leaf.NotAfter)
+	}
+	return nil
+}

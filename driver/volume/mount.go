@@ -1,0 +1,79 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/flexstack/step-csi/driver/tmpfs"
+)
+
+// A volume's tmpfs holds two sets of a few files of some KiB each, and a third while
+// that is written. Only what is in it takes memory.
+const (
+	tmpfsSize   = 1 << 20
+	tmpfsInodes = 128
+)
+
+// IsMounted tells whether a volume is mounted at the path.
+func IsMounted(n *Node, path string) (bool, error) {
+	target, err := n.Targets.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer target.Close()
+	data, err := tmpfs.Record(target)
+	return data != nil, err
+}
+
+// open opens the volume's target. The error is ErrGone if something else is there.
+func (v *Volume) open() (*os.File, error) {
+	target, err := v.node.Targets.Open(v.Target)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrGone
+	}
+	if err != nil {
+		return nil, err
+	}
+	data, err := tmpfs.Record(target)
+	if errors.Is(err, tmpfs.ErrForeign) || err == nil && (data == nil || isOther(data, v.VolumeID)) {
+		err = fmt.Errorf("%w at %s", ErrGone, target.Name())
+	}
+	if err != nil {
+		target.Close()
+		return nil, err
+	}
+	return target, nil
+}
+
+// Open opens what is mounted at the volume's target, to ask for its usage.
+func (v *Volume) Open() (*os.File, error) { return v.open() }
+
+// Detach takes the volume away from the target path, however often it is mounted
+// there. It succeeds if nothing is.
+func Detach(n *Node, id, path string) error {
+	for {
+		target, err := n.Targets.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		data, err := tmpfs.Record(target)
+		switch {
+		case err == nil && data != nil && isOther(data, id):
+			err = fmt.Errorf("%w: %s", ErrConflict, path)
+		case err == nil && data != nil:
+			err = tmpfs.Detach(target)
+		}
+		target.Close()
+		if err != nil || data == nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,112 @@
+package volume
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"time"
+
+	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/trust"
+)
+
+// Spec is what the kubelet asks for.
+type Spec struct {
+	VolumeID string `json:"volumeID"`
+	// Target is the target path, relative to the kubelet's directory. A bind mount of
+	// the volume elsewhere has the same record, but another path.
+	Target string     `json:"target"`
+	Pod    issuer.Pod `json:"pod"`
+	// Attributes are the volume attributes, as written in the pod's spec.
+	Attributes map[string]string `json:"attributes,omitempty"`
+	MountGroup string            `json:"mountGroup,omitempty"`
+}
+
+// Same tells whether both ask for the same certificate in the same files.
+func (s Spec) Same(other Spec) bool {
+	return s.Pod == other.Pod && s.MountGroup == other.MountGroup && maps.Equal(s.Attributes, other.Attributes)
+}
+
+// LogValues identify the volume in logs.
+func (s Spec) LogValues() []any {
+	return []any{"pod", s.Pod.Namespace + "/" + s.Pod.Name, "volumeID", s.VolumeID}
+}
+
+// certificate is what is recorded of the mounted certificate.
+type certificate struct {
+	// Issued is when the certificate was asked for, by the node's clock.
+	Issued   time.Time `json:"issued"`
+	NotAfter time.Time `json:"notAfter"`
+	// Serial is the serial number, in decimal.
+	Serial string `json:"serial"`
+}
+
+// Record is what a mounted volume says about itself, in an extended attribute of its
+// tmpfs. It holds no key and no token. It is for the schedule only: who the pod is,
+// the kubelet says again with each publish.
+type Record struct {
+	Spec
+	certificate
+}
+
+func (v *Volume) record() Record { return Record{v.Spec, v.certificate} }
+
+// ParseRecord takes what it knows of a record that an older or a newer version has
+// written, as long as that says which volume it is.
+func ParseRecord(data []byte) (Record, error) {
+	var r Record
+	err := json.Unmarshal(data, &r)
+	if err == nil && (r.VolumeID == "" || r.Target == "") {
+		err = errors.New("it does not say of which volume it is")
+	}
+	if err != nil {
+		return r, fmt.Errorf("the volume's record cannot be read: %w", err)
+	}
+	return r, nil
+}
+
+// isOther tells whether the data is the record of another volume than id. One that
+// cannot be read may be of any: only this driver writes records.
+func isOther(data []byte, id string) bool {
+	r, err := ParseRecord(data)
+	return err == nil && r.VolumeID != id
+}
+
+func writeRecord(tree *tmpfs.Tree, r Record) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if err := tree.SetRecord(data); err != nil {
+		return fmt.Errorf("write the record: %w", err)
+	}
+	return nil
+}
+
+// writeTrust leaves the roots that the issuer's peer is verified by for the next
+// process. If they do not fit, that process has the configured roots.
+func (v *Volume) writeTrust(tree *tmpfs.Tree) error {
+	learnt := v.issuer.Trust().Learnt()
+	data, err := json.Marshal(learnt)
+	if err != nil {
+		return err
+	}
+	if len(data) <= tmpfs.MaxRecord {
+		if err := tree.SetTrust(data); err != nil {
+			return fmt.Errorf("write the trusted roots: %w", err)
+		}
+	}
+	v.trusted = learnt.Since
+	return nil
+}
+
+func readTrust(target *os.File) (learnt trust.Learnt, err error) {
+	data, err := tmpfs.Trust(target)
+	if err != nil || data == nil {
+		return learnt, err
+	}
+	return learnt, json.Unmarshal(data, &learnt)
+}

@@ -1,0 +1,58 @@
+package volume
+
+import (
+	"errors"
+	"io/fs"
+
+	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/driver/tmpfs"
+)
+
+// ReplaceRoots writes the newest roots of the issuer into the mounted volume, and
+// tells whether the files changed: that makes programs reload. The certificate and
+// the key stay. It does nothing to a volume that is gone or about to go.
+func (v *Volume) ReplaceRoots() (changed bool, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.closed || v.unfit != nil {
+		return false, nil
+	}
+	roots, trusted := v.issuer.LatestRoots(), v.issuer.Trust().Learnt().Since
+	if len(roots.Own) == 0 || v.roots.Same(roots) && v.trusted.Equal(trusted) {
+		return false, nil
+	}
+	target, err := v.open()
+	if errors.Is(err, ErrGone) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer target.Close()
+	tree, err := tmpfs.Clone(target)
+	if err != nil {
+		return false, err
+	}
+	defer tree.Close()
+	root, err := tree.Root()
+	if err != nil {
+		return false, err
+	}
+	defer root.Close()
+	file := payload.File{Name: v.attributes.CAFile, Data: payload.EncodeRoots(roots)}
+	same, err := payload.Has(root, file)
+	if err != nil {
+		return false, err
+	}
+	if !same {
+		err = payload.Replace(root, file, payload.NamesOf(v.attributes), v.access())
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil // the files are to have other names: a renewal is due
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	v.roots = roots
+	return !same, v.writeTrust(tree)
+}

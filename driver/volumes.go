@@ -1,0 +1,95 @@
+package driver
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/driver/volume"
+)
+
+// volumes is the registry of the mounted volumes, by volume id. The zero value is
+// empty.
+type volumes struct {
+	mu   sync.Mutex
+	byID map[string]*volume.Volume
+}
+
+func (r *volumes) get(id string) *volume.Volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byID[id]
+}
+
+// put registers the volume, and returns the one that had its id.
+func (r *volumes) put(v *volume.Volume) (previous *volume.Volume) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.byID == nil {
+		r.byID = map[string]*volume.Volume{}
+	}
+	previous = r.byID[v.VolumeID]
+	r.byID[v.VolumeID] = v
+	return previous
+}
+
+func (r *volumes) remove(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.byID, id)
+}
+
+func (r *volumes) all() []*volume.Volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.byID))
+}
+
+// manage registers a mounted volume and renews it from now on, in the place of the
+// one that was known by its id.
+func (d *Driver) manage(ctx context.Context, v *volume.Volume) {
+	if previous := d.volumes.put(v); previous != nil {
+		previous.Stop()
+	}
+	v.Keep()
+	// Roots that changed while the volume was made did not reach it: it was not
+	// registered yet.
+	d.replaceRoots(ctx, v)
+}
+
+// adoptAll adopts the volumes that an earlier process of this driver left mounted. A
+// volume that cannot be read is logged and left alone, until the kubelet publishes it
+// again.
+func (d *Driver) adoptAll(ctx context.Context) error {
+	paths, err := tmpfs.List(d.config.Name)
+	if err != nil {
+		return err
+	}
+	logger := klog.FromContext(ctx)
+	count := 0
+	for _, path := range paths {
+		relative, below := d.node.Targets.Relative(path)
+		if !below {
+			continue // of another kubelet's, or a bind mount
+		}
+		v, err := volume.Adopt(ctx, d.node, relative, nil)
+		switch {
+		case err != nil:
+			logger.Error(err, "Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again", "path", path)
+		case v == nil || d.volumes.get(v.VolumeID) != nil:
+			// A bind mount, or mounted a second time, on top of itself.
+		default:
+			if err := v.Unmanaged(); err != nil {
+				logger.Error(err, "A mounted volume does not fit the configuration; it is not renewed", v.LogValues()...)
+			}
+			d.manage(ctx, v)
+			count++
+		}
+	}
+	logger.Info("Adopted mounted volumes", "count", count)
+	return nil
+}

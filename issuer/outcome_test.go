@@ -1,0 +1,63 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+)
+
+// Every outcome has a row of the table, with a label and a text of its own.
+func TestOutcomes(t *testing.T) {
+	labels, texts := map[string]bool{}, map[string]bool{}
+	for _, o := range Outcomes() {
+		if o.String() == "" || o.Error() == "" || labels[o.String()] || texts[o.Error()] {
+			t.Errorf("outcome %d: label %q, text %q", int(o), o, o.Error())
+		}
+		labels[o.String()], texts[o.Error()] = true, true
+		if (o == OK) != (o.CSICode() == codes.OK) || (o == OK) != (o.RACode() == codes.OK) {
+			t.Errorf("%v: codes %v and %v", o, o.CSICode(), o.RACode())
+		}
+		if o.Answered() && o.IsDown() {
+			t.Errorf("%v: an issuer that is down has not answered", o)
+		}
+	}
+	if len(labels) != int(Failed)+1 {
+		t.Errorf("%d rows", len(labels))
+	}
+}
+
+// A pod without a token, or over its own rate limit, says nothing about the issuer;
+// neither does a caller that gave up.
+func TestOneVolumeDoesNotTakeTheIssuerDown(t *testing.T) {
+	for _, o := range []Outcome{Denied, Throttled, NoPodToken, Canceled, InvalidAnswer, Failed} {
+		if o.IsDown() {
+			t.Errorf("%v", o)
+		}
+	}
+}
+
+func TestOutcomeOf(t *testing.T) {
+	for want, err := range map[Outcome]error{
+		OK:     nil,
+		Denied: fmt.Errorf("issuer default: %w", fmt.Errorf("%w: %w", Denied, errors.New("no"))),
+		Failed: errors.New("no outcome"),
+	} {
+		if got := OutcomeOf(err); got != want {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	}
+}
+
+func TestEnded(t *testing.T) {
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	expired, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	<-expired.Done()
+	if Ended(canceled) != Canceled || Ended(expired) != Unavailable {
+		t.Errorf("%v and %v", Ended(canceled), Ended(expired))
+	}
+}

@@ -1,0 +1,160 @@
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/policy"
+	"github.com/flexstack/step-csi/issuer/ra/rapb"
+	"github.com/flexstack/step-csi/issuer/trust"
+)
+
+var (
+	web    = issuer.Pod{Namespace: "shop", Name: "web-0", UID: "uid-web-0", ServiceAccount: "web", Node: "node-1"}
+	plugin = issuer.Pod{Namespace: "step-ca", Name: "step-csi-1", UID: "uid-plugin", ServiceAccount: "step-csi", Node: "node-1"}
+)
+
+// knowing is a Reviewer that knows two tokens.
+type knowing struct{}
+
+func (knowing) Review(_ context.Context, token issuer.Token) (issuer.Pod, error) {
+	switch token.Reveal() {
+	case "a.plugin.c":
+		return plugin, nil
+	case "a.web.c":
+		return web, nil
+	}
+	return issuer.Pod{}, ErrRejected
+}
+
+// recording is a Signer that signs nothing, and keeps what it was asked for.
+type recording struct{ asked []issuer.SigningRequest }
+
+func (*recording) Connect(context.Context) error                      { return nil }
+func (*recording) Roots(context.Context) (issuer.Roots, error)        { return issuer.Roots{}, nil }
+func (*recording) RefreshRoots(context.Context) (issuer.Roots, error) { return issuer.Roots{}, nil }
+func (*recording) Trust() *trust.Store                                { return nil }
+func (r *recording) Sign(_ context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
+	r.asked = append(r.asked, req)
+	return nil, issuer.Unavailable
+}
+
+func newFuzzed(t testing.TB, s issuer.Signer) *Server {
+	t.Helper()
+	allow, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local", Reserved: []string{"ra.shop.svc"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := issuer.New(issuer.Config{Signer: s, Policy: allow.Check})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := New(Config{
+		Issuers:  map[string]Issuer{"default": {Issuer: i, Min: time.Second, Max: 24 * time.Hour}},
+		Serving:  Serving{Signer: s, Names: []string{"ra.shop.svc"}, Duration: time.Hour},
+		Plugin:   ServiceAccount{"step-ca", "step-csi"},
+		Reviewer: knowing{},
+		Limits:   Limits{Node: Limit{1e9, 1e9}, Pod: Limit{1e9, 1e9}},
+		Metrics:  prometheus.NewRegistry(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// FuzzSign takes a request as it comes over the wire: whatever it is, the CA is
+// asked for nothing but the pod's own names, all of which are in the CSR.
+func FuzzSign(f *testing.F) {
+	for _, change := range []func(*issuer.Request){
+		func(*issuer.Request) {},
+		func(r *issuer.Request) { r.DNSNames = append(r.DNSNames, "db.prod.svc") },
+		func(r *issuer.Request) { r.DNSNames = []string{"WEB.shop.svc", "*.shop.svc", "ra.shop.svc"} },
+		func(r *issuer.Request) { r.CommonName = "postgres" },
+		func(r *issuer.Request) { r.IPAddresses = []netip.Addr{netip.MustParseAddr("10.0.0.1")} },
+		func(r *issuer.Request) { r.EmailAddresses = []string{"a@b.example"} },
+		func(r *issuer.Request) { r.URIs = nil },
+	} {
+		id, _ := url.Parse("spiffe://cluster.local/ns/shop/sa/web")
+		req := issuer.Request{CommonName: "web.shop", DNSNames: []string{"web.shop"}, URIs: []*url.URL{id}}
+		change(&req)
+		key, err := issuer.ECDSAP256.Generate()
+		if err != nil {
+			f.Fatal(err)
+		}
+		csr, err := issuer.NewCSR(req, key)
+		if err != nil {
+			f.Fatal(err)
+		}
+		wire, err := proto.Marshal(&rapb.SignRequest{
+			Issuer: "default", Csr: csr.Raw, DurationSeconds: 3600, PodToken: "a.web.c",
+			Pod: &rapb.Pod{Namespace: web.Namespace, Name: web.Name, Uid: web.UID, ServiceAccount: web.ServiceAccount, Node: web.Node},
+		})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(wire)
+	}
+	ctx := klog.NewContext(metadata.NewIncomingContext(context.Background(), metadata.Pairs("authorization", "Bearer a.plugin.c")), logr.Discard())
+	s := &recording{}
+	a := newFuzzed(f, s)
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		req := &rapb.SignRequest{}
+		if proto.Unmarshal(wire, req) != nil {
+			return
+		}
+		s.asked = nil
+		if _, err := a.Sign(ctx, req); err == nil {
+			t.Fatal("signed by a signer that signs nothing")
+		} else if len(s.asked) == 0 {
+			if errors.Is(err, issuer.Unavailable) {
+				t.Fatalf("not asked, but %v", err)
+			}
+			return
+		}
+		checkAsked(t, s.asked[0], req)
+	})
+}
+
+// checkAsked holds what the CA is asked for against what the pod may have.
+func checkAsked(t *testing.T, asked issuer.SigningRequest, req *rapb.SignRequest) {
+	if asked.Applicant.Pod != web || !slices.Equal(asked.CSR.Raw, req.GetCsr()) {
+		t.Fatalf("asked for %+v", asked.Applicant)
+	}
+	csr, err := x509.ParseCertificateRequest(req.GetCsr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(csr.DNSNames, asked.Request.DNSNames) || len(csr.URIs) != len(asked.Request.URIs) ||
+		len(csr.IPAddresses)+len(csr.EmailAddresses) > 0 || csr.Subject.CommonName != asked.Request.CommonName {
+		t.Fatalf("asked for %+v, and the CSR is for %+v", asked.Request, csr)
+	}
+	for _, name := range csr.DNSNames {
+		own := strings.HasSuffix(name, ".shop") || strings.HasSuffix(name, ".shop.svc") || strings.HasSuffix(name, ".shop.svc.cluster.local")
+		if !own || strings.ToLower(name) != name || name == "ra.shop.svc" || name == "*.shop.svc" {
+			t.Fatalf("asked for %q", name)
+		}
+	}
+	for _, uri := range csr.URIs {
+		if uri.String() != "spiffe://cluster.local/ns/shop/sa/web" {
+			t.Fatalf("asked for %s", uri)
+		}
+	}
+	if cn := csr.Subject.CommonName; !slices.Contains(append([]string{"", web.UID, web.Name}, csr.DNSNames...), cn) {
+		t.Fatalf("asked for the common name %q", cn)
+	}
+}

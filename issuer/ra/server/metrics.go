@@ -1,0 +1,91 @@
+package server
+
+import (
+	"crypto/x509"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+)
+
+// metrics of the authority.
+type metrics struct {
+	requests    *prometheus.CounterVec
+	duration    *prometheus.HistogramVec
+	answered    *prometheus.GaugeVec
+	failed      *prometheus.GaugeVec
+	revocations *prometheus.CounterVec
+}
+
+func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "step_csi_ra_requests_total",
+			Help: "Requests to sign, by issuer and gRPC code of the answer.",
+		}, []string{"issuer", "code"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "step_csi_ra_request_duration_seconds",
+			Help:    "How long requests to sign took, whatever the answer, by issuer.",
+			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
+		}, []string{"issuer"}),
+		answered: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "step_csi_ra_issuer_last_answer_timestamp_seconds",
+			Help: "When the CA of the issuer last answered its roots; 0 if never.",
+		}, []string{"issuer"}),
+		failed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "step_csi_ra_issuer_last_failure_timestamp_seconds",
+			Help: "When the CA of the issuer last did not answer its roots; 0 if never.",
+		}, []string{"issuer"}),
+		revocations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "step_csi_ra_revocations_total",
+			Help: "Requests to revoke, by issuer and gRPC code of the answer.",
+		}, []string{"issuer", "code"}),
+	}
+	issued := s.gauge("step_csi_ra_certificate_issued_timestamp_seconds",
+		"When the authority's own certificate was issued, by its notBefore; 0 if there is none.",
+		func(leaf *x509.Certificate) time.Time { return leaf.NotBefore })
+	expiry := s.gauge("step_csi_ra_certificate_expiration_timestamp_seconds",
+		"When the authority's own certificate expires; 0 if there is none.",
+		func(leaf *x509.Certificate) time.Time { return leaf.NotAfter })
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, m.revocations, issued, expiry} {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// gauge is a time of the authority's own certificate.
+func (s *serving) gauge(name, help string, at func(*x509.Certificate) time.Time) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+		if c := s.current.Load(); c != nil {
+			return float64(at(c.Leaf).Unix())
+		}
+		return 0
+	})
+}
+
+// expect makes the series of an issuer whose CA has not been asked yet.
+func (m *metrics) expect(issuer string) {
+	m.revocations.WithLabelValues(issuer, codes.OK.String())
+	m.answered.WithLabelValues(issuer)
+	m.failed.WithLabelValues(issuer)
+}
+
+// refreshed keeps when the CA answered its roots, and when it did not.
+func (m *metrics) refreshed(issuer string, err error) {
+	at := m.answered
+	if err != nil {
+		at = m.failed
+	}
+	at.WithLabelValues(issuer).SetToCurrentTime()
+}
+
+func (m *metrics) signed(issuer string, c codes.Code, took time.Duration) {
+	m.requests.WithLabelValues(issuer, c.String()).Inc()
+	m.duration.WithLabelValues(issuer).Observe(took.Seconds())
+}
+
+func (m *metrics) revoked(issuer string, c codes.Code) {
+	m.revocations.WithLabelValues(issuer, c.String()).Inc()
+}

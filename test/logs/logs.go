@@ -1,0 +1,40 @@
+// Package logs has the log messages that tests wait for. A message that changes in
+// the code changes here, and nowhere else in test.
+package logs
+
+// The plugin and the authority log these. Each is a whole message, in the quotes
+// that klog puts around it, unless its comment says that it is a part.
+const (
+	Connected        = `"Connected"`
+	ServingHealth    = `"Serving health"`
+	Registered       = `"Registered with the kubelet"`
+	CallSucceeded    = `"Call succeeded"`
+	CallFailed       = `"Call failed"`
+	Adopted          = `"Adopted mounted volumes"`
+	CannotAdopt      = `"Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again"`
+	Renewed          = `"Certificate renewed"`
+	RenewalFailed    = `"Renewal failed"`
+	RenewalsStopped  = `"Renewals stopped until the kubelet publishes the volume again"`
+	NoSVID           = `"The certificate is no X.509-SVID` // a part
+	Revoked          = `"Certificate revoked"`
+	NotRevoked       = `"Revocation failed`                                                                     // a part
+	CannotRevoke     = `"This issuer cannot revoke certificates`                                                // a part
+	RevokeByHand     = `step ca revoke `                                                                        // a part; the serial number follows
+	StoppingRevoking = `the plugin stops`                                                                       // a part of an error
+	NoDatabase       = `the CA has no database; give it one (db in its ca.json), or leave revoke-on-delete out` // a part of an error
+)
+
+// The registration authority logs these, for its audit log.
+const (
+	Signed            = `"Signed"`
+	Refused           = `"Refused"`
+	RevocationRefused = `"Revocation refused"`
+)
+
+// step-csi-reload logs these.
+const (
+	Reloaded        = `msg=Reloaded`
+	WaitingForFiles = `msg="Waiting for the files"`
+	Watching        = `msg=Watching`
+	UnhandledSignal = `does not handle SIGHUP` // a part
+)

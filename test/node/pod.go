@@ -1,0 +1,40 @@
+package node
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+)
+
+// Pod is a pod with one volume, as the kubelet sees it. It is in the namespace
+// shop and has the service account web.
+type Pod struct {
+	Name       string
+	UID        string            // "uid-" and the name, if empty
+	Attributes map[string]string // of the volume
+	Group      string            // fsGroup
+}
+
+// With returns the pod with another attribute.
+func (p Pod) With(key, value string) Pod {
+	p.Attributes = maps.Clone(p.Attributes)
+	if p.Attributes == nil {
+		p.Attributes = map[string]string{}
+	}
+	p.Attributes[key] = value
+	return p
+}
+
+// ID is the pod's UID.
+func (p Pod) ID() string {
+	if p.UID != "" {
+		return p.UID
+	}
+	return "uid-" + p.Name
+}
+
+// VolumeID has the form that the kubelet gives to inline volumes.
+func (p Pod) VolumeID() string {
+	sum := sha256.Sum256([]byte(p.ID()))
+	return "csi-" + hex.EncodeToString(sum[:])
+}
