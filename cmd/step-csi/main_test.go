@@ -187,7 +187,7 @@ func TestHelpIsTrue(t *testing.T) {
 			t.Errorf("no --%s in the help of ra", name)
 		}
 	}
-	_, more, _ := strings.Cut(raUsage, "Beside that it has\n")
+	_, more, _ := strings.Cut(raUsage, "It also\nhas these keys:\n")
 	more, _, _ = strings.Cut(more, "Its service account")
 	indented := strings.ReplaceAll("\n"+more, "\n  ", "\n")
 	example = strings.ReplaceAll("\n"+example, "\n  ", "\n") + indented
@@ -236,7 +236,7 @@ func TestWrongAuthorities(t *testing.T) {
 		"unknown issuer":      {"  plugin:", "  issuer: other\n  plugin:", "authority.issuer"},
 		"unknown key":         {"  plugin:", "  plugins: x\n  plugin:", `"authority.plugins"`},
 		"no plugin":           {"step-ca/step-csi", "step-csi", "authority.plugin"},
-		"no names":            {"[step-csi-ra.step-ca.svc.cluster.local]", "[]", "names: there must be"},
+		"no names":            {"[step-csi-ra.step-ca.svc.cluster.local]", "[]", "names: the registration authority"},
 		"a limit of nothing":  {"{rate: 5, burst: 50}", "{rate: -1, burst: 50}", "limits.node"},
 		"half a Kubernetes":   {"  plugin:", "  kubernetes: {url: 'https://10.0.0.1'}\n  plugin:", "authority.kubernetes"},
 		"no Kubernetes":       {"", "", "authority.kubernetes"},

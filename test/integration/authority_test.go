@@ -417,7 +417,7 @@ func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
 	ca.Stop()
 	node.Eventually(t, 20*time.Second, "not ready", func() bool {
 		status, body := r.get(0, "/readyz")
-		return status == http.StatusServiceUnavailable && strings.Contains(body, "the authority's own certificate expired")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "the registration authority's own certificate expired")
 	})
 	node.Must(t, ca.Resume())
 	r.waitReady(0)
