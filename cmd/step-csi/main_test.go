@@ -15,6 +15,7 @@ import (
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra/server"
 )
@@ -59,7 +60,7 @@ func TestConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Name != "csi.step-ca.io" || got.Socket != "/var/lib/kubelet/plugins/csi.step-ca.io/csi.sock" || got.TrustDomain != "example.org" ||
+	if got.Name != "csi.step-ca.io" || got.Socket != "/var/lib/kubelet/plugins/csi.step-ca.io/csi.sock" || got.TrustDomain.Name() != "example.org" ||
 		!got.AllowShortNames || !got.Register || got.NodeName != "node-1" {
 		t.Errorf("%+v", got)
 	}
@@ -85,7 +86,7 @@ issuers:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Name != "csi.step-ca.io" || got.TrustDomain != "k8s.example.com" || got.AllowShortNames {
+	if got.Name != "csi.step-ca.io" || got.TrustDomain.Name() != "k8s.example.com" || got.AllowShortNames {
 		t.Errorf("%+v", got)
 	}
 	if want := (attributes.Bounds{Default: 8 * time.Hour, Max: 8 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
@@ -219,12 +220,12 @@ func TestAuthorityConfiguration(t *testing.T) {
 	// Names of the authorities are nobody's, in all forms.
 	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
 	for _, name := range []string{"step-csi-ra.step-ca.svc.cluster.local", "step-csi-ra.step-ca.svc", "step-csi-ra.step-ca", "*.step-ca.svc", "step-certificates.step-ca.svc.cluster.local"} {
-		err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: []string{name}})
+		err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, name))})
 		if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "reserved") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: []string{"x.step-ca.svc"}}); err != nil {
+	if err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, "x.step-ca.svc"))}); err != nil {
 		t.Error(err)
 	}
 }
@@ -304,7 +305,7 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod := issuer.Pod{Namespace: "shop", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
-	req := issuer.Request{DNSNames: strings.Fields(strings.Repeat("www.example.org ", 10))}
+	req := issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, strings.Fields(strings.Repeat("www.example.org ", 10))...))}
 	if err := c.issuers["open"].allow(t.Context(), pod, req); err != nil {
 		t.Error(err)
 	}
@@ -317,32 +318,43 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 	}
 }
 
-// The README's configurations work, and its policy does what it says.
-func TestReadmeIsTrue(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	block := func(beginning string) string {
+// The configurations in the documentation work, its policy does what it says, and it
+// describes every attribute.
+func TestDocumentationIsTrue(t *testing.T) {
+	page := func(name string) string {
 		t.Helper()
-		_, rest, found := strings.Cut(string(readme), "```yaml\n"+beginning)
+		text, err := os.ReadFile("../../docs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	block := func(name, beginning string) string {
+		t.Helper()
+		_, rest, found := strings.Cut(page(name), "```yaml\n"+beginning)
 		text, _, closed := strings.Cut(rest, "```")
 		if !found || !closed {
-			t.Fatalf("no block that begins with %q", beginning)
+			t.Fatalf("%s has no block that begins with %q", name, beginning)
 		}
 		return beginning + text
 	}
 	config := strings.NewReplacer("84a0… ", "84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00 ", "/etc/step-csi/password", "password").
-		Replace(block("driverName:"))
+		Replace(block("configuration.md", "driverName:"))
 	if _, err := loadConfig(write(t, config), (*configFile).node); err != nil {
 		t.Error(err)
 	}
-	own := block("policy:")
+	if _, err := loadConfig(write(t, config+block("configuration.md", "authority:")), (*configFile).authority); err != nil {
+		t.Error(err)
+	}
+	own := block("policy.md", "policy:")
 	file, err := parseConfigFile([]byte(own))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local", Validations: file.Policy.Validations})
+	clusterDomain, trustDomain := names.Must(names.ParseClusterDomain("cluster.local")), names.Must(names.ParseTrustDomain("cluster.local"))
+	p, err := policy.New(policy.Config{
+		ClusterDomain: clusterDomain, TrustDomain: trustDomain, Validations: file.Policy.Validations,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +370,7 @@ func TestReadmeIsTrue(t *testing.T) {
 	} {
 		pod := issuer.Pod{Namespace: test.namespace, Name: "web-0", UID: "uid-0", ServiceAccount: "web", Node: "node-1"}
 		a, err := attributes.Parse(map[string]string{test.attribute: test.names}, pod, "", attributes.Config{
-			ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
+			ClusterDomain: clusterDomain, TrustDomain: trustDomain,
 			Issuers: map[string]attributes.Bounds{"default": {Default: time.Hour, Min: time.Hour, Max: time.Hour}},
 		})
 		if err != nil {
@@ -369,8 +381,8 @@ func TestReadmeIsTrue(t *testing.T) {
 		}
 	}
 	for _, key := range attributes.Keys() {
-		if !strings.Contains(string(readme), "`"+key+"`") {
-			t.Errorf("the README does not have the attribute %s", key)
+		if !strings.Contains(page("volume-attributes.md"), "\n| `"+key+"` |") {
+			t.Errorf("docs/volume-attributes.md does not describe the attribute %s", key)
 		}
 	}
 }

@@ -82,7 +82,7 @@ func (c *raConfig) serverConfig(reviewer server.Reviewer, metrics prometheus.Reg
 	serving := c.issuers[c.file.Issuer]
 	s := server.Config{
 		Issuers:  map[string]server.Issuer{},
-		Serving:  server.Serving{Signer: serving.signer, Names: c.file.Names, Duration: serving.bounds.Default},
+		Serving:  server.Serving{Signer: serving.signer, Names: c.authorityNames, Duration: serving.bounds.Default},
 		Plugin:   server.ServiceAccount{Namespace: namespace, Name: name},
 		Reviewer: reviewer,
 		Limits:   server.Limits{Node: server.Limit(c.file.Limits.Node), Pod: server.Limit(c.file.Limits.Pod)},

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 const verifyUsage = `Usage: step-csi verify [flags] DIRECTORY
@@ -88,22 +90,14 @@ func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
 	}
 	line("common name", leaf.Subject.CommonName)
 	line("DNS names", leaf.DNSNames...)
-	line("IP addresses", texts(leaf.IPAddresses)...)
-	line("URIs", texts(leaf.URIs)...)
+	line("IP addresses", names.Texts(leaf.IPAddresses)...)
+	line("URIs", names.Texts(leaf.URIs)...)
 	line("e-mail", leaf.EmailAddresses...)
 	line("X.509-SVID", describeSVID(leaf))
 	line("serial", leaf.SerialNumber.String())
 	line("issuer", leaf.Issuer.CommonName)
 	line("not before", leaf.NotBefore.UTC().Format(time.RFC3339))
 	line("not after", leaf.NotAfter.UTC().Format(time.RFC3339)+", "+remaining(leaf.NotAfter.Sub(now)))
-}
-
-func texts[T fmt.Stringer](values []T) []string {
-	var all []string
-	for _, value := range values {
-		all = append(all, value.String())
-	}
-	return all
 }
 
 func remaining(d time.Duration) string {

@@ -1,14 +1,12 @@
 package attributes
 
-// attribute is a key with its meaning. set is called with the key's value if
-// the user gave one.
+// attribute is a key that users may write. set parses its value.
 type attribute struct {
 	key string
 	set func(p *parser, value string) error
 }
 
-// table is every key that users may write. The order is the one in which errors
-// are reported.
+// table has all attributes, in the order in which errors are reported.
 var table = []attribute{
 	{"issuer", (*parser).setIssuer},
 	{"service-names", (*parser).setServiceNames},
@@ -31,7 +29,7 @@ var table = []attribute{
 	{"revoke-on-delete", setBool(func(p *parser) *bool { return &p.result.RevokeOnDelete })},
 }
 
-// Keys lists the keys that users may write.
+// Keys returns the keys of all attributes.
 func Keys() []string {
 	keys := make([]string, len(table))
 	for i, a := range table {

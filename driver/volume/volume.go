@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"slices"
 	"sync"
@@ -25,6 +24,7 @@ import (
 	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
@@ -401,7 +401,7 @@ func (v *Volume) logIssued(ctx context.Context, message string) {
 // https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md#2-spiffe-id.
 func (v *Volume) logNoSVID(ctx context.Context) {
 	uris := v.attributes.Request.URIs
-	if len(uris) > 1 && slices.ContainsFunc(uris, func(u *url.URL) bool { return u.Scheme == "spiffe" }) {
+	if len(uris) > 1 && slices.ContainsFunc(uris, func(u names.URI) bool { _, ok := u.SPIFFEID(); return ok }) {
 		klog.FromContext(ctx).Info("The certificate is no X.509-SVID, which has the SPIFFE ID as its only URI; "+
 			`leave out uri-sans, or set spiffe: "false" if no peer needs the ID`, append(v.LogValues(), "uris", len(uris))...)
 	}

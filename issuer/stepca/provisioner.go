@@ -8,16 +8,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net"
-	"net/netip"
 	"net/url"
-	"slices"
 	"time"
 
 	"github.com/smallstep/certificates/authority/provisioner"
 	"github.com/smallstep/certificates/ca"
 	"go.step.sm/crypto/jose"
-	"go.step.sm/crypto/x509util"
 
 	"github.com/flexstack/step-csi/issuer"
 )
@@ -132,13 +128,10 @@ type confirmation struct {
 
 // signToken mints a one-time token for exactly the request's names and CSR.
 func (k *provisionerKey) signToken(authority *url.URL, req issuer.SigningRequest) (string, error) {
-	sans, err := sans(req.Request)
-	if err != nil {
-		return "", err
-	}
 	fingerprint := sha256.Sum256(req.CSR.Raw)
-	return k.token(authority, "sign", req.Request.CommonName, tokenClaims{
-		SANs:         sans,
+	return k.token(authority, "sign", req.Request.CommonName.String(), tokenClaims{
+		// step-ca guesses their types. For names of package names, it guesses right.
+		SANs:         req.Request.AlternativeNames(),
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
 	})
 }
@@ -156,25 +149,4 @@ func (k *provisionerKey) token(authority *url.URL, operation, subject string, cl
 		Expiry:    jose.NewNumericDate(now.Add(tokenLifetime)),
 	}
 	return jose.Signed(k.signer).Claims(claims).CompactSerialize()
-}
-
-// sans returns the names for the token. These are strings, whose types step-ca guesses:
-// sans rejects a name that step-ca would take for one of another type.
-func sans(req issuer.Request) ([]string, error) {
-	all := slices.Clone(req.DNSNames)
-	for _, ip := range req.IPAddresses {
-		all = append(all, ip.String())
-	}
-	for _, uri := range req.URIs {
-		all = append(all, uri.String())
-	}
-	all = append(all, req.EmailAddresses...)
-	dns, ips, emails, uris := x509util.SplitSANs(all)
-	sameIP := func(guessed net.IP, ip netip.Addr) bool { return guessed.String() == ip.String() }
-	sameURI := func(guessed, uri *url.URL) bool { return guessed.String() == uri.String() }
-	if !slices.Equal(dns, req.DNSNames) || !slices.Equal(emails, req.EmailAddresses) ||
-		!slices.EqualFunc(ips, req.IPAddresses, sameIP) || !slices.EqualFunc(uris, req.URIs, sameURI) {
-		return nil, fmt.Errorf("%w: step-ca would take one of the names %q for one of another type", issuer.Denied, all)
-	}
-	return all, nil
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/issuer/trust"
 	"github.com/flexstack/step-csi/test/embeddedca"
@@ -72,11 +72,10 @@ func newIssuer(t *testing.T, s issuer.Signer) *issuer.Issuer {
 }
 
 func request() issuer.Request {
-	id, _ := url.Parse("spiffe://cluster.local/ns/shop/sa/web")
 	return issuer.Request{
-		CommonName: "web.shop",
-		DNSNames:   []string{"web.shop", "web.shop.svc", "*.web.shop.svc.cluster.local"},
-		URIs:       []*url.URL{id},
+		CommonName: names.Must(names.ParseCommonName("web.shop")),
+		DNSNames:   names.Must(names.ParseAll(names.ParseDNSName, "web.shop", "web.shop.svc", "*.web.shop.svc.cluster.local")),
+		URIs:       names.Must(names.ParseAll(names.ParseURI, "spiffe://cluster.local/ns/shop/sa/web")),
 		Duration:   time.Hour,
 		KeyType:    issuer.ECDSAP256,
 	}
@@ -338,7 +337,7 @@ func TestRefusals(t *testing.T) {
 	tooLong.Request.Duration = 48 * time.Hour
 	// The token is bound to the CSR: another CSR does not pass with it.
 	otherNames := signingRequest(t)
-	otherNames.Request.DNSNames = []string{"db.shop"}
+	otherNames.Request.DNSNames = names.Must(names.ParseAll(names.ParseDNSName, "db.shop"))
 	for name, test := range map[string]struct {
 		req  issuer.SigningRequest
 		want string

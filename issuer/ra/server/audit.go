@@ -8,6 +8,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // signEntry is the entry of one signing request in the audit log. Fields that are not
@@ -57,19 +58,15 @@ func (e *signEntry) values() []any {
 	if r == nil {
 		return values
 	}
-	values = append(values, "commonName", r.CommonName, "dnsNames", r.DNSNames)
+	values = append(values, "commonName", r.CommonName.String(), "dnsNames", names.Texts(r.DNSNames))
 	if len(r.IPAddresses) > 0 {
-		values = append(values, "ipAddresses", r.IPAddresses)
+		values = append(values, "ipAddresses", names.Texts(r.IPAddresses))
 	}
 	if len(r.URIs) > 0 {
-		var uris []string
-		for _, uri := range r.URIs {
-			uris = append(uris, uri.String())
-		}
-		values = append(values, "uris", uris)
+		values = append(values, "uris", names.Texts(r.URIs))
 	}
 	if len(r.EmailAddresses) > 0 {
-		values = append(values, "emailAddresses", r.EmailAddresses)
+		values = append(values, "emailAddresses", names.Texts(r.EmailAddresses))
 	}
 	return append(values, "keyType", r.KeyType, "duration", r.Duration.String())
 }

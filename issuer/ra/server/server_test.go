@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"net/url"
 	"strings"
 	"testing"
 
@@ -14,6 +13,7 @@ import (
 	"k8s.io/klog/v2/textlogger"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
 
@@ -21,12 +21,13 @@ import (
 // the token. It returns the audit log and the error.
 func signAs(t *testing.T, s *Server, podToken, callerToken string) (log string, err error) {
 	t.Helper()
-	id, _ := url.Parse("spiffe://cluster.local/ns/shop/sa/web")
+	dns := names.Must(names.ParseDNSName("web.shop"))
+	id := names.Must(names.ParseURI("spiffe://cluster.local/ns/shop/sa/web"))
 	key, err := issuer.ECDSAP256.Generate()
 	if err != nil {
 		t.Fatal(err)
 	}
-	csr, err := issuer.NewCSR(issuer.Request{CommonName: "web.shop", DNSNames: []string{"web.shop"}, URIs: []*url.URL{id}}, key)
+	csr, err := issuer.NewCSR(issuer.Request{CommonName: names.Must(names.ParseCommonName("web.shop")), DNSNames: []names.DNSName{dns}, URIs: []names.URI{id}}, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +45,7 @@ func signAs(t *testing.T, s *Server, podToken, callerToken string) (log string, 
 
 // A CSR is parsed, and its names are logged, only if caller and pod are known.
 func TestCSRIsReadAfterTheTokens(t *testing.T) {
-	const names = `commonName="web.shop"`
+	const shown = `commonName="web.shop"`
 	s := newFuzzed(t, &recording{})
 	for name, test := range map[string]struct {
 		pod, caller string
@@ -58,7 +59,7 @@ func TestCSRIsReadAfterTheTokens(t *testing.T) {
 		"unknown pod":    {"a.b.c", "a.plugin.c", codes.Unauthenticated, false},
 	} {
 		log, err := signAs(t, s, test.pod, test.caller)
-		if status.Code(err) != test.code || strings.Contains(log, names) != test.read {
+		if status.Code(err) != test.code || strings.Contains(log, shown) != test.read {
 			t.Errorf("%s: %v, and the log is\n%s", name, err, log)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
@@ -23,7 +24,7 @@ type Serving struct {
 	// Signer has the certificate signed, by the CA that node plugins trust.
 	Signer issuer.Signer
 	// Names are the DNS names in the certificate. Node plugins connect to one of them.
-	Names []string
+	Names []names.DNSName
 	// Duration is the lifetime of the certificate.
 	Duration time.Duration
 }
@@ -35,9 +36,6 @@ const (
 	maxServingRetry   = 10 * time.Second
 )
 
-// maxCommonName is ub-common-name of RFC 5280, in bytes.
-const maxCommonName = 64
-
 // serving holds the server's own certificate and renews it.
 type serving struct {
 	issuer  *issuer.Issuer
@@ -46,13 +44,12 @@ type serving struct {
 }
 
 func newServing(c Serving) (*serving, error) {
-	fits := func(name string) bool { return name != "" && len(name) <= maxCommonName }
-	i := slices.IndexFunc(c.Names, fits)
-	if i < 0 || c.Duration <= 0 {
-		return nil, fmt.Errorf("names: the registration authority's own certificate needs DNS names, at least one of them with at most %d bytes", maxCommonName)
+	commonName, ok := names.FirstCommonName(c.Names)
+	if !ok || c.Duration <= 0 {
+		return nil, errors.New("names: the registration authority's own certificate needs DNS names, at least one of them with at most 64 bytes")
 	}
 	s := &serving{request: issuer.Request{
-		CommonName: c.Names[i], DNSNames: c.Names, Duration: c.Duration, KeyType: issuer.ECDSAP256,
+		CommonName: commonName, DNSNames: c.Names, Duration: c.Duration, KeyType: issuer.ECDSAP256,
 	}}
 	var err error
 	s.issuer, err = issuer.New(issuer.Config{Signer: c.Signer, Policy: s.onlyOwn})
