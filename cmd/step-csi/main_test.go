@@ -343,7 +343,7 @@ func TestDocumentationIsTrue(t *testing.T) {
 	if _, err := loadConfig(write(t, config), (*configFile).node); err != nil {
 		t.Error(err)
 	}
-	if _, err := loadConfig(write(t, config+block("configuration.md", "authority:")), (*configFile).authority); err != nil {
+	if _, err := loadConfig(write(t, config+block("configuration.md", "authority:")), (*configFile).ra); err != nil {
 		t.Error(err)
 	}
 	own := block("policy.md", "policy:")
