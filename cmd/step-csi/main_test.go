@@ -188,7 +188,7 @@ func TestHelpIsTrue(t *testing.T) {
 			t.Errorf("no --%s in the help of ra", name)
 		}
 	}
-	_, more, _ := strings.Cut(raUsage, "Beside that it has\n")
+	_, more, _ := strings.Cut(raUsage, "It also\nhas these keys:\n")
 	more, _, _ = strings.Cut(more, "Its service account")
 	indented := strings.ReplaceAll("\n"+more, "\n  ", "\n")
 	example = strings.ReplaceAll("\n"+example, "\n  ", "\n") + indented

@@ -56,7 +56,7 @@ func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, er
 	}
 	// Without it, the configured roots are what the issuer's peer is verified by.
 	if trusted, err := readTrust(target); err == nil && v.unfit == nil {
-		v.issuer.Trust().Learn(trusted)
+		v.issuer.Trust().Restore(trusted)
 	}
 	return v, nil
 }

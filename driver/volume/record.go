@@ -89,7 +89,7 @@ func writeRecord(tree *tmpfs.Tree, r Record) error {
 // writeTrust leaves the roots that the issuer's peer is verified by for the next
 // process. If they do not fit, that process has the configured roots.
 func (v *Volume) writeTrust(tree *tmpfs.Tree) error {
-	learnt := v.issuer.Trust().Learnt()
+	learnt := v.issuer.Trust().State()
 	data, err := json.Marshal(learnt)
 	if err != nil {
 		return err
@@ -103,7 +103,7 @@ func (v *Volume) writeTrust(tree *tmpfs.Tree) error {
 	return nil
 }
 
-func readTrust(target *os.File) (learnt trust.Learnt, err error) {
+func readTrust(target *os.File) (learnt trust.State, err error) {
 	data, err := tmpfs.Trust(target)
 	if err != nil || data == nil {
 		return learnt, err

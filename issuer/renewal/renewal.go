@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"math/rand/v2"
 	"time"
 )
 
@@ -80,9 +79,6 @@ func SpreadOf(serial string) float64 {
 	sum := sha256.Sum256([]byte(serial))
 	return float64(binary.BigEndian.Uint64(sum[:])>>11) / (1 << 53)
 }
-
-// Random is in [0, 1).
-func Random() float64 { return rand.Float64() }
 
 // SleepUntil tells whether the time came before ctx ended.
 func SleepUntil(ctx context.Context, when time.Time) bool {

@@ -35,7 +35,7 @@ type Reviewer interface {
 }
 
 // ErrRejected is the error for a token that does not identify a pod.
-var ErrRejected = errors.New("the API server does not accept the token")
+var ErrRejected = errors.New("the token is rejected")
 
 // ServiceAccount names a service account.
 type ServiceAccount struct{ Namespace, Name string }
