@@ -230,6 +230,49 @@ func TestAuthorityConfiguration(t *testing.T) {
 	}
 }
 
+// No pod can have the CA's name in any form, whichever form the configuration has.
+func TestNamesOfTheCA(t *testing.T) {
+	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
+	other := pod
+	other.Namespace = "shop"
+	const url = "https://step-certificates.step-ca.svc.cluster.local"
+	if !strings.Contains(valid, url) {
+		t.Fatal("the CA has another URL")
+	}
+	for _, form := range []string{
+		url, url + ":9000", url + ".", "https://Step-Certificates.step-ca.SVC.cluster.local",
+		"https://step-certificates.step-ca.svc:9000", "https://step-certificates.step-ca.svc.", "https://step-certificates.step-ca",
+	} {
+		c, err := loadConfig(write(t, strings.Replace(valid, url, form, 1)), (*configFile).node)
+		if err != nil {
+			t.Errorf("%s: %v", form, err)
+			continue
+		}
+		config := attributes.Config{
+			ClusterDomain: c.clusterDomain, TrustDomain: c.trustDomain, AllowShortNames: c.allowShortNames,
+			Issuers: map[string]attributes.Bounds{"default": c.issuers["default"].bounds},
+		}
+		for _, attempt := range []struct {
+			pod        issuer.Pod
+			key, value string
+		}{
+			{pod, "service-names", "step-certificates"},
+			{other, "service-names", "step-certificates"}, // by its short name
+			{pod, "dns-names", "step-certificates.step-ca"},
+			{pod, "dns-names", "STEP-Certificates.step-ca.svc"},
+			{pod, "dns-names", "*.step-ca.svc.cluster.local"},
+		} {
+			a, err := attributes.Parse(map[string]string{attempt.key: attempt.value}, attempt.pod, "", config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.issuers["default"].allow(t.Context(), attempt.pod, a.Request); !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "reserved") {
+				t.Errorf("%s: %s in namespace %s: %v", form, attempt.value, attempt.pod.Namespace, err)
+			}
+		}
+	}
+}
+
 func TestWrongAuthorities(t *testing.T) {
 	for name, test := range map[string]struct{ old, new, want string }{
 		"none":                {authorityPart, "", "authority: is missing"},
