@@ -293,7 +293,8 @@ func TestPrivateKeysDoNotPrint(t *testing.T) {
 		}
 		for _, text := range []string{
 			fmt.Sprint(key), fmt.Sprintf("%+v", key), fmt.Sprintf("%#v", key), fmt.Sprintf("%x", key), fmt.Sprintf("%d", key),
-			fmt.Sprintf("%+v", &issuer.Credential{Key: key}), string(encoded),
+			// Without the time, which has digits, too.
+			strings.ReplaceAll(fmt.Sprintf("%+v", &issuer.Credential{Key: key}), fmt.Sprint(time.Time{}), ""), string(encoded),
 		} {
 			if !strings.Contains(text, "[private key]") || strings.ContainsAny(text, "0123456789") {
 				t.Errorf("%s: %s", keyType, text)

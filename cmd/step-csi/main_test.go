@@ -280,7 +280,7 @@ func TestWrongAuthorities(t *testing.T) {
 		"unknown issuer":      {"  plugin:", "  issuer: other\n  plugin:", "authority.issuer"},
 		"unknown key":         {"  plugin:", "  plugins: x\n  plugin:", `"authority.plugins"`},
 		"no plugin":           {"step-ca/step-csi", "step-csi", "authority.plugin"},
-		"no names":            {"[step-csi-ra.step-ca.svc.cluster.local]", "[]", "names: there must be"},
+		"no names":            {"[step-csi-ra.step-ca.svc.cluster.local]", "[]", "names: the registration authority"},
 		"a limit of nothing":  {"{rate: 5, burst: 50}", "{rate: -1, burst: 50}", "limits.node"},
 		"half a Kubernetes":   {"  plugin:", "  kubernetes: {url: 'https://10.0.0.1'}\n  plugin:", "authority.kubernetes"},
 		"no Kubernetes":       {"", "", "authority.kubernetes"},
@@ -361,27 +361,35 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 	}
 }
 
-// The README's configurations work, and its policy does what it says.
-func TestReadmeIsTrue(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	block := func(beginning string) string {
+// The configurations in the documentation work, its policy does what it says, and it
+// describes every attribute.
+func TestDocumentationIsTrue(t *testing.T) {
+	page := func(name string) string {
 		t.Helper()
-		_, rest, found := strings.Cut(string(readme), "```yaml\n"+beginning)
+		text, err := os.ReadFile("../../docs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	block := func(name, beginning string) string {
+		t.Helper()
+		_, rest, found := strings.Cut(page(name), "```yaml\n"+beginning)
 		text, _, closed := strings.Cut(rest, "```")
 		if !found || !closed {
-			t.Fatalf("no block that begins with %q", beginning)
+			t.Fatalf("%s has no block that begins with %q", name, beginning)
 		}
 		return beginning + text
 	}
 	config := strings.NewReplacer("84a0… ", "84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00 ", "/etc/step-csi/password", "password").
-		Replace(block("driverName:"))
+		Replace(block("configuration.md", "driverName:"))
 	if _, err := loadConfig(write(t, config), (*configFile).node); err != nil {
 		t.Error(err)
 	}
-	own := block("policy:")
+	if _, err := loadConfig(write(t, config+block("configuration.md", "authority:")), (*configFile).ra); err != nil {
+		t.Error(err)
+	}
+	own := block("policy.md", "policy:")
 	file, err := parseConfigFile([]byte(own))
 	if err != nil {
 		t.Fatal(err)
@@ -416,8 +424,8 @@ func TestReadmeIsTrue(t *testing.T) {
 		}
 	}
 	for _, key := range attributes.Keys() {
-		if !strings.Contains(string(readme), "`"+key+"`") {
-			t.Errorf("the README does not have the attribute %s", key)
+		if !strings.Contains(page("volume-attributes.md"), "\n| `"+key+"` |") {
+			t.Errorf("docs/volume-attributes.md does not describe the attribute %s", key)
 		}
 	}
 }

@@ -73,8 +73,8 @@ func (v *Volume) takeCertificate(root *os.Root, record Record) error {
 	if err != nil {
 		return err
 	}
-	if serial := contents.Leaf.SerialNumber.String(); serial != record.Serial || record.NotAfter.IsZero() {
-		v.certificate = certificate{Issued: contents.Written, NotAfter: contents.Leaf.NotAfter, Serial: serial}
+	if record.Fits(contents) != nil {
+		v.certificate = certificate{Issued: contents.Written, NotAfter: contents.Leaf.NotAfter, Serial: contents.Leaf.SerialNumber.String()}
 	}
 	return nil
 }

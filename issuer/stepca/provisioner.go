@@ -18,27 +18,27 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// tokenLifetime leaves room for clocks that differ and for a busy CA.
+// tokenLifetime allows for clocks that differ and for a busy CA.
 const tokenLifetime = 5 * time.Minute
 
 // provisionerKey mints one-time tokens of a JWK provisioner.
 type provisionerKey struct {
 	provisioner string
-	encrypted   string // as the CA publishes it; tells a replaced key
+	encrypted   string // as the CA publishes it; differs if the key was replaced
 	password    [sha256.Size]byte
 	signer      jose.Signer
 }
 
-// provisionerKey returns the kept key. If there is none, or it is the one that
-// the CA has just refused, it is fetched; the answer is the refused one itself
-// if neither it nor the password has changed.
-func (s *Signer) provisionerKey(ctx context.Context, c *connection, refused *provisionerKey) (*provisionerKey, error) {
-	if key := s.key.Load(); key != nil && key != refused {
+// provisionerKey returns the provisioner's key. It fetches the key if there is none, or
+// if the CA rejected that key. If neither the key at the CA nor the password has
+// changed, it returns the rejected key.
+func (s *Signer) provisionerKey(ctx context.Context, c *connection, rejected *provisionerKey) (*provisionerKey, error) {
+	if key := s.key.Load(); key != nil && key != rejected {
 		return key, nil
 	}
-	key, err := once(ctx, s, "key", func(ctx context.Context) (*provisionerKey, error) {
+	key, err := once(ctx, s, "get the provisioner's key", func(ctx context.Context) (*provisionerKey, error) {
 		current := s.key.Load()
-		if current != nil && current != refused {
+		if current != nil && current != rejected {
 			return current, nil
 		}
 		key, err := s.fetchProvisionerKey(ctx, c, current)
@@ -53,9 +53,9 @@ func (s *Signer) provisionerKey(ctx context.Context, c *connection, refused *pro
 	return key, nil
 }
 
-// fetchProvisionerKey takes the first JWK provisioner of the configured name
-// whose key the password opens. While a provisioner is being replaced there may
-// be two of one name.
+// fetchProvisionerKey returns the key of the first JWK provisioner with the configured
+// name whose key the password decrypts. While a provisioner is replaced, the CA may
+// have two with the name.
 func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current *provisionerKey) (*provisionerKey, error) {
 	password, err := s.config.Password()
 	if err != nil {
@@ -71,15 +71,16 @@ func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current
 			return nil, err
 		}
 		for _, p := range page.Provisioners {
-			_, encrypted, ok := p.GetEncryptedKey()
-			if p.GetName() != s.config.Provisioner || p.GetType() != provisioner.TypeJWK || !ok {
+			// Key is nil in an entry without "key", for which GetEncryptedKey panics.
+			jwk, ok := p.(*provisioner.JWK)
+			if !ok || jwk.Name != s.config.Provisioner || jwk.Key == nil || jwk.EncryptedKey == "" {
 				continue
 			}
 			found = true
-			if current != nil && current.encrypted == encrypted && current.password == sha256.Sum256(password) {
+			if current != nil && current.encrypted == jwk.EncryptedKey && current.password == sha256.Sum256(password) {
 				return current, nil
 			}
-			if key, err := decryptProvisionerKey(s.config.Provisioner, encrypted, password); err == nil {
+			if key, err := decryptProvisionerKey(s.config.Provisioner, jwk.EncryptedKey, password); err == nil {
 				return key, nil
 			}
 		}
@@ -89,12 +90,12 @@ func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current
 		cursor = page.NextCursor
 	}
 	if found {
-		return nil, fmt.Errorf("%w %q: is the password in provisioner.passwordFile the one of this provisioner?", errWrongPassword, s.config.Provisioner)
+		return nil, fmt.Errorf("%w %q: is the password in provisioner.passwordFile that of this provisioner?", errWrongPassword, s.config.Provisioner)
 	}
-	return nil, fmt.Errorf("%w %q with its key kept at the CA; see: step ca provisioner list", errNoProvisioner, s.config.Provisioner)
+	return nil, fmt.Errorf("%w %q with an encrypted key; see: step ca provisioner list", errNoProvisioner, s.config.Provisioner)
 }
 
-// decryptProvisionerKey costs about 100 ms of CPU: the password is stretched.
+// decryptProvisionerKey takes about 100 ms of CPU time: PBKDF2 stretches the password.
 func decryptProvisionerKey(name, encrypted string, password []byte) (*provisionerKey, error) {
 	plain, err := jose.Decrypt([]byte(encrypted), jose.WithPassword(password))
 	if err != nil {
@@ -120,8 +121,7 @@ type tokenClaims struct {
 	Confirmation *confirmation `json:"cnf,omitempty"`
 }
 
-// confirmation binds a token to one CSR, so that it is of no use to whoever
-// else gets hold of it.
+// confirmation binds a token to one CSR, so that a stolen token is useless.
 type confirmation struct {
 	Fingerprint string `json:"x5rt#S256"`
 }

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -195,8 +197,70 @@ func TestWrongProvisionerOrPassword(t *testing.T) {
 	}
 }
 
-// One connection, one key: what was learnt is not asked for again.
-func TestWhatIsLearntIsKept(t *testing.T) {
+// listing makes the CA answer its provisioners as change wants them.
+func listing(ca *embeddedca.CA, change func(provisioners []any) []any) {
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !strings.HasSuffix(r.URL.Path, "/provisioners") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			recorder := httptest.NewRecorder()
+			next.ServeHTTP(recorder, r)
+			var page map[string]any
+			if err := json.Unmarshal(recorder.Body.Bytes(), &page); err != nil {
+				panic(err)
+			}
+			page["provisioners"] = change(page["provisioners"].([]any))
+			_ = json.NewEncoder(w).Encode(page)
+		})
+	})
+}
+
+// Entries that are not what they should be are skipped; those without a key once
+// crashed the plugin of every node.
+func TestMalformedProvisionersAreSkipped(t *testing.T) {
+	ca := startCA(t)
+	malformed := []any{
+		map[string]any{"type": "JWK", "name": "admin", "encryptedKey": "a.b.c.d.e"},
+		map[string]any{"type": "JWK", "name": "another"},
+		map[string]any{"type": "JWK", "name": "admin", "key": nil, "encryptedKey": ""},
+		map[string]any{"type": "ACME", "name": "admin"},
+		map[string]any{"type": "unknown", "name": "admin"},
+	}
+	listing(ca, func(provisioners []any) []any { return append(slices.Clone(malformed), provisioners...) })
+	if err := newSigner(t, configFor(ca)).Connect(t.Context()); err != nil {
+		t.Error(err)
+	}
+	listing(ca, func([]any) []any { return malformed })
+	if err := newSigner(t, configFor(ca)).Connect(t.Context()); !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), `no JWK provisioner "admin"`) {
+		t.Errorf("only malformed ones: %v", err)
+	}
+}
+
+// A panic in a call that several callers share fails this call, and not the process.
+func TestPanicInASharedCall(t *testing.T) {
+	ca := startCA(t)
+	c := configFor(ca)
+	password, panicked := c.Password, false
+	c.Password = func() ([]byte, error) {
+		if !panicked {
+			panicked = true
+			panic("a defect of a test")
+		}
+		return password()
+	}
+	s := newSigner(t, c)
+	if err := s.Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "defect of step-csi") {
+		t.Errorf("got %v", err)
+	}
+	if err := s.Connect(t.Context()); err != nil {
+		t.Errorf("after the panic: %v", err)
+	}
+}
+
+// Five signs take one connection, and fetch the roots and the key once.
+func TestConnectionAndKeyAreReused(t *testing.T) {
 	ca := startCA(t)
 	var gets atomic.Int64
 	var mu sync.Mutex

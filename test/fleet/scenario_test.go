@@ -18,16 +18,16 @@ type scenario struct {
 }
 
 var scenarios = []scenario{
-	{"steady", "A day like any other", steady, hours},
+	{"steady", "A normal day", steady, hours},
 	{"start", "All pods start within two minutes", start, func(f *fleet) []panel {
 		return []panel{minutes(f, 0, 15*time.Minute), hours(f)[0]}
 	}},
-	{"restart", "All plugins stop, and start again ten minutes later, at the same moment", restart, func(f *fleet) []panel {
+	{"restart", "All node plugins stop, and start again ten minutes later at the same moment", restart, func(f *fleet) []panel {
 		return []panel{minutes(f, 0, f.now())}
 	}},
-	{"hour", "The CA is away for an hour", outage(time.Hour), aroundTheEnd},
-	{"hours", "The CA is away for ten hours", outage(10 * time.Hour), aroundTheEnd},
-	{"rollout", "The CA hangs for an hour, in which a tenth of the pods are replaced", rollout, aroundTheEnd},
+	{"hour", "The CA is unavailable for an hour", outage(time.Hour), aroundTheEnd},
+	{"hours", "The CA is unavailable for ten hours", outage(10 * time.Hour), aroundTheEnd},
+	{"rollout", "The CA hangs for an hour while a tenth of the pods are replaced", rollout, aroundTheEnd},
 	{"rotation", "The root is rotated", rotation, hours},
 }
 
@@ -64,7 +64,7 @@ func steady(f *fleet) {
 // start ends after the wave of renewals that follows.
 func start(f *fleet) {
 	f.each((*node).start)
-	f.phase("they start", func(p *phase) {
+	f.phase("the pods start", func(p *phase) {
 		p.storm = true
 		f.startPods(volumesPerNode, 2*time.Minute)
 		p.took = f.now() - p.from
@@ -94,7 +94,7 @@ func restart(f *fleet) {
 	f.phase("before", func(*phase) { time.Sleep(10 * time.Minute) })
 	f.each((*node).end)
 	time.Sleep(10 * time.Minute)
-	f.phase("from the start on", func(p *phase) {
+	f.phase("after the start", func(p *phase) {
 		f.each((*node).start)
 		p.took = f.settle()
 		time.Sleep(30 * time.Minute)
@@ -109,10 +109,10 @@ func outage(d time.Duration) func(f *fleet) {
 	return func(f *fleet) {
 		f.warmUp()
 		f.phase("before", func(*phase) { time.Sleep(time.Hour) })
-		f.phase("while it is away", func(*phase) {
+		f.phase("while it is unavailable", func(*phase) {
 			f.outage(&f.ca.away, func() { time.Sleep(d) })
 		})
-		f.phase("until all is made up for", func(p *phase) {
+		f.phase("until nothing is overdue", func(p *phase) {
 			if p.took = f.settle(); p.took > 15*time.Minute {
 				f.Errorf("it took %s", p.took)
 			}
@@ -126,7 +126,7 @@ func rollout(f *fleet) {
 	f.phase("before", func(*phase) { time.Sleep(time.Hour) })
 	var pods sync.WaitGroup
 	var started time.Duration
-	f.phase("while it hangs", func(*phase) {
+	f.phase("while the CA hangs", func(*phase) {
 		f.outage(&f.ca.hangs, func() {
 			time.Sleep(30 * time.Minute)
 			pods.Go(func() {
@@ -137,7 +137,7 @@ func rollout(f *fleet) {
 		})
 	})
 	back := f.now()
-	f.phase("until all pods run, and all is made up for", func(p *phase) {
+	f.phase("until all pods run and nothing is overdue", func(p *phase) {
 		p.storm = true
 		pods.Wait()
 		f.settle()

@@ -17,7 +17,7 @@ app.kubernetes.io/name: {{ include "step-csi.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* The chart's own labels go before those of the values. */}}
+{{/* The chart's own labels take precedence over labels in the values. */}}
 {{- define "step-csi.labels" -}}
 {{- $own := dict
   "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-")
@@ -26,13 +26,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- mergeOverwrite (dict) .Values.commonLabels $own (include "step-csi.selectorLabels" . | fromYaml) | toYaml }}
 {{- end }}
 
-{{/* Without the chart's version, which alone should not restart the pods. */}}
+{{/* Without the chart's version: a new chart version alone must not restart the pods. */}}
 {{- define "step-csi.podLabels" -}}
 {{- mergeOverwrite (dict) .Values.commonLabels .Values.podLabels (include "step-csi.selectorLabels" . | fromYaml) | toYaml }}
 {{- end }}
 
-{{/* The registration authority's objects have names and labels of their own, so
-that the DaemonSet never takes its pods for the plugin's. */}}
+{{/* The registration authority's objects have their own names and labels, so that the
+DaemonSet's selector never matches its pods. */}}
 {{- define "step-csi.raName" -}}
 {{- printf "%s-ra" (include "step-csi.fullname" . | trunc 60 | trimSuffix "-") }}
 {{- end }}
@@ -60,20 +60,21 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "step-csi.serviceAccountName" -}}
 {{- if and (eq .Values.mode "ra") (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
-{{- fail "serviceAccount.name: name the service account that you have made; in mode ra it is what the authority knows the node plugin by" }}
+{{- fail "serviceAccount.name: name the service account that you have created; in mode ra, the registration authority recognizes the node plugins by it" }}
 {{- end }}
 {{- .Values.serviceAccount.name | default (ternary (include "step-csi.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 
 {{- define "step-csi.raServiceAccountName" -}}
 {{- if not (or .Values.ra.serviceAccount.create .Values.ra.serviceAccount.name) }}
-{{- fail "ra.serviceAccount.name: name the service account that you have made; it gets the right to have tokens reviewed" }}
+{{- fail "ra.serviceAccount.name: name the service account that you have created; it gets the right to create TokenReviews" }}
 {{- end }}
 {{- .Values.ra.serviceAccount.name | default (include "step-csi.raName" .) }}
 {{- end }}
 
-{{/* What the plugin reads. In mode ra, all its issuers are the authority, which is
-recognized by the root of the CA that has signed the authority's certificate. */}}
+{{/* The configuration of the node plugin. In mode ra, all its issuers have the URL of
+the registration authority, which the node plugin verifies with the root of the CA
+that has signed the registration authority's certificate. */}}
 {{- define "step-csi.config" -}}
 driverName: {{ .Values.driverName }}
 {{ include "step-csi.domains" . }}
@@ -103,7 +104,7 @@ policy:
   {{- end }}
 {{- end }}
 
-{{/* What the authority reads. */}}
+{{/* The configuration of the registration authority. */}}
 {{- define "step-csi.raConfig" -}}
 {{ include "step-csi.domains" . }}
 issuers:
@@ -131,7 +132,7 @@ clusterDomain: {{ .Values.clusterDomain }}
 trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
 {{- end }}
 
-{{/* The CAs, for whoever holds the passwords: the files of each lie in
+{{/* The issuers of the process that has the passwords. The files of each issuer are in
 /etc/step-csi/issuers/<name>. */}}
 {{- define "step-csi.issuers" -}}
 {{- range $name, $issuer := .Values.issuers }}
@@ -157,7 +158,7 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
 {{- else if eq .name "default" -}}
 https://step-certificates.{{ .root.Release.Namespace }}.svc.{{ .root.Values.clusterDomain }}
 {{- else -}}
-{{- fail (printf "issuers.%s.url: say where the CA is, such as https://ca.example.com" .name) }}
+{{- fail (printf "issuers.%s.url: set the URL of the CA, such as https://ca.example.com" .name) }}
 {{- end }}
 {{- end }}
 
@@ -176,8 +177,8 @@ duration:
 {{- end }}
 {{- end }}
 
-{{/* The authority, whose answers the nodes ask for at their own pace, has a pace of
-its own. */}}
+{{/* roots.refresh is the interval of the node plugins. The registration authority has
+an interval of its own. */}}
 {{- define "step-csi.issuerRoots" -}}
 {{- $roots := .roots | default dict }}
 {{- if eq .mode "ra" }}{{ $roots = omit $roots "refresh" }}{{ end }}
@@ -194,7 +195,7 @@ validations:
 {{- end }}
 {{- end }}
 
-{{/* The issuer that signs the authority's own certificate. */}}
+{{/* The issuer that signs the registration authority's own certificate. */}}
 {{- define "step-csi.raIssuer" -}}
 {{- $name := .Values.ra.issuer | default (ternary "default" (keys .Values.issuers | sortAlpha | first) (hasKey .Values.issuers "default")) }}
 {{- if not (hasKey .Values.issuers $name) }}{{ fail (printf "ra.issuer: %s is none of the issuers" $name) }}{{ end }}
@@ -215,7 +216,7 @@ validations:
 {{- end }}
 {{- end }}
 
-{{/* The root of one issuer, unless its fingerprint is known. */}}
+{{/* The root of one issuer, unless its fingerprint is configured. */}}
 {{- define "step-csi.rootSource" -}}
 {{- if not .issuer.fingerprint }}
 {{- $bundle := .issuer.caBundle | default dict }}
