@@ -77,10 +77,7 @@ func (d *Driver) manage(ctx context.Context, v *volume.Volume) {
 	if previous := d.volumes.put(v); previous != nil {
 		previous.Stop()
 	}
-	v.Keep()
-	// Roots that changed while the volume was made did not reach it: it was not
-	// registered yet.
-	d.replaceRoots(ctx, v)
+	v.Keep(ctx)
 }
 
 // adoptAll adopts the volumes that an earlier process of this driver left mounted. A

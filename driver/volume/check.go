@@ -38,16 +38,13 @@ type Contents struct {
 // In a directory that is no volume, such as a copy, only the files are checked.
 func Check(directory *os.Root, names payload.Names) (*Contents, error) {
 	var problems []error
-	_, err := directory.Lstat(payload.DataLink)
-	mounted, writable, mountErr := mountOf(directory)
-	switch {
-	case mountErr != nil:
-		problems = append(problems, mountErr)
-	case mounted && writable:
-		problems = append(problems, errors.New("the mount is writable"))
+	mounted, writable, err := mountOf(directory)
+	if mounted && writable {
+		err = errors.New("the mount is writable")
 	}
-	if mounted || err == nil {
-		problems = append(problems, checkNames(directory, names))
+	problems = append(problems, err)
+	if _, err := directory.Lstat(payload.DataLink); mounted || err == nil {
+		problems = append(problems, err, checkNames(directory, names))
 	}
 	contents, err := readContents(directory, names)
 	return contents, errors.Join(append(problems, err)...)
