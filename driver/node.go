@@ -79,12 +79,10 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 	}
 	v, err := volume.Adopt(ctx, d.node, spec.Target, &spec)
 	switch {
-	case err != nil && known == nil && errors.Is(err, volume.ErrConflict):
+	case known == nil && errors.Is(err, volume.ErrConflict):
 		return err // no republish: the volume was never mounted
 	case err != nil:
 		return fmt.Errorf("%w: %w", errUncertain, err)
-	case v == nil:
-		return fmt.Errorf("%w: %w", errUncertain, volume.ErrGone)
 	}
 	if err := v.Unmanaged(); err != nil {
 		klog.FromContext(ctx).Error(err, "Ignoring invalid attributes in a republish; the mounted volume is unchanged", v.LogValues()...)

@@ -73,9 +73,9 @@ type Volume struct {
 	// configuration, which has changed since. attributes and issuer are zero then.
 	unfit error
 
-	token atomic.Pointer[issuer.Token] // the newest; only in memory
-	entry *schedule.Entry              // once Keep was called; nil if unfit
-	gone  atomic.Bool                  // a renewal found that it is not mounted
+	token atomic.Pointer[issuer.Token]   // the newest; only in memory
+	entry atomic.Pointer[schedule.Entry] // once Keep was called; nil if unfit
+	gone  atomic.Bool                    // a renewal found that it is not mounted
 	// renewFirst says that what is mounted is damaged, or not what is wanted now.
 	renewFirst bool
 
@@ -253,9 +253,10 @@ func (v *Volume) Keep(ctx context.Context) {
 	if v.unfit != nil {
 		return // neither the issuer nor the request is known
 	}
-	v.entry = v.issuer.Scheduler.Add(v.Pod.UID, v.validity(), v.renewDue)
+	entry := v.issuer.Scheduler.Add(v.Pod.UID, v.validity(), v.renewDue)
+	v.entry.Store(entry)
 	if v.renewFirst {
-		v.entry.RenewNow()
+		entry.RenewNow()
 	}
 	if _, err := v.ReplaceRoots(); err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot replace the roots in a volume", v.LogValues()...)
@@ -285,8 +286,8 @@ func (v *Volume) TakeToken(token issuer.Token) {
 		return
 	}
 	v.token.Store(&token)
-	if v.entry != nil {
-		v.entry.TokenArrived()
+	if entry := v.entry.Load(); entry != nil {
+		entry.TokenArrived()
 	}
 }
 
@@ -304,8 +305,8 @@ func (v *Volume) Stop() {
 	v.mu.Lock()
 	v.closed = true
 	v.mu.Unlock()
-	if v.entry != nil {
-		v.issuer.Scheduler.Remove(v.entry)
+	if entry := v.entry.Load(); entry != nil {
+		v.issuer.Scheduler.Remove(entry)
 	}
 }
 
@@ -367,10 +368,11 @@ func (v *Volume) Unmanaged() error {
 
 // State is what there is to say about the renewals.
 func (v *Volume) State() schedule.State {
-	if v.entry == nil {
+	entry := v.entry.Load()
+	if entry == nil {
 		return schedule.State{Validity: v.validity(), Err: v.unfit}
 	}
-	s := v.entry.State()
+	s := entry.State()
 	if err := v.Unmanaged(); err != nil {
 		s.Err = err
 	}
