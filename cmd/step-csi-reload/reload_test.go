@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/signal"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -167,10 +168,16 @@ func TestExecute(t *testing.T) {
 
 // send does not send HUP to a process that HUP would kill.
 func TestSendOnlyToHandlers(t *testing.T) {
+	// Under nohup, children would ignore HUP for good. They do not inherit a handler.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP)
+	defer signal.Stop(signals)
 	handling, err := start([]string{"sh", "-c", "trap 'exit 3' HUP; echo; while sleep 0.1; do :; done"}, nil)
 	must(t, err)
+	t.Cleanup(func() { _ = handling.Kill() })
 	helpless, err := start([]string{"sleep", "600"}, nil)
 	must(t, err)
+	t.Cleanup(func() { _ = helpless.Kill() })
 	for deadline := time.Now().Add(20 * time.Second); !handles(handling.Pid, syscall.SIGHUP); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the shell set no trap")

@@ -56,21 +56,39 @@ func (d *Directory) Open(relative string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// Make makes the directory at the relative path, whose parent exists, and opens
-// it. It tells whether it was made, or was there before.
-func (d *Directory) Make(relative string) (target *os.File, made bool, err error) {
+// Target is an open directory to attach a mount at.
+type Target struct {
+	*os.File
+	directory *Directory
+	relative  string
+	made      bool // it was not there before
+}
+
+// Make makes the directory at the relative path, whose parent exists, unless it is
+// there, and opens it. After an error, what was made is gone.
+func (d *Directory) Make(relative string) (*Target, error) {
 	parent, err := d.Open(filepath.Dir(relative))
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	defer parent.Close()
 	err = unix.Mkdirat(int(parent.Fd()), filepath.Base(relative), 0o750)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, false, &os.PathError{Op: "mkdir", Path: filepath.Join(d.path, relative), Err: err}
+		return nil, &os.PathError{Op: "mkdir", Path: filepath.Join(d.path, relative), Err: err}
 	}
-	made = err == nil
-	target, err = d.Open(relative)
-	return target, made, err
+	target := &Target{directory: d, relative: relative, made: err == nil}
+	if target.File, err = d.Open(relative); err != nil {
+		target.Abandon()
+		return nil, err
+	}
+	return target, nil
+}
+
+// Abandon removes the directory again, if Make has made it.
+func (t *Target) Abandon() {
+	if t.made {
+		_ = t.directory.Remove(t.relative)
+	}
 }
 
 // Remove removes the empty directory at the relative path. It is no error if

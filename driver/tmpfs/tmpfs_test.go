@@ -50,10 +50,10 @@ func attached(t *testing.T, d *tmpfs.Directory) {
 	defer tree.Close()
 	write(t, tree, "file", "first")
 	must(t, tree.SetRecord([]byte("what it is")))
-	target, _, err := d.Make("mount")
+	target, err := d.Make("mount")
 	must(t, err)
 	defer target.Close()
-	must(t, tree.Attach(target))
+	must(t, tree.Attach(target.File))
 	t.Cleanup(func() { detach(t, d) })
 }
 
@@ -159,15 +159,19 @@ func TestListFindsWholeVolumesOnly(t *testing.T) {
 
 func TestRecordOfWhatIsNotOurs(t *testing.T) {
 	d, path := openDirectory(t)
-	target, made, err := d.Make("plain")
+	made, err := d.Make("plain")
 	must(t, err)
-	if record, err := tmpfs.Record(target); !made || record != nil || err != nil {
+	if record, err := tmpfs.Record(made.File); record != nil || err != nil {
 		t.Errorf("a plain directory: %q, %v", record, err)
 	}
-	target.Close()
+	made.Close()
+	again, err := d.Make("plain")
+	must(t, err)
+	again.Abandon() // what was there before stays
+	again.Close()
 	must(t, syscall.Mount("other", filepath.Join(path, "plain"), "tmpfs", 0, ""))
 	t.Cleanup(func() { must(t, syscall.Unmount(filepath.Join(path, "plain"), 0)) })
-	target, err = d.Open("plain")
+	target, err := d.Open("plain")
 	must(t, err)
 	defer target.Close()
 	if _, err := tmpfs.Record(target); !errors.Is(err, tmpfs.ErrForeign) {
@@ -208,7 +212,7 @@ func TestNoSymbolicLinkIsFollowed(t *testing.T) {
 		if f, err := d.Open(relative); err == nil {
 			t.Errorf("%s opened as %s", relative, f.Name())
 		}
-		if _, made, err := d.Make(relative); err == nil || made {
+		if _, err := d.Make(relative); err == nil {
 			t.Errorf("%s made", relative)
 		}
 	}

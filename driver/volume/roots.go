@@ -29,22 +29,31 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer target.Close()
+	current, err := tmpfs.Root(target)
+	if err != nil {
+		return false, err
+	}
+	defer current.Close()
+	file := payload.File{Name: v.attributes.CAFile, Data: payload.EncodeRoots(roots)}
+	same, err := payload.Has(current, file)
+	if err != nil {
+		return false, err
+	}
+	if known, err := readTrust(target); same && err == nil && known.Since.Equal(trusted) {
+		v.roots, v.trusted = roots, trusted
+		return false, nil
+	}
 	tree, err := tmpfs.Clone(target)
 	if err != nil {
 		return false, err
 	}
 	defer tree.Close()
-	root, err := tree.Root()
-	if err != nil {
-		return false, err
-	}
-	defer root.Close()
-	file := payload.File{Name: v.attributes.CAFile, Data: payload.EncodeRoots(roots)}
-	same, err := payload.Has(root, file)
-	if err != nil {
-		return false, err
-	}
 	if !same {
+		root, err := tree.Root()
+		if err != nil {
+			return false, err
+		}
+		defer root.Close()
 		err = payload.Replace(root, file, payload.NamesOf(v.attributes), v.access())
 		if errors.Is(err, fs.ErrNotExist) {
 			return false, nil // the files are to have other names: a renewal is due

@@ -115,7 +115,7 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 		return nil, err
 	}
 	defer tree.Close()
-	target, made, err := n.Targets.Make(s.Target)
+	target, err := n.Targets.Make(s.Target)
 	if err != nil {
 		return nil, err
 	}
@@ -125,12 +125,10 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 		err = v.write(tree, credential)
 	}
 	if err == nil {
-		err = tree.Attach(target)
+		err = tree.Attach(target.File)
 	}
 	if err != nil {
-		if made {
-			_ = n.Targets.Remove(s.Target)
-		}
+		target.Abandon()
 		return nil, err
 	}
 	v.logIssued(ctx, "Certificate issued")
@@ -272,7 +270,7 @@ func (v *Volume) renewDue(ctx context.Context) (renewal.Validity, error) {
 	switch {
 	case errors.Is(err, ErrGone):
 		v.gone.Store(true)
-		logger.Error(err, "Renewals stopped until the kubelet publishes the volume again", v.LogValues()...)
+		logger.Info("Renewals stopped until the kubelet publishes the volume again", append(v.LogValues(), "reason", err.Error())...)
 		err = schedule.ErrGone
 	case err != nil && ctx.Err() == nil:
 		logger.Error(err, "Renewal failed", append(v.LogValues(), "notAfter", v.validity().NotAfter.UTC().Format(time.RFC3339))...)

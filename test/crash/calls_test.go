@@ -376,7 +376,10 @@ func TestEveryCallOfARepublishFails(t *testing.T) {
 					t.Errorf("%d calls failed: that is too few", number-1)
 				}
 				n.Publish(p)
-				n.expectTracked(p)
+				node.Eventually(t, 30*time.Second, "nothing is wrong", func() bool {
+					trouble, err := n.Health(p)
+					return err == nil && len(trouble) == 0
+				})
 			}
 			n.Unpublish(p)
 			n.stop()
