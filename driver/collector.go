@@ -24,6 +24,7 @@ const mostRoots = 8
 type collector struct {
 	issuers map[string]*issuerState
 	volumes func() []volumeSnapshot
+	unread  func() int // volumes of which not even the issuer is known
 
 	expiration, issued, renewal, failures       *prometheus.Desc // of each volume
 	count, backoff, overdue, unmanaged, waiting *prometheus.Desc // of each issuer
@@ -45,6 +46,7 @@ func newCollector(d *Driver) *collector {
 			}
 			return all
 		},
+		unread:     d.volumes.countUnread,
 		expiration: perVolume("expiration_timestamp_seconds", "Expiry of the certificate in a pod's volume."),
 		issued:     perVolume("issued_timestamp_seconds", "Time at which the certificate was asked for, by the node's clock."),
 		renewal:    perVolume("renewal_timestamp_seconds", "Time of the next renewal or retry; in the past if it is under way, or waits for others."),
@@ -102,6 +104,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		send(c.issued, seconds(s.Validity.Issued), labels...)
 		send(c.renewal, seconds(s.Next), labels...)
 		send(c.failures, float64(s.Failures), labels...)
+	}
+	if n := c.unread(); n > 0 {
+		send(c.unmanaged, float64(n), "")
 	}
 	for name, n := range counts {
 		send(c.count, float64(n.all), name)

@@ -1,14 +1,18 @@
 package issuer
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/flexstack/step-csi/issuer/names"
@@ -87,23 +91,72 @@ func namesOf(csr *x509.CertificateRequest) (req Request, err error) {
 // checkOnly requires that the CSR contains, besides its key, what NewCSR creates
 // for req and nothing else. The encoding may differ where the meaning cannot: in
 // the string type of the common name, and in the order of the alternative names.
-// Node and authority may be built with different releases of Go.
+// Node and authority may be built with different releases of Go. See RFC 2986,
+// section 4.1.
 func checkOnly(csr *x509.CertificateRequest, req Request) error {
-	throwaway := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	rebuilt, err := NewCSR(req, throwaway)
+	want, err := NewCSR(req, ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
 	if err != nil {
 		return err
 	}
-	want, err := contentsOf(rebuilt)
-	if err != nil {
-		return err
-	}
-	got, err := contentsOf(csr)
-	if err == nil && !got.equal(want) {
-		err = errors.New("its contents differ from those of a CSR for its common name and alternative names")
-	}
-	if err != nil {
-		return fmt.Errorf("the CSR requests more than a common name and subject alternative names, or encodes them in an unusual way: %w", err)
+	// Parsers ignore what they do not know, but re-encoding shows it.
+	_, attributes, _ := bytes.Cut(csr.RawTBSCertificateRequest, csr.RawSubjectPublicKeyInfo)
+	if csr.Version != 0 || !isSubject(csr.RawSubject, req.CommonName) ||
+		!slices.EqualFunc(csr.Extensions, want.Extensions, sameSANs) || !bytes.Equal(attributes, encodeAttributes(csr.Extensions)) {
+		return errors.New("the CSR requests more than a common name and subject alternative names, or encodes them in an unusual way")
 	}
 	return nil
+}
+
+// isSubject reports whether the DER is a subject with the common name only.
+func isSubject(der []byte, commonName names.CommonName) bool {
+	if commonName == (names.CommonName{}) {
+		return bytes.Equal(der, encode(pkix.RDNSequence{}, ""))
+	}
+	return slices.ContainsFunc([]int{asn1.TagPrintableString, asn1.TagUTF8String}, func(tag int) bool {
+		value := asn1.RawValue{Tag: tag, Bytes: []byte(commonName.String())}
+		return bytes.Equal(der, encode(pkix.RDNSequence{{{Type: oidCommonName, Value: value}}}, ""))
+	})
+}
+
+// sameSANs reports whether both extensions have the same alternative names, in any
+// order.
+func sameSANs(a, b pkix.Extension) bool {
+	return a.Id.Equal(b.Id) && a.Critical == b.Critical && slices.Equal(elements(a.Value), elements(b.Value))
+}
+
+// elements returns the encoded elements of a SEQUENCE, sorted.
+func elements(der []byte) (all []string) {
+	var values []asn1.RawValue
+	if rest, err := asn1.Unmarshal(der, &values); err != nil || len(rest) > 0 {
+		return nil
+	}
+	for _, value := range values {
+		all = append(all, string(value.FullBytes))
+	}
+	slices.Sort(all)
+	return all
+}
+
+var (
+	oidCommonName       = asn1.ObjectIdentifier{2, 5, 4, 3}
+	oidExtensionRequest = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 14}
+)
+
+// attribute is the attribute of a CSR that requests extensions.
+type attribute struct {
+	Type  asn1.ObjectIdentifier
+	Value [][]pkix.Extension `asn1:"set"`
+}
+
+func encodeAttributes(extensions []pkix.Extension) []byte {
+	var all []attribute
+	if len(extensions) > 0 {
+		all = append(all, attribute{oidExtensionRequest, [][]pkix.Extension{extensions}})
+	}
+	return encode(all, "tag:0,set")
+}
+
+func encode(value any, params string) []byte {
+	der, _ := asn1.MarshalWithParams(value, params) // nil, which equals no DER, if there is an error
+	return der
 }

@@ -137,28 +137,17 @@ func (f *configFile) parseNames(c *config) (err error) {
 	if c.authorityNames, err = names.ParseAll(names.ParseDNSName, f.Authority.names()...); err != nil {
 		return fmt.Errorf("authority.names: %w", err)
 	}
-	c.reserved, err = f.reserved()
-	return err
-}
-
-// reserved returns the hosts of the CAs and of the registration authority.
-func (f *configFile) reserved() ([]names.Host, error) {
-	hosts, err := names.ParseAll(names.ParseHost, f.Authority.names()...)
-	if err != nil {
-		return nil, fmt.Errorf("authority.names: %w", err)
-	}
-	for name, i := range f.Issuers {
-		u, err := url.Parse(i.URL)
-		if err != nil {
-			return nil, fmt.Errorf("issuers.%s.url: %w", name, err)
+	// The names of the CAs and of the registration authority are not for pods.
+	hosts := names.Texts(c.authorityNames)
+	for _, i := range f.Issuers {
+		if u, err := url.Parse(i.URL); err == nil && u.Host != "" { // The signer rejects other URLs.
+			hosts = append(hosts, u.Hostname())
 		}
-		host, err := names.ParseHost(u.Hostname())
-		if err != nil {
-			return nil, fmt.Errorf("issuers.%s.url: the host %w", name, err)
-		}
-		hosts = append(hosts, host)
 	}
-	return hosts, nil
+	if c.reserved, err = names.ParseAll(names.ParseHost, hosts...); err != nil {
+		return fmt.Errorf("the host of an issuer or of the registration authority: %w", err)
+	}
+	return nil
 }
 
 // allow returns the issuer's own policy, or the common one. For an issuer at the

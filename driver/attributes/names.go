@@ -8,41 +8,33 @@ import (
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-func (p *parser) setDNSNames(value string) (err error) {
-	p.dns, err = parseList(p, value, func(text string) (names.DNSName, error) {
-		dns, err := names.ParseDNSName(text)
-		if _, ipErr := names.ParseIP(text); ipErr == nil {
-			err = fmt.Errorf("%w; put it into ip-sans", err)
+// setList sets a list of comma-separated names. It drops duplicates.
+func setList[T comparable](field func(*parser) *[]T, parse func(string) (T, error)) func(*parser, string) error {
+	return func(p *parser, value string) error {
+		parts, err := p.list(value)
+		if err != nil {
+			return err
 		}
-		return dns, err
-	})
-	return err
+		all, err := names.ParseAll(parse, parts...)
+		*field(p) = unique(all)
+		return err
+	}
 }
 
-func (p *parser) setServiceNames(value string) (err error) {
-	p.services, err = parseList(p, value, func(text string) (names.DNSName, error) {
-		service, err := names.ParseDNSName(text)
-		if err == nil && strings.Contains(service.String(), ".") {
-			err = fmt.Errorf("%s is not the name of a Service without its namespace; whole names belong in dns-names", names.Quote(text))
-		}
-		return service, err
-	})
-	return err
+func parseDNSName(text string) (names.DNSName, error) {
+	dns, err := names.ParseDNSName(text)
+	if _, ipErr := names.ParseIP(text); ipErr == nil {
+		err = fmt.Errorf("%w; put it into ip-sans", err)
+	}
+	return dns, err
 }
 
-func (p *parser) setIPAddresses(value string) (err error) {
-	p.result.Request.IPAddresses, err = parseList(p, value, names.ParseIP)
-	return err
-}
-
-func (p *parser) setURIs(value string) (err error) {
-	p.result.Request.URIs, err = parseList(p, value, names.ParseURI)
-	return err
-}
-
-func (p *parser) setEmailAddresses(value string) (err error) {
-	p.result.Request.EmailAddresses, err = parseList(p, value, names.ParseEmailAddress)
-	return err
+func parseServiceName(text string) (names.DNSName, error) {
+	service, err := names.ParseDNSName(text)
+	if err == nil && strings.Contains(service.String(), ".") {
+		err = fmt.Errorf("%s is not the name of a Service without its namespace; whole names belong in dns-names", names.Quote(text))
+	}
+	return service, err
 }
 
 func (p *parser) setCommonName(value string) error {
@@ -110,16 +102,6 @@ func (p *parser) defaultCommonName() (names.CommonName, error) {
 		return name, nil
 	}
 	return names.ParseCommonName(p.pod.UID)
-}
-
-// parseList splits, expands and parses a value, and drops duplicates.
-func parseList[T comparable](p *parser, value string, parse func(string) (T, error)) ([]T, error) {
-	parts, err := p.list(value)
-	if err != nil {
-		return nil, err
-	}
-	all, err := names.ParseAll(parse, parts...)
-	return unique(all), err
 }
 
 func unique[T comparable](all []T) (result []T) {

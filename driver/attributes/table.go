@@ -1,5 +1,7 @@
 package attributes
 
+import "github.com/flexstack/step-csi/issuer/names"
+
 // attribute is a key that users may write. set parses its value.
 type attribute struct {
 	key string
@@ -9,11 +11,11 @@ type attribute struct {
 // table has all attributes, in the order in which errors are reported.
 var table = []attribute{
 	{"issuer", (*parser).setIssuer},
-	{"service-names", (*parser).setServiceNames},
-	{"dns-names", (*parser).setDNSNames},
-	{"ip-sans", (*parser).setIPAddresses},
-	{"uri-sans", (*parser).setURIs},
-	{"email-sans", (*parser).setEmailAddresses},
+	{"service-names", setList(func(p *parser) *[]names.DNSName { return &p.services }, parseServiceName)},
+	{"dns-names", setList(func(p *parser) *[]names.DNSName { return &p.dns }, parseDNSName)},
+	{"ip-sans", setList(func(p *parser) *[]names.IP { return &p.result.Request.IPAddresses }, names.ParseIP)},
+	{"uri-sans", setList(func(p *parser) *[]names.URI { return &p.result.Request.URIs }, names.ParseURI)},
+	{"email-sans", setList(func(p *parser) *[]names.EmailAddress { return &p.result.Request.EmailAddresses }, names.ParseEmailAddress)},
 	{"spiffe", setBool(func(p *parser) *bool { return &p.spiffe })},
 	{"common-name", (*parser).setCommonName},
 	{"duration", (*parser).setDuration},

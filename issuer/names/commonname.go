@@ -11,7 +11,10 @@ const maxCommonName = 64
 // CommonName is the common name of a certificate's subject. It need not be a host
 // name, and may have blanks, capitals and all printable Unicode. The zero value
 // means that there is none.
-type CommonName struct{ name }
+type CommonName struct{ commonName string }
+
+// String implements fmt.Stringer.
+func (n CommonName) String() string { return n.commonName }
 
 // FirstCommonName returns the first DNS name that is short enough for a common name.
 func FirstCommonName(all []DNSName) (commonName CommonName, ok bool) {
@@ -33,5 +36,5 @@ func ParseCommonName(text string) (CommonName, error) {
 	case strings.TrimSpace(text) != text:
 		return CommonName{}, fmt.Errorf("%s: leave out the blanks at the ends", Quote(text))
 	}
-	return CommonName{name{text}}, nil
+	return CommonName{text}, nil
 }

@@ -16,10 +16,12 @@ const maxDNSName = 253
 
 // DNSName is a host name in lower-case A-labels (RFC 5890) without a dot at the
 // end. Its first label may be the wildcard *.
-type DNSName struct{ name }
+type DNSName struct{ dns string }
 
-// IsWildcard reports whether the first label is *.
-func (n DNSName) IsWildcard() bool { return strings.HasPrefix(n.text, "*.") }
+// String implements fmt.Stringer.
+func (n DNSName) String() string { return n.dns }
+
+func (n DNSName) isWildcard() bool { return strings.HasPrefix(n.dns, "*.") }
 
 var errWildcard = errors.New("a * must be the whole first label, with at least two labels after it, as in *.example.com")
 
@@ -40,13 +42,13 @@ func ParseDNSName(text string) (DNSName, error) {
 	case err != nil:
 		return DNSName{}, fmt.Errorf("%s %w", Quote(text), err)
 	case !wildcard:
-		return DNSName{name{host}}, nil
+		return DNSName{host}, nil
 	case !strings.Contains(host, "."):
 		return DNSName{}, fmt.Errorf("%s: %w", Quote(text), errWildcard)
 	case len("*.")+len(host) > maxDNSName:
 		return DNSName{}, fmt.Errorf("%s is longer than %d bytes, the limit for a DNS name", Quote(text), maxDNSName)
 	}
-	return DNSName{name{"*." + host}}, nil
+	return DNSName{"*." + host}, nil
 }
 
 // dnsProfile maps to lower case and to A-labels (RFC 5891), and checks labels and

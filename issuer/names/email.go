@@ -7,7 +7,10 @@ import (
 )
 
 // EmailAddress is a bare e-mail address in lower-case ASCII.
-type EmailAddress struct{ name }
+type EmailAddress struct{ address string }
+
+// String implements fmt.Stringer.
+func (a EmailAddress) String() string { return a.address }
 
 // ParseEmailAddress rejects upper case also before the @, because nearly all mail
 // servers ignore case there. 254 bytes is the limit of RFC 5321.
@@ -20,5 +23,5 @@ func ParseEmailAddress(text string) (EmailAddress, error) {
 	if host, err := parseHostName(domain); err != nil || host != domain {
 		return EmailAddress{}, fmt.Errorf("%s: the part after the @ must be a DNS name", Quote(text))
 	}
-	return EmailAddress{name{text}}, nil
+	return EmailAddress{text}, nil
 }

@@ -1,10 +1,11 @@
 // Package names is the one grammar for the names in certificates and requests.
 //
-// Each type has one Parse function, and only that makes values of it. A value
-// has one spelling, so two values are the same name exactly if they are equal,
-// and a policy can compare them as plain strings. A Parse function either
-// returns the name in this spelling or says how to write it. Its errors quote
-// the text; the caller adds the attribute or the field that the text is from.
+// Each type has one Parse function, and only that makes values of it. (The types
+// have fields of different names, so Go does not convert one to another.) A value
+// has one spelling, which String returns, so two values are the same name exactly
+// if they are equal, and a policy can compare them as plain strings. A Parse
+// function either returns the name in this spelling or says how to write it. Its
+// errors quote the text; the caller adds the attribute or field that has it.
 //
 // The grammar rejects every name that two programs may read differently, such as
 // 10.1, which C libraries take for the address 10.0.0.1. Whether a pod may have
@@ -28,12 +29,6 @@ const (
 	// MaxLength is the length in bytes of the longest name that is not a URI.
 	MaxLength = 254
 )
-
-// name is the text of a name in its one spelling.
-type name struct{ text string }
-
-// String returns the text of the name.
-func (n name) String() string { return n.text }
 
 // ParseAll parses each text and stops at the first error.
 func ParseAll[T any](parse func(string) (T, error), texts ...string) ([]T, error) {

@@ -15,18 +15,21 @@ import (
 const MaxURI = 2048
 
 // URI is an absolute URI with a host. With the scheme spiffe, it is a SPIFFE ID.
-type URI struct{ name }
+type URI struct{ uri string }
+
+// String implements fmt.Stringer.
+func (u URI) String() string { return u.uri }
 
 // URL returns the URI in parts.
 func (u URI) URL() *url.URL {
-	parsed, _ := url.Parse(u.text) // ParseURI has parsed it.
+	parsed, _ := url.Parse(u.uri) // ParseURI has parsed it.
 	return parsed
 }
 
 // SPIFFEID returns the URI as a SPIFFE ID. ok is false if the URI has another
 // scheme.
 func (u URI) SPIFFEID() (id spiffeid.ID, ok bool) {
-	id, err := spiffeid.FromString(u.text)
+	id, err := spiffeid.FromString(u.uri)
 	return id, err == nil
 }
 
@@ -59,7 +62,7 @@ func ParseURI(text string) (URI, error) {
 			return URI{}, err
 		}
 	}
-	return URI{name{text}}, nil
+	return URI{text}, nil
 }
 
 // uriHostPattern allows "_" too, which SPIFFE allows in trust domains.
