@@ -23,18 +23,16 @@ func TestPanicBecomesAnError(t *testing.T) {
 	before := panics.Total()
 	failing := func() (err error) {
 		defer panics.Recover(ctx, "renew the volume", &err)
-		var m map[string]int
-		m["x"] = 1
-		return nil
+		panic("token abc")
 	}
 	err := failing()
-	if err == nil || !strings.HasPrefix(err.Error(), "renew the volume: ") || !strings.Contains(err.Error(), "defect of step-csi") || strings.Contains(err.Error(), "nil map") {
+	if err == nil || !strings.HasPrefix(err.Error(), "renew the volume: ") || !strings.Contains(err.Error(), "defect of step-csi") || strings.Contains(err.Error(), "token abc") {
 		t.Errorf("error %v", err)
 	}
 	if got := panics.Total() - before; got != 1 {
 		t.Errorf("%d panics were counted", got)
 	}
-	for _, want := range []string{`"Panic recovered"`, "assignment to entry in nil map", `in="renew the volume"`, "TestPanicBecomesAnError"} {
+	for _, want := range []string{`"Panic recovered"`, `err="token abc"`, `in="renew the volume"`, "TestPanicBecomesAnError"} {
 		if strings.Count(log.String(), want) == 0 {
 			t.Errorf("the log has no %s:\n%s", want, log)
 		}

@@ -127,9 +127,9 @@ type confirmation struct {
 }
 
 // signToken mints a one-time token for exactly the request's names and CSR.
-func (k *provisionerKey) signToken(authority *url.URL, req issuer.SigningRequest) (string, error) {
+func (k *provisionerKey) signToken(caURL *url.URL, req issuer.SigningRequest) (string, error) {
 	fingerprint := sha256.Sum256(req.CSR.Raw)
-	return k.token(authority, "sign", req.Request.CommonName.String(), tokenClaims{
+	return k.token(caURL, "sign", req.Request.CommonName.String(), tokenClaims{
 		// step-ca guesses their types. For names of package names, it guesses right.
 		SANs:         req.Request.AlternativeNames(),
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
@@ -137,13 +137,13 @@ func (k *provisionerKey) signToken(authority *url.URL, req issuer.SigningRequest
 }
 
 // token mints a one-time token for one of the CA's operations on the subject.
-func (k *provisionerKey) token(authority *url.URL, operation, subject string, claims tokenClaims) (string, error) {
+func (k *provisionerKey) token(caURL *url.URL, operation, subject string, claims tokenClaims) (string, error) {
 	now := time.Now()
 	claims.Claims = jose.Claims{
 		ID:        rand.Text(),
 		Issuer:    k.provisioner,
 		Subject:   subject,
-		Audience:  jose.Audience{authority.JoinPath("1.0", operation).String()},
+		Audience:  jose.Audience{caURL.JoinPath("1.0", operation).String()},
 		IssuedAt:  jose.NewNumericDate(now),
 		NotBefore: jose.NewNumericDate(now),
 		Expiry:    jose.NewNumericDate(now.Add(tokenLifetime)),

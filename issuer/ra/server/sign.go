@@ -77,7 +77,7 @@ func (i Issuer) read(req *rapb.SignRequest) (*x509.CertificateRequest, issuer.Re
 }
 
 // identify has the API server review the tokens of the caller and of the pod, both
-// at once. Errors about the caller take precedence over errors about the pod.
+// at once. An error of the first review takes precedence over one of the second.
 func (s *Server) identify(ctx context.Context, podToken string, entry *signEntry) error {
 	callers, err := callerToken(ctx)
 	if err != nil {
