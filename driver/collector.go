@@ -22,11 +22,13 @@ const mostRoots = 8
 // collector reads volumes and issuers whenever Prometheus asks. It keeps nothing, so a
 // volume's series end with it.
 type collector struct {
-	driver *Driver
+	issuers map[string]*issuerState
+	volumes func() []volumeSnapshot
+	unread  func() int // volumes of which not even the issuer is known
 
-	expiration, issued, renewal, failures         *prometheus.Desc // of each volume
-	volumes, backoff, overdue, unmanaged, waiting *prometheus.Desc // of each issuer
-	rootExpiration                                *prometheus.Desc
+	expiration, issued, renewal, failures       *prometheus.Desc // of each volume
+	count, backoff, overdue, unmanaged, waiting *prometheus.Desc // of each issuer
+	rootExpiration                              *prometheus.Desc
 }
 
 func newCollector(d *Driver) *collector {
@@ -37,12 +39,19 @@ func newCollector(d *Driver) *collector {
 		return prometheus.NewDesc("step_csi_"+name, help, []string{"issuer"}, nil)
 	}
 	return &collector{
-		driver:     d,
+		issuers: d.issuers,
+		volumes: func() (all []volumeSnapshot) {
+			for _, v := range d.volumes.all() {
+				all = append(all, volumeSnapshot{labelsOf(v), v.State(), v.Unmanaged() != nil})
+			}
+			return all
+		},
+		unread:     d.volumes.countUnread,
 		expiration: perVolume("expiration_timestamp_seconds", "Expiry of the certificate in a pod's volume."),
 		issued:     perVolume("issued_timestamp_seconds", "Time at which the certificate was asked for, by the node's clock."),
 		renewal:    perVolume("renewal_timestamp_seconds", "Time of the next renewal or retry; in the past if it is under way, or waits for others."),
 		failures:   perVolume("renewal_failures", "Failed renewals in a row; 0 after a successful one."),
-		volumes:    perIssuer("volumes", "Mounted volumes."),
+		count:      perIssuer("volumes", "Mounted volumes."),
 		backoff:    perIssuer("volumes_backoff", "Volumes whose last renewal failed, and that wait for a retry."),
 		overdue:    perIssuer("volumes_overdue", "Volumes whose renewal is due and has not succeeded."),
 		unmanaged:  perIssuer("volumes_unmanaged", "Volumes that are not renewed: something else is mounted at their path, or they do not fit the configuration."),
@@ -56,7 +65,7 @@ func newCollector(d *Driver) *collector {
 func (c *collector) Describe(descriptions chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		c.expiration, c.issued, c.renewal, c.failures,
-		c.volumes, c.backoff, c.overdue, c.unmanaged, c.waiting, c.rootExpiration,
+		c.count, c.backoff, c.overdue, c.unmanaged, c.waiting, c.rootExpiration,
 	} {
 		descriptions <- d
 	}
@@ -68,7 +77,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
 	counts := map[string]*volumeCounts{}
-	for name, i := range c.driver.issuers {
+	for name, i := range c.issuers {
 		counts[name] = &volumeCounts{}
 		send(c.waiting, float64(i.Scheduler.Waiting()), name)
 		for _, root := range firstToExpire(i.LatestRoots().Own) {
@@ -77,12 +86,12 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	now := time.Now()
 	states := map[volumeLabels]schedule.State{}
-	for _, v := range c.driver.volumes.all() {
-		labels, s := labelsOf(v), v.State()
+	for _, v := range c.volumes() {
+		labels, s := v.labels, v.state
 		if counts[labels.issuer] == nil {
 			counts[labels.issuer] = &volumeCounts{} // of an earlier configuration
 		}
-		counts[labels.issuer].add(v, s, now)
+		counts[labels.issuer].add(v, now)
 		// A pod that was deleted by force may still be there beside a new one of its
 		// name. Prometheus rejects two series with the same labels.
 		if other, twice := states[labels]; !twice || other.Validity.Issued.Before(s.Validity.Issued) {
@@ -96,8 +105,11 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		send(c.renewal, seconds(s.Next), labels...)
 		send(c.failures, float64(s.Failures), labels...)
 	}
+	if n := c.unread(); n > 0 {
+		send(c.unmanaged, float64(n), "")
+	}
 	for name, n := range counts {
-		send(c.volumes, float64(n.all), name)
+		send(c.count, float64(n.all), name)
 		send(c.backoff, float64(n.backoff), name)
 		send(c.overdue, float64(n.overdue), name)
 		send(c.unmanaged, float64(n.unmanaged), name)
@@ -119,6 +131,13 @@ func seconds(t time.Time) float64 {
 		return 0
 	}
 	return float64(t.UnixMilli()) / 1000
+}
+
+// volumeSnapshot is what a volume says about itself.
+type volumeSnapshot struct {
+	labels    volumeLabels
+	state     schedule.State
+	unmanaged bool
 }
 
 // volumeLabels tell volumes apart.
@@ -150,15 +169,15 @@ func nameInPod(target string) string {
 
 type volumeCounts struct{ all, backoff, overdue, unmanaged int }
 
-func (n *volumeCounts) add(v *volume.Volume, s schedule.State, now time.Time) {
+func (n *volumeCounts) add(v volumeSnapshot, now time.Time) {
 	n.all++
-	if v.Unmanaged() != nil {
+	if v.unmanaged {
 		n.unmanaged++
 	}
-	if s.Failures > 0 {
+	if v.state.Failures > 0 {
 		n.backoff++
 	}
-	if s.Failures > 0 || now.After(s.Validity.Due()) {
+	if v.state.Failures > 0 || now.After(v.state.Validity.Due()) {
 		n.overdue++
 	}
 }

@@ -18,11 +18,13 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // Config is what a Driver needs.
@@ -40,8 +42,9 @@ type Config struct {
 	// Register makes the driver register itself with the kubelet.
 	Register bool
 	// ClusterDomain, TrustDomain and AllowShortNames make the names of pods.
-	ClusterDomain, TrustDomain string
-	AllowShortNames            bool
+	ClusterDomain   names.ClusterDomain
+	TrustDomain     spiffeid.TrustDomain
+	AllowShortNames bool
 	// Issuers by name. A volume that names none has the one called default.
 	Issuers map[string]Issuer
 	// Metrics are registered here, unless it is nil.
@@ -67,6 +70,7 @@ type Driver struct {
 	volumes   volumes
 	locks     locks // by volume id
 	metrics   *metrics
+	collector *collector
 	readiness issuer.Readiness
 
 	background context.Context // of renewals and revocations; ends with Run
@@ -105,6 +109,7 @@ func New(c Config) (*Driver, error) {
 		d.readiness.Expect(name)
 		d.metrics.expect(name)
 	}
+	d.collector = newCollector(d)
 	if err := d.registerMetrics(c.Metrics); err != nil {
 		return nil, err
 	}

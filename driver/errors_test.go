@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 )
 
@@ -18,7 +19,12 @@ func TestCodes(t *testing.T) {
 		want codes.Code
 	}{
 		{nil, codes.OK},
-		{invalid(errors.New("no such key")), codes.InvalidArgument},
+		{fmt.Errorf("%w: no such key", errInvalid), codes.InvalidArgument},
+		{fmt.Errorf("%w: no such key", volume.ErrInvalid), codes.InvalidArgument},
+		{fmt.Errorf("%w: too many open files", errUncertain), codes.Unavailable},
+		// The pod is over its own rate limit: the kubelet retries.
+		{fmt.Errorf("issuer default: %w: shop/web-0", issuer.Throttled), codes.ResourceExhausted},
+		{fmt.Errorf("issuer default: %w: expired", issuer.NoPodToken), codes.Unavailable},
 		{issuer.Denied, codes.PermissionDenied},
 		{issuer.Unavailable, codes.Unavailable},
 		// The CA has not answered in time.

@@ -28,7 +28,7 @@ func TestTroubleTellsTheCondition(t *testing.T) {
 		if reason != test.reason || strings.Contains(message, "no route to host") != (test.state.Err != nil) {
 			t.Errorf("after %s: %s: %s", test.after, reason, message)
 		}
-		if strings.Contains(message, "next try: under way") != (test.state.Err != nil && test.after > 22*time.Hour) {
+		if strings.Contains(message, "next retry: under way") != (test.state.Err != nil && test.after > 22*time.Hour) {
 			t.Errorf("after %s: %s", test.after, message)
 		}
 	}

@@ -61,7 +61,7 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 		return nil
 	}
 	m := d.metrics
-	for _, c := range []prometheus.Collector{m.signings, m.duration, m.answered, m.failed, newCollector(d)} {
+	for _, c := range []prometheus.Collector{m.signings, m.duration, m.answered, m.failed, d.collector} {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register the metrics: %w", err)
 		}
@@ -75,7 +75,7 @@ func (m *metrics) expect(name string) {
 	for _, p := range []schedule.Priority{schedule.Publish, schedule.Renewal} {
 		for _, outcome := range issuer.Outcomes() {
 			if outcome != issuer.Unsupported { // only revocations are
-				m.signings.WithLabelValues(name, operation(p), outcome.String())
+				m.signings.WithLabelValues(name, operation(p), outcome.Label())
 			}
 		}
 		m.duration.WithLabelValues(name, operation(p))
@@ -88,7 +88,7 @@ func (m *metrics) expect(name string) {
 
 // signed counts a call for a certificate.
 func (m *metrics) signed(name string, p schedule.Priority, began time.Time, o issuer.Outcome) {
-	m.signings.WithLabelValues(name, operation(p), o.String()).Inc()
+	m.signings.WithLabelValues(name, operation(p), o.Label()).Inc()
 	m.duration.WithLabelValues(name, operation(p)).Observe(time.Since(began).Seconds())
 	m.called(name, callSign, o)
 }

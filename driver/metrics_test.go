@@ -3,7 +3,6 @@ package driver
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -17,18 +16,25 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
-// measured is a driver with the issuers default and other, which are not asked.
+// signer is a Signer that nobody calls.
+type signer struct{ issuer.Signer }
+
+// measured is a driver with the issuers default and other, which are not called.
 func measured(t testing.TB) (*Driver, *prometheus.Registry) {
 	t.Helper()
+	i, err := issuer.New(issuer.Config{Signer: signer{}, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
 	registry := prometheus.NewRegistry()
 	d, err := New(Config{
 		Name: "csi.step-ca.io", NodeName: "node-1", KubeletDir: "/var/lib/kubelet", Metrics: registry,
-		Issuers: map[string]Issuer{"default": {}, "other": {}},
+		Issuers: map[string]Issuer{"default": {Issuer: i}, "other": {Issuer: i}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -36,22 +42,19 @@ func measured(t testing.TB) (*Driver, *prometheus.Registry) {
 	return d, registry
 }
 
-// add tracks a volume that was issued now, for a day. Its renewals, if the line
-// runs, do what renew does.
-func (d *Driver) add(id, pod, target string) *volume {
-	now := time.Now()
-	return d.addWith(record{
-		VolumeID: id, Target: target, Pod: issuer.Pod{Namespace: "shop", Name: pod}, Issued: now, NotAfter: now.Add(24 * time.Hour),
-	}, nil)
+// show makes these volumes the ones that the collector sees.
+func (d *Driver) show(volumes ...volumeSnapshot) {
+	d.collector.volumes = func() []volumeSnapshot { return volumes }
 }
 
-func (d *Driver) addWith(r record, renew func(context.Context) error) *volume {
-	v := &volume{record: r, attributes: attributes.Attributes{Issuer: "default"}}
-	v.item = d.authorities["default"].line.Add(v.validity(), func(ctx context.Context) (renewal.Validity, error) {
-		return v.validity(), renew(ctx)
-	})
-	d.volumes[r.VolumeID] = v
-	return v
+// mounted is a volume that was issued now, for a day.
+func mounted(pod, volume string) volumeSnapshot {
+	now := time.Now()
+	v := renewal.Validity{Issued: now, NotAfter: now.Add(24 * time.Hour)}
+	return volumeSnapshot{
+		labels: volumeLabels{namespace: "shop", pod: pod, volume: volume, issuer: "default"},
+		state:  schedule.State{Validity: v, Next: v.Due()},
+	}
 }
 
 // scrape returns the series with the prefix, as Prometheus would read them.
@@ -94,8 +97,7 @@ func expectSeries(t *testing.T, got, want map[string]float64) {
 // The names and types follow the rules of Prometheus.
 func TestMetricsAreWellNamed(t *testing.T) {
 	d, registry := measured(t)
-	d.add("csi-1", "web-0", "pods/uid/volumes/kubernetes.io~csi/tls/mount")
-	d.metrics.refreshed("default", issuer.Roots{Own: []*x509.Certificate{{Raw: []byte("root")}}}, nil)
+	d.show(mounted("web-0", "tls"))
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("%v, %v", problems, err)
@@ -111,44 +113,37 @@ func TestMetricsAreWellNamed(t *testing.T) {
 	}
 }
 
-// A volume has its series for as long as it is tracked, and no longer.
+// A volume has its series for as long as it is registered, and no longer.
 func TestSeriesOfAVolume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, registry := measured(t)
 		now := float64(time.Now().Unix())
-		due := seconds(d.add("csi-1", "web-0", "pods/uid/volumes/kubernetes.io~csi/tls/mount").validity().Due())
-		d.add("csi-2", "web-1", "some/where/else")
-		const hour = 3600
-		first, second := `{issuer="default",namespace="shop",pod="web-0",volume="tls"}`, `{issuer="default",namespace="shop",pod="web-1",volume="csi-2"}`
+		v := mounted("web-0", "tls")
+		v.state.Failures, v.state.Next = 3, time.Now().Add(time.Minute)
+		d.show(v)
+		const hour, labels = 3600, `{issuer="default",namespace="shop",pod="web-0",volume="tls"}`
 		expectSeries(t, scrape(t, registry, "step_csi_certificate_"), map[string]float64{
-			"step_csi_certificate_expiration_timestamp_seconds" + first:  now + 24*hour,
-			"step_csi_certificate_issued_timestamp_seconds" + first:      now,
-			"step_csi_certificate_renewal_timestamp_seconds" + first:     due,
-			"step_csi_certificate_renewal_failures" + first:              0,
-			"step_csi_certificate_expiration_timestamp_seconds" + second: now + 24*hour,
-			"step_csi_certificate_issued_timestamp_seconds" + second:     now,
-			"step_csi_certificate_renewal_timestamp_seconds" + second:    due,
-			"step_csi_certificate_renewal_failures" + second:             0,
+			"step_csi_certificate_expiration_timestamp_seconds" + labels: now + 24*hour,
+			"step_csi_certificate_issued_timestamp_seconds" + labels:     now,
+			"step_csi_certificate_renewal_timestamp_seconds" + labels:    now + 60,
+			"step_csi_certificate_renewal_failures" + labels:             3,
 		})
-		delete(d.volumes, "csi-1")
-		if left := scrape(t, registry, "step_csi_certificate_"); len(left) != 4 || left["step_csi_certificate_renewal_failures"+first] != 0 {
-			t.Errorf("left: %v", left)
-		}
-		// Its keeper has found that it is not mounted any more.
-		d.volumes["csi-2"].gone.Store(true)
+		d.show()
 		expectSeries(t, scrape(t, registry, "step_csi_certificate_"), nil)
 	})
 }
 
-// Two volumes of the same labels are one series, the newer's: a scrape never
-// fails for them.
+// Two volumes of the same labels are one series, the newer's: a scrape never fails for
+// them.
 func TestVolumesOfTheSameLabels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, registry := measured(t)
-		for i := range 5 {
-			d.add(fmt.Sprint("csi-", i), "web-0", fmt.Sprintf("pods/uid-%d/volumes/kubernetes.io~csi/tls/mount", i))
+		var all []volumeSnapshot
+		for range 5 {
+			all = append(all, mounted("web-0", "tls"))
 			time.Sleep(time.Hour)
 		}
+		d.show(all...)
 		const newest = `step_csi_certificate_issued_timestamp_seconds{issuer="default",namespace="shop",pod="web-0",volume="tls"}`
 		expectSeries(t, scrape(t, registry, "step_csi_certificate_issued"), map[string]float64{newest: float64(time.Now().Add(-time.Hour).Unix())})
 		if all := scrape(t, registry, "step_csi_volumes{")[`step_csi_volumes{issuer="default"}`]; all != 5 {
@@ -160,144 +155,104 @@ func TestVolumesOfTheSameLabels(t *testing.T) {
 func TestCountsOfVolumes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, registry := measured(t)
-		d.add("good", "web-0", "a")
-		due := record{Pod: issuer.Pod{Namespace: "shop", Name: "web-1"}, Issued: time.Now().Add(-20 * time.Hour), NotAfter: time.Now().Add(4 * time.Hour)}
-		failing, hanging := due, due
-		failing.VolumeID, hanging.VolumeID = "failing", "hanging"
-		tries := 0
-		d.addWith(failing, func(ctx context.Context) error {
-			if tries++; tries > 3 {
-				<-ctx.Done()
+		good, failing, hanging, unfit := mounted("web-0", "a"), mounted("web-1", "b"), mounted("web-2", "c"), mounted("web-3", "d")
+		failing.state.Failures = 3
+		hanging.state.Validity.Issued, hanging.state.Validity.NotAfter = time.Now().Add(-20*time.Hour), time.Now().Add(4*time.Hour)
+		unfit.labels.issuer, unfit.unmanaged = "old", true // not configured any more
+		d.show(good, failing, hanging, unfit)
+		want := map[string]float64{}
+		for issuer, counts := range map[string][4]float64{"default": {3, 1, 2, 0}, "other": {}, "old": {1, 0, 0, 1}} {
+			for i, name := range []string{"volumes", "volumes_backoff", "volumes_overdue", "volumes_unmanaged"} {
+				want[fmt.Sprintf("step_csi_%s{issuer=%q}", name, issuer)] = counts[i]
 			}
-			return errors.New("no route to host")
-		})
-		ctx, stop := context.WithCancel(t.Context())
-		defer synctest.Wait()
-		defer stop()
-		go d.authorities["default"].line.Run(ctx)
-		time.Sleep(time.Minute)
-		// After the failures of the other, which it would be in the way of.
-		d.addWith(hanging, func(ctx context.Context) error {
-			<-ctx.Done()
-			return ctx.Err()
-		})
-		synctest.Wait()
-		// Of an issuer that is not configured any more.
-		unfit := d.add("unfit", "web-3", "d")
-		unfit.attributes, unfit.record.Attributes = attributes.Attributes{}, map[string]string{"issuer": "old"}
-		expectSeries(t, scrape(t, registry, "step_csi_volumes"), map[string]float64{
-			`step_csi_volumes{issuer="default"}`: 3, `step_csi_volumes_backoff{issuer="default"}`: 1, `step_csi_volumes_overdue{issuer="default"}`: 2,
-			`step_csi_volumes{issuer="other"}`: 0, `step_csi_volumes_backoff{issuer="other"}`: 0, `step_csi_volumes_overdue{issuer="other"}`: 0,
-			`step_csi_volumes{issuer="old"}`: 1, `step_csi_volumes_backoff{issuer="old"}`: 0, `step_csi_volumes_overdue{issuer="old"}`: 0,
-		})
-		const failures = `step_csi_certificate_renewal_failures{issuer="default",namespace="shop",pod="web-1",volume="failing"}`
-		if got := scrape(t, registry, failures)[failures]; got != 3 {
-			t.Errorf("%v failures", got)
 		}
+		expectSeries(t, scrape(t, registry, "step_csi_volumes"), want)
 	})
 }
 
 func TestResultsOfSigning(t *testing.T) {
-	for want, err := range map[string]error{
-		resultSuccess:     nil,
-		resultDenied:      fmt.Errorf("issuer default: %w: short names", issuer.Denied),
-		resultUnavailable: fmt.Errorf("issuer default: %w: no route to host", issuer.Unavailable),
-		resultInvalid:     fmt.Errorf("issuer default: %w: another key", issuer.InvalidAnswer),
-		resultNoToken:     fmt.Errorf("issuer default: %w: %w", issuer.Unavailable, issuer.NoPodToken),
-		resultCanceled:    fmt.Errorf("issuer default: %w: %w", issuer.Unavailable, context.Canceled),
-		resultOther:       errors.New("no entropy"),
-	} {
-		t.Run(want, func(t *testing.T) {
+	for _, want := range issuer.Outcomes() {
+		if want == issuer.Unsupported {
+			continue
+		}
+		t.Run(want.Label(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d, registry := measured(t)
-				begin := time.Now()
+				began := time.Now()
 				time.Sleep(time.Second)
-				d.metrics.signed("default", true, begin, &issuer.Credential{}, err)
-				for _, r := range results {
-					series := fmt.Sprintf(`step_csi_signings_total{issuer="default",operation="renew",result=%q}`, r)
-					if got, there := scrape(t, registry, series)[series]; !there || (got == 1) != (r == want) {
-						t.Errorf("%s: %v, %v", r, got, there)
+				d.metrics.signed("default", schedule.Renewal, began, want)
+				for _, o := range issuer.Outcomes() {
+					series := fmt.Sprintf(`step_csi_signings_total{issuer="default",operation="renew",result=%q}`, o.Label())
+					if got, there := scrape(t, registry, series)[series]; there != (o != issuer.Unsupported) || (got == 1) != (o == want) {
+						t.Errorf("%s: %v, %v", o, got, there)
 					}
 				}
 				const took = `step_csi_signing_duration_seconds_sum{issuer="default",operation="renew"}`
 				if got := scrape(t, registry, took)[took]; got != 1 {
 					t.Errorf("it took %v s", got)
 				}
-				now, never := float64(time.Now().Unix()), 0.0
+				now := float64(time.Now().Unix())
 				answer := func(when, name, call string) string {
 					return fmt.Sprintf("step_csi_issuer_last_%s_timestamp_seconds{issuer=%q,operation=%q}", when, name, call)
 				}
 				times := map[string]float64{}
 				for _, name := range []string{"default", "other"} {
 					for _, call := range []string{callSign, callRoots} {
-						times[answer("answer", name, call)], times[answer("failure", name, call)] = never, never
+						times[answer("answer", name, call)], times[answer("failure", name, call)] = 0, 0
 					}
 				}
+				d.metrics.called("other", callRoots, want)
 				switch want {
-				case resultSuccess:
-					times[answer("answer", "default", callSign)] = now
-				case resultUnavailable:
-					times[answer("failure", "default", callSign)] = now
-				}
-				expectSeries(t, scrape(t, registry, "step_csi_issuer_last_"), times)
-				d.metrics.refreshed("other", issuer.Roots{}, err)
-				switch want {
-				case resultSuccess:
-					times[answer("answer", "other", callRoots)] = now
-				case resultUnavailable:
-					times[answer("failure", "other", callRoots)] = now
+				case issuer.OK:
+					times[answer("answer", "default", callSign)], times[answer("answer", "other", callRoots)] = now, now
+				case issuer.Unavailable, issuer.CallerRejected:
+					times[answer("failure", "default", callSign)], times[answer("failure", "other", callRoots)] = now, now
 				}
 				expectSeries(t, scrape(t, registry, "step_csi_issuer_last_"), times)
 			})
 		})
 	}
-	if got := result(fmt.Errorf("ask: %w", context.DeadlineExceeded)); got != resultUnavailable {
-		t.Errorf("too slow: %s", got)
-	}
 }
 
-func TestWaitingCalls(t *testing.T) {
-	d, registry := measured(t)
-	const series = `step_csi_signings_waiting{issuer="default"}`
-	entered := d.metrics.wait("default")
-	if got := scrape(t, registry, series)[series]; got != 1 {
-		t.Errorf("%v wait", got)
-	}
-	entered()
-	if got := scrape(t, registry, series)[series]; got != 0 {
-		t.Errorf("%v wait", got)
-	}
-}
-
-// A CA says how many roots it has, and may say the same one twice.
-func TestRootsAreBounded(t *testing.T) {
-	d, registry := measured(t)
-	var roots []*x509.Certificate
-	for i := range 100 {
-		root := &x509.Certificate{Raw: []byte(fmt.Sprint("root ", i%50)), NotAfter: time.Unix(int64(1000+i%50/2), 0)}
-		roots = append(roots, root)
-	}
-	d.metrics.refreshed("default", issuer.Roots{Own: roots}, nil)
-	got := scrape(t, registry, "step_csi_root_expiration_timestamp_seconds")
-	if len(got) != maxRoots {
-		t.Errorf("%d series", len(got))
-	}
-	for series, at := range got {
-		if at >= 1000+maxRoots/2 || !strings.Contains(series, `issuer="default"`) {
-			t.Errorf("%s is there, and expires at %v", series, at)
+func TestNameInPod(t *testing.T) {
+	for target, want := range map[string]string{
+		"pods/uid/volumes/kubernetes.io~csi/tls/mount": "tls",
+		"some/where/else": "",
+		"mount":           "",
+	} {
+		if got := nameInPod(target); got != want {
+			t.Errorf("%s: %q", target, got)
 		}
 	}
-	d.metrics.refreshed("default", issuer.Roots{Own: roots[:1]}, nil)
-	if got := scrape(t, registry, "step_csi_root_expiration_timestamp_seconds"); len(got) != 1 {
-		t.Errorf("of another answer: %v", got)
+}
+
+// The CA decides how many roots it has, and may send the same one twice.
+func TestRootsAreBounded(t *testing.T) {
+	var roots []*x509.Certificate
+	for i := range 100 {
+		roots = append(roots, &x509.Certificate{Raw: []byte(fmt.Sprint("root ", i%50)), NotAfter: time.Unix(int64(1000+i%50/2), 0)})
+	}
+	first := firstToExpire(roots)
+	if len(first) != mostRoots {
+		t.Errorf("%d roots", len(first))
+	}
+	for _, root := range first {
+		if root.NotAfter.Unix() >= 1000+mostRoots/2 {
+			t.Errorf("one expires at %v", root.NotAfter)
+		}
+	}
+	if got := firstToExpire(roots[:1]); len(got) != 1 {
+		t.Errorf("of one: %d", len(got))
 	}
 }
 
 func BenchmarkScrape(b *testing.B) {
 	d, registry := measured(b)
+	var all []volumeSnapshot
 	for i := range 110 {
-		d.add(fmt.Sprint("csi-", i), fmt.Sprint("web-", i), fmt.Sprintf("pods/uid-%d/volumes/kubernetes.io~csi/tls/mount", i))
+		all = append(all, mounted(fmt.Sprint("web-", i), "tls"))
 	}
+	d.show(all...)
 	for b.Loop() {
 		scrape(b, registry, "step_csi_certificate_")
 	}

@@ -54,7 +54,7 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	default:
 		if known != nil { // it was unmounted by somebody else
 			known.Stop()
-			d.volumes.remove(known.VolumeID)
+			d.volumes.remove(known.VolumeID, path)
 		}
 		v, err := volume.Create(ctx, d.node, spec, token)
 		if err != nil {
@@ -79,12 +79,10 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 	}
 	v, err := volume.Adopt(ctx, d.node, spec.Target, &spec)
 	switch {
-	case err != nil && known == nil && errors.Is(err, volume.ErrConflict):
+	case known == nil && errors.Is(err, volume.ErrConflict):
 		return err // no republish: the volume was never mounted
 	case err != nil:
 		return fmt.Errorf("%w: %w", errUncertain, err)
-	case v == nil:
-		return fmt.Errorf("%w: %w", errUncertain, volume.ErrGone)
 	}
 	if err := v.Unmanaged(); err != nil {
 		klog.FromContext(ctx).Error(err, "Ignoring invalid attributes in a republish; the mounted volume is unchanged", v.LogValues()...)
@@ -109,17 +107,19 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 		return nil, err
 	}
 	defer unlock()
-	if v := d.volumes.get(req.GetVolumeId()); v != nil && v.Target == path {
-		revocation, err := v.Close()
-		if err != nil {
-			return nil, err
-		}
-		d.volumes.remove(v.VolumeID)
-		if revocation != nil {
-			d.revokeLater(ctx, v, *revocation)
-		}
-	} else if err := volume.Detach(d.node, req.GetVolumeId(), path); err != nil {
+	var revocation *issuer.Revocation
+	v := d.volumes.get(req.GetVolumeId())
+	if v != nil && v.Target == path {
+		revocation, err = v.Close()
+	} else {
+		err = volume.Detach(d.node, req.GetVolumeId(), path)
+	}
+	if err != nil {
 		return nil, err
+	}
+	d.volumes.remove(req.GetVolumeId(), path)
+	if revocation != nil {
+		d.revokeLater(ctx, v, *revocation)
 	}
 	return &csi.NodeUnpublishVolumeResponse{}, d.node.Targets.Remove(path)
 }

@@ -3,28 +3,26 @@ package driver
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/backoff"
 	"github.com/flexstack/step-csi/issuer/panics"
-	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
 const (
-	// revocationLimit bounds how long a revocation is tried. The certificate
-	// expires anyway.
-	revocationLimit = 5 * time.Minute
-	// The pause between two tries doubles, from the first to the longest.
-	firstRevocationPause   = 2 * time.Second
-	longestRevocationPause = time.Minute
-	// revocationGrace is how long one that is under way may take when the plugin
-	// stops.
+	// revocationLimit bounds how long a revocation is retried. The certificate expires
+	// anyway.
+	revocationLimit      = 5 * time.Minute
+	firstRevocationRetry = 2 * time.Second
+	maxRevocationRetry   = time.Minute
+	// revocationGrace is the time that a revocation under way has when the plugin stops.
 	revocationGrace = 10 * time.Second
-	// mostRevocations bounds the calls to an issuer beside those that sign.
+	// mostRevocations bounds the concurrent revocations of an issuer, beside the calls
+	// that sign.
 	mostRevocations = 4
 )
 
@@ -65,31 +63,31 @@ func (i *issuerState) logRevoked(ctx context.Context, r issuer.Revocation, err e
 	}
 }
 
-// persist tries until it succeeds, or cannot succeed any more, or the time for it
-// is over. When ctx ends, there is no other try, and the one under way has a little
-// time to end.
+// persist retries until try succeeds, cannot succeed any more, or the time is over.
+// When ctx ends, there is no other retry, and the call under way has a little time to
+// end.
 func persist(ctx context.Context, try func(context.Context) error) error {
 	limited, cancel := outlasting(ctx, revocationGrace, revocationLimit)
 	defer cancel()
 	end, _ := limited.Deadline()
-	for pause := firstRevocationPause; ; pause = min(2*pause, longestRevocationPause) {
+	retry := backoff.Backoff{First: firstRevocationRetry, Max: maxRevocationRetry}
+	for {
 		err := try(limited)
 		if o := issuer.OutcomeOf(err); !o.IsDown() && o != issuer.Throttled && o != issuer.Canceled {
 			return err
 		}
-		// Spread, since many pods may go at once.
-		next := time.Now().Add(pause - time.Duration(rand.Float64()*float64(pause)/2))
+		wait := retry.Next()
 		switch {
-		case next.After(end):
-			return fmt.Errorf("given up after %s: %w", revocationLimit, err)
-		case !renewal.SleepUntil(ctx, next):
+		case time.Now().Add(wait).After(end):
+			return fmt.Errorf("no more retries after %s: %w", revocationLimit, err)
+		case !backoff.Sleep(ctx, wait):
 			return fmt.Errorf("the plugin stops: %w", err)
 		}
 	}
 }
 
-// outlasting is a context that ends a grace after the other one, and anyway after
-// the limit.
+// outlasting returns a context that ends a grace after ctx does, and at the latest
+// after the limit.
 func outlasting(ctx context.Context, grace, limit time.Duration) (context.Context, context.CancelFunc) {
 	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	unlink := context.AfterFunc(ctx, func() {

@@ -18,10 +18,10 @@ func TestRevocationIsTriedForABoundedTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin, tries := time.Now(), 0
 		err := persist(t.Context(), func(context.Context) error { tries++; return errAway })
-		if took := time.Since(begin); took > revocationLimit || took < revocationLimit-longestRevocationPause || tries < 8 || tries > 15 {
+		if took := time.Since(begin); took > revocationLimit || took < revocationLimit-maxRevocationRetry || tries < 8 || tries > 15 {
 			t.Errorf("%d tries in %s", tries, took)
 		}
-		if !errors.Is(err, errAway) || !strings.Contains(err.Error(), "given up after 5m0s") {
+		if !errors.Is(err, errAway) || !strings.Contains(err.Error(), "no more retries after 5m0s") {
 			t.Error(err)
 		}
 	})

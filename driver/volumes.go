@@ -17,6 +17,8 @@ import (
 type volumes struct {
 	mu   sync.Mutex
 	byID map[string]*volume.Volume
+	// unread are the target paths of mounted volumes that could not be adopted.
+	unread map[string]bool
 }
 
 func (r *volumes) get(id string) *volume.Volume {
@@ -34,13 +36,33 @@ func (r *volumes) put(v *volume.Volume) (previous *volume.Volume) {
 	}
 	previous = r.byID[v.VolumeID]
 	r.byID[v.VolumeID] = v
+	delete(r.unread, v.Target)
 	return previous
 }
 
-func (r *volumes) remove(id string) {
+// remove forgets the volume at the target path, also one that could not be adopted.
+func (r *volumes) remove(id, target string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.byID, id)
+	if v := r.byID[id]; v != nil && v.Target == target {
+		delete(r.byID, id)
+	}
+	delete(r.unread, target)
+}
+
+func (r *volumes) putUnread(target string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.unread == nil {
+		r.unread = map[string]bool{}
+	}
+	r.unread[target] = true
+}
+
+func (r *volumes) countUnread() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.unread)
 }
 
 func (r *volumes) all() []*volume.Volume {
@@ -55,10 +77,7 @@ func (d *Driver) manage(ctx context.Context, v *volume.Volume) {
 	if previous := d.volumes.put(v); previous != nil {
 		previous.Stop()
 	}
-	v.Keep()
-	// Roots that changed while the volume was made did not reach it: it was not
-	// registered yet.
-	d.replaceRoots(ctx, v)
+	v.Keep(ctx)
 }
 
 // adoptAll adopts the volumes that an earlier process of this driver left mounted. A
@@ -80,6 +99,7 @@ func (d *Driver) adoptAll(ctx context.Context) error {
 		switch {
 		case err != nil:
 			logger.Error(err, "Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again", "path", path)
+			d.volumes.putUnread(relative)
 		case v == nil || d.volumes.get(v.VolumeID) != nil:
 			// A bind mount, or mounted a second time, on top of itself.
 		default:

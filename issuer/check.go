@@ -6,23 +6,24 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"time"
+
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// clockSkew is how far the authority's clock may be ahead of or behind ours.
-// step-ca itself backdates by a minute for the same reason.
+// clockSkew is how far the CA's clock may be ahead of or behind this node's.
+// step-ca backdates certificates by a minute for the same reason.
 const clockSkew = 5 * time.Minute
 
 var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 
-// check holds an authority's answer against what was asked for and returns the
-// verified chain without its root: leaf first, each certificate signed by the
-// next. Certificates in the answer that are no part of that chain are dropped.
+// check compares the CA's answer with the request and returns the verified chain
+// without its root: leaf first, each certificate signed by the next. It drops
+// certificates in the answer that are not part of the chain.
 func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicKey, asked time.Time) ([]*x509.Certificate, error) {
 	if len(answer) == 0 {
-		return nil, errors.New("no certificate in it")
+		return nil, errors.New("the answer contains no certificate")
 	}
 	leaf := answer[0]
 	if err := errors.Join(
@@ -44,55 +45,40 @@ func checkKey(leaf *x509.Certificate, public crypto.PublicKey) error {
 	return nil
 }
 
-// checkNames demands exactly the requested names. The common name may be
-// missing, since a template at the CA may leave it out, but not be another.
+// checkNames requires exactly the requested names. The common name may be
+// missing, because a template at the CA can leave it out, but not differ.
 func checkNames(leaf *x509.Certificate, req Request) error {
-	var got, want []string
-	for _, ip := range leaf.IPAddresses {
-		got = append(got, ip.String())
-	}
-	for _, ip := range req.IPAddresses {
-		want = append(want, ip.String())
-	}
 	if err := errors.Join(
-		sameNames("DNS names", leaf.DNSNames, req.DNSNames),
-		sameNames("IP addresses", got, want),
-		sameNames("URIs", texts(leaf.URIs), texts(req.URIs)),
-		sameNames("e-mail addresses", leaf.EmailAddresses, req.EmailAddresses),
+		sameNames("DNS names", leaf.DNSNames, names.Texts(req.DNSNames)),
+		sameNames("IP addresses", names.Texts(leaf.IPAddresses), names.Texts(req.IPAddresses)),
+		sameNames("URIs", names.Texts(leaf.URIs), names.Texts(req.URIs)),
+		sameNames("e-mail addresses", leaf.EmailAddresses, names.Texts(req.EmailAddresses)),
 	); err != nil {
 		return err
 	}
-	if cn := leaf.Subject.CommonName; cn != "" && cn != req.CommonName {
+	if cn := leaf.Subject.CommonName; cn != "" && cn != req.CommonName.String() {
 		return fmt.Errorf("the common name is %q instead of %q", cn, req.CommonName)
 	}
 	return checkNoOtherNames(leaf)
 }
 
-// checkNoOtherNames refuses names of the types that crypto/x509 does not
-// parse, such as an otherName with a user principal name.
+// checkNoOtherNames rejects names of the types that crypto/x509 does not parse,
+// such as an otherName with a user principal name.
 func checkNoOtherNames(leaf *x509.Certificate) error {
 	known := len(leaf.DNSNames) + len(leaf.IPAddresses) + len(leaf.URIs) + len(leaf.EmailAddresses)
 	for _, extension := range leaf.Extensions {
 		if !extension.Id.Equal(oidSubjectAltName) {
 			continue
 		}
-		var names []asn1.RawValue
-		if rest, err := asn1.Unmarshal(extension.Value, &names); err != nil || len(rest) > 0 {
-			return errors.New("the subject alternative names cannot be read")
+		var all []asn1.RawValue
+		if rest, err := asn1.Unmarshal(extension.Value, &all); err != nil || len(rest) > 0 {
+			return errors.New("the subject alternative names cannot be parsed")
 		}
-		if len(names) != known {
-			return errors.New("there are subject alternative names of a type that nobody asked for")
+		if len(all) != known {
+			return errors.New("there are subject alternative names of a type that was not requested")
 		}
 	}
 	return nil
-}
-
-func texts(uris []*url.URL) []string {
-	s := make([]string, len(uris))
-	for i, u := range uris {
-		s[i] = u.String()
-	}
-	return s
 }
 
 func sameNames(what string, got, want []string) error {
@@ -113,16 +99,16 @@ func checkUsage(leaf *x509.Certificate) error {
 	return nil
 }
 
-// checkValidity accepts a shorter lifetime than the requested one, since the
-// CA decides, but neither a longer one nor one that is over or not yet begun.
+// checkValidity accepts a shorter lifetime than requested, because the CA decides,
+// but not a longer one, nor a certificate that has expired or is not valid yet.
 func checkValidity(leaf *x509.Certificate, duration time.Duration, asked time.Time) error {
 	switch {
 	case !leaf.NotAfter.After(time.Now()):
-		return fmt.Errorf("it expired at %s (is the clock of the node or of the CA wrong?)", leaf.NotAfter.Format(time.RFC3339))
+		return fmt.Errorf("the certificate expired at %s; check the clocks of the node and of the CA", leaf.NotAfter.Format(time.RFC3339))
 	case leaf.NotBefore.After(asked.Add(clockSkew)):
-		return fmt.Errorf("it is valid only from %s (is the clock of the node or of the CA wrong?)", leaf.NotBefore.Format(time.RFC3339))
+		return fmt.Errorf("the certificate is not valid before %s; check the clocks of the node and of the CA", leaf.NotBefore.Format(time.RFC3339))
 	case leaf.NotAfter.After(asked.Add(duration + clockSkew)):
-		return fmt.Errorf("it is valid until %s, longer than the %s asked for", leaf.NotAfter.Format(time.RFC3339), duration)
+		return fmt.Errorf("the certificate is valid until %s, longer than the requested %s", leaf.NotAfter.Format(time.RFC3339), duration)
 	}
 	return nil
 }

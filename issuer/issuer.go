@@ -10,11 +10,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/netip"
-	"net/url"
+	"slices"
 	"sync/atomic"
 	"time"
 
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
@@ -36,17 +36,21 @@ type Applicant struct {
 	Token Token
 }
 
-// Request is what a pod wants in its certificate. All names are normalized:
-// DNS names are lower-case A-labels without a trailing dot.
+// Request is what a pod requests for its certificate.
 type Request struct {
-	CommonName     string
-	DNSNames       []string
-	IPAddresses    []netip.Addr
-	URIs           []*url.URL
-	EmailAddresses []string
-	// Duration is the wanted lifetime, counted from the moment of signing.
+	CommonName     names.CommonName
+	DNSNames       []names.DNSName
+	IPAddresses    []names.IP
+	URIs           []names.URI
+	EmailAddresses []names.EmailAddress
+	// Duration is the requested lifetime, counted from the moment of signing.
 	Duration time.Duration
 	KeyType  KeyType
+}
+
+// AlternativeNames returns the texts of all names but the common name.
+func (r Request) AlternativeNames() []string {
+	return slices.Concat(names.Texts(r.DNSNames), names.Texts(r.IPAddresses), names.Texts(r.URIs), names.Texts(r.EmailAddresses))
 }
 
 // SigningRequest is what a Signer turns into a certificate. The names of CSR

@@ -108,8 +108,8 @@ func Ended(ctx context.Context) Outcome {
 // Error implements error.
 func (o Outcome) Error() string { return outcomes[o].text }
 
-// String is the value of the metrics' label "result".
-func (o Outcome) String() string { return outcomes[o].label }
+// Label is the value of the metrics' label "result".
+func (o Outcome) Label() string { return outcomes[o].label }
 
 // CSICode is the gRPC code of a CSI call with this outcome.
 func (o Outcome) CSICode() codes.Code { return outcomes[o].csi }

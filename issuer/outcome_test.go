@@ -13,10 +13,10 @@ import (
 func TestOutcomes(t *testing.T) {
 	labels, texts := map[string]bool{}, map[string]bool{}
 	for _, o := range Outcomes() {
-		if o.String() == "" || o.Error() == "" || labels[o.String()] || texts[o.Error()] {
-			t.Errorf("outcome %d: label %q, text %q", int(o), o, o.Error())
+		if o.Label() == "" || o.Error() == "" || labels[o.Label()] || texts[o.Error()] {
+			t.Errorf("outcome %d: label %q, text %q", int(o), o.Label(), o.Error())
 		}
-		labels[o.String()], texts[o.Error()] = true, true
+		labels[o.Label()], texts[o.Error()] = true, true
 		if (o == OK) != (o.CSICode() == codes.OK) || (o == OK) != (o.RACode() == codes.OK) {
 			t.Errorf("%v: codes %v and %v", o, o.CSICode(), o.RACode())
 		}

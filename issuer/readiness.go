@@ -11,62 +11,69 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/panics"
 )
 
-// Readiness knows which issuers have not answered yet, and why. The zero value
-// knows of none.
+// Readiness holds the issuers that were never connected, with the reason. The zero
+// value has none.
 type Readiness struct {
-	mu      sync.Mutex
-	waiting map[string]error
+	mu          sync.Mutex
+	unconnected map[string]error
 }
 
-// Expect makes the issuer one that has to answer.
-func (r *Readiness) Expect(name string) { r.set(name, errors.New("not asked yet")) }
+// Expect adds an issuer.
+func (r *Readiness) Expect(name string) { r.set(name, errors.New("not connected yet")) }
 
 func (r *Readiness) set(name string, reason error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.waiting == nil {
-		r.waiting = map[string]error{}
+	if r.unconnected == nil {
+		r.unconnected = map[string]error{}
 	}
-	r.waiting[name] = reason
+	r.unconnected[name] = reason
 }
 
-// Err is nil once every issuer has answered, and was trusted, once; else it
-// names those that have not. It stays nil when a CA goes away later: to restart
-// the process would not bring the CA back.
+// Err returns nil once every issuer was connected, and otherwise names the others. It
+// stays nil when a CA goes down later: a restart of the process would not help.
 func (r *Readiness) Err() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []error
-	for _, name := range slices.Sorted(maps.Keys(r.waiting)) {
-		all = append(all, fmt.Errorf("issuer %s: %w", name, r.waiting[name]))
+	for _, name := range slices.Sorted(maps.Keys(r.unconnected)) {
+		all = append(all, fmt.Errorf("issuer %s: %w", name, r.unconnected[name]))
 	}
 	return errors.Join(all...)
 }
 
-// Connect connects to the issuer ahead of the first request, and says so until
-// it works, or ctx ends: a wrong URL or password should show before a pod needs
-// them.
+// Connect connects to the issuer before its first request, and retries until that
+// succeeds or ctx ends. So the log shows a wrong URL or password before a pod needs
+// the issuer.
 func (r *Readiness) Connect(ctx context.Context, name string, i *Issuer) {
 	logger := klog.FromContext(ctx).WithValues("issuer", name)
-	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
-		err := i.Connect(ctx)
+	retry := backoff.Backoff{First: time.Second, Max: time.Minute}
+	for {
+		err := i.connect(ctx)
 		switch {
 		case err == nil:
 			r.mu.Lock()
-			delete(r.waiting, name)
+			delete(r.unconnected, name)
 			r.mu.Unlock()
-			logger.Info("Connected")
+			logger.Info("Issuer connected")
 			return
 		case ctx.Err() != nil:
 			return
 		}
 		r.set(name, err)
-		logger.Error(err, "Cannot connect", "retry", wait)
-		if !renewal.SleepUntil(ctx, time.Now().Add(wait)) {
+		wait := retry.Next()
+		logger.Error(err, "Cannot connect to the issuer", "retry", wait.Round(time.Millisecond).String())
+		if !backoff.Sleep(ctx, wait) {
 			return
 		}
 	}
+}
+
+func (i *Issuer) connect(ctx context.Context) (err error) {
+	defer panics.Recover(ctx, "connect to the issuer", &err)
+	return i.Connect(ctx)
 }

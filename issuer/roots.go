@@ -4,28 +4,30 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"time"
 
 	"k8s.io/klog/v2"
 
-	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // Roots are what a pod verifies its peers by.
 type Roots struct {
-	// Own are all roots of the authority, not only the one that it signs under.
+	// Own are all roots of the CA, not only the one that it signs under.
 	Own []*x509.Certificate
-	// Federated are those of authorities that it vouches for, where they are
-	// wanted. What the authority itself answers is not verified by them.
+	// Federated are the roots of CAs that this CA is federated with, if the issuer is
+	// configured to include them. They never verify what this CA itself signs.
 	Federated []*x509.Certificate
 }
 
-// All are both, each once.
+// All returns the roots of both kinds, without duplicates.
 func (r Roots) All() []*x509.Certificate { return trust.Union(r.Own, r.Federated) }
 
-// Same tells whether both are the same, in whatever order.
+// Same tells whether both have the same certificates, in any order.
 func (r Roots) Same(other Roots) bool {
 	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated)
 }
@@ -54,69 +56,79 @@ func (i *Issuer) LatestRoots() Roots {
 	return i.roots.roots
 }
 
-// soon is how long a refresh waits that was not awaited: whatever shows that the
-// roots are others comes more than once.
-const soon = time.Second
+// rootsDebounce delays a refresh that a new root in an answer triggers: more answers
+// with that root follow.
+const rootsDebounce = time.Second
 
-// FollowRoots asks for the roots until ctx ends: at once, then on a timer with a
-// jitter of 10 %, and whenever an answer of the authority shows that there are
-// others. answered gets each answer, or why there is none.
-func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, answered func(Roots, error)) {
+// FollowRoots requests the roots until ctx ends: at once, then every so often with a
+// jitter of 10 %, and when an answer of the CA shows that there are other roots.
+// observe gets the result of every request.
+func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe func(Roots, error)) {
 	logger := klog.FromContext(ctx)
-	failed, next := false, time.Now()
-	for i.sleep(ctx, next) {
-		roots, err := i.refreshRoots(ctx)
+	failing := false
+	for wait := time.Duration(0); i.waitForRoots(ctx, wait); {
+		err := i.followRoots(ctx, observe)
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil && !failed { // once: renewals tell, too
-			logger.Error(err, "The roots are not refreshed; those that were known stay")
+		if err != nil && !failing { // once: renewals log errors, too
+			logger.Error(err, "Roots refresh failed; the known roots stay in use")
 		}
-		failed = err != nil
-		answered(roots, err)
-		next = time.Now().Add(every + time.Duration((0.2*renewal.Random()-0.1)*float64(every)))
+		failing = err != nil
+		wait = every + time.Duration((0.2*rand.Float64()-0.1)*float64(every))
 	}
 }
 
-// sleep waits until the time has come, or the roots are others.
-func (i *Issuer) sleep(ctx context.Context, until time.Time) bool {
-	timer := time.NewTimer(time.Until(until))
+// waitForRoots waits, but no longer than until an answer shows other roots. It returns
+// false when ctx ends.
+func (i *Issuer) waitForRoots(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 		return true
 	case <-i.otherRoots:
-		awake := renewal.SleepUntil(ctx, time.Now().Add(soon))
-		select {
-		case <-i.otherRoots:
-		default:
-		}
-		return awake
 	case <-ctx.Done():
 		return false
 	}
+	awake := backoff.Sleep(ctx, rootsDebounce)
+	select {
+	case <-i.otherRoots:
+	default:
+	}
+	return awake
 }
 
-// refreshRoots logs what an administrator has to do while roots are rotated.
-func (i *Issuer) refreshRoots(ctx context.Context) (Roots, error) {
+func (i *Issuer) followRoots(ctx context.Context, observe func(Roots, error)) (err error) {
+	defer panics.Recover(ctx, "replace the roots", &err)
+	roots, err := i.refreshRoots(ctx)
+	if ctx.Err() == nil {
+		observe(roots, err)
+	}
+	return err
+}
+
+// refreshRoots requests the roots. It logs new ones, and those that are missing in the
+// configuration.
+func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
+	defer panics.Recover(ctx, "refresh the roots", &err)
 	asked := time.Now()
-	roots, err := i.signer.RefreshRoots(ctx)
-	if err != nil {
+	if roots, err = i.signer.RefreshRoots(ctx); err != nil {
 		return Roots{}, err
 	}
 	i.roots.store(roots, asked)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)
-		logger.Info("Roots", "own", fingerprints(roots.Own), "federated", fingerprints(roots.Federated))
+		logger.Info("New CA roots", "own", fingerprints(roots.Own), "federated", fingerprints(roots.Federated))
 		if unpinned := i.signer.Trust().Unpinned(roots.Own); len(unpinned) > 0 {
-			logger.Info("The configuration does not name all roots of the CA: add these before another one goes, in fingerprint or caBundleFile",
+			logger.Info("The configuration does not name all roots of the CA; add these to fingerprint or caBundleFile before the CA removes another root",
 				"fingerprints", unpinned)
 		}
 	}
 	return roots, nil
 }
 
-// noticeRoots has the roots refreshed if these are others than the known ones.
+// noticeRoots triggers a refresh if these are not the roots that FollowRoots knows.
 func (i *Issuer) noticeRoots(roots Roots) {
 	if known := i.followed.Load(); known == nil || known.Same(roots) {
 		return
@@ -135,5 +147,6 @@ func fingerprints(certificates []*x509.Certificate) []string {
 	return all
 }
 
-// errNoChain says that the answer may come from a root that is not known yet.
+// errNoChain is the error for a certificate that no known root signed; a new root may
+// have.
 var errNoChain = errors.New("no chain to a root of the CA")

@@ -7,20 +7,20 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
-	"golang.org/x/net/idna"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	utiljson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
 )
 
-// configFile is the configuration as users write it: that of the node plugin, or
-// that of the authority.
+// configFile is the configuration file of the node plugin or of the registration
+// authority.
 type configFile struct {
 	DriverName    string                `json:"driverName"`
 	ClusterDomain string                `json:"clusterDomain"`
@@ -35,15 +35,19 @@ type policyFile struct {
 	Validations     []policy.Validation `json:"validations"`
 }
 
-// config is what both configurations have in common, and can work.
+// config is the checked configuration that node plugin and registration authority
+// have in common.
 type config struct {
-	driverName, clusterDomain, trustDomain string
-	allowShortNames                        bool
-	issuers                                map[string]configured
+	driverName      string
+	clusterDomain   names.ClusterDomain
+	trustDomain     spiffeid.TrustDomain
+	authorityNames  []names.DNSName
+	reserved        []names.Host
+	allowShortNames bool
+	issuers         map[string]configured
 }
 
-// configured is an issuer before it is one: the two commands make different
-// things of it.
+// configured is the checked configuration of an issuer.
 type configured struct {
 	signer closingSigner
 	allow  issuer.Policy
@@ -52,8 +56,8 @@ type configured struct {
 	rootsRefresh time.Duration
 }
 
-// loadConfig reads the configuration and has it checked; the errors have the
-// file, the key and the reason. Nobody is asked.
+// loadConfig reads and checks the configuration, without network access. The errors
+// have the file, the key and the reason.
 func loadConfig[T any](path string, check func(f *configFile, directory string) (T, error)) (T, error) {
 	var none T
 	data, err := os.ReadFile(path)
@@ -71,7 +75,7 @@ func loadConfig[T any](path string, check func(f *configFile, directory string) 
 	return checked, nil
 }
 
-// parseConfigFile is strict: an unknown, misspelt or repeated key is refused.
+// parseConfigFile rejects unknown, misspelt and repeated keys.
 func parseConfigFile(data []byte) (*configFile, error) {
 	converted, err := yaml.YAMLToJSONStrict(data)
 	if err != nil {
@@ -85,23 +89,20 @@ func parseConfigFile(data []byte) (*configFile, error) {
 	return file, nil
 }
 
-// check makes the configuration of a file; relative paths in it are relative to
-// its directory.
+// check checks the file. Relative paths in it are relative to directory.
 func (f *configFile) check(directory string) (*config, error) {
 	c := &config{
 		driverName:      or(f.DriverName, "csi.step-ca.io"),
-		clusterDomain:   or(f.ClusterDomain, "cluster.local"),
 		allowShortNames: f.Policy.AllowShortNames,
 		issuers:         map[string]configured{},
 	}
-	c.trustDomain = or(f.TrustDomain, c.clusterDomain)
-	if err := checkDriverName(c.driverName); err != nil {
-		return nil, fmt.Errorf("driverName: %w", err)
-	}
 	if len(f.Issuers) == 0 {
-		return nil, errors.New("issuers: there is none; name at least one, such as default")
+		return nil, errors.New("issuers: there is none; add at least one, such as default")
 	}
-	// Also where no issuer of this process decides: a mistake in it is one.
+	if err := f.parseNames(c); err != nil {
+		return nil, err
+	}
+	// The policy is compiled even if no issuer uses it, to report errors in it.
 	if _, err := f.policyFor("", f.Policy.Validations, c); err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
@@ -122,13 +123,40 @@ func (f *configFile) check(directory string) (*config, error) {
 	return c, nil
 }
 
-// allow is the issuer's own policy, or the common one. For an issuer at the
-// authority, that decides.
+// parseNames parses the names in the file into c.
+func (f *configFile) parseNames(c *config) (err error) {
+	if err := checkDriverName(c.driverName); err != nil {
+		return fmt.Errorf("driverName: %w", err)
+	}
+	if c.clusterDomain, err = names.ParseClusterDomain(or(f.ClusterDomain, "cluster.local")); err != nil {
+		return fmt.Errorf("clusterDomain: %w", err)
+	}
+	if c.trustDomain, err = names.ParseTrustDomain(or(f.TrustDomain, c.clusterDomain.String())); err != nil {
+		return fmt.Errorf("trustDomain: %w", err)
+	}
+	if c.authorityNames, err = names.ParseAll(names.ParseDNSName, f.Authority.names()...); err != nil {
+		return fmt.Errorf("authority.names: %w", err)
+	}
+	// The names of the CAs and of the registration authority are not for pods.
+	hosts := names.Texts(c.authorityNames)
+	for _, i := range f.Issuers {
+		if u, err := url.Parse(i.URL); err == nil && u.Host != "" { // The signer rejects other URLs.
+			hosts = append(hosts, u.Hostname())
+		}
+	}
+	if c.reserved, err = names.ParseAll(names.ParseHost, hosts...); err != nil {
+		return fmt.Errorf("the host of an issuer or of the registration authority: %w", err)
+	}
+	return nil
+}
+
+// allow returns the issuer's own policy, or the common one. For an issuer at the
+// registration authority, the authority's policy decides.
 func (f *configFile) allow(name string, i issuerFile, c *config) (issuer.Policy, error) {
 	own := len(i.Policy.Validations) > 0
 	switch {
 	case i.Provisioner.Type == typeRA && own:
-		return nil, errors.New("the authority decides what a pod may have; write the validations into its configuration")
+		return nil, errors.New("the registration authority decides which names a pod may have; move the validations to its configuration")
 	case i.Provisioner.Type == typeRA:
 		return func(context.Context, issuer.Pod, issuer.Request) error { return nil }, nil
 	case own:
@@ -143,7 +171,7 @@ func (f *configFile) policyFor(name string, validations []policy.Validation, c *
 		TrustDomain:     c.trustDomain,
 		AllowShortNames: c.allowShortNames,
 		Issuer:          name,
-		Reserved:        f.reserved(c.clusterDomain),
+		Reserved:        c.reserved,
 		Validations:     validations,
 	})
 	if err != nil {
@@ -152,30 +180,14 @@ func (f *configFile) policyFor(name string, validations []policy.Validation, c *
 	return made.Check, nil
 }
 
-// reserved are the hosts of all authorities, those in the cluster in all forms
-// that a client may call them by.
-func (f *configFile) reserved(clusterDomain string) (all []string) {
-	hosts := f.Authority.names()
-	for _, i := range f.Issuers {
-		if u, err := url.Parse(i.URL); err == nil {
-			hosts = append(hosts, u.Hostname())
-		}
-	}
-	for _, host := range hosts {
-		host = strings.ToLower(host)
-		all = append(all, host)
-		if service, inCluster := strings.CutSuffix(host, ".svc."+clusterDomain); inCluster {
-			all = append(all, service+".svc", service)
-		}
-	}
-	return all
-}
-
-// checkDriverName follows the CSI specification, GetPluginInfo: a DNS name.
+// checkDriverName checks the name as Kubernetes does for a CSIDriver object.
 func checkDriverName(name string) error {
-	profile := idna.New(idna.MapForLookup(), idna.StrictDomainName(true), idna.VerifyDNSLength(true))
-	if ascii, err := profile.ToASCII(name); err != nil || ascii != name || len(name) > 63 {
-		return fmt.Errorf("%q is not a DNS name in lower case and ASCII, of at most 63 bytes", name)
+	const limit = 63
+	if err := names.CheckSubdomain(name); err != nil {
+		return err
+	}
+	if len(name) > limit {
+		return fmt.Errorf("%s is longer than %d bytes", names.Quote(name), limit)
 	}
 	return nil
 }

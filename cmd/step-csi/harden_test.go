@@ -53,7 +53,7 @@ func TestExplainDenied(t *testing.T) {
 	if err := explainDenied(fs.ErrNotExist); err != fs.ErrNotExist {
 		t.Error(err)
 	}
-	if err := explainDenied(fs.ErrPermission); !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "readable for user") {
+	if err := explainDenied(fs.ErrPermission); !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "must allow user") {
 		t.Error(err)
 	}
 }

@@ -12,17 +12,17 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// healthStop is how long answers under way may take when the plugin stops.
+// healthStop is how long requests in flight may take when the process stops.
 const healthStop = time.Second
 
-// health serves /livez, /readyz and /metrics in plain HTTP, as Kubernetes' own
-// components do; /healthz is the older name of /livez: https://kubernetes.io/docs/reference/using-api/health-checks/.
+// health serves /livez, /readyz and /metrics over HTTP. /healthz is the older name of
+// /livez; see https://kubernetes.io/docs/reference/using-api/health-checks/.
 type health struct {
 	listener net.Listener
 	server   *http.Server
 }
 
-// newHealth listens on address; an empty one turns it off.
+// newHealth listens on the address. It returns nil for an empty address.
 func newHealth(address string, ready func() error, metrics prometheus.Gatherer) (*health, error) {
 	if address == "" {
 		return nil, nil
@@ -40,8 +40,8 @@ func newHealth(address string, ready func() error, metrics prometheus.Gatherer) 
 	}}, nil
 }
 
-// healthHandler keeps being alive apart from being ready: to restart the plugin
-// does not bring a CA back.
+// healthHandler returns the handler. Only readiness depends on the CA: restarting the
+// process would not help.
 func healthHandler(ready func() error, metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	alive := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }
@@ -58,7 +58,7 @@ func healthHandler(ready func() error, metrics prometheus.Gatherer) http.Handler
 	return mux
 }
 
-// serve answers until ctx ends, and finishes the answers under way.
+// serve serves until ctx ends, and then waits for the requests in flight.
 func (h *health) serve(ctx context.Context) {
 	if h == nil {
 		return
@@ -68,11 +68,11 @@ func (h *health) serve(ctx context.Context) {
 	go func() { failed <- h.server.Serve(h.listener) }()
 	select {
 	case err := <-failed:
-		klog.FromContext(ctx).Error(err, "Health is no longer served")
+		klog.FromContext(ctx).Error(err, "Serving health failed")
 		return
 	case <-ctx.Done():
 	}
-	// Not with ctx: it has ended.
+	// Not from ctx, which has ended.
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), healthStop)
 	defer cancel()
 	if err := h.server.Shutdown(limit); err != nil {

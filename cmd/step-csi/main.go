@@ -1,6 +1,6 @@
-// Command step-csi is a Kubernetes CSI node plugin that gives every pod its own
-// X.509 certificate from a Smallstep step-ca, and the registration authority that
-// keeps the CA's credential off the nodes.
+// Command step-csi is a Kubernetes CSI node plugin that gives every pod its own X.509
+// certificate from a Smallstep step-ca. It is also the registration authority, with
+// which no node needs a credential of the CA.
 package main
 
 import (
@@ -18,17 +18,17 @@ const usage = `step-csi gives every pod its own X.509 certificate from a Smallst
 
 Usage:
 
-  step-csi node [flags]    serve the CSI node plugin; one on every node
-  step-csi ra [flags]      serve the registration authority, which signs for all nodes
-  step-csi verify DIR      verify the files of a volume, and print what they say
+  step-csi node [flags]    run the CSI node plugin, on every node
+  step-csi ra [flags]      run the registration authority, for all nodes
+  step-csi verify DIR      verify and print the certificate files of a volume
   step-csi version         print the version
 
-"step-csi node --help" and "step-csi ra --help" list their flags, and show their
-configurations. To have a program read renewed files again, use step-csi-reload.
+"step-csi node --help" and "step-csi ra --help" list the flags and show the
+configuration. To reload a program after a renewal, use step-csi-reload.
 `
 
-// errUsage is about the command line: it exits with 2, and an explanation has
-// been printed.
+// errUsage is an error in the command line, which was printed already. The exit status
+// is 2.
 var errUsage = errors.New("usage")
 
 func main() {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra/server"
 )
@@ -59,7 +60,7 @@ func TestConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Name != "csi.step-ca.io" || got.Socket != "/var/lib/kubelet/plugins/csi.step-ca.io/csi.sock" || got.TrustDomain != "example.org" ||
+	if got.Name != "csi.step-ca.io" || got.Socket != "/var/lib/kubelet/plugins/csi.step-ca.io/csi.sock" || got.TrustDomain.Name() != "example.org" ||
 		!got.AllowShortNames || !got.Register || got.NodeName != "node-1" {
 		t.Errorf("%+v", got)
 	}
@@ -85,7 +86,7 @@ issuers:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Name != "csi.step-ca.io" || got.TrustDomain != "k8s.example.com" || got.AllowShortNames {
+	if got.Name != "csi.step-ca.io" || got.TrustDomain.Name() != "k8s.example.com" || got.AllowShortNames {
 		t.Errorf("%+v", got)
 	}
 	if want := (attributes.Bounds{Default: 8 * time.Hour, Max: 8 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
@@ -96,32 +97,33 @@ issuers:
 // Every wrong configuration is refused with the file, the key and the reason.
 func TestWrongConfigurations(t *testing.T) {
 	for name, test := range map[string]struct{ old, new, want string }{
-		"not YAML":             {"policy:", "policy: [", "yaml"},
-		"unknown key":          {"trustDomain", "trustDomian", `"trustDomian"`},
-		"unknown nested key":   {"fingerprint", "fingerprnt", `"issuers.default.fingerprnt"`},
-		"wrong case":           {"clusterDomain", "clusterdomain", `"clusterdomain"`},
-		"key twice":            {"policy:", "driverName: x\npolicy:", `"driverName" already`},
-		"wrong type":           {"allowShortNames: true", "allowShortNames: perhaps", "policy.allowShortNames"},
-		"driver name":          {"csi.step-ca.io", "Csi_Step", "driverName"},
-		"cluster domain":       {"clusterDomain: cluster.local", "clusterDomain: cluster..local", "clusterDomain"},
-		"trailing dot":         {"clusterDomain: cluster.local", "clusterDomain: cluster.local.", "clusterDomain"},
-		"trust domain":         {"example.org", "spiffe://example.org", "trustDomain"},
-		"no issuers":           {"issuers:\n  default:", "issuers: {}\nnothing:\n  default:", "nothing"},
-		"http":                 {"https:", "http:", "issuers.default.url"},
-		"no url":               {"url: https://step-certificates.step-ca.svc.cluster.local", "url: ''", "issuers.default.url"},
-		"fingerprint":          {"84a0ac", "84a0", "issuers.default.fingerprint"},
-		"bundle as well":       {"    provisioner", "    caBundleFile: rubbish.crt\n    provisioner", "issuers.default.fingerprint"},
-		"no such bundle":       {"    provisioner", "    caBundleFile: none.crt\n    provisioner", "issuers.default.caBundleFile: open"},
-		"provisioner type":     {"type: jwk", "type: acme", "issuers.default.provisioner.type"},
-		"provisioner name":     {"name: admin, ", "", "issuers.default.provisioner.name"},
-		"no password file":     {", passwordFile: password", "", "issuers.default.provisioner.passwordFile"},
-		"no such password":     {"passwordFile: password", "passwordFile: none", "issuers.default.provisioner.passwordFile: open"},
-		"empty password":       {"passwordFile: password", "passwordFile: empty", "is empty"},
-		"no duration":          {"12h", "half a day", "issuers.default.duration.default"},
-		"default over maximum": {"12h", "25h", "issuers.default.duration.default"},
-		"minimum over maximum": {"min: 5m", "min: 30h", "issuers.default.duration.min"},
-		"under a second":       {"min: 5m", "min: 5ms", "issuers.default.duration.min"},
-		"policy":               {"request.dnsNames.size() < 10", "request.dnsName.size() < 10", "undefined field 'dnsName'"},
+		"not YAML":              {"policy:", "policy: [", "yaml"},
+		"unknown key":           {"trustDomain", "trustDomian", `"trustDomian"`},
+		"unknown nested key":    {"fingerprint", "fingerprnt", `"issuers.default.fingerprnt"`},
+		"wrong case":            {"clusterDomain", "clusterdomain", `"clusterdomain"`},
+		"key twice":             {"policy:", "driverName: x\npolicy:", `"driverName" already`},
+		"wrong type":            {"allowShortNames: true", "allowShortNames: perhaps", "policy.allowShortNames"},
+		"driver name":           {"csi.step-ca.io", "Csi_Step", "driverName"},
+		"cluster domain":        {"clusterDomain: cluster.local", "clusterDomain: cluster..local", "clusterDomain"},
+		"trailing dot":          {"clusterDomain: cluster.local", "clusterDomain: cluster.local.", "clusterDomain"},
+		"trust domain":          {"example.org", "spiffe://example.org", "trustDomain"},
+		"no issuers":            {"issuers:\n  default:", "issuers: {}\nnothing:\n  default:", "nothing"},
+		"http":                  {"https:", "http:", "issuers.default.url"},
+		"no url":                {"url: https://step-certificates.step-ca.svc.cluster.local", "url: ''", "issuers.default.url"},
+		"host that is a number": {"step-certificates.step-ca.svc.cluster.local", "10.1", `"10.1" is neither a DNS name nor an IP address`},
+		"fingerprint":           {"84a0ac", "84a0", "issuers.default.fingerprint"},
+		"bundle as well":        {"    provisioner", "    caBundleFile: rubbish.crt\n    provisioner", "issuers.default.fingerprint"},
+		"no such bundle":        {"    provisioner", "    caBundleFile: none.crt\n    provisioner", "issuers.default.caBundleFile: open"},
+		"provisioner type":      {"type: jwk", "type: acme", "issuers.default.provisioner.type"},
+		"provisioner name":      {"name: admin, ", "", "issuers.default.provisioner.name"},
+		"no password file":      {", passwordFile: password", "", "issuers.default.provisioner.passwordFile"},
+		"no such password":      {"passwordFile: password", "passwordFile: none", "issuers.default.provisioner.passwordFile: open"},
+		"empty password":        {"passwordFile: password", "passwordFile: empty", "is empty"},
+		"no duration":           {"12h", "half a day", "issuers.default.duration.default"},
+		"default over maximum":  {"12h", "25h", "issuers.default.duration.default"},
+		"minimum over maximum":  {"min: 5m", "min: 30h", "issuers.default.duration.min"},
+		"under a second":        {"min: 5m", "min: 5ms", "issuers.default.duration.min"},
+		"policy":                {"request.dnsNames.size() < 10", "request.dnsName.size() < 10", "undefined field 'dnsName'"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := strings.Replace(valid, test.old, test.new, 1)
@@ -187,7 +189,7 @@ func TestHelpIsTrue(t *testing.T) {
 			t.Errorf("no --%s in the help of ra", name)
 		}
 	}
-	_, more, _ := strings.Cut(raUsage, "Beside that it has\n")
+	_, more, _ := strings.Cut(raUsage, "It also\nhas these keys:\n")
 	more, _, _ = strings.Cut(more, "Its service account")
 	indented := strings.ReplaceAll("\n"+more, "\n  ", "\n")
 	example = strings.ReplaceAll("\n"+example, "\n  ", "\n") + indented
@@ -219,13 +221,56 @@ func TestAuthorityConfiguration(t *testing.T) {
 	// Names of the authorities are nobody's, in all forms.
 	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
 	for _, name := range []string{"step-csi-ra.step-ca.svc.cluster.local", "step-csi-ra.step-ca.svc", "step-csi-ra.step-ca", "*.step-ca.svc", "step-certificates.step-ca.svc.cluster.local"} {
-		err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: []string{name}})
+		err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, name))})
 		if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "reserved") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: []string{"x.step-ca.svc"}}); err != nil {
+	if err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, "x.step-ca.svc"))}); err != nil {
 		t.Error(err)
+	}
+}
+
+// No pod can have the CA's name in any form, whichever form the configuration has.
+func TestNamesOfTheCA(t *testing.T) {
+	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
+	other := pod
+	other.Namespace = "shop"
+	const url = "https://step-certificates.step-ca.svc.cluster.local"
+	if !strings.Contains(valid, url) {
+		t.Fatal("the CA has another URL")
+	}
+	for _, form := range []string{
+		url, url + ":9000", url + ".", "https://Step-Certificates.step-ca.SVC.cluster.local",
+		"https://step-certificates.step-ca.svc:9000", "https://step-certificates.step-ca.svc.", "https://step-certificates.step-ca",
+	} {
+		c, err := loadConfig(write(t, strings.Replace(valid, url, form, 1)), (*configFile).node)
+		if err != nil {
+			t.Errorf("%s: %v", form, err)
+			continue
+		}
+		config := attributes.Config{
+			ClusterDomain: c.clusterDomain, TrustDomain: c.trustDomain, AllowShortNames: c.allowShortNames,
+			Issuers: map[string]attributes.Bounds{"default": c.issuers["default"].bounds},
+		}
+		for _, attempt := range []struct {
+			pod        issuer.Pod
+			key, value string
+		}{
+			{pod, "service-names", "step-certificates"},
+			{other, "service-names", "step-certificates"}, // by its short name
+			{pod, "dns-names", "step-certificates.step-ca"},
+			{pod, "dns-names", "STEP-Certificates.step-ca.svc"},
+			{pod, "dns-names", "*.step-ca.svc.cluster.local"},
+		} {
+			a, err := attributes.Parse(map[string]string{attempt.key: attempt.value}, attempt.pod, "", config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.issuers["default"].allow(t.Context(), attempt.pod, a.Request); !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "reserved") {
+				t.Errorf("%s: %s in namespace %s: %v", form, attempt.value, attempt.pod.Namespace, err)
+			}
+		}
 	}
 }
 
@@ -236,7 +281,8 @@ func TestWrongAuthorities(t *testing.T) {
 		"unknown issuer":      {"  plugin:", "  issuer: other\n  plugin:", "authority.issuer"},
 		"unknown key":         {"  plugin:", "  plugins: x\n  plugin:", `"authority.plugins"`},
 		"no plugin":           {"step-ca/step-csi", "step-csi", "authority.plugin"},
-		"no names":            {"[step-csi-ra.step-ca.svc.cluster.local]", "[]", "names: there must be"},
+		"no names":            {"[step-csi-ra.step-ca.svc.cluster.local]", "[]", "names: the registration authority"},
+		"a name that is none": {"[step-csi-ra.step-ca.svc.cluster.local]", "[step_ca.svc]", `authority.names: "step_ca.svc" is not a DNS name`},
 		"a limit of nothing":  {"{rate: 5, burst: 50}", "{rate: -1, burst: 50}", "limits.node"},
 		"half a Kubernetes":   {"  plugin:", "  kubernetes: {url: 'https://10.0.0.1'}\n  plugin:", "authority.kubernetes"},
 		"no Kubernetes":       {"", "", "authority.kubernetes"},
@@ -304,7 +350,7 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod := issuer.Pod{Namespace: "shop", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
-	req := issuer.Request{DNSNames: strings.Fields(strings.Repeat("www.example.org ", 10))}
+	req := issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, strings.Fields(strings.Repeat("www.example.org ", 10))...))}
 	if err := c.issuers["open"].allow(t.Context(), pod, req); err != nil {
 		t.Error(err)
 	}
@@ -342,7 +388,7 @@ func TestDocumentationIsTrue(t *testing.T) {
 	if _, err := loadConfig(write(t, config), (*configFile).node); err != nil {
 		t.Error(err)
 	}
-	if _, err := loadConfig(write(t, config+block("configuration.md", "authority:")), (*configFile).authority); err != nil {
+	if _, err := loadConfig(write(t, config+block("configuration.md", "authority:")), (*configFile).ra); err != nil {
 		t.Error(err)
 	}
 	own := block("policy.md", "policy:")
@@ -350,7 +396,10 @@ func TestDocumentationIsTrue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local", Validations: file.Policy.Validations})
+	clusterDomain, trustDomain := names.Must(names.ParseClusterDomain("cluster.local")), names.Must(names.ParseTrustDomain("cluster.local"))
+	p, err := policy.New(policy.Config{
+		ClusterDomain: clusterDomain, TrustDomain: trustDomain, Validations: file.Policy.Validations,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +415,7 @@ func TestDocumentationIsTrue(t *testing.T) {
 	} {
 		pod := issuer.Pod{Namespace: test.namespace, Name: "web-0", UID: "uid-0", ServiceAccount: "web", Node: "node-1"}
 		a, err := attributes.Parse(map[string]string{test.attribute: test.names}, pod, "", attributes.Config{
-			ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
+			ClusterDomain: clusterDomain, TrustDomain: trustDomain,
 			Issuers: map[string]attributes.Bounds{"default": {Default: time.Hour, Min: time.Hour, Max: time.Hour}},
 		})
 		if err != nil {

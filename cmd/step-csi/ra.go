@@ -17,29 +17,30 @@ import (
 
 const raUsage = `Usage: step-csi ra [flags]
 
-Serves the registration authority: it holds the password of the CA's provisioner,
-so that no node has to, and signs for node plugins whose issuers have the
-provisioner type ra. It asks the API server about every token that it is shown,
-and keeps no state: run two or more of it.
+Runs the registration authority. It holds the password of the CA's provisioner, so
+that no node has to, and has the CA sign for node plugins whose issuers have the
+provisioner type ra. The API server reviews every token that it receives. It keeps
+no state: run two or more replicas.
 
 Flags:
 
-  --config FILE         the configuration                     (/etc/step-csi/step-csi.yaml)
-  --listen ADDR         where to serve, gRPC over TLS 1.3     (:8443)
-  --http-address ADDR   serve /livez, /readyz and /metrics, such as :9808 (off)
-  --v N                 log more                              (0)
+  --config FILE         configuration file                    (/etc/step-csi/step-csi.yaml)
+  --listen ADDR         address to serve gRPC over TLS 1.3    (:8443)
+  --http-address ADDR   serve /livez, /readyz and /metrics, such as at :9808 (off)
+  --v N                 log verbosity                         (0)
 
-The configuration is that of the node plugin ("step-csi node --help"): its issuers
-are of the type jwk, and its policy decides. Beside that it has
+The configuration has the keys of the node plugin's ("step-csi node --help"). The
+provisioner type of its issuers is jwk, and its policy applies to all nodes. It also
+has these keys:
 
   authority:
-    names: [step-csi-ra.step-ca.svc.cluster.local]   # of its own certificate; node plugins call the first
-    issuer: default                  # whose CA signs that
-    plugin: step-ca/step-csi         # the service account of the node plugins: nobody else may ask
-    limits:                          # requests per second, and at once, for each replica
+    names: [step-csi-ra.step-ca.svc.cluster.local]   # DNS names of its own certificate
+    issuer: default                  # issuer that signs its own certificate
+    plugin: step-ca/step-csi         # service account of the node plugins, the only callers
+    limits:                          # requests per second and bursts, per replica
       node: {rate: 50, burst: 500}
       pod: {rate: 1, burst: 20}
-    # kubernetes: {url: https://…, caFile: …, tokenFile: …}   outside of a cluster
+    # kubernetes: {url: https://…, caFile: …, tokenFile: …}   only outside of a cluster
 
 Its service account needs the right to create tokenreviews.authentication.k8s.io,
 and no other.
@@ -57,7 +58,7 @@ func serveRA(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	// No capability is needed, and no file of others.
+	// It needs no capability.
 	if err := harden(); err != nil {
 		return err
 	}
@@ -71,11 +72,11 @@ func serveRA(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 	defer klog.Flush()
 	registry := newRegistry()
-	a, err := settings.newServer(registry)
+	s, err := settings.newServer(registry)
 	if err != nil {
 		return explainDenied(fmt.Errorf("%s: %w", o.config, err))
 	}
-	h, err := newHealth(o.httpAddress, a.Ready, registry)
+	h, err := newHealth(o.httpAddress, s.Ready, registry)
 	if err != nil {
 		return err
 	}
@@ -83,11 +84,11 @@ func serveRA(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return fmt.Errorf("--listen %s: %w", o.listen, err)
 	}
-	klog.FromContext(ctx).Info("step-csi ra", "version", version())
+	klog.FromContext(ctx).Info("Starting the registration authority", "version", version())
 	ctx, stop := context.WithCancel(ctx)
 	var serving sync.WaitGroup
 	serving.Go(func() { h.serve(ctx) })
-	err = a.Run(ctx, listener)
+	err = s.Run(ctx, listener)
 	stop()
 	serving.Wait()
 	klog.FromContext(ctx).Info("Stopped")
@@ -107,11 +108,11 @@ func (c *raConfig) newServer(metrics prometheus.Registerer) (*server.Server, err
 	if err != nil {
 		return nil, err
 	}
-	a, err := server.New(checked)
+	s, err := server.New(checked)
 	if err != nil {
 		return nil, fmt.Errorf("authority.%w", err)
 	}
-	return a, nil
+	return s, nil
 }
 
 func parseRAOptions(args []string, stdout, stderr io.Writer) (raOptions, error) {

@@ -31,8 +31,7 @@ type limitFile struct {
 	Burst int     `json:"burst"`
 }
 
-// kubernetesFile says where the API server is, and who asks; without it, the
-// authority runs in a pod of the cluster.
+// kubernetesFile is how to reach the API server. It is empty in a pod of the cluster.
 type kubernetesFile struct {
 	URL       string `json:"url"`
 	CAFile    string `json:"caFile"`
@@ -59,31 +58,31 @@ func (f *configFile) ra(directory string) (*raConfig, error) {
 	}
 	for name, i := range f.Issuers {
 		if i.Provisioner.Type == typeRA {
-			return nil, fmt.Errorf("issuers.%s.provisioner.type: an authority signs by itself: %s", name, typeJWK)
+			return nil, fmt.Errorf("issuers.%s.provisioner.type: must be %s, because a registration authority has the CA sign directly", name, typeJWK)
 		}
 	}
 	c, err := f.check(directory)
 	if err != nil {
 		return nil, err
 	}
-	a := &raConfig{c, *f.Authority}
-	a.file.Issuer = or(a.file.Issuer, "default")
-	if _, known := c.issuers[a.file.Issuer]; !known {
-		return nil, fmt.Errorf("authority.issuer: there is no issuer %q", a.file.Issuer)
+	checked := &raConfig{c, *f.Authority}
+	checked.file.Issuer = or(checked.file.Issuer, "default")
+	if _, known := c.issuers[checked.file.Issuer]; !known {
+		return nil, fmt.Errorf("authority.issuer: there is no issuer %q", checked.file.Issuer)
 	}
-	return a, nil
+	return checked, nil
 }
 
-// serverConfig is what package server needs.
+// serverConfig returns the configuration of package server.
 func (c *raConfig) serverConfig(reviewer server.Reviewer, metrics prometheus.Registerer) (server.Config, error) {
 	namespace, name, ok := strings.Cut(c.file.Plugin, "/")
 	if !ok || namespace == "" || name == "" {
-		return server.Config{}, fmt.Errorf("authority.plugin: %q is not the node plugin's service account, as namespace/name", c.file.Plugin)
+		return server.Config{}, fmt.Errorf("authority.plugin: %q is not a service account in the form namespace/name; set that of the node plugins", c.file.Plugin)
 	}
 	serving := c.issuers[c.file.Issuer]
-	a := server.Config{
+	s := server.Config{
 		Issuers:  map[string]server.Issuer{},
-		Serving:  server.Serving{Signer: serving.signer, Names: c.file.Names, Duration: serving.bounds.Default},
+		Serving:  server.Serving{Signer: serving.signer, Names: c.authorityNames, Duration: serving.bounds.Default},
 		Plugin:   server.ServiceAccount{Namespace: namespace, Name: name},
 		Reviewer: reviewer,
 		Limits:   server.Limits{Node: server.Limit(c.file.Limits.Node), Pod: server.Limit(c.file.Limits.Pod)},
@@ -94,22 +93,22 @@ func (c *raConfig) serverConfig(reviewer server.Reviewer, metrics prometheus.Reg
 		if err != nil {
 			return server.Config{}, err
 		}
-		a.Issuers[name] = server.Issuer{Issuer: made, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
+		s.Issuers[name] = server.Issuer{Issuer: made, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
 	}
-	return a, nil
+	return s, nil
 }
 
-// apiServer is how the API server is reached.
+// apiServer returns the configuration of the client for the API server.
 func (f kubernetesFile) apiServer() (*rest.Config, error) {
 	if f == (kubernetesFile{}) {
 		c, err := rest.InClusterConfig()
 		if err != nil {
-			return nil, fmt.Errorf("reach the API server: %w: outside of a cluster, set authority.kubernetes.url, caFile and tokenFile", err)
+			return nil, fmt.Errorf("find the API server: %w; outside of a cluster, set authority.kubernetes.url, caFile and tokenFile", err)
 		}
 		return c, nil
 	}
 	if !strings.HasPrefix(f.URL, "https://") || f.CAFile == "" || f.TokenFile == "" {
-		return nil, errors.New("authority.kubernetes: needs url (https), caFile and tokenFile")
+		return nil, errors.New("authority.kubernetes: set url (https), caFile and tokenFile")
 	}
 	return &rest.Config{Host: f.URL, BearerTokenFile: f.TokenFile, TLSClientConfig: rest.TLSClientConfig{CAFile: f.CAFile}}, nil
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"flag"
@@ -10,14 +9,19 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/driver/volume"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 const verifyUsage = `Usage: step-csi verify [flags] DIRECTORY
 
-Verifies what a volume holds: that the key is the certificate's, and that the
-certificate is valid now and signed by one of the roots, for servers and clients.
+Verifies a volume: the mount is read-only, the files belong together, the key is
+the certificate's, and the certificate is valid now and leads to one of the roots,
+for servers and clients. In a copy of the files, only the files are verified.
 It prints what the certificate says, and exits with 1 if anything is wrong. The
-line X.509-SVID has the SPIFFE ID, or the reason why the certificate is none.
+line X.509-SVID has the SPIFFE ID, or the reason why the certificate has none.
 
 Flags:
 
@@ -45,34 +49,32 @@ func verify(args []string, stdout, stderr io.Writer) error {
 		fmt.Fprintf(stderr, "step-csi verify: %v\n\n%s", err, verifyUsage)
 		return errUsage
 	}
-	return verifyFiles(stdout, filepath.Join(flags.Arg(0), *certificate), filepath.Join(flags.Arg(0), *key), filepath.Join(flags.Arg(0), *ca))
+	return verifyVolume(stdout, flags.Arg(0), payload.Names{Certificate: *certificate, PrivateKey: *key, CA: *ca})
 }
 
-// verifyFiles names the file that is wrong in each error.
-func verifyFiles(stdout io.Writer, certificateFile, keyFile, caFile string) error {
-	var contents [3][]byte
-	for i, file := range []string{certificateFile, keyFile, caFile} {
-		var err error
-		if contents[i], err = os.ReadFile(file); err != nil {
-			return err
-		}
+// verifyVolume checks the volume, and verifies its certificate as a TLS server and a
+// TLS client would.
+func verifyVolume(stdout io.Writer, directory string, names payload.Names) error {
+	root, err := os.OpenRoot(directory)
+	if err != nil {
+		return err
 	}
+	defer root.Close()
+	contents, err := volume.Check(root, names)
+	if contents != nil {
+		describe(stdout, contents.Leaf, time.Now())
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", directory, err)
+	}
+	keyFile, caFile := filepath.Join(directory, names.PrivateKey), filepath.Join(directory, names.CA)
 	info, err := os.Stat(keyFile)
 	if err != nil {
 		return err
 	}
-	pair, err := tls.X509KeyPair(contents[0], contents[1])
-	if err != nil {
-		return fmt.Errorf("%s with %s: %w", certificateFile, keyFile, err)
-	}
-	describe(stdout, pair.Leaf, time.Now())
 	fmt.Fprintf(stdout, "%-13s %s, mode %#o\n", "key file", keyFile, info.Mode().Perm())
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(contents[2]) {
-		return fmt.Errorf("%s: there is no certificate in it", caFile)
-	}
-	if err := verifyChain(pair, roots); err != nil {
-		return fmt.Errorf("%s with the roots of %s: %w", certificateFile, caFile, err)
+	if err := contents.Verify(time.Now(), x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth); err != nil {
+		return fmt.Errorf("%s with the roots of %s: %w", filepath.Join(directory, names.Certificate), caFile, err)
 	}
 	fmt.Fprintf(stdout, "%-13s the key is the certificate's, and the chain ends at a root of %s\n", "verified", caFile)
 	return nil
@@ -88,8 +90,8 @@ func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
 	}
 	line("common name", leaf.Subject.CommonName)
 	line("DNS names", leaf.DNSNames...)
-	line("IP addresses", texts(leaf.IPAddresses)...)
-	line("URIs", texts(leaf.URIs)...)
+	line("IP addresses", names.Texts(leaf.IPAddresses)...)
+	line("URIs", names.Texts(leaf.URIs)...)
 	line("e-mail", leaf.EmailAddresses...)
 	line("X.509-SVID", describeSVID(leaf))
 	line("serial", leaf.SerialNumber.String())
@@ -98,36 +100,10 @@ func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
 	line("not after", leaf.NotAfter.UTC().Format(time.RFC3339)+", "+remaining(leaf.NotAfter.Sub(now)))
 }
 
-func texts[T fmt.Stringer](values []T) []string {
-	var all []string
-	for _, value := range values {
-		all = append(all, value.String())
-	}
-	return all
-}
-
 func remaining(d time.Duration) string {
 	d = d.Round(time.Second)
 	if d < 0 {
 		return "expired since " + (-d).String()
 	}
 	return "another " + d.String()
-}
-
-// verifyChain verifies as a TLS server and a TLS client would.
-func verifyChain(pair tls.Certificate, roots *x509.CertPool) error {
-	intermediates := x509.NewCertPool()
-	for _, der := range pair.Certificate[1:] {
-		intermediate, err := x509.ParseCertificate(der)
-		if err != nil {
-			return err
-		}
-		intermediates.AddCert(intermediate)
-	}
-	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -98,7 +98,7 @@ func TestVerify(t *testing.T) {
 			change: func(d string) { put(t, d, "ca.crt", encodeCertificate(other.Root)) }},
 		"no root": {directory: issued(t, ca, soon, both...), want: "ca.crt: there is no certificate",
 			change: func(d string) { put(t, d, "ca.crt", "") }},
-		"another key": {directory: issued(t, ca, soon, both...), want: "private key does not match",
+		"another key": {directory: issued(t, ca, soon, both...), want: "tls.key is the key of another certificate",
 			change: func(d string) {
 				key, err := keyutil.GenerateDefaultSigner()
 				if err != nil {
@@ -106,7 +106,7 @@ func TestVerify(t *testing.T) {
 				}
 				putKey(t, d, key)
 			}},
-		"no certificate": {directory: issued(t, ca, soon, both...), want: "tls.crt with",
+		"no certificate": {directory: issued(t, ca, soon, both...), want: "tls.crt: ",
 			change: func(d string) { put(t, d, "tls.crt", "x") }},
 		"no intermediate": {directory: issued(t, ca, soon, both...), want: "unknown authority",
 			change: func(d string) {

@@ -6,18 +6,17 @@ import (
 	"runtime/debug"
 )
 
-// buildVersion is set by the linker (-X main.buildVersion=v1.2.3) where there is
-// neither git nor a module version to take it from: in the build of an image.
+// buildVersion is set by the linker (-X main.buildVersion=v1.2.3) in image builds,
+// which have neither git nor a module version.
 var buildVersion string
 
-// version is the module's version, or the commit that it was built from, with
-// Go's.
+// version returns the release and the version of Go.
 func version() string {
 	return fmt.Sprintf("%s %s %s/%s", release(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-// release is all of the version that is not Go's, from the build's own
-// information.
+// release returns the version of step-csi: buildVersion, the version of the module, or
+// the commit.
 func release() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -1,11 +1,10 @@
-// Package attributes turns the volume attributes of a pod's spec into typed,
-// checked values. Whoever can create a pod writes them, so nothing in them is
-// trusted; but whether a pod may have the names that it asks for is decided
-// elsewhere, by the issuer's policy.
+// Package attributes parses the volume attributes of a pod's spec. Everyone who can
+// create a pod writes them, so they are not trusted. Whether a pod may have the
+// names that it requests is decided not here but by the issuer's policy.
 //
-// The attributes, and what holds without them:
+// The attributes, with their defaults:
 //
-//	issuer             the configured authority; "default"
+//	issuer             an issuer of the configuration; "default"
 //	service-names      comma-separated; each s gives s.<namespace>,
 //	                   s.<namespace>.svc, s.<namespace>.svc.<cluster domain>,
 //	                   and s itself where short names are allowed
@@ -15,8 +14,9 @@
 //	email-sans         comma-separated e-mail addresses
 //	spiffe             add the SPIFFE ID of the pod's service account, as the
 //	                   first URI; "true"
-//	common-name        the subject's; the first DNS name that fits into 64 bytes,
-//	                   else the pod's name if a controller made it, else its UID
+//	common-name        the subject's common name; the first DNS name with at most
+//	                   64 bytes, else the pod's name if a controller made it, else
+//	                   its UID
 //	duration           the lifetime; the issuer's default
 //	renew-before       how long before expiry to renew; a third of the lifetime
 //	key-type           an issuer.KeyType; "ecdsa-p256"
@@ -27,7 +27,7 @@
 //	ca-file            file of the roots; "ca.crt"
 //	fs-group           group of the files; the pod's fsGroup
 //	file-mode          mode of the files; "0440" with a group, else "0444"
-//	revoke-on-delete   revoke when the pod goes; "false"
+//	revoke-on-delete   revoke when the pod is deleted; "false"
 //
 // Names may contain ${POD_NAME}, ${POD_NAMESPACE}, ${POD_UID},
 // ${SERVICE_ACCOUNT_NAME}, ${NODE_NAME}, ${CLUSTER_DOMAIN} and ${TRUST_DOMAIN}.
@@ -41,44 +41,48 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 const (
-	// maxSize bounds the attributes in bytes of JSON: as such they are kept in
+	// maxSize limits the attributes in bytes of JSON. The driver keeps this JSON in
 	// an extended attribute, which has room for 16 KiB.
 	maxSize = 8 << 10
-	// maxProblems is how many are told at once. They are shown in an event of
-	// the pod, which has little room.
-	maxProblems = 5
+	// maxErrors is how many errors are reported at once, in an event of the pod with
+	// its limited length.
+	maxErrors = 5
 )
 
-// Bounds are the lifetimes that an issuer gives; Min and Max are included.
+// Bounds are the lifetimes that an issuer allows, Min and Max included.
 type Bounds struct{ Default, Min, Max time.Duration }
 
-// Config is what attributes are checked against.
+// Config has the settings of the plugin that attributes depend on.
 type Config struct {
-	ClusterDomain, TrustDomain string
-	// AllowShortNames makes service-names give the bare names, too.
+	ClusterDomain names.ClusterDomain
+	TrustDomain   spiffeid.TrustDomain
+	// AllowShortNames adds the bare names to those that service-names gives.
 	AllowShortNames bool
 	// Issuers by name.
 	Issuers map[string]Bounds
 }
 
-// Attributes is what a volume is to be.
+// Attributes describes the requested volume.
 type Attributes struct {
 	Issuer  string
 	Request issuer.Request
-	// RenewBefore is how long before expiry to renew; zero means a third of the
+	// RenewBefore is how long before expiry to renew. Zero means a third of the
 	// lifetime.
 	RenewBefore     time.Duration
 	KeyEncoding     KeyEncoding
 	ReusePrivateKey bool
-	// The names of the files: distinct, and without a directory.
+	// The names of the files are distinct and have no directory.
 	CertificateFile, PrivateKeyFile, CAFile string
-	// Group owns the files; nil leaves them to root's.
+	// Group owns the files. Nil means root's group.
 	Group *int
-	// Mode lets root read, and nobody write.
+	// Mode lets root read and nobody write.
 	Mode           fs.FileMode
 	RevokeOnDelete bool
 }
@@ -90,17 +94,17 @@ type parser struct {
 	config     Config
 	result     Attributes
 
-	dns, services []string
+	dns, services []names.DNSName
 	spiffe        bool
 }
 
-// Parse checks the user's attributes of a volume for the pod (see Identity for
-// both). mountGroup is the CSI volume_mount_group, the pod's fsGroup, or empty.
-// The error names the keys that must be changed, and how.
+// Parse parses the user's attributes of a volume for the pod; Identity returns
+// both. mountGroup is the CSI volume_mount_group, which is the pod's fsGroup, or
+// empty. The error names the keys to change, and how.
 func Parse(values map[string]string, pod issuer.Pod, mountGroup string, c Config) (Attributes, error) {
-	kept, _ := json.Marshal(values) // strings can always be
+	kept, _ := json.Marshal(values) // A map of strings can always be encoded.
 	if len(kept) > maxSize {
-		return Attributes{}, fmt.Errorf("the volume attributes have %d bytes as JSON; at most %d are possible", len(kept), maxSize)
+		return Attributes{}, fmt.Errorf("the volume attributes have %d bytes as JSON; the limit is %d", len(kept), maxSize)
 	}
 	p := &parser{pod: pod, mountGroup: mountGroup, config: c, spiffe: true, result: Attributes{
 		Issuer:          "default",
@@ -126,7 +130,7 @@ func (p *parser) setAll(values map[string]string) (failed []error) {
 			continue
 		}
 		if value == "" {
-			failed = append(failed, fmt.Errorf(`%s: "" is not a value; give one, or leave out the key`, a.key))
+			failed = append(failed, fmt.Errorf(`%s: the value is empty; set one, or leave out the key`, a.key))
 		} else if err := a.set(p, value); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", a.key, err))
 		}
@@ -134,20 +138,20 @@ func (p *parser) setAll(values map[string]string) (failed []error) {
 	return failed
 }
 
-// joined makes one line of errors: events and logs have no room for more.
+// joined returns the first errors in one line, as events and logs need it.
 func joined(failed []error) error {
 	var texts []string
-	for _, err := range failed[:min(len(failed), maxProblems)] {
+	for _, err := range failed[:min(len(failed), maxErrors)] {
 		texts = append(texts, err.Error())
 	}
-	if more := len(failed) - maxProblems; more > 0 {
+	if more := len(failed) - maxErrors; more > 0 {
 		texts = append(texts, fmt.Sprintf("%d more", more))
 	}
 	return errors.New(strings.Join(texts, "; and "))
 }
 
-// finish fills in what follows from several attributes, and checks what holds
-// between them.
+// finish sets the values that follow from several attributes and checks that the
+// attributes fit together.
 func (p *parser) finish() error {
 	if err := p.finishLifetime(); err != nil {
 		return err

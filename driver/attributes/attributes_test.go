@@ -12,14 +12,17 @@ import (
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 var pod = issuer.Pod{Namespace: "shop", Name: "web-0", UID: "0b5e3d2c-58a1-4a34-8a8c-0f7a3c6f1c55", ServiceAccount: "front", Node: "node-1"}
 
+func commonName(text string) names.CommonName { return names.Must(names.ParseCommonName(text)) }
+
 func config() attributes.Config {
 	return attributes.Config{
-		ClusterDomain: "cluster.local",
-		TrustDomain:   "example.org",
+		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")),
+		TrustDomain:   names.Must(names.ParseTrustDomain("example.org")),
 		Issuers: map[string]attributes.Bounds{
 			"default": {Default: 24 * time.Hour, Min: 5 * time.Minute, Max: 48 * time.Hour},
 			"short":   {Default: time.Minute, Min: time.Second, Max: time.Hour},
@@ -29,19 +32,9 @@ func config() attributes.Config {
 
 const spiffeID = "spiffe://example.org/ns/shop/sa/front"
 
-// names are the DNS names, IP addresses, URIs but the SPIFFE ID, and e-mail
-// addresses of a request, in this order.
-func names(r issuer.Request) (all []string) {
-	all = append(all, r.DNSNames...)
-	for _, ip := range r.IPAddresses {
-		all = append(all, ip.String())
-	}
-	for _, uri := range r.URIs {
-		if uri.String() != spiffeID {
-			all = append(all, uri.String())
-		}
-	}
-	return append(all, r.EmailAddresses...)
+// namesOf returns the names of a request but the SPIFFE ID and the common name.
+func namesOf(r issuer.Request) []string {
+	return slices.DeleteFunc(r.AlternativeNames(), func(name string) bool { return name == spiffeID })
 }
 
 // nameCases are values of one name attribute, with the names that they give or
@@ -62,7 +55,7 @@ var nameCases = []struct{ key, value, want, wrong string }{
 	{"dns-names", "${POD_NAME}.web.${POD_NAMESPACE}.svc", "web-0.web.shop.svc", ""},
 	{"dns-names", "${SERVICE_ACCOUNT_NAME}.${NODE_NAME}.${CLUSTER_DOMAIN}", "front.node-1.cluster.local", ""},
 	{"dns-names", "u${POD_UID}.${TRUST_DOMAIN}", "u0b5e3d2c-58a1-4a34-8a8c-0f7a3c6f1c55.example.org", ""},
-	{"dns-names", "", "", `dns-names: "" is not a value; give one, or leave out the key`},
+	{"dns-names", "", "", `dns-names: the value is empty; set one, or leave out the key`},
 	{"dns-names", " ", "", `dns-names: " " has an empty part`},
 	{"dns-names", "a,,b", "", `dns-names: "a,,b" has an empty part; leave out the comma`},
 	{"dns-names", "a,", "", "empty part"},
@@ -80,36 +73,36 @@ var nameCases = []struct{ key, value, want, wrong string }{
 	{"dns-names", "a\xff", "", `"a\xff" is not a DNS name`},
 	{"dns-names", strings.Repeat("a", 64) + ".example", "", "is not a DNS name"},
 	{"dns-names", strings.Repeat("a.", 127) + "a", "", "is not a DNS name"},
-	{"dns-names", "*." + strings.Repeat("a.", 125) + "aa", "", "longer than the 253 bytes"},
+	{"dns-names", "*." + strings.Repeat("a.", 125) + "aa", "", "longer than 253 bytes"},
 	{"dns-names", "spiffe://example.org/x", "", "is not a DNS name"},
 	{"dns-names", "a.example.com:443", "", "is not a DNS name"},
-	{"dns-names", "10.0.0.1", "", `"10.0.0.1" is an IP address; put it into ip-sans`},
+	{"dns-names", "10.0.0.1", "", `"10.0.0.1" is an IP address, not a DNS name; put it into ip-sans`},
 	{"dns-names", "::1", "", "put it into ip-sans"},
 	{"dns-names", "１.２.３.４", "", "ends in a number"},
 	{"dns-names", "10.1", "", `"10.1" ends in a number`},
 	{"dns-names", "123", "", "ends in a number"},
 	{"dns-names", "a.0x1F", "", "ends in a number"},
-	{"dns-names", "*", "", "a * stands for the whole first label"},
+	{"dns-names", "*", "", "a * must be the whole first label"},
 	{"dns-names", "*.", "", "leave out the dot"},
 	{"dns-names", "*.com", "", "at least two labels"},
-	{"dns-names", "*.*.com", "", "a * stands for"},
-	{"dns-names", "a.*.com", "", "a * stands for"},
-	{"dns-names", "a*.example.com", "", "a * stands for"},
-	{"dns-names", "${POD_IP}", "", `dns-names: "${POD_IP}": a $ begins one of ${POD_NAME}, ${POD_NAMESPACE}, ${POD_UID}, ${SERVICE_ACCOUNT_NAME}, ${NODE_NAME}, ${CLUSTER_DOMAIN}, ${TRUST_DOMAIN}`},
-	{"dns-names", "${POD_NAME", "", "a $ begins one of"},
-	{"dns-names", "$POD_NAME}", "", "a $ begins one of"},
-	{"dns-names", "a$", "", "a $ begins one of"},
-	{"dns-names", "$$", "", "a $ begins one of"},
-	{"dns-names", "${pod_name}", "", "a $ begins one of"},
-	{"dns-names", "${${POD_NAME}}", "", "a $ begins one of"},
+	{"dns-names", "*.*.com", "", "a * must be"},
+	{"dns-names", "a.*.com", "", "a * must be"},
+	{"dns-names", "a*.example.com", "", "a * must be"},
+	{"dns-names", "${POD_IP}", "", `dns-names: "${POD_IP}": a $ must begin one of ${POD_NAME}, ${POD_NAMESPACE}, ${POD_UID}, ${SERVICE_ACCOUNT_NAME}, ${NODE_NAME}, ${CLUSTER_DOMAIN}, ${TRUST_DOMAIN}`},
+	{"dns-names", "${POD_NAME", "", "a $ must begin one of"},
+	{"dns-names", "$POD_NAME}", "", "a $ must begin one of"},
+	{"dns-names", "a$", "", "a $ must begin one of"},
+	{"dns-names", "$$", "", "a $ must begin one of"},
+	{"dns-names", "${pod_name}", "", "a $ must begin one of"},
+	{"dns-names", "${${POD_NAME}}", "", "a $ must begin one of"},
 
 	{"service-names", "web", "web.shop web.shop.svc web.shop.svc.cluster.local", ""},
 	{"service-names", "Web,web", "web.shop web.shop.svc web.shop.svc.cluster.local", ""},
 	{"service-names", "${POD_NAME}", "web-0.shop web-0.shop.svc web-0.shop.svc.cluster.local", ""},
 	{"service-names", "web.shop", "", `"web.shop" is not the name of a Service`},
 	{"service-names", "web。shop", "", "is not the name of a Service"},
-	{"service-names", "*.a.b", "", "whole names go into dns-names"},
-	{"service-names", "*", "", "a * stands for"},
+	{"service-names", "*.a.b", "", "whole names belong in dns-names"},
+	{"service-names", "*", "", "a * must be"},
 	{"service-names", "web_1", "", "service-names:"},
 	{"service-names", "10.0.0.1", "", "service-names:"},
 
@@ -136,13 +129,13 @@ var nameCases = []struct{ key, value, want, wrong string }{
 	{"uri-sans", "https://:80", "", "scheme and host"},
 	{"uri-sans", "https://a b/", "", "scheme and host"},
 	{"uri-sans", "https://[fe80::1%25eth0]/", "", "percent-encoding"},
-	{"uri-sans", "https://user:pw@example.com", "", "has no user"},
+	{"uri-sans", "https://user:pw@example.com", "", "leave out the user"},
 	{"uri-sans", "https://example.com/ä", "", "printable ASCII"},
 	{"uri-sans", "https://example.com/%61", "", "percent-encoding"},
 	{"uri-sans", "https://example.com/a b", "", "printable ASCII"},
 	{"uri-sans", "https://example.com/a/../b", "", `dot segment; write it as "https://example.com/b"`},
-	{"uri-sans", "https://example.com//a", "", "slash too many"},
-	{"uri-sans", "https://example.com/a/", "", "slash too many"},
+	{"uri-sans", "https://example.com//a", "", "empty segment"},
+	{"uri-sans", "https://example.com/a/", "", "empty segment"},
 	{"uri-sans", "HTTPS://Example.com", "", `write it as "https://example.com"`},
 	{"uri-sans", "https://example.com#", "", `write it as "https://example.com"`},
 	{"uri-sans", "https://example.com/{a}", "", "needs no percent-encoding"},
@@ -161,7 +154,7 @@ var nameCases = []struct{ key, value, want, wrong string }{
 
 	{"email-sans", "admin@example.com,a.b+c@example.com", "admin@example.com a.b+c@example.com", ""},
 	{"email-sans", "${SERVICE_ACCOUNT_NAME}@${POD_NAMESPACE}.example", "front@shop.example", ""},
-	{"email-sans", "Admin@example.com", "", `email-sans: "Admin@example.com" is not an e-mail address in lower case`},
+	{"email-sans", "Admin@example.com", "", `email-sans: "Admin@example.com" is not an e-mail address in lower-case ASCII`},
 	{"email-sans", "admin", "", "is not an e-mail address"},
 	{"email-sans", "<admin@example.com>", "", "is not an e-mail address"},
 	{"email-sans", "Admin <admin@example.com>", "", "is not an e-mail address"},
@@ -174,15 +167,20 @@ var nameCases = []struct{ key, value, want, wrong string }{
 }
 
 func TestNames(t *testing.T) {
+	key, err := issuer.Ed25519.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range nameCases {
 		got, err := attributes.Parse(map[string]string{c.key: c.value}, pod, "", config())
 		if c.wrong != "" {
 			wantError(t, c.key+"="+c.value, err, c.wrong)
 			continue
 		}
-		if err != nil || strings.Join(names(got.Request), " ") != c.want {
-			t.Errorf("%s=%.90q: %q, %v, want %q", c.key, c.value, names(got.Request), err, c.want)
+		if err != nil || strings.Join(namesOf(got.Request), " ") != c.want {
+			t.Errorf("%s=%.90q: %q, %v, want %q", c.key, c.value, namesOf(got.Request), err, c.want)
 		}
+		checkCSR(t, got.Request, key)
 	}
 }
 
@@ -231,8 +229,8 @@ func TestAllAttributes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "www.example.com web.shop web.shop.svc web.shop.svc.cluster.local 10.0.0.1 https://example.com/a admin@example.com"; strings.Join(names(got.Request), " ") != want {
-		t.Errorf("names %q", names(got.Request))
+	if want := "www.example.com web.shop web.shop.svc web.shop.svc.cluster.local 10.0.0.1 https://example.com/a admin@example.com"; strings.Join(namesOf(got.Request), " ") != want {
+		t.Errorf("names %q", namesOf(got.Request))
 	}
 	group := 3000
 	want := attributes.Attributes{
@@ -240,7 +238,7 @@ func TestAllAttributes(t *testing.T) {
 		KeyEncoding: attributes.PKCS1, ReusePrivateKey: true,
 		CertificateFile: "cert.pem", PrivateKeyFile: "key.pem", CAFile: "roots.pem",
 		Group: &group, Mode: 0o400, RevokeOnDelete: true,
-		Request: issuer.Request{CommonName: "web-0.example", Duration: 30 * time.Minute, KeyType: issuer.RSA2048},
+		Request: issuer.Request{CommonName: commonName("web-0.example"), Duration: 30 * time.Minute, KeyType: issuer.RSA2048},
 	}
 	if got := withoutNames(got); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -252,14 +250,14 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got.Request.URIs) != 1 || got.Request.URIs[0].String() != spiffeID || len(names(got.Request)) != 0 {
+	if len(got.Request.URIs) != 1 || got.Request.URIs[0].String() != spiffeID || len(namesOf(got.Request)) != 0 {
 		t.Errorf("names %+v", got.Request)
 	}
 	want := attributes.Attributes{
 		Issuer: "default", KeyEncoding: attributes.PKCS8,
 		CertificateFile: "tls.crt", PrivateKeyFile: "tls.key", CAFile: "ca.crt",
 		Mode:    0o444,
-		Request: issuer.Request{CommonName: "web-0", Duration: 24 * time.Hour, KeyType: issuer.ECDSAP256},
+		Request: issuer.Request{CommonName: commonName("web-0"), Duration: 24 * time.Hour, KeyType: issuer.ECDSAP256},
 	}
 	if got := withoutNames(got); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -274,19 +272,19 @@ func withoutNames(a attributes.Attributes) attributes.Attributes {
 
 // otherCases are changes to the full request, with a part of the error.
 var otherCases = []struct{ key, value, wrong string }{
-	{"issuer", "other", `issuer: there is none called "other" in the plugin's configuration; there is default, short`},
-	{"issuer", "", `issuer: "" is not a value`},
-	{"spiffe", "yes", `spiffe: "yes" is none of true, false`},
-	{"spiffe", "True", "none of true, false"},
+	{"issuer", "other", `issuer: "other" is not an issuer in the plugin's configuration; it has default, short`},
+	{"issuer", "", "issuer: the value is empty"},
+	{"spiffe", "yes", `spiffe: "yes" is not one of true, false`},
+	{"spiffe", "True", "not one of true, false"},
 	{"spiffe", "true", ""},
 	{"common-name", strings.Repeat("a", 64), ""},
 	{"common-name", "Web Server", ""},
 	{"common-name", strings.Repeat("a", 65), "1 to 64 bytes (RFC 5280)"},
-	{"common-name", "a\nb", `common-name: "a\nb" has characters that do not print`},
-	{"common-name", "a\u202eb", "do not print"},
-	{"common-name", "a\xffb", "do not print"},
+	{"common-name", "a\nb", `common-name: "a\nb" contains characters that are not printable`},
+	{"common-name", "a\u202eb", "not printable"},
+	{"common-name", "a\xffb", "not printable"},
 	{"common-name", " a", "leave out the blanks at the ends"},
-	{"common-name", "${X}", "a $ begins one of ${POD_NAME}"},
+	{"common-name", "${X}", "a $ must begin one of ${POD_NAME}"},
 	{"duration", "1h", ""},
 	{"duration", "2m", ""},
 	{"duration", "61m", `duration: "1h1m0s" is not between 1s and 1h0m0s, which the plugin's configuration allows for the issuer "short"`},
@@ -299,13 +297,13 @@ var otherCases = []struct{ key, value, wrong string }{
 	{"renew-before", "29m59s", ""},
 	{"renew-before", "0", "is not a duration above zero"},
 	{"key-type", "rsa-4096", ""},
-	{"key-type", "rsa", `key-type: "rsa" is none of ecdsa-p256`},
-	{"key-type", "RSA-2048", "is none of"},
+	{"key-type", "rsa", `key-type: "rsa" is not one of ecdsa-p256`},
+	{"key-type", "RSA-2048", "is not one of"},
 	{"key-type", "ecdsa-p256", "key-encoding: pkcs1 is for RSA keys, and key-type is ecdsa-p256; use pkcs8"},
 	{"key-type", "ed25519", "key-encoding: pkcs1 is for RSA keys, and key-type is ed25519"},
 	{"key-encoding", "pkcs8", ""},
 	{"key-encoding", "sec1", "key-encoding: sec1 is for ECDSA keys, and key-type is rsa-2048"},
-	{"key-encoding", "der", `key-encoding: "der" is none of pkcs8, pkcs1, sec1`},
+	{"key-encoding", "der", `key-encoding: "der" is not one of pkcs8, pkcs1, sec1`},
 	{"reuse-private-key", "1", "reuse-private-key:"},
 	{"revoke-on-delete", "TRUE", "revoke-on-delete:"},
 	{"certificate-file", "..a", "certificate-file: \"..a\" begins with two dots"},
@@ -316,9 +314,9 @@ var otherCases = []struct{ key, value, wrong string }{
 	{"certificate-file", "a..b", ""},
 	{"certificate-file", "a/b", "plain file name"},
 	{"certificate-file", "/a", "plain file name"},
-	{"certificate-file", "a\x00", "do not print"},
-	{"certificate-file", "a\n", "do not print"},
-	{"certificate-file", "a\xff", "do not print"},
+	{"certificate-file", "a\x00", "not printable"},
+	{"certificate-file", "a\n", "not printable"},
+	{"certificate-file", "a\xff", "not printable"},
 	{"certificate-file", strings.Repeat("a", 255), ""},
 	{"certificate-file", strings.Repeat("a", 256), "at most 255"},
 	{"certificate-file", "key.pem", `certificate-file and privatekey-file are both "key.pem"`},
@@ -328,11 +326,11 @@ var otherCases = []struct{ key, value, wrong string }{
 	{"ca-file", "..", "ca-file:"},
 	{"fs-group", "0", ""},
 	{"fs-group", "2147483647", ""},
-	{"fs-group", "2147483648", `fs-group: "2147483648" is not a group id from 0 to 2147483647`},
-	{"fs-group", "-1", "is not a group id"},
-	{"fs-group", "+1", "is not a group id"},
-	{"fs-group", "007", "is not a group id"},
-	{"fs-group", "www-data", "is not a group id"},
+	{"fs-group", "2147483648", `fs-group: "2147483648" is not a group ID from 0 to 2147483647`},
+	{"fs-group", "-1", "is not a group ID"},
+	{"fs-group", "+1", "is not a group ID"},
+	{"fs-group", "007", "is not a group ID"},
+	{"fs-group", "www-data", "is not a group ID"},
 	{"file-mode", "440", ""},
 	{"file-mode", "0444", ""},
 	{"file-mode", "0404", ""},
@@ -384,7 +382,7 @@ func TestUnknownKeys(t *testing.T) {
 		"csi.cert-manager.io/dns-names":       `"csi.cert-manager.io/dns-names": write dns-names, without the part before the slash`,
 		"csi.cert-manager.io/issuer-name":     "write issuer",
 		"csi.cert-manager.io/key-size":        "write key-type",
-		"csi.cert-manager.io/pkcs12-password": "there is nothing like it here; leave it out",
+		"csi.cert-manager.io/pkcs12-password": "this driver has no such attribute; leave it out",
 		"csi.storage.k8s.io/pod.name":         "is not a volume attribute",
 	} {
 		_, err := attributes.Parse(map[string]string{key: "s3cret"}, pod, "", config())
@@ -436,17 +434,17 @@ func TestLimits(t *testing.T) {
 		wrong  string
 	}{
 		"99 names and the SPIFFE ID":  {map[string]string{"dns-names": list(99, plain)}, ""},
-		"100 names and the SPIFFE ID": {map[string]string{"dns-names": list(100, plain)}, "101 names are too many for one certificate; at most 100 are possible"},
+		"100 names and the SPIFFE ID": {map[string]string{"dns-names": list(100, plain)}, "101 names are too many for one certificate; the limit is 100"},
 		"100 names":                   {map[string]string{"dns-names": list(100, plain), "spiffe": "false"}, ""},
-		"101 names in one attribute":  {map[string]string{"dns-names": list(101, plain)}, "are 101 names; at most 100 are possible"},
+		"101 names in one attribute":  {map[string]string{"dns-names": list(101, plain)}, "has 101 names; the limit is 100"},
 		"34 services":                 {map[string]string{"service-names": list(34, plain)}, "103 names are too many"},
-		"a long attribute":            {map[string]string{"common-name": strings.Repeat("a", 9000)}, "at most 8192 are possible"},
-		"a long key":                  {map[string]string{strings.Repeat("a", 9000): "a"}, "at most 8192 are possible"},
-		"long as JSON":                {map[string]string{"uri-sans": "https://a/?" + strings.Repeat("&", 1400)}, "at most 8192 are possible"},
+		"a long attribute":            {map[string]string{"common-name": strings.Repeat("a", 9000)}, "the limit is 8192"},
+		"a long key":                  {map[string]string{strings.Repeat("a", 9000): "a"}, "the limit is 8192"},
+		"long as JSON":                {map[string]string{"uri-sans": "https://a/?" + strings.Repeat("&", 1400)}, "the limit is 8192"},
 		"long by variables": {map[string]string{"uri-sans": list(90, func(i string) string {
 			return "https://" + i + "/" + strings.Repeat("${POD_UID}", 3)
 		})}, "names of"},
-		"no name": {map[string]string{"spiffe": "false"}, "give service-names or dns-names, or leave out spiffe"},
+		"no name": {map[string]string{"spiffe": "false"}, "add service-names or dns-names, or leave out spiffe"},
 	} {
 		_, err := attributes.Parse(c.values, pod, "", config())
 		if c.wrong != "" {
@@ -464,10 +462,10 @@ func TestSPIFFEIDIsTheFirstURI(t *testing.T) {
 			t.Errorf("%s: %v, %v", uris, got.Request.URIs, err)
 		}
 	}
-	c := config()
-	c.TrustDomain = "Example.org"
-	_, err := attributes.Parse(nil, pod, "", c)
-	wantError(t, "trust domain", err, `spiffe: "spiffe://Example.org`)
+	p := pod
+	p.ServiceAccount = strings.Repeat("a", 2040)
+	_, err := attributes.Parse(nil, p, "", config())
+	wantError(t, "a long account", err, `spiffe: "spiffe://example.org/ns/shop/sa/a`)
 }
 
 func TestShortNames(t *testing.T) {
@@ -479,7 +477,7 @@ func TestShortNames(t *testing.T) {
 		"b.shop", "b.shop.svc.cluster.local", "b",
 		"a.shop", "a.shop.svc", "a.shop.svc.cluster.local", "a",
 	}
-	if err != nil || !slices.Equal(got.Request.DNSNames, want) {
+	if err != nil || !slices.Equal(names.Texts(got.Request.DNSNames), want) {
 		t.Errorf("%q, %v", got.Request.DNSNames, err)
 	}
 }
@@ -490,7 +488,7 @@ func TestServiceNamesThatAreNoHosts(t *testing.T) {
 	_, err := attributes.Parse(map[string]string{"service-names": "web"}, p, "", config())
 	wantError(t, "namespace 42", err, `service-names: "web.42" ends in a number`)
 	c := config()
-	c.ClusterDomain = strings.Repeat("abcdef.", 34) + "local"
+	c.ClusterDomain = names.Must(names.ParseClusterDomain(strings.Repeat("abcdef.", 34) + "local"))
 	_, err = attributes.Parse(map[string]string{"service-names": "web-server"}, pod, "", c)
 	wantError(t, "a long domain", err, "service-names:")
 }
@@ -511,7 +509,7 @@ func TestVariablesAddNothing(t *testing.T) {
 		got, err := attributes.Parse(map[string]string{"dns-names": "${POD_NAME}", "common-name": "a"}, p, "", config())
 		if wrong != "" {
 			wantError(t, name, err, wrong)
-		} else if err != nil || !slices.Equal(got.Request.DNSNames, []string{name}) {
+		} else if err != nil || !slices.Equal(names.Texts(got.Request.DNSNames), []string{name}) {
 			t.Errorf("%q: %q, %v", name, got.Request.DNSNames, err)
 		}
 	}
@@ -537,7 +535,7 @@ func TestCommonNameWithoutAsking(t *testing.T) {
 			values["dns-names"] = c.dns
 		}
 		got, err := attributes.Parse(values, p, "", config())
-		if err != nil || got.Request.CommonName != c.want {
+		if err != nil || got.Request.CommonName.String() != c.want {
 			t.Errorf("pod %s, names %s: %q, %v", c.pod, c.dns, got.Request.CommonName, err)
 		}
 	}
@@ -573,7 +571,7 @@ func TestGroupAndMode(t *testing.T) {
 		}
 	}
 	_, err := attributes.Parse(nil, pod, "wheel", config())
-	wantError(t, "mount group", err, `volume_mount_group: "wheel" is not a group id`)
+	wantError(t, "mount group", err, `volume_mount_group: "wheel" is not a group ID`)
 }
 
 // TestDocumentation holds the package's comment against the keys.

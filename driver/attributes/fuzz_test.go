@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"net"
 	"net/url"
 	"path/filepath"
 	"reflect"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // FuzzParse writes attributes as lines of key=value.
@@ -42,7 +42,6 @@ func FuzzParse(f *testing.F) {
 		add(values)
 	}
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	normal := normalForm(f)
 
 	f.Fuzz(func(t *testing.T, lines, namespace, name, mountGroup string, short bool) {
 		values := map[string]string{}
@@ -67,7 +66,6 @@ func FuzzParse(f *testing.F) {
 		}
 		checkRest(t, got, c)
 		checkTypedNames(t, got.Request)
-		checkNormalForm(t, normal, got.Request)
 		checkSorting(t, got.Request)
 		checkCSR(t, got.Request, issuer.PrivateKey{Signer: key})
 		checkIdempotence(t, got, p, c)
@@ -115,14 +113,14 @@ func checkRest(t *testing.T, a attributes.Attributes, c attributes.Config) {
 	if !slices.Contains(issuer.KeyTypes(), a.Request.KeyType) || want[a.KeyEncoding] != family {
 		t.Errorf("key type %q in %q", a.Request.KeyType, a.KeyEncoding)
 	}
-	if cn := a.Request.CommonName; cn == "" || len(cn) > 64 || !utf8.ValidString(cn) || strings.ContainsAny(cn, "\x00\n\r") {
+	if cn := a.Request.CommonName.String(); cn == "" || len(cn) > 64 || !utf8.ValidString(cn) || strings.ContainsAny(cn, "\x00\n\r") {
 		t.Errorf("common name %q", cn)
 	}
 }
 
 func checkTypedNames(t *testing.T, r issuer.Request) {
 	strict := idna.New(idna.ValidateForRegistration(), idna.CheckHyphens(false))
-	for _, name := range r.DNSNames {
+	for _, name := range names.Texts(r.DNSNames) {
 		host := strings.TrimPrefix(name, "*.")
 		last := host[strings.LastIndexByte(host, '.')+1:]
 		ascii, err := strict.ToASCII(host)
@@ -131,55 +129,46 @@ func checkTypedNames(t *testing.T, r issuer.Request) {
 		}
 	}
 	for _, ip := range r.IPAddresses {
-		if ip.Is4In6() || ip.Zone() != "" || ip.IsUnspecified() || ip.IsMulticast() {
+		if ip := ip.Addr(); ip.Is4In6() || ip.Zone() != "" || ip.IsUnspecified() || ip.IsMulticast() {
 			t.Errorf("IP address %s", ip)
 		}
 	}
 	for _, uri := range r.URIs {
 		parsed, err := url.Parse(uri.String())
-		if err != nil || *parsed != *uri || uri.Scheme == "" || uri.Host == "" || strings.Contains(uri.String(), "%") {
+		if err != nil || parsed.String() != uri.String() || parsed.Scheme == "" || parsed.Host == "" || strings.Contains(uri.String(), "%") {
 			t.Errorf("URI %q: %v", uri, err)
 		}
 	}
-	for _, list := range [][]string{r.DNSNames, text(r.IPAddresses), text(r.URIs), r.EmailAddresses} {
+	for _, list := range [][]string{names.Texts(r.DNSNames), names.Texts(r.IPAddresses), names.Texts(r.URIs), names.Texts(r.EmailAddresses)} {
 		if sorted := slices.Sorted(slices.Values(list)); len(slices.Compact(sorted)) != len(list) {
 			t.Errorf("one comes twice: %q", list)
 		}
 	}
 }
 
-func text[T fmt.Stringer](list []T) (all []string) {
-	for _, v := range list {
-		all = append(all, v.String())
-	}
-	return all
-}
-
 // checkSorting does with the names what step-ca does.
 func checkSorting(t *testing.T, r issuer.Request) {
-	all := slices.Concat(r.DNSNames, text(r.IPAddresses), text(r.URIs), r.EmailAddresses)
+	all := r.AlternativeNames()
 	dns, ips, emails, uris := x509util.SplitSANs(all)
 	if len(all) == 0 || len(all) > 100 ||
-		!slices.Equal(dns, r.DNSNames) || !slices.Equal(text(ips), text(r.IPAddresses)) ||
-		!slices.Equal(emails, r.EmailAddresses) || !slices.Equal(text(uris), text(r.URIs)) {
+		!slices.Equal(dns, names.Texts(r.DNSNames)) || !slices.Equal(names.Texts(ips), names.Texts(r.IPAddresses)) ||
+		!slices.Equal(emails, names.Texts(r.EmailAddresses)) || !slices.Equal(names.Texts(uris), names.Texts(r.URIs)) {
 		t.Errorf("%q are sorted into %q, %q, %q, %q", all, dns, ips, emails, uris)
 	}
 }
 
-// checkCSR makes sure that crypto/x509 writes the names, and reads the same.
+// checkCSR makes sure that the registration authority reads the same names in the
+// CSR.
 func checkCSR(t *testing.T, r issuer.Request, key issuer.PrivateKey) {
+	t.Helper()
 	csr, err := issuer.NewCSR(r, key)
 	if err != nil {
 		t.Errorf("%+v: %v", r, err)
 		return
 	}
-	var ips []net.IP
-	for _, ip := range r.IPAddresses {
-		ips = append(ips, net.IP(ip.AsSlice()))
-	}
-	if csr.Subject.CommonName != r.CommonName || !slices.Equal(csr.DNSNames, r.DNSNames) || !slices.Equal(text(csr.IPAddresses), text(ips)) ||
-		!slices.Equal(text(csr.URIs), text(r.URIs)) || !slices.Equal(csr.EmailAddresses, r.EmailAddresses) {
-		t.Errorf("the CSR of %+v has %q, %q, %q, %q, %q", r, csr.Subject.CommonName, csr.DNSNames, csr.IPAddresses, csr.URIs, csr.EmailAddresses)
+	_, read, err := issuer.ReadCSR(csr.Raw, r.Duration)
+	if read.KeyType = r.KeyType; err != nil || !reflect.DeepEqual(read, r) {
+		t.Errorf("the CSR of %+v is read as %+v, %v", r, read, err)
 	}
 }
 
@@ -188,12 +177,12 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 	r := want.Request
 	values := map[string]string{
 		"issuer":            want.Issuer,
-		"dns-names":         strings.Join(r.DNSNames, ","),
-		"ip-sans":           strings.Join(text(r.IPAddresses), ","),
-		"uri-sans":          strings.Join(text(r.URIs), ","),
-		"email-sans":        strings.Join(r.EmailAddresses, ","),
+		"dns-names":         strings.Join(names.Texts(r.DNSNames), ","),
+		"ip-sans":           strings.Join(names.Texts(r.IPAddresses), ","),
+		"uri-sans":          strings.Join(names.Texts(r.URIs), ","),
+		"email-sans":        strings.Join(names.Texts(r.EmailAddresses), ","),
 		"spiffe":            "false",
-		"common-name":       r.CommonName,
+		"common-name":       r.CommonName.String(),
 		"duration":          r.Duration.String(),
 		"key-type":          string(r.KeyType),
 		"key-encoding":      string(want.KeyEncoding),

@@ -3,22 +3,20 @@ package attributes
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"strings"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// kubelets is how the keys begin that the kubelet adds to a volume's context.
-// Where a user has written one, the kubelet overwrites it; but only if the
-// CSIDriver object has podInfoOnMount. See
-// https://kubernetes-csi.github.io/docs/pod-info.html.
+// kubelets is the prefix of the keys that the kubelet adds to a volume's context.
+// The kubelet overwrites such keys of users, but only if the CSIDriver object has
+// podInfoOnMount. See https://kubernetes-csi.github.io/docs/pod-info.html.
 const kubelets = "csi.storage.k8s.io/"
 
-// Identity takes the pod's identity, which the kubelet adds, out of a volume's
-// context, and returns the user's attributes. Whatever else is the kubelet's,
-// such as tokens, stays behind. With an error, pod has what could be read, for
-// logs only.
+// Identity splits a volume's context into the pod's identity, which the kubelet
+// adds, and the user's attributes. It drops all other keys of the kubelet, such as
+// tokens. If there is an error, pod has what could be read, for logs only.
 func Identity(volumeContext map[string]string, node string) (pod issuer.Pod, user map[string]string, err error) {
 	pod = issuer.Pod{
 		Namespace:      volumeContext[kubelets+"pod.namespace"],
@@ -31,34 +29,31 @@ func Identity(volumeContext map[string]string, node string) (pod issuer.Pod, use
 		return pod, nil, err
 	}
 	if ephemeral := volumeContext[kubelets+"ephemeral"]; ephemeral != "true" {
-		return pod, nil, fmt.Errorf("%sephemeral is %s, not \"true\": this driver is only for inline volumes, written in the pod's spec as "+
-			"volumes: [{name: tls, csi: {driver: csi.step-ca.io, readOnly: true}}]", kubelets, quote(ephemeral))
+		return pod, nil, fmt.Errorf("%sephemeral is %s, not \"true\": this driver supports only inline volumes, written in the pod's spec as "+
+			"volumes: [{name: tls, csi: {driver: csi.step-ca.io, readOnly: true}}]", kubelets, names.Quote(ephemeral))
 	}
 	user = maps.Clone(volumeContext)
 	maps.DeleteFunc(user, func(key, _ string) bool { return strings.HasPrefix(key, kubelets) })
 	return pod, user, nil
 }
 
-// objectPattern is what Kubernetes calls a DNS subdomain, whose parts may be
-// longer than DNS has them.
-var objectPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
-
-// checkIdentity refuses what no API server gives: names are built out of it.
+// checkIdentity rejects an identity that no API server gives, because certificate
+// names are built from it.
 func checkIdentity(pod issuer.Pod) error {
 	for _, field := range []struct {
 		key, value string
-		pattern    *regexp.Regexp
+		check      func(string) error
 	}{
-		{"pod.namespace", pod.Namespace, labelPattern},
-		{"pod.name", pod.Name, objectPattern},
-		{"pod.uid", pod.UID, labelPattern},
-		{"serviceAccount.name", pod.ServiceAccount, objectPattern},
+		{"pod.namespace", pod.Namespace, names.CheckLabel},
+		{"pod.name", pod.Name, names.CheckSubdomain},
+		{"pod.uid", pod.UID, names.CheckLabel},
+		{"serviceAccount.name", pod.ServiceAccount, names.CheckSubdomain},
 	} {
 		if field.value == "" {
 			return fmt.Errorf("%s%s is missing: the CSIDriver object needs podInfoOnMount: true", kubelets, field.key)
 		}
-		if len(field.value) > maxDNSName || !field.pattern.MatchString(field.value) {
-			return fmt.Errorf("%s%s: %s is not a name that Kubernetes gives", kubelets, field.key, quote(field.value))
+		if err := field.check(field.value); err != nil {
+			return fmt.Errorf("%s%s: %w", kubelets, field.key, err)
 		}
 	}
 	return nil

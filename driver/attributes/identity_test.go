@@ -42,19 +42,19 @@ func TestIdentityThatTheKubeletDoesNotGive(t *testing.T) {
 		{"pod.namespace", "", "podInfoOnMount: true"},
 		{"pod.uid", "", "podInfoOnMount: true"},
 		{"serviceAccount.name", "", "podInfoOnMount: true"},
-		{"pod.name", "Web", `csi.storage.k8s.io/pod.name: "Web" is not a name that Kubernetes gives`},
+		{"pod.name", "Web", `csi.storage.k8s.io/pod.name: "Web" is not a Kubernetes name`},
 		{"pod.name", strings.Repeat("a", 253), ""},
-		{"pod.name", strings.Repeat("a", 254), "is not a name"},
+		{"pod.name", strings.Repeat("a", 254), "is not a Kubernetes name"},
 		{"pod.name", "a.b-c", ""},
-		{"pod.namespace", "a.b", "is not a name"},
-		{"pod.namespace", "shop/sa/root", "is not a name"},
-		{"pod.uid", "a b", "is not a name"},
+		{"pod.namespace", "a.b", "is not a Kubernetes name"},
+		{"pod.namespace", "shop/sa/root", "is not a Kubernetes name"},
+		{"pod.uid", "a b", "is not a Kubernetes name"},
 		{"pod.uid", "d41d8cd98f00b204e9800998ecf8427e", ""}, // a static pod's
-		{"serviceAccount.name", "a,b", "is not a name"},
-		{"serviceAccount.name", "../x", "is not a name"},
-		{"serviceAccount.name", "a\n", "is not a name"},
+		{"serviceAccount.name", "a,b", "is not a Kubernetes name"},
+		{"serviceAccount.name", "../x", "is not a Kubernetes name"},
+		{"serviceAccount.name", "a\n", "is not a Kubernetes name"},
 		{"ephemeral", "false", `ephemeral is "false", not "true"`},
-		{"ephemeral", "", "only for inline volumes, written in the pod's spec as volumes: [{name: tls, csi: {driver: csi.step-ca.io, readOnly: true}}]"},
+		{"ephemeral", "", "supports only inline volumes, written in the pod's spec as volumes: [{name: tls, csi: {driver: csi.step-ca.io, readOnly: true}}]"},
 	} {
 		given := volumeContext()
 		given[prefix+c.key] = c.value

@@ -7,10 +7,10 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// KeyEncoding is the ASN.1 structure that a private key is written in.
+// KeyEncoding is the ASN.1 structure of a private key's file.
 type KeyEncoding string
 
-// The encodings: PKCS8 is for all keys, PKCS1 for RSA and SEC1 for ECDSA.
+// PKCS8 is for keys of all types, PKCS1 only for RSA and SEC1 only for ECDSA.
 const (
 	PKCS8 KeyEncoding = "pkcs8"
 	PKCS1 KeyEncoding = "pkcs1"

@@ -3,95 +3,112 @@ package attributes
 import (
 	"errors"
 	"fmt"
-	"net/netip"
-	"net/url"
 	"strings"
 
-	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
-const (
-	// maxNames bounds the names in one certificate. Public CAs allow as many.
-	maxNames = 100
-	// maxNamesSize bounds them in bytes: peers read them in each handshake.
-	maxNamesSize = 8 << 10
-)
+// setList sets a list of comma-separated names. It drops duplicates.
+func setList[T comparable](field func(*parser) *[]T, parse func(string) (T, error)) func(*parser, string) error {
+	return func(p *parser, value string) error {
+		parts, err := p.list(value)
+		if err != nil {
+			return err
+		}
+		all, err := names.ParseAll(parse, parts...)
+		*field(p) = unique(all)
+		return err
+	}
+}
 
-// finishNames puts the names together.
+func parseDNSName(text string) (names.DNSName, error) {
+	dns, err := names.ParseDNSName(text)
+	if _, ipErr := names.ParseIP(text); ipErr == nil {
+		err = fmt.Errorf("%w; put it into ip-sans", err)
+	}
+	return dns, err
+}
+
+func parseServiceName(text string) (names.DNSName, error) {
+	service, err := names.ParseDNSName(text)
+	if err == nil && strings.Contains(service.String(), ".") {
+		err = fmt.Errorf("%s is not the name of a Service without its namespace; whole names belong in dns-names", names.Quote(text))
+	}
+	return service, err
+}
+
+func (p *parser) setCommonName(value string) error {
+	name, err := p.expand(value)
+	if err != nil {
+		return err
+	}
+	p.result.Request.CommonName, err = names.ParseCommonName(name)
+	return err
+}
+
+// finishNames adds the names that follow from several attributes.
 func (p *parser) finishNames() error {
 	r := &p.result.Request
 	services, err := p.serviceNames()
 	if err != nil {
-		return err
+		return fmt.Errorf("service-names: %w", err)
 	}
 	r.DNSNames = unique(append(p.dns, services...))
 	if p.spiffe {
-		id, err := p.spiffeID()
+		id, err := names.PodSPIFFEID(p.config.TrustDomain, p.pod.Namespace, p.pod.ServiceAccount)
 		if err != nil {
-			return err
+			return fmt.Errorf("spiffe: %w", err)
 		}
-		r.URIs = unique(append([]*url.URL{id}, r.URIs...))
+		r.URIs = unique(append([]names.URI{id}, r.URIs...))
 	}
-	if r.CommonName == "" {
-		r.CommonName = p.defaultCommonName()
+	if r.CommonName == (names.CommonName{}) {
+		if r.CommonName, err = p.defaultCommonName(); err != nil {
+			return fmt.Errorf("common-name: %w", err)
+		}
 	}
-	return checkNames(*r)
+	all := r.AlternativeNames()
+	if len(all) == 0 {
+		return errors.New(`spiffe: "false" leaves the certificate without a name: add service-names or dns-names, or leave out spiffe`)
+	}
+	return names.CheckTotal(all)
 }
 
-// checkNames holds what is to be said about all names together.
-func checkNames(r issuer.Request) error {
-	all := names(r)
-	size := len(strings.Join(all, ""))
-	switch {
-	case len(all) == 0:
-		return errors.New(`spiffe: "false" leaves the certificate without a name: give service-names or dns-names, or leave out spiffe`)
-	case len(all) > maxNames:
-		return fmt.Errorf("%d names are too many for one certificate; at most %d are possible", len(all), maxNames)
-	case size > maxNamesSize:
-		return fmt.Errorf("names of %d bytes are too many for one certificate; at most %d are possible", size, maxNamesSize)
-	}
-	return nil
-}
-
-// names are all names of the certificate.
-func names(r issuer.Request) (all []string) {
-	all = append(all, r.DNSNames...)
-	all = append(all, texts(r.IPAddresses, netip.Addr.String)...)
-	all = append(all, texts(r.URIs, (*url.URL).String)...)
-	return append(all, r.EmailAddresses...)
-}
-
-func texts[T any](values []T, text func(T) string) []string {
-	all := make([]string, len(values))
-	for i, v := range values {
-		all[i] = text(v)
-	}
-	return all
-}
-
-// parseList splits, expands and parses a value, and drops what comes twice.
-func parseList[T any](p *parser, value string, parse func(string) (T, error)) ([]T, error) {
-	parts, err := p.list(value)
-	if err != nil {
-		return nil, err
-	}
-	var all []T
-	for _, part := range parts {
-		v, err := parse(part)
+// serviceNames returns the names that the cluster's DNS gives the Services.
+func (p *parser) serviceNames() (all []names.DNSName, err error) {
+	for _, service := range p.services {
+		inNamespace := service.String() + "." + p.pod.Namespace
+		parsed, err := names.ParseAll(names.ParseDNSName, inNamespace, inNamespace+".svc", inNamespace+".svc."+p.config.ClusterDomain.String())
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, v)
+		all = append(all, parsed...)
+		if p.config.AllowShortNames {
+			all = append(all, service)
+		}
 	}
-	return unique(all), nil
+	return all, nil
 }
 
-// unique keeps the first of those that print the same.
-func unique[T any](all []T) (result []T) {
-	seen := map[string]bool{}
+// defaultCommonName returns the first DNS name that is short enough. Without one,
+// it returns the pod's name if that looks like the work of a controller. A pod can
+// also be named postgres or admin.example.com, and a server that maps the common
+// name to a user or a host must not take the pod for that user or host.
+func (p *parser) defaultCommonName() (names.CommonName, error) {
+	if name, ok := names.FirstCommonName(p.result.Request.DNSNames); ok {
+		return name, nil
+	}
+	name, err := names.ParseCommonName(p.pod.Name)
+	if err == nil && strings.Contains(p.pod.Name, "-") && !strings.Contains(p.pod.Name, ".") {
+		return name, nil
+	}
+	return names.ParseCommonName(p.pod.UID)
+}
+
+func unique[T comparable](all []T) (result []T) {
+	seen := map[T]bool{}
 	for _, v := range all {
-		if text := fmt.Sprint(v); !seen[text] {
-			seen[text] = true
+		if !seen[v] {
+			seen[v] = true
 			result = append(result, v)
 		}
 	}

@@ -1,21 +1,21 @@
 package attributes
 
-// attribute is a key with its meaning. set is called with the key's value if
-// the user gave one.
+import "github.com/flexstack/step-csi/issuer/names"
+
+// attribute is a key that users may write. set parses its value.
 type attribute struct {
 	key string
 	set func(p *parser, value string) error
 }
 
-// table is every key that users may write. The order is the one in which errors
-// are reported.
+// table has all attributes, in the order in which errors are reported.
 var table = []attribute{
 	{"issuer", (*parser).setIssuer},
-	{"service-names", (*parser).setServiceNames},
-	{"dns-names", (*parser).setDNSNames},
-	{"ip-sans", (*parser).setIPAddresses},
-	{"uri-sans", (*parser).setURIs},
-	{"email-sans", (*parser).setEmailAddresses},
+	{"service-names", setList(func(p *parser) *[]names.DNSName { return &p.services }, parseServiceName)},
+	{"dns-names", setList(func(p *parser) *[]names.DNSName { return &p.dns }, parseDNSName)},
+	{"ip-sans", setList(func(p *parser) *[]names.IP { return &p.result.Request.IPAddresses }, names.ParseIP)},
+	{"uri-sans", setList(func(p *parser) *[]names.URI { return &p.result.Request.URIs }, names.ParseURI)},
+	{"email-sans", setList(func(p *parser) *[]names.EmailAddress { return &p.result.Request.EmailAddresses }, names.ParseEmailAddress)},
 	{"spiffe", setBool(func(p *parser) *bool { return &p.spiffe })},
 	{"common-name", (*parser).setCommonName},
 	{"duration", (*parser).setDuration},
@@ -31,7 +31,7 @@ var table = []attribute{
 	{"revoke-on-delete", setBool(func(p *parser) *bool { return &p.result.RevokeOnDelete })},
 }
 
-// Keys lists the keys that users may write.
+// Keys returns the keys of all attributes.
 func Keys() []string {
 	keys := make([]string, len(table))
 	for i, a := range table {

@@ -12,10 +12,10 @@ import (
 // See https://kubernetes-csi.github.io/docs/token-requests.html.
 const tokensKey = kubelets + "serviceAccount.tokens"
 
-// Token takes the pod's service-account token for the audience out of a
-// request: out of the secrets, or, from kubelets before 1.35, out of the volume's
-// context. Where the kubelet puts it into the secrets, whatever is in the context
-// was written by a user. It is the zero value if there is none.
+// Token returns the pod's service-account token for the audience, or the zero
+// value if there is none. The kubelet passes tokens in the secrets of a request,
+// before Kubernetes 1.35 in the volume's context. If the secrets have tokens,
+// those in the context are ignored: a user may have written them.
 func Token(secrets, volumeContext map[string]string, audience string) (issuer.Token, error) {
 	text, given := secrets[tokensKey]
 	if !given {
@@ -29,8 +29,8 @@ func Token(secrets, volumeContext map[string]string, audience string) (issuer.To
 		ExpirationTimestamp time.Time `json:"expirationTimestamp"`
 	}
 	if err := json.Unmarshal([]byte(text), &tokens); err != nil {
-		// Not the error itself: it may quote what it could not read.
-		return issuer.Token{}, errors.New(tokensKey + " is not what the kubelet writes")
+		// The error of the JSON parser is left out: it may quote a token.
+		return issuer.Token{}, errors.New(tokensKey + " is not the JSON that the kubelet writes")
 	}
 	token := tokens[audience]
 	return issuer.NewToken(token.Token, token.ExpirationTimestamp), nil

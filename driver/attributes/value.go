@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 func setBool(field func(*parser) *bool) func(*parser, string) error {
@@ -21,14 +23,5 @@ func oneOf[T ~string](value T, allowed ...T) error {
 	for i, a := range allowed {
 		texts[i] = string(a)
 	}
-	return fmt.Errorf("%s is none of %s", quote(string(value)), strings.Join(texts, ", "))
-}
-
-// quote shows a value without letting it spoil a log or a terminal.
-func quote(value string) string {
-	const most = 80
-	if len(value) > most {
-		return fmt.Sprintf("%q…", value[:most])
-	}
-	return fmt.Sprintf("%q", value)
+	return fmt.Errorf("%s is not one of %s", names.Quote(string(value)), strings.Join(texts, ", "))
 }

@@ -3,9 +3,11 @@ package attributes
 import (
 	"fmt"
 	"strings"
+
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// variable is what ${NAME} stands for in a name.
+// variable is the value of ${NAME} in a name.
 type variable struct{ name, value string }
 
 func (p *parser) variables() []variable {
@@ -15,12 +17,12 @@ func (p *parser) variables() []variable {
 		{"POD_UID", p.pod.UID},
 		{"SERVICE_ACCOUNT_NAME", p.pod.ServiceAccount},
 		{"NODE_NAME", p.pod.Node},
-		{"CLUSTER_DOMAIN", p.config.ClusterDomain},
-		{"TRUST_DOMAIN", p.config.TrustDomain},
+		{"CLUSTER_DOMAIN", p.config.ClusterDomain.String()},
+		{"TRUST_DOMAIN", p.config.TrustDomain.Name()},
 	}
 }
 
-// expand replaces each ${NAME} once: what a variable holds is not expanded.
+// expand replaces each ${NAME} once. The values are not expanded again.
 func (p *parser) expand(text string) (string, error) {
 	var b strings.Builder
 	for rest := text; ; {
@@ -32,14 +34,14 @@ func (p *parser) expand(text string) (string, error) {
 		name, after, closed := strings.Cut(after, "}")
 		value, known := p.variable(name)
 		if !closed || !known {
-			return "", fmt.Errorf("%s: a $ begins one of %s", quote(text), strings.Join(p.variableNames(), ", "))
+			return "", fmt.Errorf("%s: a $ must begin one of %s", names.Quote(text), strings.Join(p.variableNames(), ", "))
 		}
 		b.WriteString(value)
 		rest = after
 	}
 }
 
-// variable looks up what is between $ and }.
+// variable returns the value of a variable, given as "{NAME".
 func (p *parser) variable(name string) (value string, known bool) {
 	for _, v := range p.variables() {
 		if "{"+v.name == name {
@@ -56,12 +58,12 @@ func (p *parser) variableNames() (all []string) {
 	return all
 }
 
-// list splits a value at its commas, and then expands each part: no variable
-// adds one.
+// list splits a value at its commas and then expands each part, so that the value
+// of a variable cannot add a part.
 func (p *parser) list(value string) ([]string, error) {
 	parts := strings.Split(value, ",")
-	if len(parts) > maxNames {
-		return nil, fmt.Errorf("%s are %d names; at most %d are possible", quote(value), len(parts), maxNames)
+	if len(parts) > names.MaxNames {
+		return nil, fmt.Errorf("%s has %d names; the limit is %d", names.Quote(value), len(parts), names.MaxNames)
 	}
 	for i, part := range parts {
 		expanded, err := p.expand(strings.TrimSpace(part))
@@ -69,7 +71,7 @@ func (p *parser) list(value string) ([]string, error) {
 			return nil, err
 		}
 		if expanded == "" {
-			return nil, fmt.Errorf("%s has an empty part; leave out the comma", quote(value))
+			return nil, fmt.Errorf("%s has an empty part; leave out the comma", names.Quote(value))
 		}
 		parts[i] = expanded
 	}

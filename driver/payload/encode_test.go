@@ -33,7 +33,7 @@ func TestReadKeyIsTheEncodedOne(t *testing.T) {
 		}
 		root := openRoot(t)
 		write(t, root, all)
-		got, err := payload.ReadKey(root, a)
+		got, err := payload.ReadKey(root, a.PrivateKeyFile)
 		if err != nil || !got.Signer.(interface{ Equal(crypto.PrivateKey) bool }).Equal(key.Signer) {
 			t.Errorf("%s: another key, %v", test.keyType, err)
 		}

@@ -42,25 +42,28 @@ type Access struct {
 	Group *int
 }
 
+// ErrCleanUp says that the new set is in use, and names of the previous one are left.
+var ErrCleanUp = errors.New("remove the previous file names")
+
 // Write replaces the set of files in root. The previous set stays until the next
 // Write, for readers that are about to open it. Older sets, and what a Write left that
-// did not end, are removed. After an error, the previous set is in use; stale are names
-// of it that could not be removed after the new one was in use.
-func Write(root *os.Root, files []File, access Access) (stale []string, err error) {
+// did not end, are removed. After an error, the previous set is in use, unless the
+// error is ErrCleanUp.
+func Write(root *os.Root, files []File, access Access) error {
 	names, err := list(root)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	current, err := currentSet(root, names)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := removeSetsBut(root, names, current); err != nil {
-		return nil, fmt.Errorf("remove old files: %w", err)
+		return fmt.Errorf("remove old files: %w", err)
 	}
 	set := setName(time.Now())
 	if err := writeSet(root, set, files, access); err != nil {
-		return nil, errors.Join(err, root.RemoveAll(set))
+		return errors.Join(err, root.RemoveAll(set))
 	}
 	// At every moment there are all of the old names or all of the new ones, each
 	// of which leads to a file. New ones lead nowhere until the swap.
@@ -69,13 +72,13 @@ func Write(root *os.Root, files []File, access Access) (stale []string, err erro
 		err = swap(root, set)
 	}
 	if err != nil {
-		return nil, errors.Join(err, unlink(root, missing(after, before)), root.RemoveAll(set))
-	}
-	if unlink(root, missing(before, after)) != nil {
-		stale = missing(before, after)
+		return errors.Join(err, unlink(root, missing(after, before)), root.RemoveAll(set))
 	}
 	announce(root, current)
-	return stale, nil
+	if err := unlink(root, missing(before, after)); err != nil {
+		return fmt.Errorf("%w: %w", ErrCleanUp, err)
+	}
+	return nil
 }
 
 // Has tells whether the file is there, with the same contents.
@@ -103,8 +106,7 @@ func Replace(root *os.Root, file File, names Names, access Access) error {
 		defer clear(data) // one is the key
 		files = append(files, File{name, data})
 	}
-	_, err := Write(root, files, access)
-	return err
+	return Write(root, files, access)
 }
 
 // announce touches the files of the set before, for programs that watch a file

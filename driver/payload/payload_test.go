@@ -41,6 +41,21 @@ func write(t *testing.T, root *os.Root, all []payload.File) {
 	}
 }
 
+// A caller knows whether the new set is in use.
+func TestFailedCleanUp(t *testing.T) {
+	root := openRoot(t)
+	write(t, root, files("tls.crt", "1"))
+	if err := root.MkdirAll("old/full", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := payload.Write(root, files("tls.crt", "2"), open); !errors.Is(err, payload.ErrCleanUp) {
+		t.Error(err)
+	}
+	if data, err := root.ReadFile("tls.crt"); err != nil || string(data) != "2" {
+		t.Errorf("%q, %v", data, err)
+	}
+}
+
 // visible is what a program sees that lists the directory.
 func visible(t *testing.T, root *os.Root) map[string]string {
 	t.Helper()

@@ -333,6 +333,9 @@ func (s *Scheduler) end(e *Entry, v renewal.Validity, err error, stopped bool) {
 	case stopped:
 		return
 	default:
+		if !v.NotAfter.IsZero() {
+			e.validity = v // a failure after the new certificate was written
+		}
 		e.failures, e.err = e.failures+1, err
 		e.retry = now.Add(e.validity.Retry(e.failures, now, rand.Float64()))
 		if issuer.OutcomeOf(err).IsDown() && s.breaker.IsOpen() {

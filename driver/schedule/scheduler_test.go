@@ -327,6 +327,7 @@ func TestWaitsForAToken(t *testing.T) {
 		}
 		n.answers(nil)
 		i.TokenArrived()
+		time.Sleep(2 * pace)
 		if got := names(n.calls()); !slices.Equal(got, []string{"a"}) {
 			t.Errorf("when the token came, %q were renewed", got)
 		}

@@ -15,7 +15,8 @@ import (
 // Adopt takes over the volume that is mounted at the path: one of an earlier process,
 // or one that was gone for a while. wanted is what the kubelet asks for; nil for what
 // the volume's own record says. What does not fit is renewed at once. It returns nil
-// if nothing is mounted there, or the bind mount of a volume that belongs elsewhere.
+// for the bind mount of a volume that belongs elsewhere, and ErrGone if no volume is
+// visible at the path.
 func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, error) {
 	target, err := n.Targets.Open(path)
 	if err != nil {
@@ -23,8 +24,11 @@ func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, er
 	}
 	defer target.Close()
 	data, err := tmpfs.Record(target)
-	if err != nil || data == nil {
+	if err != nil {
 		return nil, err
+	}
+	if data == nil {
+		return nil, fmt.Errorf("%w at %s", ErrGone, path)
 	}
 	record, damage := ParseRecord(data)
 	switch {
@@ -56,7 +60,7 @@ func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, er
 	}
 	// Without it, the configured roots are what the issuer's peer is verified by.
 	if trusted, err := readTrust(target); err == nil && v.unfit == nil {
-		v.issuer.Trust().Learn(trusted)
+		v.issuer.Trust().Restore(trusted)
 	}
 	return v, nil
 }
@@ -73,8 +77,8 @@ func (v *Volume) takeCertificate(root *os.Root, record Record) error {
 	if err != nil {
 		return err
 	}
-	if serial := contents.Leaf.SerialNumber.String(); serial != record.Serial || record.NotAfter.IsZero() {
-		v.certificate = certificate{Issued: contents.Written, NotAfter: contents.Leaf.NotAfter, Serial: serial}
+	if record.Fits(contents) != nil {
+		v.certificate = certificate{Issued: contents.Written, NotAfter: contents.Leaf.NotAfter, Serial: contents.Leaf.SerialNumber.String()}
 	}
 	return nil
 }

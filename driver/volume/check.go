@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"go.step.sm/crypto/pemutil"
@@ -31,26 +29,22 @@ type Contents struct {
 // and whatever was killed before, and returns what its files say:
 //
 //   - The mount is read-only.
-//   - ..data leads to one set of files. The names lead through it, and there are no
-//     other visible names.
+//   - ..data leads to one set of files, and all of the names lead through it.
 //   - The private key is the leaf's.
 //   - The leaf's chain ends at one of the roots. Whether it has expired is another
 //     question: it may, while the CA is down.
 //
-// The error has all that is not. In a directory that is no volume, such as a copy,
-// only the files are checked.
+// The error has all that is not true; the contents are nil if there is no certificate.
+// In a directory that is no volume, such as a copy, only the files are checked.
 func Check(directory *os.Root, names payload.Names) (*Contents, error) {
 	var problems []error
-	_, err := directory.Lstat(payload.DataLink)
-	mounted, writable, mountErr := mountOf(directory)
-	switch {
-	case mountErr != nil:
-		problems = append(problems, mountErr)
-	case mounted && writable:
-		problems = append(problems, errors.New("the mount is writable"))
+	mounted, writable, err := mountOf(directory)
+	if mounted && writable {
+		err = errors.New("the mount is writable")
 	}
-	if mounted || err == nil {
-		problems = append(problems, checkNames(directory, names))
+	problems = append(problems, err)
+	if _, err := directory.Lstat(payload.DataLink); mounted || err == nil {
+		problems = append(problems, err, checkNames(directory, names))
 	}
 	contents, err := readContents(directory, names)
 	return contents, errors.Join(append(problems, err)...)
@@ -75,18 +69,10 @@ func mountOf(directory *os.Root) (mounted, writable bool, err error) {
 	return attributes.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, system.Flags&unix.ST_RDONLY == 0, nil
 }
 
-// checkNames checks that the visible names are these, each a link through ..data.
+// checkNames checks that each name is a link through ..data. There may be other names:
+// a process that was killed while the names changed leaves some until the next renewal.
 func checkNames(directory *os.Root, names payload.Names) error {
-	entries, err := fs.ReadDir(directory.FS(), ".")
-	if err != nil {
-		return err
-	}
 	var problems []error
-	for _, entry := range entries {
-		if name := entry.Name(); !strings.HasPrefix(name, payload.Reserved) && !slices.Contains(names.All(), name) {
-			problems = append(problems, fmt.Errorf("%s is no file of the volume", name))
-		}
-	}
 	for _, name := range names.All() {
 		link, err := directory.Readlink(name)
 		if err == nil && link != payload.DataLink+"/"+name {
@@ -97,7 +83,8 @@ func checkNames(directory *os.Root, names payload.Names) error {
 	return errors.Join(problems...)
 }
 
-// readContents reads the files, and checks that they belong together.
+// readContents reads the files, and checks that they belong together. With an error,
+// it returns what it could read, if that has a leaf.
 func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
 	// All of one set: a renewal may replace it at any time.
 	set, err := directory.OpenRoot(payload.DataLink)
@@ -119,16 +106,23 @@ func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
 	c := &Contents{Leaf: chain[0], Intermediates: chain[1:], Written: info.ModTime()}
 	key, err := payload.ReadKey(set, names.PrivateKey)
 	if err != nil {
-		return nil, err
+		return c, err
 	}
 	if public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(c.Leaf.PublicKey) {
-		return nil, fmt.Errorf("%s is the key of another certificate than %s", names.PrivateKey, names.Certificate)
+		return c, fmt.Errorf("%s is the key of another certificate than %s", names.PrivateKey, names.Certificate)
 	}
 	if c.Roots, err = readCertificates(set, names.CA); err != nil {
-		return nil, err
+		return c, err
 	}
-	if err := c.Verify(c.Leaf.NotBefore, x509.ExtKeyUsageAny); err != nil {
-		return nil, fmt.Errorf("%s with the roots of %s: %w", names.Certificate, names.CA, err)
+	at := time.Now()
+	switch {
+	case at.Before(c.Leaf.NotBefore):
+		at = c.Leaf.NotBefore
+	case at.After(c.Leaf.NotAfter):
+		at = c.Leaf.NotAfter
+	}
+	if err := c.Verify(at, x509.ExtKeyUsageAny); err != nil {
+		return c, fmt.Errorf("%s with the roots of %s: %w", names.Certificate, names.CA, err)
 	}
 	return c, nil
 }
@@ -139,7 +133,7 @@ func readCertificates(set *os.Root, name string) ([]*x509.Certificate, error) {
 		return nil, err
 	}
 	if len(bytes.TrimSpace(data)) == 0 {
-		return nil, fmt.Errorf("%s is empty", name)
+		return nil, fmt.Errorf("%s: there is no certificate in it", name)
 	}
 	certificates, err := pemutil.ParseCertificateBundle(data)
 	if err != nil {

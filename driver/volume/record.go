@@ -89,8 +89,8 @@ func writeRecord(tree *tmpfs.Tree, r Record) error {
 // writeTrust leaves the roots that the issuer's peer is verified by for the next
 // process. If they do not fit, that process has the configured roots.
 func (v *Volume) writeTrust(tree *tmpfs.Tree) error {
-	learnt := v.issuer.Trust().Learnt()
-	data, err := json.Marshal(learnt)
+	state := v.issuer.Trust().State()
+	data, err := json.Marshal(state)
 	if err != nil {
 		return err
 	}
@@ -99,14 +99,14 @@ func (v *Volume) writeTrust(tree *tmpfs.Tree) error {
 			return fmt.Errorf("write the trusted roots: %w", err)
 		}
 	}
-	v.trusted = learnt.Since
+	v.trusted = state.Since
 	return nil
 }
 
-func readTrust(target *os.File) (learnt trust.Learnt, err error) {
+func readTrust(target *os.File) (state trust.State, err error) {
 	data, err := tmpfs.Trust(target)
 	if err != nil || data == nil {
-		return learnt, err
+		return state, err
 	}
-	return learnt, json.Unmarshal(data, &learnt)
+	return state, json.Unmarshal(data, &state)
 }

@@ -17,7 +17,7 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	if v.closed || v.unfit != nil {
 		return false, nil
 	}
-	roots, trusted := v.issuer.LatestRoots(), v.issuer.Trust().Learnt().Since
+	roots, trusted := v.issuer.LatestRoots(), v.issuer.Trust().State().Since
 	if len(roots.Own) == 0 || v.roots.Same(roots) && v.trusted.Equal(trusted) {
 		return false, nil
 	}

@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"slices"
 	"sync"
@@ -25,6 +24,7 @@ import (
 	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
@@ -73,9 +73,9 @@ type Volume struct {
 	// configuration, which has changed since. attributes and issuer are zero then.
 	unfit error
 
-	token atomic.Pointer[issuer.Token] // the newest; only in memory
-	entry *schedule.Entry              // once Keep was called; nil if unfit
-	gone  atomic.Bool                  // a renewal found that it is not mounted
+	token atomic.Pointer[issuer.Token]   // the newest; only in memory
+	entry atomic.Pointer[schedule.Entry] // once Keep was called; nil if unfit
+	gone  atomic.Bool                    // a renewal found that it is not mounted
 	// renewFirst says that what is mounted is damaged, or not what is wanted now.
 	renewFirst bool
 
@@ -122,7 +122,7 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	defer target.Close()
 	credential, err := v.issue(ctx, schedule.Publish, issuer.PrivateKey{})
 	if err == nil {
-		err = v.write(ctx, tree, credential)
+		err = v.write(tree, credential)
 	}
 	if err == nil {
 		err = tree.Attach(target)
@@ -161,7 +161,7 @@ func (v *Volume) Renew(ctx context.Context) error {
 		return err
 	}
 	defer tree.Close()
-	if err := v.write(ctx, tree, credential); err != nil {
+	if err := v.write(tree, credential); err != nil {
 		return err
 	}
 	v.logIssued(ctx, "Certificate renewed")
@@ -190,7 +190,7 @@ func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.Priv
 
 // write puts a credential into the volume's tmpfs. The roots are the newest that are
 // known, since the credential may have waited while they were replaced.
-func (v *Volume) write(ctx context.Context, tree *tmpfs.Tree, c *issuer.Credential) error {
+func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 	c.Roots = v.issuer.LatestRoots()
 	files, err := payload.Encode(c, v.attributes)
 	if err != nil {
@@ -202,12 +202,9 @@ func (v *Volume) write(ctx context.Context, tree *tmpfs.Tree, c *issuer.Credenti
 		return err
 	}
 	defer root.Close()
-	stale, err := payload.Write(root, files, v.access())
-	if err != nil {
-		return fmt.Errorf("write the files: %w", err)
-	}
-	if len(stale) > 0 {
-		klog.FromContext(ctx).Info("Files of the previous attributes remain until the next renewal", append(v.LogValues(), "files", stale)...)
+	cleanUp := payload.Write(root, files, v.access())
+	if cleanUp != nil && !errors.Is(cleanUp, payload.ErrCleanUp) {
+		return fmt.Errorf("write the files: %w", cleanUp)
 	}
 	// From here on, the new certificate is the mounted one, whatever else fails.
 	leaf := c.Leaf()
@@ -216,7 +213,7 @@ func (v *Volume) write(ctx context.Context, tree *tmpfs.Tree, c *issuer.Credenti
 		return err
 	}
 	v.roots = c.Roots
-	return v.writeTrust(tree)
+	return errors.Join(v.writeTrust(tree), cleanUp)
 }
 
 // wipe overwrites the encoded key, which is in one of the files.
@@ -249,14 +246,20 @@ func (v *Volume) keptKey() (issuer.PrivateKey, error) {
 	return key, nil
 }
 
-// Keep begins to renew the volume whenever it is due, until Close.
-func (v *Volume) Keep() {
+// Keep renews the volume whenever that is due, until Stop or Close. The caller has
+// registered it, so that it takes part in the next replacement of the roots: Keep
+// replaces roots that changed before.
+func (v *Volume) Keep(ctx context.Context) {
 	if v.unfit != nil {
 		return // neither the issuer nor the request is known
 	}
-	v.entry = v.issuer.Scheduler.Add(v.Pod.UID, v.validity(), v.renewDue)
+	entry := v.issuer.Scheduler.Add(v.Pod.UID, v.validity(), v.renewDue)
+	v.entry.Store(entry)
 	if v.renewFirst {
-		v.entry.RenewNow()
+		entry.RenewNow()
+	}
+	if _, err := v.ReplaceRoots(); err != nil {
+		klog.FromContext(ctx).Error(err, "Cannot replace the roots in a volume", v.LogValues()...)
 	}
 }
 
@@ -283,8 +286,8 @@ func (v *Volume) TakeToken(token issuer.Token) {
 		return
 	}
 	v.token.Store(&token)
-	if v.entry != nil {
-		v.entry.TokenArrived()
+	if entry := v.entry.Load(); entry != nil {
+		entry.TokenArrived()
 	}
 }
 
@@ -302,8 +305,8 @@ func (v *Volume) Stop() {
 	v.mu.Lock()
 	v.closed = true
 	v.mu.Unlock()
-	if v.entry != nil {
-		v.issuer.Scheduler.Remove(v.entry)
+	if entry := v.entry.Load(); entry != nil {
+		v.issuer.Scheduler.Remove(entry)
 	}
 }
 
@@ -365,10 +368,11 @@ func (v *Volume) Unmanaged() error {
 
 // State is what there is to say about the renewals.
 func (v *Volume) State() schedule.State {
-	if v.entry == nil {
+	entry := v.entry.Load()
+	if entry == nil {
 		return schedule.State{Validity: v.validity(), Err: v.unfit}
 	}
-	s := v.entry.State()
+	s := entry.State()
 	if err := v.Unmanaged(); err != nil {
 		s.Err = err
 	}
@@ -401,7 +405,7 @@ func (v *Volume) logIssued(ctx context.Context, message string) {
 // https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md#2-spiffe-id.
 func (v *Volume) logNoSVID(ctx context.Context) {
 	uris := v.attributes.Request.URIs
-	if len(uris) > 1 && slices.ContainsFunc(uris, func(u *url.URL) bool { return u.Scheme == "spiffe" }) {
+	if len(uris) > 1 && slices.ContainsFunc(uris, func(u names.URI) bool { _, ok := u.SPIFFEID(); return ok }) {
 		klog.FromContext(ctx).Info("The certificate is no X.509-SVID, which has the SPIFFE ID as its only URI; "+
 			`leave out uri-sans, or set spiffe: "false" if no peer needs the ID`, append(v.LogValues(), "uris", len(uris))...)
 	}

@@ -2,26 +2,25 @@ package policy
 
 // Default returns the list that keeps a pod inside its namespace.
 //
-// The two validations about DNS names rest on each name having one owner:
+// The two validations of DNS names are safe because each name has one owner:
 //
 //   - <…>.<ns>.svc.<cluster domain>, of any depth, such as the name of a
-//     StatefulSet's pod, belongs to the label left of svc.
-//   - <…>.<ns>.svc, of any depth, does too. It cannot be confused with the
-//     above, as no cluster domain may end in svc.
+//     StatefulSet's pod, belongs to the namespace left of svc.
+//   - <…>.<ns>.svc, of any depth, does too. It cannot be confused with the first
+//     form, because no cluster domain may end in svc.
 //   - <x>.<ns> has exactly two labels. With a suffix match instead, a pod in a
 //     namespace called svc would get b.a.svc, which is service b in namespace
 //     a, and one in a namespace called com would get www.example.com.
 //
-// Even with two labels, a namespace called svc would get *.svc, which some
-// clients let stand for b.a.svc; one called like the last label of the cluster
-// domain would get names beside the cluster domain, or the domain itself; and
-// one called com would get example.com. Namespaces with such names have to do
-// with the longer forms.
+// Even with two labels, a namespace called like the last label of the cluster
+// domain would get names beside the cluster domain, or the domain itself, and one
+// called com would get example.com. Namespaces with such names can use only the
+// longer forms.
 //
-// A common name that is the pod's name could be taken for a host's by peers
-// that still match it against the host name if it had a dot (pods may be named
-// admin.example.com), and for a user's (postgres, root) by servers that map
-// it. Names that controllers give to pods have a "-".
+// A pod can be named admin.example.com, and some peers still match the common name
+// against the host name. It can be named postgres or root, and some servers map the
+// common name to a user. So the pod's name is allowed as the common name only with
+// a "-", as controllers name pods, and without a dot.
 func Default() []Validation {
 	return []Validation{{
 		Expression: `request.dnsNames.all(name,` + ownName + `)`,
@@ -55,7 +54,7 @@ request.commonName == pod.name && pod.name.contains('-') && !pod.name.contains('
 	}}
 }
 
-// ownName holds for the names of the pod's namespace.
+// ownName is true for the names of the pod's namespace.
 const ownName = `
   name.endsWith('.' + pod.namespace + '.svc.' + config.clusterDomain) ||
   name.endsWith('.' + pod.namespace + '.svc') ||

@@ -11,6 +11,7 @@ import (
 	"cel.dev/cel-go/ext"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // request is an issuer.Request as expressions see it.
@@ -25,22 +26,17 @@ type request struct {
 	Issuer         string        `json:"issuer"`
 }
 
-func newRequest(req issuer.Request, name string) request {
-	r := request{
-		CommonName:     req.CommonName,
-		DNSNames:       req.DNSNames,
-		EmailAddresses: req.EmailAddresses,
+func newRequest(req issuer.Request, issuerName string) request {
+	return request{
+		CommonName:     req.CommonName.String(),
+		DNSNames:       names.Texts(req.DNSNames),
+		IPAddresses:    names.Texts(req.IPAddresses),
+		URIs:           names.Texts(req.URIs),
+		EmailAddresses: names.Texts(req.EmailAddresses),
 		Duration:       req.Duration,
 		KeyType:        string(req.KeyType),
-		Issuer:         name,
+		Issuer:         issuerName,
 	}
-	for _, ip := range req.IPAddresses {
-		r.IPAddresses = append(r.IPAddresses, ip.String())
-	}
-	for _, uri := range req.URIs {
-		r.URIs = append(r.URIs, uri.String())
-	}
-	return r
 }
 
 // settings are the parts of a Config that expressions see.
@@ -50,7 +46,7 @@ type settings struct {
 	AllowShortNames bool   `json:"allowShortNames"`
 }
 
-// variables names the values as newEnvironment declares them.
+// variables returns the values of the variables that newEnvironment declares.
 func variables(p issuer.Pod, r request, s settings) map[string]any {
 	return map[string]any{"pod": p, "request": r, "config": s}
 }
@@ -67,12 +63,12 @@ func newEnvironment() (*cel.Env, error) {
 		ext.Network(),
 		cel.CrossTypeNumericComparisons(true),
 		cel.DefaultUTCTimeZone(true),
-		// Refuse a regular expression or duration that cannot be parsed.
+		// Reject a regular expression or duration that cannot be parsed.
 		cel.ExtendedValidations(),
 	)
 }
 
-// sizes tells CEL's cost estimate how large a request can be.
+// sizes gives CEL's cost estimate the limits of package names.
 type sizes struct{}
 
 var _ cost.Estimator = sizes{}
@@ -82,11 +78,11 @@ func (sizes) EstimateSize(node cost.AstNode) *cost.SizeEstimate {
 	case len(path) == 0:
 		return nil
 	case node.Type().Kind() == types.ListKind:
-		return &cost.SizeEstimate{Max: maxNames}
+		return &cost.SizeEstimate{Max: names.MaxNames}
 	case slices.Contains(path, "uris"):
-		return &cost.SizeEstimate{Max: maxURILength}
+		return &cost.SizeEstimate{Max: names.MaxURI}
 	default:
-		return &cost.SizeEstimate{Max: maxNameLength}
+		return &cost.SizeEstimate{Max: names.MaxLength}
 	}
 }
 

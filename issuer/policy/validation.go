@@ -12,23 +12,23 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// costLimit bounds what one evaluation of one expression costs, in CEL's own
-// units. It is what Kubernetes gives an expression of a
-// ValidatingAdmissionPolicy; a million takes up to a tenth of a second.
+// costLimit limits one evaluation of one expression, in the units of CEL. It is
+// Kubernetes' limit for an expression of a ValidatingAdmissionPolicy, and takes up
+// to a tenth of a second.
 const costLimit = 1_000_000
 
-// interruptEvery is after how many steps of a loop the context is looked at.
+// interruptEvery is how many steps of a loop CEL runs between checks of the context.
 const interruptEvery = 100
 
-// Validation is one rule of a policy, in the shape of those of
+// Validation is one rule of a policy, in the form of a validation of
 // ValidatingAdmissionPolicy.
 type Validation struct {
-	// Expression is CEL that gives true if the request is fine.
+	// Expression is CEL that returns true if the rule allows the request.
 	Expression string `json:"expression"`
-	// Message says why not. It defaults to the expression.
+	// Message is the reason for a denial. It defaults to the expression.
 	Message string `json:"message,omitempty"`
-	// MessageExpression is CEL that gives the message. Message stands in if it
-	// fails, or gives a blank text or one of several lines.
+	// MessageExpression is CEL that returns the message. If it fails, or returns a
+	// blank text or several lines, Message is used.
 	MessageExpression string `json:"messageExpression,omitempty"`
 }
 
@@ -54,8 +54,8 @@ func (v Validation) compile(env *cel.Env, name string) (compiled validation, err
 	return compiled, err
 }
 
-// compile refuses an expression that gives something else than a result, or
-// that the largest request could drive over the cost limit.
+// compile rejects an expression of another type than result, and one that could
+// exceed the cost limit for the largest request.
 func compile(env *cel.Env, name, expression string, result *cel.Type) (cel.Program, error) {
 	if strings.TrimSpace(expression) == "" {
 		return nil, fmt.Errorf("%s: must not be empty", name)
@@ -65,7 +65,7 @@ func compile(env *cel.Env, name, expression string, result *cel.Type) (cel.Progr
 		return nil, err
 	}
 	if !ast.OutputType().IsExactType(result) {
-		return nil, fmt.Errorf("%s: gives %s, but must give %s: %s", name, ast.OutputType(), result, expression)
+		return nil, fmt.Errorf("%s: returns %s, but must return %s: %s", name, ast.OutputType(), result, expression)
 	}
 	cost, err := env.EstimateCost(ast, sizes{})
 	if err != nil {
@@ -97,7 +97,8 @@ func (v validation) check(ctx context.Context, vars map[string]any) error {
 	return nil
 }
 
-// explain follows ValidatingAdmissionPolicy in when it falls back.
+// explain returns the message of a denial. It falls back to the plain message in
+// the same cases as ValidatingAdmissionPolicy.
 func (v validation) explain(ctx context.Context, vars map[string]any) string {
 	if v.messageExpression == nil {
 		return v.message

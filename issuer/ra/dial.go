@@ -12,13 +12,13 @@ import (
 	"google.golang.org/grpc/keepalive"
 )
 
-// MaxMessage bounds a message in bytes, both ways. A CSR with a hundred names and
-// a token take 30 KiB.
+// MaxMessage bounds requests and responses, in bytes. A CSR with a hundred names and
+// a token have 30 KiB.
 const MaxMessage = 128 << 10
 
-// serviceConfig spreads the calls over all replicas, and takes a call that one of
-// them did not answer to another. When most calls fail, it does not try again:
-// then it is not the replica's fault. See
+// serviceConfig spreads the calls over all replicas, and retries a call at another
+// replica if one is unavailable. It stops retrying while most calls fail, because
+// then the fault is not in one replica. See
 // https://github.com/grpc/grpc-proto/blob/master/grpc/service_config/service_config.proto
 const serviceConfig = `{
   "loadBalancingConfig": [{"round_robin": {}}],
@@ -32,11 +32,11 @@ const serviceConfig = `{
   "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5}
 }`
 
-// idleTimeout is when unused connections are closed: a node renews a few times a
-// day, and there may be thousands of nodes.
+// idleTimeout closes unused connections: a node renews a few times a day, and there
+// may be thousands of nodes.
 const idleTimeout = 2 * time.Minute
 
-// dial does not connect yet.
+// dial returns a connection that is opened by its first call.
 func (s *Signer) dial() (*grpc.ClientConn, error) {
 	port := s.url.Port()
 	if port == "" {
@@ -45,19 +45,19 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 	secure := credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: s.url.Hostname(),
-		// Verified by verify, in the same handshake.
+		// verify verifies the certificate, in the same handshake.
 		InsecureSkipVerify: true,
 		VerifyConnection:   s.verify,
 	})
 	return grpc.NewClient(scheme+":///"+net.JoinHostPort(s.url.Hostname(), port),
-		grpc.WithResolvers(replicas{}),
+		grpc.WithResolvers(replicasBuilder{}),
 		grpc.WithTransportCredentials(secure),
 		grpc.WithDefaultServiceConfig(serviceConfig),
-		grpc.WithDisableServiceConfig(), // what DNS says does not count
+		grpc.WithDisableServiceConfig(), // ignore the service config in DNS
 		grpc.WithNoProxy(),
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
-		// A replica whose machine is gone is noticed while it is waited for.
+		// Pings detect a dead replica while calls wait for its answer.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: 5 * time.Second,

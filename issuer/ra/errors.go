@@ -22,7 +22,7 @@ const errorDomain = "step-csi"
 // Status is the gRPC status with the code, the error's text, and its outcome.
 func Status(code codes.Code, err error) error {
 	s := status.New(code, err.Error())
-	detailed, failed := s.WithDetails(&errdetails.ErrorInfo{Domain: errorDomain, Reason: issuer.OutcomeOf(err).String()})
+	detailed, failed := s.WithDetails(&errdetails.ErrorInfo{Domain: errorDomain, Reason: issuer.OutcomeOf(err).Label()})
 	if failed != nil {
 		return s.Err()
 	}
@@ -38,7 +38,7 @@ func outcomeOf(s *status.Status) issuer.Outcome {
 			continue
 		}
 		for _, outcome := range issuer.Outcomes() {
-			if outcome != issuer.OK && outcome.String() == info.GetReason() {
+			if outcome != issuer.OK && outcome.Label() == info.GetReason() {
 				return outcome
 			}
 		}

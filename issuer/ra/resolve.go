@@ -6,70 +6,76 @@ import (
 	"time"
 
 	"google.golang.org/grpc/resolver"
+
+	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/panics"
 )
 
 const (
-	// resolveAgain is how soon a name is resolved again that had no addresses, or
-	// whose addresses did not answer. gRPC's own resolver waits half a minute for
-	// that, and up to two: too long for pods that wait for their certificates while
-	// the replicas move.
-	resolveAgain = time.Second
+	// resolveInterval is the shortest time between two lookups. gRPC's own DNS resolver
+	// waits for 30 s to two minutes: too long for pods that start while the replicas
+	// are rescheduled.
+	resolveInterval = time.Second
 	// resolveTimeout bounds one lookup.
 	resolveTimeout = 10 * time.Second
 )
 
-// scheme of the targets that replicas resolves.
+// scheme of the targets that the resolver is for.
 const scheme = "replicas"
 
-// replicas is a resolver.Builder: all addresses of a name are replicas.
-type replicas struct{}
+// replicasBuilder is a resolver.Builder: each address of a name is a replica of the
+// registration authority.
+type replicasBuilder struct{}
 
 // Scheme implements resolver.Builder.
-func (replicas) Scheme() string { return scheme }
+func (replicasBuilder) Scheme() string { return scheme }
 
 // Build implements resolver.Builder. The target is host:port.
-func (replicas) Build(target resolver.Target, connection resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+func (replicasBuilder) Build(target resolver.Target, connection resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
 	host, port, err := net.SplitHostPort(target.Endpoint())
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &resolution{host: host, port: port, connection: connection, cancel: cancel, again: make(chan struct{}, 1), done: make(chan struct{})}
+	r := &replicasResolver{
+		host: host, port: port, connection: connection, cancel: cancel,
+		requested: make(chan struct{}, 1), done: make(chan struct{}),
+	}
 	go r.watch(ctx)
 	return r, nil
 }
 
-// resolution is one name that is being resolved.
-type resolution struct {
+// replicasResolver is a resolver.Resolver for one name.
+type replicasResolver struct {
 	host, port string
 	connection resolver.ClientConn
 	cancel     context.CancelFunc
-	again      chan struct{}
+	requested  chan struct{}
 	done       chan struct{}
 }
 
-// ResolveNow implements resolver.Resolver: gRPC calls it when an address fails.
-func (r *resolution) ResolveNow(resolver.ResolveNowOptions) {
+// ResolveNow implements resolver.Resolver. gRPC calls it when an address fails.
+func (r *replicasResolver) ResolveNow(resolver.ResolveNowOptions) {
 	select {
-	case r.again <- struct{}{}:
+	case r.requested <- struct{}{}:
 	default:
 	}
 }
 
 // Close implements resolver.Resolver.
-func (r *resolution) Close() {
+func (r *replicasResolver) Close() {
 	r.cancel()
 	<-r.done
 }
 
-func (r *resolution) watch(ctx context.Context) {
+// watch resolves the name until ctx ends: after a failure every resolveInterval, and
+// otherwise when gRPC requests it.
+func (r *replicasResolver) watch(ctx context.Context) {
 	defer close(r.done)
 	for {
 		found := r.resolve(ctx)
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, resolveInterval) {
 			return
-		case <-time.After(resolveAgain):
 		}
 		if !found {
 			continue
@@ -77,13 +83,14 @@ func (r *resolution) watch(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-r.again:
+		case <-r.requested:
 		}
 	}
 }
 
-// resolve tells the connection what the name resolves to, or why it does not.
-func (r *resolution) resolve(ctx context.Context) (found bool) {
+// resolve gives the connection the addresses of the name, or the error.
+func (r *replicasResolver) resolve(ctx context.Context) (found bool) {
+	defer panics.Recover(ctx, "resolve the registration authority's name", nil)
 	limited, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	hosts, err := net.DefaultResolver.LookupHost(limited, r.host)

@@ -21,18 +21,18 @@ import (
 
 var _ issuer.Revoker = (*Signer)(nil)
 
-// Revoke has the authority revoke the certificate. The pod may be gone, so its
-// token proves nothing any more; the key of the certificate does.
+// Revoke has the registration authority revoke the certificate. The proof is the
+// private key of the certificate: the pod may be deleted, and its token with it.
 func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
 	if len(r.Chain) == 0 || r.Key.Signer == nil {
-		return errors.New("the certificate or its key could not be read from the volume, and the authority revokes only for who has the key")
+		return errors.New("the certificate or its key could not be read from the volume, and the registration authority revokes only for the holder of the key")
 	}
 	request := &rapb.RevokeRequest{
 		Issuer: s.config.Issuer, Chain: Raw(r.Chain), PodUid: r.Pod.UID, Time: time.Now().Unix(),
 	}
 	var err error
 	if request.Signature, err = sign(r.Key, Proof(request, r.Pod.Node)); err != nil {
-		return fmt.Errorf("prove the possession of the key: %w", err)
+		return fmt.Errorf("sign with the key of the certificate: %w", err)
 	}
 	return s.call(ctx, callRevoke, func(ctx context.Context, options ...grpc.CallOption) error {
 		_, err := s.client.Revoke(ctx, request, append(options, grpc.WaitForReady(true))...)
@@ -40,16 +40,16 @@ func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
 	})
 }
 
-// Proof is what the certificate's key signs: that this certificate is to be revoked,
-// now, by the caller on this node. No other protocol has messages that begin like
-// it.
+// Proof is the message that the certificate's key signs: revoke this certificate, at
+// this time, for the caller on this node. No other protocol has messages with this
+// beginning.
 func Proof(r *rapb.RevokeRequest, node string) []byte {
 	text := fmt.Appendf(nil, "step-csi: revoke this certificate, pod %q, node %q, issuer %q, time %d\n",
 		r.GetPodUid(), node, r.GetIssuer(), r.GetTime())
 	return append(text, r.GetChain()[0]...)
 }
 
-// ProofAlgorithm is the one algorithm for a type of key.
+// ProofAlgorithm is the signature algorithm for a type of key.
 func ProofAlgorithm(public crypto.PublicKey) x509.SignatureAlgorithm {
 	switch public.(type) {
 	case *ecdsa.PublicKey:

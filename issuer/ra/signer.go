@@ -1,9 +1,8 @@
-// Package ra signs through the registration authority (see package authority): a
-// node that asks it needs no credential of the CA. What it shows instead are two
-// service-account tokens, that of the pod which the certificate is for and that
-// of the node plugin itself.
+// Package ra is the client of the registration authority, which package server
+// implements. A node that uses it needs no credential of the CA: it sends two
+// service-account tokens, that of the pod and that of the node plugin itself.
 //
-// The protocol is described in rapb/ra.proto.
+// rapb/ra.proto describes the protocol.
 package ra
 
 import (
@@ -20,30 +19,32 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// defaultTimeout bounds a call, with its tries at other replicas, and the wait for
-// one where none can be reached: such as while they are being replaced.
+// defaultTimeout bounds a call, including its retries at other replicas, and the wait
+// for a replica while none can be reached.
 const defaultTimeout = 20 * time.Second
 
 // Config is what a Signer needs.
 type Config struct {
-	// URL of the authority, https only. Its host is a DNS name in the authority's
-	// certificate. All addresses that it resolves to are replicas.
+	// URL of the registration authority, https only. Its host is a DNS name in the
+	// certificate of the registration authority. Each of its addresses is a replica.
 	URL string
-	// Fingerprint is the SHA-256 of a root of the CA which has signed the
-	// authority's certificate, in hexadecimal, or several with commas between them.
-	// Either it or CABundle is needed.
+	// Fingerprint is the SHA-256 of a root of the CA that signed the certificate of the
+	// registration authority, in hexadecimal; several are separated by commas. Either
+	// Fingerprint or CABundle is needed.
 	Fingerprint string
 	// CABundle holds roots of that CA, in PEM.
 	CABundle []byte
-	// Issuer is the name of the issuer at the authority.
+	// Issuer is the name of the issuer in the configuration of the registration
+	// authority.
 	Issuer string
 	// Token returns the service-account token of the node plugin's own pod.
 	Token func() ([]byte, error)
-	// Timeout of one call; zero means 20 s.
+	// Timeout of a call; zero means 20 s.
 	Timeout time.Duration
 }
 
@@ -53,7 +54,7 @@ type Signer struct {
 	url        *url.URL
 	pins       trust.Pins
 	trust      *trust.Store
-	presented  atomic.Pointer[[]*x509.Certificate] // what the authority was last verified with
+	presented  atomic.Pointer[[]*x509.Certificate] // the certificates of the last handshake that was verified
 	roots      atomic.Pointer[issuer.Roots]
 	connection *grpc.ClientConn
 	client     rapb.RegistrationAuthorityClient
@@ -61,14 +62,14 @@ type Signer struct {
 
 var _ issuer.Signer = (*Signer)(nil)
 
-// New refuses a configuration that cannot work, without asking the authority.
+// New checks the configuration. It does not call the registration authority.
 func New(c Config) (*Signer, error) {
 	u, err := trust.ParseURL(c.URL)
 	if err != nil {
 		return nil, err
 	}
 	if c.Issuer == "" {
-		return nil, errors.New("provisioner.name: name the authority's issuer, such as default")
+		return nil, errors.New("provisioner.name: name an issuer of the registration authority, such as default")
 	}
 	if c.Token == nil {
 		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod")
@@ -88,11 +89,11 @@ func New(c Config) (*Signer, error) {
 	return s, nil
 }
 
-// Close ends the connections to all replicas. The Signer is of no use afterwards.
+// Close closes the connections to all replicas. The Signer cannot be used afterwards.
 func (s *Signer) Close() { s.connection.Close() }
 
-// Connect checks that the authority can be reached and trusted, and that it
-// knows the issuer and accepts this node plugin.
+// Connect checks that the registration authority can be reached, is trusted, has the
+// issuer, and accepts this node plugin.
 func (s *Signer) Connect(ctx context.Context) error {
 	_, err := s.RefreshRoots(ctx)
 	return err
@@ -163,7 +164,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 	return chain, nil
 }
 
-// Roots returns the roots of the CA, as the authority has last answered.
+// Roots returns the roots of the CA that the registration authority answered last.
 func (s *Signer) Roots(ctx context.Context) (issuer.Roots, error) {
 	if known := s.roots.Load(); known != nil {
 		return *known, nil
@@ -171,8 +172,8 @@ func (s *Signer) Roots(ctx context.Context) (issuer.Roots, error) {
 	return s.RefreshRoots(ctx)
 }
 
-// RefreshRoots asks the authority for the roots of the CA, and for those of its
-// own certificate, which may come from another one next time.
+// RefreshRoots requests the roots of the CA, and also the roots of the registration
+// authority's own certificate, which may change.
 func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 	var roots issuer.Roots
 	var own []*x509.Certificate
@@ -195,11 +196,11 @@ func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 	return roots, nil
 }
 
-// Trust is what the authority is verified by.
+// Trust holds the roots that the registration authority is verified by.
 func (s *Signer) Trust() *trust.Store { return s.trust }
 
-// follow trusts the roots instead of those before, as soon as the authority's
-// certificate comes from one of them.
+// follow replaces the trusted roots, if the new ones verify the certificate that the
+// registration authority has now.
 func (s *Signer) follow(roots []*x509.Certificate) {
 	presented := s.presented.Load()
 	for _, trusted := range s.trust.Candidates(roots) {
@@ -210,19 +211,19 @@ func (s *Signer) follow(roots []*x509.Certificate) {
 	}
 }
 
-// verify takes the place of crypto/tls's own verification, which knows neither
-// fingerprints nor roots that change.
-func (s *Signer) verify(state tls.ConnectionState) error {
+// verify replaces the verification of crypto/tls, which has neither fingerprints nor
+// changing roots. It runs in a goroutine of gRPC.
+func (s *Signer) verify(state tls.ConnectionState) (err error) {
+	defer panics.Recover(context.Background(), "verify the registration authority", &err)
 	presented := state.PeerCertificates
 	if len(presented) == 0 {
-		return errors.New("the authority shows no certificate")
+		return errors.New("the registration authority sends no certificate")
 	}
 	trusted := trust.Union(s.trust.Trusted(), s.pins.Among(presented))
 	if len(trusted) == 0 {
-		return fmt.Errorf("the authority has no root with the fingerprint %s", strings.Join(s.pins.Fingerprints, " or "))
+		return fmt.Errorf("the registration authority has no root with the fingerprint %s", strings.Join(s.pins.Fingerprints, " or "))
 	}
-	err := s.verifyBy(trusted, presented)
-	if err == nil {
+	if err = s.verifyBy(trusted, presented); err == nil {
 		s.trust.Pin(presented)
 		s.presented.Store(&presented)
 	}
@@ -238,7 +239,7 @@ func (s *Signer) verifyBy(trusted, presented []*x509.Certificate) error {
 	return err
 }
 
-// answeredRoots are in both of the authority's answers.
+// answeredRoots returns the roots of a SignResponse or a RootsResponse.
 func answeredRoots(answer interface {
 	GetRoots() [][]byte
 	GetFederatedRoots() [][]byte
@@ -266,7 +267,7 @@ func certificates(all [][]byte) ([]*x509.Certificate, error) {
 	return parsed, nil
 }
 
-// Raw is how certificates are sent.
+// Raw returns the certificates in DER.
 func Raw(all []*x509.Certificate) [][]byte {
 	raw := make([][]byte, len(all))
 	for i, certificate := range all {

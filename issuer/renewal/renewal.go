@@ -3,10 +3,8 @@
 package renewal
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"math/rand/v2"
 	"time"
 )
 
@@ -79,19 +77,4 @@ func (v Validity) Retry(failures int, now time.Time, random float64) time.Durati
 func SpreadOf(serial string) float64 {
 	sum := sha256.Sum256([]byte(serial))
 	return float64(binary.BigEndian.Uint64(sum[:])>>11) / (1 << 53)
-}
-
-// Random is in [0, 1).
-func Random() float64 { return rand.Float64() }
-
-// SleepUntil tells whether the time came before ctx ended.
-func SleepUntil(ctx context.Context, when time.Time) bool {
-	timer := time.NewTimer(time.Until(when))
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -17,6 +18,7 @@ import (
 	"go.step.sm/crypto/jose"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/test/embeddedca"
 )
 
@@ -53,15 +55,27 @@ func steal(t *testing.T, ca *embeddedca.CA, call func() error) *theft {
 }
 
 // csrFor is the thief's own for the names.
-func (th *theft) csrFor(t *testing.T, change func(*issuer.Request)) *x509.CertificateRequest {
+func (th *theft) csrFor(t *testing.T, change func(*x509.CertificateRequest)) *x509.CertificateRequest {
 	t.Helper()
-	names := request()
-	change(&names)
-	csr, err := issuer.NewCSR(names, th.key)
+	template := ownCSR()
+	change(template)
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, th.key.Signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return csr
+}
+
+// ownCSR is the template of a CSR for the names of request.
+func ownCSR() *x509.CertificateRequest {
+	r := request()
+	return &x509.CertificateRequest{
+		Subject: pkix.Name{CommonName: r.CommonName.String()}, DNSNames: names.Texts(r.DNSNames), URIs: []*url.URL{r.URIs[0].URL()},
+	}
 }
 
 // rewritten makes the token one with other claims, and its old signature.
@@ -143,7 +157,7 @@ func TestAttackWithAStolenToken(t *testing.T) {
 		t.Fatal(err)
 	}
 	type body = func(*testing.T, *theft) map[string]any
-	otherCSR := func(change func(*issuer.Request)) body {
+	otherCSR := func(change func(*x509.CertificateRequest)) body {
 		return func(t *testing.T, th *theft) map[string]any { return signWith(th.token, th.csrFor(t, change)) }
 	}
 	otherToken := func(change func(*testing.T, *theft) string) body {
@@ -155,14 +169,14 @@ func TestAttackWithAStolenToken(t *testing.T) {
 		status     int
 		message    string
 	}{
-		{"for another key", "/1.0/sign", otherCSR(func(*issuer.Request) {}), http.StatusForbidden, "fingerprint"},
-		{"for another name", "/1.0/sign", otherCSR(func(r *issuer.Request) { r.DNSNames = []string{"db.prod"} }), http.StatusForbidden, "fingerprint"},
-		{"for one name more", "/1.0/sign", otherCSR(func(r *issuer.Request) { r.DNSNames = append(r.DNSNames, "db.prod") }), http.StatusForbidden, "fingerprint"},
-		{"for fewer names", "/1.0/sign", otherCSR(func(r *issuer.Request) { r.DNSNames = r.DNSNames[:1] }), http.StatusForbidden, "fingerprint"},
-		{"for another identity", "/1.0/sign", otherCSR(func(r *issuer.Request) { r.URIs[0].Path = "/ns/shop/sa/admin" }), http.StatusForbidden, "fingerprint"},
-		{"for another common name", "/1.0/sign", otherCSR(func(r *issuer.Request) { r.CommonName = "postgres" }), http.StatusForbidden, "fingerprint"},
-		{"for a CA", "/1.0/sign", func(t *testing.T, th *theft) map[string]any { return signWith(th.token, authorityCSR(t, th.key)) }, http.StatusForbidden, "fingerprint"},
-		{"on the CA's older path", "/sign", otherCSR(func(*issuer.Request) {}), http.StatusForbidden, "fingerprint"},
+		{"for another key", "/1.0/sign", otherCSR(func(*x509.CertificateRequest) {}), http.StatusForbidden, "fingerprint"},
+		{"for another name", "/1.0/sign", otherCSR(func(r *x509.CertificateRequest) { r.DNSNames = []string{"db.prod"} }), http.StatusForbidden, "fingerprint"},
+		{"for one name more", "/1.0/sign", otherCSR(func(r *x509.CertificateRequest) { r.DNSNames = append(r.DNSNames, "db.prod") }), http.StatusForbidden, "fingerprint"},
+		{"for fewer names", "/1.0/sign", otherCSR(func(r *x509.CertificateRequest) { r.DNSNames = r.DNSNames[:1] }), http.StatusForbidden, "fingerprint"},
+		{"for another identity", "/1.0/sign", otherCSR(func(r *x509.CertificateRequest) { r.URIs[0].Path = "/ns/shop/sa/admin" }), http.StatusForbidden, "fingerprint"},
+		{"for another common name", "/1.0/sign", otherCSR(func(r *x509.CertificateRequest) { r.Subject.CommonName = "postgres" }), http.StatusForbidden, "fingerprint"},
+		{"for a CA", "/1.0/sign", func(t *testing.T, th *theft) map[string]any { return signWith(th.token, authorityCSR(t, th)) }, http.StatusForbidden, "fingerprint"},
+		{"on the CA's older path", "/sign", otherCSR(func(*x509.CertificateRequest) {}), http.StatusForbidden, "fingerprint"},
 		{"with other names in it", "/1.0/sign", otherToken(rewritten("web.shop", "db.prod")), http.StatusUnauthorized, "authorization"},
 		{"with a longer life", "/1.0/sign", otherToken(rewritten(`"exp":1`, `"exp":9`)), http.StatusUnauthorized, "authorization"},
 		{"without its binding", "/1.0/sign", otherToken(rewritten(`"cnf"`, `"xxx"`)), http.StatusUnauthorized, "authorization"},
@@ -185,20 +199,11 @@ func TestAttackWithAStolenToken(t *testing.T) {
 }
 
 // authorityCSR asks for a certificate of a CA.
-func authorityCSR(t *testing.T, key issuer.PrivateKey) *x509.CertificateRequest {
+func authorityCSR(t *testing.T, th *theft) *x509.CertificateRequest {
 	t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		Subject: pkix.Name{CommonName: "web.shop"}, DNSNames: request().DNSNames, URIs: request().URIs,
-		ExtraExtensions: []pkix.Extension{{Id: []int{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 3, 1, 1, 0xff}}},
-	}, key.Signer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr, err := x509.ParseCertificateRequest(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return csr
+	return th.csrFor(t, func(r *x509.CertificateRequest) {
+		r.ExtraExtensions = []pkix.Extension{{Id: []int{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 3, 1, 1, 0xff}}}
+	})
 }
 
 // A token that was not used yet is good once, for what it was made for. Then it
@@ -239,7 +244,9 @@ func TestAttackWithARevocation(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
 	revocation := steal(t, ca, func() error { return s.Revoke(t.Context(), issuer.Revocation{Serial: "1234"}) })
-	csr := revocation.csrFor(t, func(r *issuer.Request) { r.CommonName, r.DNSNames, r.URIs = "1234", []string{"1234"}, nil })
+	csr := revocation.csrFor(t, func(r *x509.CertificateRequest) {
+		r.Subject.CommonName, r.DNSNames, r.URIs = "1234", []string{"1234"}, nil
+	})
 	if status, answer := post(t, ca, "/1.0/sign", signWith(revocation.token, csr)); status != http.StatusUnauthorized {
 		t.Errorf("status %d: %s", status, answer)
 	}
@@ -260,7 +267,7 @@ func TestAttackOnTheWay(t *testing.T) {
 		want  string
 	}{
 		"a longer life":     {"notAfter", "20h", "longer"},
-		"a later beginning": {"notBefore", "30m", "valid only from"},
+		"a later beginning": {"notBefore", "30m", "not valid before"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rewriting(t, ca, test.key, test.value)

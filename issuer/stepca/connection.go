@@ -19,19 +19,19 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// maxAnswer bounds the body of an answer, in bytes. The longest is the list of
-// provisioners, at about 1 KiB each, 100 at a time.
+// maxAnswer bounds the body of an answer, in bytes. The longest answer is a page of
+// 100 provisioners of about 1 KiB each.
 const maxAnswer = 4 << 20
 
-// connection is a verified way to the CA, with the roots that it answered.
+// connection is a verified connection to the CA, with the roots that the CA answered.
 type connection struct {
 	client    *ca.Client
 	transport *http.Transport
-	trusted   []*x509.Certificate // what the CA's own serving certificate is verified by
+	trusted   []*x509.Certificate // roots that the CA's serving certificate is verified by
 	roots     issuer.Roots
 }
 
-// connected returns the kept connection, or makes one.
+// connected returns the connection, and connects if there is none.
 func (s *Signer) connected(ctx context.Context) (*connection, error) {
 	if c := s.connection.Load(); c != nil {
 		return c, nil
@@ -48,8 +48,7 @@ func (s *Signer) connected(ctx context.Context) (*connection, error) {
 	return c, nil
 }
 
-// connect fetches the roots from a CA that is verified by what is trusted so far,
-// and from then on trusts them.
+// connect connects to the CA, which the trusted roots verify, and fetches its roots.
 func (s *Signer) connect(ctx context.Context) (*connection, error) {
 	if err := s.fetchPinnedRoots(ctx); err != nil && len(s.trust.Trusted()) == 0 {
 		return nil, err
@@ -65,9 +64,9 @@ func (s *Signer) connect(ctx context.Context) (*connection, error) {
 	return s.follow(ctx, c), nil
 }
 
-// refreshed fetches the roots again.
+// refreshed returns a connection with newly fetched roots.
 func (s *Signer) refreshed(ctx context.Context, old *connection) (*connection, error) {
-	c, err := once(ctx, s, "roots", func(ctx context.Context) (*connection, error) {
+	c, err := once(ctx, s, "get the roots", func(ctx context.Context) (*connection, error) {
 		if c := s.connection.Load(); c != old {
 			return c, nil
 		}
@@ -83,9 +82,9 @@ func (s *Signer) refreshed(ctx context.Context, old *connection) (*connection, e
 	return c, nil
 }
 
-// follow makes the connection the kept one. If the CA has other roots than those
-// that it is verified by, they take their place, as soon as it is seen to be
-// verified by them.
+// follow stores the connection. If the CA answered other roots than those that it is
+// verified by, follow first connects again with these. If they verify the CA, they
+// replace the trusted roots.
 func (s *Signer) follow(ctx context.Context, c *connection) *connection {
 	for _, trusted := range s.trust.Candidates(c.roots.Own) {
 		next, err := c, error(nil)
@@ -102,11 +101,11 @@ func (s *Signer) follow(ctx context.Context, c *connection) *connection {
 		s.connection.Store(next)
 		return next
 	}
-	s.connection.Store(c) // what was trusted is still good
+	s.connection.Store(c) // the trusted roots stay
 	return c
 }
 
-// verifiedBy connects anew.
+// verifiedBy returns a new connection, which these roots verify.
 func (s *Signer) verifiedBy(ctx context.Context, trusted []*x509.Certificate) (*connection, error) {
 	c, err := s.dialer(trusted)
 	if err != nil {
@@ -119,7 +118,7 @@ func (s *Signer) verifiedBy(ctx context.Context, trusted []*x509.Certificate) (*
 	return c, nil
 }
 
-// dialer makes the client; it does not connect yet.
+// dialer returns a connection that is opened by its first call.
 func (s *Signer) dialer(trusted []*x509.Certificate) (*connection, error) {
 	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: trust.Pool(trusted)})
 	client, err := ca.NewClient(s.url.String(), ca.WithTransport(limitedTransport{transport}))
@@ -135,19 +134,19 @@ func newTransport(config *tls.Config) *http.Transport {
 		TLSClientConfig:     config,
 		TLSHandshakeTimeout: 10 * time.Second,
 		ForceAttemptHTTP2:   true,
-		// step-ca closes an idle connection after 15 s. To be first avoids
-		// sending a request into a connection that is just being closed.
+		// Shorter than step-ca's 15 s, so that no request is sent over a connection that
+		// step-ca is closing.
 		IdleConnTimeout: 12 * time.Second,
-		// A CA whose machine is gone is noticed on a busy connection, too.
+		// Pings detect a dead peer, also while calls wait for answers.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},
 	}
 }
 
-// limitedTransport is the CA's connection with a bound on what it may answer.
+// limitedTransport bounds the size of answers.
 type limitedTransport struct{ *http.Transport }
 
-// RoundTrip implements http.RoundTripper. An answer that says what failed, but is
-// not step-ca's, comes from something before it.
+// RoundTrip implements http.RoundTripper. step-ca's errors are JSON: an error in
+// another format comes from something in front of step-ca, such as a proxy.
 func (t limitedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	response, err := t.Transport.RoundTrip(r)
 	if err != nil {
@@ -163,7 +162,7 @@ func (t limitedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if !json.Valid(body) {
-		return nil, fmt.Errorf("%w, but that of something before it: HTTP %s", errRubbish, response.Status)
+		return nil, fmt.Errorf("%w, but from something in front of it: HTTP %s", errNotStepCA, response.Status)
 	}
 	response.Body = io.NopCloser(bytes.NewReader(body))
 	return response, nil
@@ -193,8 +192,8 @@ func (s *Signer) fetchRoots(ctx context.Context, c *connection) error {
 	return err
 }
 
-// fetchPinnedRoots fetches the roots with the configured fingerprints, as far as
-// the CA has them. One is enough: the others may be yet to come, or gone.
+// fetchPinnedRoots fetches those roots with the configured fingerprints that the CA
+// has. One is enough: the others may be roots of the past or of the future.
 func (s *Signer) fetchPinnedRoots(ctx context.Context) error {
 	var failed []error
 	for _, fingerprint := range s.pins.Fingerprints {
@@ -208,10 +207,9 @@ func (s *Signer) fetchPinnedRoots(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
-// fetchPinnedRoot fetches the root with the configured fingerprint. Nothing
-// secret is sent, and nothing but that root is accepted, so the connection need
-// not be verified. (The client's own Root keeps that connection open and
-// panics on an empty answer.)
+// fetchPinnedRoot fetches the root with the fingerprint. The connection is not
+// verified: the request has no secret, and nothing but that root is accepted. (The
+// client's own Root keeps such a connection open, and panics on an empty answer.)
 func (s *Signer) fetchPinnedRoot(ctx context.Context, fingerprint string) (*x509.Certificate, error) {
 	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
 	defer transport.CloseIdleConnections()
@@ -233,7 +231,7 @@ func (s *Signer) fetchPinnedRoot(ctx context.Context, fingerprint string) (*x509
 	}
 	var answer api.RootResponse
 	if err := json.Unmarshal(body, &answer); err != nil || answer.RootPEM.Certificate == nil {
-		return nil, errRubbish
+		return nil, errNotStepCA
 	}
 	if offered := trust.Fingerprint(answer.RootPEM.Certificate); offered != fingerprint {
 		return nil, fmt.Errorf("%w %s; it offers %s instead", errNoSuchRoot, fingerprint, offered)

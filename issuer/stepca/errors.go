@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	errRubbish       = errors.New("the answer is not step-ca's")
+	errNotStepCA     = errors.New("the answer is not from step-ca")
 	errNoSuchRoot    = errors.New("the CA has no root with the fingerprint")
 	errWrongPassword = errors.New("the password does not open the key of provisioner")
 	errNoProvisioner = errors.New("the CA has no JWK provisioner")
@@ -48,8 +48,8 @@ func isRefusal(status int) bool {
 	return false
 }
 
-// isRevoked says that a certificate was revoked before: the answer to an earlier
-// try was lost.
+// isRevoked tells whether the certificate is revoked already. The answer to an earlier
+// request may have been lost.
 func isRevoked(err error) bool {
 	var answer *errs.Error
 	return errors.As(err, &answer) && answer.Status == http.StatusBadRequest && strings.Contains(answer.Message(), "is already revoked")
@@ -60,31 +60,32 @@ func hasNoDatabase(err error) bool {
 	return errors.As(err, &answer) && answer.Status == http.StatusNotImplemented
 }
 
-// plain takes the client's wrapping off what has happened, and off a message of the
-// CA, which has one for the user.
+// plain removes the client's wrapping. If the CA answered a message for users, it
+// returns that.
 func plain(err error) error {
 	var answer *errs.Error
 	if errors.As(err, &answer) && (answer.Msg != "" || answer.Err != nil) {
 		return errors.New(answer.Message())
 	}
-	// It names the URL once more.
+	// The client repeats the URL.
 	if inner := errors.Unwrap(err); inner != nil && strings.HasPrefix(err.Error(), "client ") {
 		return inner
 	}
 	return err
 }
 
+// hint suggests what to check.
 func hint(err error) string {
 	var unknown x509.UnknownAuthorityError
 	var answer *errs.Error
 	var late net.Error
 	switch {
 	case errors.As(err, &late) && late.Timeout():
-		return " (no answer in time: is the CA overloaded, or does something on the way drop what is sent to it?)"
+		return " (no answer in time: is the CA overloaded, or does something on the way drop packets?)"
 	case errors.As(err, &unknown):
 		return " (is the fingerprint or caBundleFile that of this CA?)"
 	case errors.As(err, &answer) && answer.Status == http.StatusUnauthorized:
-		return " (the CA's log says why; often its clock differs, or the host of the URL is none of its dnsNames)"
+		return " (the reason is in the CA's log; often the clocks differ, or the host of the URL is not among the CA's dnsNames)"
 	}
 	return ""
 }
@@ -94,14 +95,14 @@ func isUnauthorized(err error) bool {
 	return errors.As(err, &answer) && answer.Status == http.StatusUnauthorized
 }
 
-// isBroken says that the connection ended before the answer: not that the CA
-// was too slow, cannot be found, is not trusted, or answered.
+// isBroken tells whether the connection ended before the answer. It is false if there
+// was no connection, no answer in time, or an answer.
 func isBroken(err error) bool {
 	var answer *errs.Error
 	var dial *net.OpError
 	var untrusted *tls.CertificateVerificationError
 	switch {
-	case err == nil, errors.Is(err, errRubbish), errors.As(err, &answer), errors.As(err, &untrusted):
+	case err == nil, errors.Is(err, errNotStepCA), errors.As(err, &answer), errors.As(err, &untrusted):
 		return false
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return false

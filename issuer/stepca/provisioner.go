@@ -8,41 +8,37 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net"
-	"net/netip"
 	"net/url"
-	"slices"
 	"time"
 
 	"github.com/smallstep/certificates/authority/provisioner"
 	"github.com/smallstep/certificates/ca"
 	"go.step.sm/crypto/jose"
-	"go.step.sm/crypto/x509util"
 
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// tokenLifetime leaves room for clocks that differ and for a busy CA.
+// tokenLifetime allows for clocks that differ and for a busy CA.
 const tokenLifetime = 5 * time.Minute
 
 // provisionerKey mints one-time tokens of a JWK provisioner.
 type provisionerKey struct {
 	provisioner string
-	encrypted   string // as the CA publishes it; tells a replaced key
+	encrypted   string // as the CA publishes it; differs if the key was replaced
 	password    [sha256.Size]byte
 	signer      jose.Signer
 }
 
-// provisionerKey returns the kept key. If there is none, or it is the one that
-// the CA has just refused, it is fetched; the answer is the refused one itself
-// if neither it nor the password has changed.
-func (s *Signer) provisionerKey(ctx context.Context, c *connection, refused *provisionerKey) (*provisionerKey, error) {
-	if key := s.key.Load(); key != nil && key != refused {
+// provisionerKey returns the provisioner's key. It fetches the key if there is none, or
+// if the CA rejected that key. If neither the key at the CA nor the password has
+// changed, it returns the rejected key.
+func (s *Signer) provisionerKey(ctx context.Context, c *connection, rejected *provisionerKey) (*provisionerKey, error) {
+	if key := s.key.Load(); key != nil && key != rejected {
 		return key, nil
 	}
-	key, err := once(ctx, s, "key", func(ctx context.Context) (*provisionerKey, error) {
+	key, err := once(ctx, s, "get the provisioner's key", func(ctx context.Context) (*provisionerKey, error) {
 		current := s.key.Load()
-		if current != nil && current != refused {
+		if current != nil && current != rejected {
 			return current, nil
 		}
 		key, err := s.fetchProvisionerKey(ctx, c, current)
@@ -57,9 +53,9 @@ func (s *Signer) provisionerKey(ctx context.Context, c *connection, refused *pro
 	return key, nil
 }
 
-// fetchProvisionerKey takes the first JWK provisioner of the configured name
-// whose key the password opens. While a provisioner is being replaced there may
-// be two of one name.
+// fetchProvisionerKey returns the key of the first JWK provisioner with the configured
+// name whose key the password decrypts. While a provisioner is replaced, the CA may
+// have two with the name.
 func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current *provisionerKey) (*provisionerKey, error) {
 	password, err := s.config.Password()
 	if err != nil {
@@ -75,15 +71,16 @@ func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current
 			return nil, err
 		}
 		for _, p := range page.Provisioners {
-			_, encrypted, ok := p.GetEncryptedKey()
-			if p.GetName() != s.config.Provisioner || p.GetType() != provisioner.TypeJWK || !ok {
+			// Key is nil in an entry without "key", for which GetEncryptedKey panics.
+			jwk, ok := p.(*provisioner.JWK)
+			if !ok || jwk.Name != s.config.Provisioner || jwk.Key == nil || jwk.EncryptedKey == "" {
 				continue
 			}
 			found = true
-			if current != nil && current.encrypted == encrypted && current.password == sha256.Sum256(password) {
+			if current != nil && current.encrypted == jwk.EncryptedKey && current.password == sha256.Sum256(password) {
 				return current, nil
 			}
-			if key, err := decryptProvisionerKey(s.config.Provisioner, encrypted, password); err == nil {
+			if key, err := decryptProvisionerKey(s.config.Provisioner, jwk.EncryptedKey, password); err == nil {
 				return key, nil
 			}
 		}
@@ -93,12 +90,12 @@ func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current
 		cursor = page.NextCursor
 	}
 	if found {
-		return nil, fmt.Errorf("%w %q: is the password in provisioner.passwordFile the one of this provisioner?", errWrongPassword, s.config.Provisioner)
+		return nil, fmt.Errorf("%w %q: is the password in provisioner.passwordFile that of this provisioner?", errWrongPassword, s.config.Provisioner)
 	}
-	return nil, fmt.Errorf("%w %q with its key kept at the CA; see: step ca provisioner list", errNoProvisioner, s.config.Provisioner)
+	return nil, fmt.Errorf("%w %q with an encrypted key; see: step ca provisioner list", errNoProvisioner, s.config.Provisioner)
 }
 
-// decryptProvisionerKey costs about 100 ms of CPU: the password is stretched.
+// decryptProvisionerKey takes about 100 ms of CPU time: PBKDF2 stretches the password.
 func decryptProvisionerKey(name, encrypted string, password []byte) (*provisionerKey, error) {
 	plain, err := jose.Decrypt([]byte(encrypted), jose.WithPassword(password))
 	if err != nil {
@@ -124,21 +121,17 @@ type tokenClaims struct {
 	Confirmation *confirmation `json:"cnf,omitempty"`
 }
 
-// confirmation binds a token to one CSR, so that it is of no use to whoever
-// else gets hold of it.
+// confirmation binds a token to one CSR, so that a stolen token is useless.
 type confirmation struct {
 	Fingerprint string `json:"x5rt#S256"`
 }
 
 // signToken mints a one-time token for exactly the request's names and CSR.
 func (k *provisionerKey) signToken(authority *url.URL, req issuer.SigningRequest) (string, error) {
-	sans, err := sans(req.Request)
-	if err != nil {
-		return "", err
-	}
 	fingerprint := sha256.Sum256(req.CSR.Raw)
-	return k.token(authority, "sign", req.Request.CommonName, tokenClaims{
-		SANs:         sans,
+	return k.token(authority, "sign", req.Request.CommonName.String(), tokenClaims{
+		// step-ca guesses their types. For names of package names, it guesses right.
+		SANs:         req.Request.AlternativeNames(),
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
 	})
 }
@@ -156,25 +149,4 @@ func (k *provisionerKey) token(authority *url.URL, operation, subject string, cl
 		Expiry:    jose.NewNumericDate(now.Add(tokenLifetime)),
 	}
 	return jose.Signed(k.signer).Claims(claims).CompactSerialize()
-}
-
-// sans are the names as the token carries them: strings, whose types step-ca
-// guesses. A name that it would take for one of another type is refused.
-func sans(req issuer.Request) ([]string, error) {
-	ips, uris := texts(req.IPAddresses, netip.Addr.String), texts(req.URIs, (*url.URL).String)
-	all := slices.Concat(req.DNSNames, ips, uris, req.EmailAddresses)
-	dns, addresses, emails, identifiers := x509util.SplitSANs(all)
-	if !slices.Equal(dns, req.DNSNames) || !slices.Equal(emails, req.EmailAddresses) ||
-		!slices.Equal(texts(addresses, net.IP.String), ips) || !slices.Equal(texts(identifiers, (*url.URL).String), uris) {
-		return nil, fmt.Errorf("%w: step-ca would take one of the names %q for one of another type", issuer.Denied, all)
-	}
-	return all, nil
-}
-
-func texts[T any](values []T, text func(T) string) []string {
-	all := make([]string, len(values))
-	for i, v := range values {
-		all[i] = text(v)
-	}
-	return all
 }

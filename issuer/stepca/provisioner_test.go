@@ -1,28 +1,42 @@
 package stepca
 
 import (
-	"errors"
-	"net/netip"
-	"net/url"
-	"strings"
+	"reflect"
 	"testing"
 
+	"go.step.sm/crypto/x509util"
+
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// TestUnambiguous gives names that policies refuse one by one before.
-func TestUnambiguous(t *testing.T) {
-	for what, r := range map[string]issuer.Request{
-		"an address among DNS names":   {DNSNames: []string{"10.0.0.1"}},
-		"a URI among DNS names":        {DNSNames: []string{"a:b"}},
-		"an e-mail among DNS names":    {DNSNames: []string{"a@b"}},
-		"nothing among DNS names":      {DNSNames: []string{"a", ""}},
-		"a URI among e-mail addresses": {EmailAddresses: []string{"a:b@c"}},
-		"an address in IPv6 clothes":   {IPAddresses: []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.1")}},
-		"a relative URI":               {URIs: []*url.URL{{Path: "a"}}},
+// A token carries all names as strings, and step-ca guesses their types. Names that
+// it would guess wrong do not parse.
+func TestStepCAGuessesTypesOfNames(t *testing.T) {
+	var req issuer.Request
+	for _, text := range []string{
+		"web.shop", "*.web.shop.svc", "web", "xn--bcher-kva.example", "1.example.com",
+		"10.0.0.1", "10.1", "::1", "::ffff:10.0.0.1", "fe80::1%eth0",
+		"spiffe://cluster.local/ns/shop/sa/web", "https://[::1]:80/", "urn:a:b", "a:b", "/a", "mailto:a@b.example",
+		"a@b.example", "a/b@c.example", "a+b=c@d.example", "a:b@c.example", `"a:b"@c.example`, "",
 	} {
-		if _, err := sans(r); !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "of another type") {
-			t.Errorf("%s: %v", what, err)
+		if dns, err := names.ParseDNSName(text); err == nil {
+			req.DNSNames = append(req.DNSNames, dns)
 		}
+		if ip, err := names.ParseIP(text); err == nil {
+			req.IPAddresses = append(req.IPAddresses, ip)
+		}
+		if uri, err := names.ParseURI(text); err == nil {
+			req.URIs = append(req.URIs, uri)
+		}
+		if address, err := names.ParseEmailAddress(text); err == nil {
+			req.EmailAddresses = append(req.EmailAddresses, address)
+		}
+	}
+	dns, ips, emails, uris := x509util.SplitSANs(req.AlternativeNames())
+	got := [][]string{dns, names.Texts(ips), names.Texts(uris), emails}
+	want := [][]string{names.Texts(req.DNSNames), names.Texts(req.IPAddresses), names.Texts(req.URIs), names.Texts(req.EmailAddresses)}
+	if len(req.AlternativeNames()) != 12 || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

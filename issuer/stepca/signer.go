@@ -1,9 +1,9 @@
-// Package stepca signs with a Smallstep step-ca: over its HTTP API, by one-time
-// tokens of a JWK provisioner.
+// Package stepca has a Smallstep step-ca sign: over its HTTP API, with one-time tokens
+// of a JWK provisioner.
 //
-// A Signer needs no call to the CA to be made. It connects at the first use,
-// keeps what it has learnt (roots, provisioner key, connection), and learns
-// anew what the CA says has changed.
+// New does not call the CA. A Signer connects at its first use, keeps the connection,
+// the roots and the provisioner's key, and fetches them again when the CA rejects what
+// it has.
 package stepca
 
 import (
@@ -21,28 +21,28 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// defaultTimeout bounds a single call to the CA. A sign takes a few milliseconds;
-// a CA that needs longer than this is not answering.
+// defaultTimeout bounds one call to the CA, which takes a few milliseconds normally.
 const defaultTimeout = 15 * time.Second
 
 // Config is what a Signer needs.
 type Config struct {
 	// URL of the CA, https only. Its host is one of the CA's DNS names.
 	URL string
-	// Fingerprint is the SHA-256 of a root of the CA, in hexadecimal, or several
-	// with commas between them. Either it or CABundle is needed.
+	// Fingerprint is the SHA-256 of a root of the CA, in hexadecimal; several are
+	// separated by commas. Either Fingerprint or CABundle is needed.
 	Fingerprint string
 	// CABundle holds roots of the CA, in PEM.
 	CABundle []byte
 	// Provisioner is the name of the CA's JWK provisioner.
 	Provisioner string
-	// Password of the provisioner's key; called whenever that key is decrypted.
+	// Password returns the password of the provisioner's key. It is called whenever
+	// that key is decrypted.
 	Password func() ([]byte, error)
-	// Federation adds the roots of the CAs that this one is federated with to its
-	// own.
+	// Federation requests also the roots of the CAs that this CA is federated with.
 	Federation bool
 	// Timeout of one call to the CA; zero means 15 s.
 	Timeout time.Duration
@@ -55,7 +55,7 @@ type Signer struct {
 	pins   trust.Pins
 	trust  *trust.Store
 
-	flights    singleflight.Group // connecting, fetching the key, refreshing the roots
+	calls      singleflight.Group // connect, fetch the provisioner's key, refresh the roots
 	connection atomic.Pointer[connection]
 	key        atomic.Pointer[provisionerKey]
 }
@@ -65,7 +65,7 @@ var (
 	_ issuer.Revoker = (*Signer)(nil)
 )
 
-// New refuses a configuration that cannot work, without asking the CA.
+// New checks the configuration. It does not call the CA.
 func New(c Config) (*Signer, error) {
 	u, err := trust.ParseURL(c.URL)
 	if err != nil {
@@ -90,8 +90,8 @@ func New(c Config) (*Signer, error) {
 	return s, nil
 }
 
-// Connect checks that the CA can be reached and trusted, and that the
-// provisioner's key is there and the password opens it.
+// Connect checks that the CA can be reached, is trusted, and has the provisioner, and
+// that the password decrypts the provisioner's key.
 func (s *Signer) Connect(ctx context.Context) error {
 	c, err := s.connected(ctx)
 	if err != nil {
@@ -108,7 +108,7 @@ func (s *Signer) Close() {
 	}
 }
 
-// Roots returns the roots of the CA, as it has last answered.
+// Roots returns the roots that the CA answered last.
 func (s *Signer) Roots(ctx context.Context) (issuer.Roots, error) {
 	c, err := s.connected(ctx)
 	if err != nil {
@@ -117,11 +117,11 @@ func (s *Signer) Roots(ctx context.Context) (issuer.Roots, error) {
 	return c.roots, nil
 }
 
-// RefreshRoots asks the CA for its roots.
+// RefreshRoots requests the CA's roots.
 func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 	c := s.connection.Load()
 	if c == nil {
-		return s.Roots(ctx) // they are fresh
+		return s.Roots(ctx) // the first connection fetches them
 	}
 	c, err := s.refreshed(ctx, c)
 	if err != nil {
@@ -130,7 +130,7 @@ func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 	return c.roots, nil
 }
 
-// Trust is what the CA is verified by.
+// Trust holds the roots that the CA is verified by.
 func (s *Signer) Trust() *trust.Store { return s.trust }
 
 // Sign has the CA sign the CSR.
@@ -145,10 +145,10 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 	return chain, nil
 }
 
-// authorized makes a call that takes a one-time token. A token is spent by a call
-// that fails, too, so each try mints its own. There is another try when the
-// connection broke, and one when the provisioner's key has been replaced; a CA that
-// was restarted with another key takes both.
+// authorized makes a call that needs a one-time token. It retries once if the
+// connection broke, and once if the provisioner's key was replaced; a CA that was
+// restarted with another key needs both. Each call mints a token of its own, because
+// a failed call has used its token, too.
 func (s *Signer) authorized(ctx context.Context, call func(*connection, *provisionerKey) error) error {
 	c, err := s.connected(ctx)
 	if err != nil {
@@ -180,7 +180,7 @@ func (s *Signer) signOnce(ctx context.Context, c *connection, key *provisionerKe
 		return nil, err
 	}
 	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR), OTT: token}
-	// Relative to the CA's clock, so that a wrong one here does no harm.
+	// Relative to the CA's clock: the clock here may differ.
 	body.NotAfter.SetDuration(req.Request.Duration)
 
 	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
@@ -192,9 +192,9 @@ func (s *Signer) signOnce(ctx context.Context, c *connection, key *provisionerKe
 	return certificates(answer.CertChainPEM)
 }
 
-// Revoke revokes the certificate with the serial number; the rest is not needed.
-// step-ca revokes passively: it does not renew the certificate, and lists it where
-// it is configured to publish a list. It needs a database for that. See
+// Revoke revokes the certificate with the serial number; it needs nothing else of r.
+// step-ca revokes passively: it no longer renews the certificate, and lists it in the
+// CRL if it is configured to publish one. It needs a database for that. See
 // https://smallstep.com/docs/step-ca/revocation/.
 func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
 	err := s.authorized(ctx, func(c *connection, key *provisionerKey) error { return s.revokeOnce(ctx, c, key, r.Serial) })
@@ -222,28 +222,28 @@ func (s *Signer) revokeOnce(ctx context.Context, c *connection, key *provisioner
 	return err
 }
 
-// certificates unwraps the client's type, which may hold nil.
+// certificates unwraps the client's type, in which a certificate may be nil.
 func certificates(wrapped []api.Certificate) ([]*x509.Certificate, error) {
 	if len(wrapped) == 0 {
-		return nil, errRubbish
+		return nil, errNotStepCA
 	}
 	unwrapped := make([]*x509.Certificate, len(wrapped))
 	for i, w := range wrapped {
 		if w.Certificate == nil {
-			return nil, errRubbish
+			return nil, errNotStepCA
 		}
 		unwrapped[i] = w.Certificate
 	}
 	return unwrapped, nil
 }
 
-// once runs f for all concurrent callers with the same key. It does not end
-// with the first caller's context, but each caller stops waiting with its own.
+// once runs f once for all concurrent callers with the same key. The context of the
+// first caller does not end f. Each caller waits until its own context ends.
 func once[T any](ctx context.Context, s *Signer, key string, f func(context.Context) (T, error)) (T, error) {
-	result := s.flights.DoChan(key, func() (any, error) {
+	result := s.calls.DoChan(key, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
 		defer cancel()
-		return f(ctx)
+		return recovering(ctx, key, f)
 	})
 	select {
 	case r := <-result:
@@ -252,4 +252,10 @@ func once[T any](ctx context.Context, s *Signer, key string, f func(context.Cont
 		var zero T
 		return zero, ctx.Err()
 	}
+}
+
+// recovering recovers panics of f. Otherwise singleflight ends the process.
+func recovering[T any](ctx context.Context, what string, f func(context.Context) (T, error)) (result T, err error) {
+	defer panics.Recover(ctx, what, &err)
+	return f(ctx)
 }

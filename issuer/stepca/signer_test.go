@@ -8,7 +8,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"net/url"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/issuer/trust"
 	"github.com/flexstack/step-csi/test/embeddedca"
@@ -70,11 +72,10 @@ func newIssuer(t *testing.T, s issuer.Signer) *issuer.Issuer {
 }
 
 func request() issuer.Request {
-	id, _ := url.Parse("spiffe://cluster.local/ns/shop/sa/web")
 	return issuer.Request{
-		CommonName: "web.shop",
-		DNSNames:   []string{"web.shop", "web.shop.svc", "*.web.shop.svc.cluster.local"},
-		URIs:       []*url.URL{id},
+		CommonName: names.Must(names.ParseCommonName("web.shop")),
+		DNSNames:   names.Must(names.ParseAll(names.ParseDNSName, "web.shop", "web.shop.svc", "*.web.shop.svc.cluster.local")),
+		URIs:       names.Must(names.ParseAll(names.ParseURI, "spiffe://cluster.local/ns/shop/sa/web")),
 		Duration:   time.Hour,
 		KeyType:    issuer.ECDSAP256,
 	}
@@ -196,8 +197,70 @@ func TestWrongProvisionerOrPassword(t *testing.T) {
 	}
 }
 
-// One connection, one key: what was learnt is not asked for again.
-func TestWhatIsLearntIsKept(t *testing.T) {
+// listing makes the CA answer its provisioners as change wants them.
+func listing(ca *embeddedca.CA, change func(provisioners []any) []any) {
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !strings.HasSuffix(r.URL.Path, "/provisioners") {
+				next.ServeHTTP(w, r)
+				return
+			}
+			recorder := httptest.NewRecorder()
+			next.ServeHTTP(recorder, r)
+			var page map[string]any
+			if err := json.Unmarshal(recorder.Body.Bytes(), &page); err != nil {
+				panic(err)
+			}
+			page["provisioners"] = change(page["provisioners"].([]any))
+			_ = json.NewEncoder(w).Encode(page)
+		})
+	})
+}
+
+// Entries that are not what they should be are skipped; those without a key once
+// crashed the plugin of every node.
+func TestMalformedProvisionersAreSkipped(t *testing.T) {
+	ca := startCA(t)
+	malformed := []any{
+		map[string]any{"type": "JWK", "name": "admin", "encryptedKey": "a.b.c.d.e"},
+		map[string]any{"type": "JWK", "name": "another"},
+		map[string]any{"type": "JWK", "name": "admin", "key": nil, "encryptedKey": ""},
+		map[string]any{"type": "ACME", "name": "admin"},
+		map[string]any{"type": "unknown", "name": "admin"},
+	}
+	listing(ca, func(provisioners []any) []any { return append(slices.Clone(malformed), provisioners...) })
+	if err := newSigner(t, configFor(ca)).Connect(t.Context()); err != nil {
+		t.Error(err)
+	}
+	listing(ca, func([]any) []any { return malformed })
+	if err := newSigner(t, configFor(ca)).Connect(t.Context()); !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), `no JWK provisioner "admin"`) {
+		t.Errorf("only malformed ones: %v", err)
+	}
+}
+
+// A panic in a call that several callers share fails this call, and not the process.
+func TestPanicInASharedCall(t *testing.T) {
+	ca := startCA(t)
+	c := configFor(ca)
+	password, panicked := c.Password, false
+	c.Password = func() ([]byte, error) {
+		if !panicked {
+			panicked = true
+			panic("a defect of a test")
+		}
+		return password()
+	}
+	s := newSigner(t, c)
+	if err := s.Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "defect of step-csi") {
+		t.Errorf("got %v", err)
+	}
+	if err := s.Connect(t.Context()); err != nil {
+		t.Errorf("after the panic: %v", err)
+	}
+}
+
+// Five signs take one connection, and fetch the roots and the key once.
+func TestConnectionAndKeyAreReused(t *testing.T) {
 	ca := startCA(t)
 	var gets atomic.Int64
 	var mu sync.Mutex
@@ -274,7 +337,7 @@ func TestRefusals(t *testing.T) {
 	tooLong.Request.Duration = 48 * time.Hour
 	// The token is bound to the CSR: another CSR does not pass with it.
 	otherNames := signingRequest(t)
-	otherNames.Request.DNSNames = []string{"db.shop"}
+	otherNames.Request.DNSNames = names.Must(names.ParseAll(names.ParseDNSName, "db.shop"))
 	for name, test := range map[string]struct {
 		req  issuer.SigningRequest
 		want string

@@ -10,36 +10,35 @@ import (
 	"time"
 )
 
-// Learnt are the roots that an authority was verified by, for the process that
-// comes after this one.
-type Learnt struct {
-	// Anchor stands for what the administrator has configured. What was learnt
-	// under another configuration is not trusted.
+// State is the state of a Store, for the next process.
+type State struct {
+	// Anchor identifies the URL and the pins. A Store with others ignores the State.
 	Anchor string `json:"anchor"`
-	// Since is when the roots were last other ones.
+	// Since is when the roots changed last.
 	Since time.Time `json:"since"`
 	// Roots are in DER.
 	Roots [][]byte `json:"roots"`
 }
 
-// Store holds what an authority is verified by: the pins, and the roots that it
-// has answered since over connections that were verified. So the trust follows a
-// rotation of the roots. It is safe for concurrent use.
+// Store holds the roots that a peer is verified by: the pins, and the roots that the
+// peer answered over verified connections. So the trust follows a rotation of the
+// roots. It is safe for concurrent use.
 type Store struct {
 	pins   Pins
 	anchor string
 
 	mu     sync.Mutex
-	pinned []*x509.Certificate // the pins, as far as the certificates are known
-	roots  []*x509.Certificate // what was learnt
-	since  time.Time
+	pinned []*x509.Certificate // the certificates of the pins, as far as they are known
+	roots  []*x509.Certificate // what the peer answered
+	since  time.Time           // when roots changed last
 }
 
-// NewStore knows nothing but the pins of the authority at the URL.
+// NewStore returns a Store with the pins for the peer at the URL.
 func NewStore(url string, pins Pins) *Store {
 	return &Store{pins: pins, anchor: anchor(url, pins), pinned: slices.Clone(pins.Roots)}
 }
 
+// anchor is a hash of the URL and the pins.
 func anchor(url string, pins Pins) string {
 	all := slices.Clone(pins.Fingerprints)
 	for _, root := range pins.Roots {
@@ -50,24 +49,25 @@ func anchor(url string, pins Pins) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// Pin takes those of the offered certificates that are pinned.
+// Pin adds those of the offered certificates that are pinned.
 func (s *Store) Pin(offered []*x509.Certificate) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pinned = Union(s.pinned, s.pins.Among(offered))
 }
 
-// Trusted is what the authority is verified by; nothing, if only fingerprints are
-// known.
+// Trusted returns the roots that the peer is verified by. There are none while only
+// fingerprints are known.
 func (s *Store) Trusted() []*x509.Certificate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return Union(s.pinned, s.roots)
 }
 
-// Candidates are what to verify an authority by that has answered these roots,
-// the better first: without the roots that it lists no more; then with them, for
-// one whose own certificate still comes from such a root.
+// Candidates returns the sets of roots to verify the peer by after it answered these
+// roots. The first one that verifies the peer is for Follow: the first set lacks the
+// roots that the peer no longer lists; the second includes them, in case they still
+// sign the peer's own certificate.
 func (s *Store) Candidates(answered []*x509.Certificate) [][]*x509.Certificate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,8 +75,7 @@ func (s *Store) Candidates(answered []*x509.Certificate) [][]*x509.Certificate {
 	return [][]*x509.Certificate{without, Union(without, s.roots)}
 }
 
-// Follow makes the certificates what is trusted from now on. They were seen to
-// verify the authority.
+// Follow replaces the trusted roots. The caller has verified the peer by the new ones.
 func (s *Store) Follow(trusted []*x509.Certificate) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -85,25 +84,26 @@ func (s *Store) Follow(trusted []*x509.Certificate) {
 	}
 }
 
-// Learnt is for the next process; the zero value if nothing was learnt.
-func (s *Store) Learnt() Learnt {
+// State returns the state for the next process. It is the zero value if the peer has
+// answered no roots yet.
+func (s *Store) State() State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.roots == nil {
-		return Learnt{}
+		return State{}
 	}
-	l := Learnt{Anchor: s.anchor, Since: s.since.UTC()}
+	state := State{Anchor: s.anchor, Since: s.since.UTC()}
 	for _, root := range s.roots {
-		l.Roots = append(l.Roots, root.Raw)
+		state.Roots = append(state.Roots, root.Raw)
 	}
-	return l
+	return state
 }
 
-// Learn takes what an earlier process has learnt, if that was under the same
-// configuration and is newer than what is known.
-func (s *Store) Learn(l Learnt) {
+// Restore restores the state of an earlier process, unless that had another
+// configuration, or the state is older than this one.
+func (s *Store) Restore(state State) {
 	var roots []*x509.Certificate
-	for _, der := range l.Roots {
+	for _, der := range state.Roots {
 		root, err := x509.ParseCertificate(der)
 		if err != nil {
 			return
@@ -112,12 +112,12 @@ func (s *Store) Learn(l Learnt) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l.Anchor == s.anchor && l.Since.After(s.since) {
-		s.roots, s.since = roots, l.Since
+	if state.Anchor == s.anchor && state.Since.After(s.since) {
+		s.roots, s.since = roots, state.Since
 	}
 }
 
-// Unpinned are the fingerprints of the roots that the configuration does not
+// Unpinned returns the fingerprints of those roots that the configuration does not
 // name.
 func (s *Store) Unpinned(roots []*x509.Certificate) (fingerprints []string) {
 	for _, root := range roots {

@@ -67,36 +67,36 @@ func TestTrustFollows(t *testing.T) {
 	expect(t, "after that", s.Trusted(), a, c)
 }
 
-func TestTheNextProcessLearns(t *testing.T) {
+func TestTheNextProcessRestoresTheState(t *testing.T) {
 	a, b := newRoot(t), newRoot(t)
 	first := pinned(t, a)
-	if l := first.Learnt(); len(l.Roots) > 0 {
-		t.Errorf("it has learnt %d roots", len(l.Roots))
+	if l := first.State(); len(l.Roots) > 0 {
+		t.Errorf("a new store has %d roots", len(l.Roots))
 	}
 	first.Follow([]*x509.Certificate{a})
-	early := first.Learnt()
+	early := first.State()
 	time.Sleep(time.Millisecond)
 	first.Follow([]*x509.Certificate{b})
-	late := first.Learnt()
+	late := first.State()
 
 	next := pinned(t, a)
-	next.Learn(late)
-	next.Learn(early)
+	next.Restore(late)
+	next.Restore(early)
 	expect(t, "the newest", next.Trusted(), b)
-	if l := next.Learnt(); !l.Since.Equal(late.Since) || l.Anchor != late.Anchor {
-		t.Errorf("it tells %v instead of %v", l.Since, late.Since)
+	if l := next.State(); !l.Since.Equal(late.Since) || l.Anchor != late.Anchor {
+		t.Errorf("since %v instead of %v", l.Since, late.Since)
 	}
 
 	other := pinned(t, a, b)
-	other.Learn(late)
+	other.Restore(late)
 	expect(t, "under another configuration", other.Trusted())
 	pins, _ := trust.Parse(trust.Fingerprint(a), nil)
 	elsewhere := trust.NewStore("https://other.example.com", pins)
-	elsewhere.Learn(late)
-	expect(t, "for another authority", elsewhere.Trusted())
+	elsewhere.Restore(late)
+	expect(t, "for another peer", elsewhere.Trusted())
 	damaged := pinned(t, a)
 	late.Roots[0] = late.Roots[0][1:]
-	damaged.Learn(late)
+	damaged.Restore(late)
 	expect(t, "damaged", damaged.Trusted())
 }
 

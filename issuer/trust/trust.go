@@ -1,5 +1,6 @@
-// Package trust is how an authority is recognized at first: by roots that the
-// administrator has configured, or by the fingerprint of one; never by nothing.
+// Package trust holds the roots by which a CA or a registration authority is verified:
+// at first the pins, which the administrator configures, and then also the roots that
+// the peer answered over a verified connection. There is no trust on first use.
 package trust
 
 import (
@@ -15,21 +16,22 @@ import (
 	"go.step.sm/crypto/pemutil"
 )
 
-// Pins are what the administrator has configured: one of the two.
+// Pins are the roots that the administrator configures: the certificates or their
+// fingerprints.
 type Pins struct {
 	Roots []*x509.Certificate
 	// Fingerprints are the SHA-256 of roots, in lower-case hexadecimal.
 	Fingerprints []string
 }
 
-// Parse takes either fingerprints, in hexadecimal and with commas between them,
-// or a bundle of roots in PEM. Its errors begin with the key in the configuration.
+// Parse parses either fingerprints in hexadecimal, separated by commas, or a bundle of
+// roots in PEM. Its errors begin with the key in the configuration.
 func Parse(fingerprints string, bundle []byte) (Pins, error) {
 	switch {
 	case fingerprints == "" && len(bundle) == 0:
-		return Pins{}, errors.New("fingerprint: give the CA's root fingerprint (step certificate fingerprint root_ca.crt), or a caBundleFile")
+		return Pins{}, errors.New("fingerprint: set the fingerprint of the CA's root (step certificate fingerprint root_ca.crt), or caBundleFile")
 	case fingerprints != "" && len(bundle) > 0:
-		return Pins{}, errors.New("fingerprint: there is a caBundleFile, too; give one of the two")
+		return Pins{}, errors.New("fingerprint: caBundleFile is set, too; set one of them")
 	case fingerprints != "":
 		return parseFingerprints(fingerprints)
 	}
@@ -52,20 +54,19 @@ func parseFingerprints(list string) (Pins, error) {
 	return p, nil
 }
 
-// ParseURL accepts the URL of an authority: https, a host, perhaps a port, and
-// nothing else. Its errors begin with the key in the configuration.
+// ParseURL parses the URL of a CA or a registration authority: https, a host, and
+// optionally a port. Its errors begin with the key in the configuration.
 func ParseURL(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
 		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
-		return nil, fmt.Errorf("url: %q is not of the form https://<DNS name of the authority>[:<port>]", text)
+		return nil, fmt.Errorf("url: %q is not of the form https://<DNS name>[:<port>]", text)
 	}
 	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
 }
 
-// Among returns the roots that are pinned: the configured ones, or those among the
-// offered certificates that have one of the fingerprints. There is none if the
-// authority is another.
+// Among returns the pinned roots: the configured certificates, or those of the offered
+// certificates that have one of the fingerprints. It returns none for another peer.
 func (p Pins) Among(offered []*x509.Certificate) []*x509.Certificate {
 	if p.Fingerprints == nil {
 		return p.Roots
@@ -82,7 +83,7 @@ func Fingerprint(certificate *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Union has the certificates of both, each once.
+// Union returns the certificates of both, without duplicates.
 func Union(a, b []*x509.Certificate) []*x509.Certificate {
 	all := slices.Clone(a)
 	for _, certificate := range b {
@@ -93,12 +94,12 @@ func Union(a, b []*x509.Certificate) []*x509.Certificate {
 	return all
 }
 
-// Same tells whether both have the same certificates, in whatever order.
+// Same tells whether both have the same certificates, in any order.
 func Same(a, b []*x509.Certificate) bool {
 	return len(a) == len(b) && len(Union(a, b)) == len(a)
 }
 
-// Pool is what crypto/x509 wants.
+// Pool returns the certificates as crypto/x509 needs them.
 func Pool(certificates []*x509.Certificate) *x509.CertPool {
 	pool := x509.NewCertPool()
 	for _, certificate := range certificates {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/flexstack/step-csi/driver"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/test/node"
@@ -151,7 +152,7 @@ func startCA(b *testing.B) *realca.CA {
 	return authority
 }
 
-var names = []string{"web.shop", "web.shop.svc", "web.shop.svc.cluster.local"}
+var sans = []string{"web.shop", "web.shop.svc", "web.shop.svc.cluster.local"}
 
 // rawSigner signs without step-csi.
 type rawSigner struct {
@@ -182,18 +183,18 @@ func newRawSigner(b *testing.B, authority *realca.CA) *rawSigner {
 func (r *rawSigner) sign(b *testing.B) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	node.Must(b, err)
-	template := &x509.CertificateRequest{DNSNames: names}
-	template.Subject.CommonName = names[0]
+	template := &x509.CertificateRequest{DNSNames: sans}
+	template.Subject.CommonName = sans[0]
 	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
 	node.Must(b, err)
 	csr, err := x509.ParseCertificateRequest(der)
 	node.Must(b, err)
 	now, sum := time.Now(), sha256.Sum256(der)
 	token, err := jose.Signed(r.signer).Claims(jose.Claims{
-		ID: rand.Text(), Issuer: "admin", Subject: names[0], Audience: jose.Audience{r.audience},
+		ID: rand.Text(), Issuer: "admin", Subject: sans[0], Audience: jose.Audience{r.audience},
 		IssuedAt: jose.NewNumericDate(now), NotBefore: jose.NewNumericDate(now), Expiry: jose.NewNumericDate(now.Add(time.Minute)),
 	}).Claims(map[string]any{
-		"sans": names, "cnf": map[string]string{"x5rt#S256": base64.RawURLEncoding.EncodeToString(sum[:])},
+		"sans": sans, "cnf": map[string]string{"x5rt#S256": base64.RawURLEncoding.EncodeToString(sum[:])},
 	}).CompactSerialize()
 	node.Must(b, err)
 	_, err = r.client.Sign(&api.SignRequest{CsrPEM: api.NewCertificateRequest(csr), OTT: token})
@@ -227,7 +228,9 @@ func directSigner(b *testing.B, authority *realca.CA) *stepca.Signer {
 // directIssuer has the policy that pods have by default.
 func directIssuer(b *testing.B, authority *realca.CA) *issuer.Issuer {
 	b.Helper()
-	allow, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local"})
+	allow, err := policy.New(policy.Config{
+		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
+	})
 	node.Must(b, err)
 	i, err := issuer.New(issuer.Config{Signer: directSigner(b, authority), Policy: allow.Check})
 	node.Must(b, err)

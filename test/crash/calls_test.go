@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/flexstack/step-csi/test/logs"
 	"github.com/flexstack/step-csi/test/node"
@@ -311,6 +313,9 @@ func (n *victim) failedAt(o operation, p node.Pod, number int, errno unix.Errno)
 		})
 	}
 	n.calls.set(nil)
+	if err != nil && o.published && !o.gone {
+		n.expectNotFinal(err)
+	}
 	n.expectReadable(o, p)
 	if err != nil && !o.published {
 		n.ExpectGone(p)
@@ -319,6 +324,64 @@ func (n *victim) failedAt(o operation, p node.Pod, number int, errno unix.Errno)
 	n.Unpublish(p)
 	n.ExpectGone(p)
 	return s.met.Load()
+}
+
+// expectNotFinal checks the error of a republish: after one that the kubelet takes as
+// final, it removes the directory under the running pod. See
+// https://github.com/kubernetes/kubernetes/issues/121271.
+func (n *victim) expectNotFinal(err error) {
+	n.T.Helper()
+	switch status.Code(err) {
+	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable, codes.ResourceExhausted, codes.Aborted:
+	default:
+		n.T.Errorf("the kubelet takes this error of a republish as final: %v", err)
+	}
+}
+
+// Whatever fails in a republish, by a process that made the volume and by one that
+// found it: the pod keeps its volume, and the next republish is in order.
+func TestEveryCallOfARepublishFails(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t)
+	for _, errno := range []unix.Errno{unix.EMFILE, unix.ENOMEM, unix.EINTR, unix.EACCES} {
+		t.Run(unix.ErrnoName(errno), func(t *testing.T) {
+			t.Parallel()
+			n := newVictim(t, ca)
+			n.startIntercepted(nil)
+			p := newPod("web-0")
+			n.Publish(p)
+			for _, known := range []bool{true, false} {
+				if !known { // the record is damaged, so that the next process does not adopt the volume
+					n.changeRecord(p, func(map[string]any) any { return "" })
+					n.kill()
+					n.startIntercepted(nil)
+				}
+				number := 1
+				for ; ; number++ {
+					s := &step{number: number, reads: true, verdict: verdict{errno: errno}}
+					n.calls.set(s.decide)
+					err := n.TryPublish(p)
+					n.calls.set(nil)
+					if err != nil {
+						n.expectNotFinal(err)
+					}
+					if _, err := readAll(n.Target(p), usual); err != nil {
+						t.Fatal(err)
+					}
+					if s.met.Load() == nil {
+						break
+					}
+				}
+				if number < 4 {
+					t.Errorf("%d calls failed: that is too few", number-1)
+				}
+				n.Publish(p)
+				n.expectTracked(p)
+			}
+			n.Unpublish(p)
+			n.stop()
+		})
+	}
 }
 
 // openFiles are the files and mounts that the process holds open.

@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/test/logs"
 	"github.com/flexstack/step-csi/test/node"
 )
@@ -156,20 +158,17 @@ func (n *victim) recordIsWhole(p node.Pod) bool {
 	defer target.Close()
 	data, err := tmpfs.Record(target)
 	node.Must(n.T, err)
-	var r struct {
-		VolumeID, Serial string
-		Target           string
-		NotAfter         time.Time
-		Attributes       map[string]string
-		Pod              struct{ Name string }
-	}
-	if json.Unmarshal(data, &r) != nil {
+	r, err := volume.ParseRecord(data)
+	if err != nil {
 		return false
 	}
-	leaf, err := read(n.Target(p), usual)
+	root, err := tmpfs.Root(target)
+	node.Must(n.T, err)
+	defer root.Close()
+	contents, err := volume.Check(root, payload.Names{Certificate: usual.certificate, PrivateKey: usual.key, CA: usual.roots})
 	node.Must(n.T, err)
 	return r.VolumeID == p.VolumeID() && r.Pod.Name == p.Name && n.KubeletDir+"/"+r.Target == n.Target(p) && maps.Equal(r.Attributes, p.Attributes) &&
-		(r.Serial == "" || r.Serial == leaf.SerialNumber.String() && r.NotAfter.Equal(leaf.NotAfter))
+		(r.Serial == "" || r.Fits(contents) == nil)
 }
 
 // A volume that is mounted on top of itself is taken over once.

@@ -1,18 +1,16 @@
 package crash
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/driver/volume"
 )
 
 // names are those of a volume's files.
@@ -30,23 +28,9 @@ func (n names) attributes() map[string]string {
 
 var errNotMounted = errors.New("not mounted")
 
-// read reads the volume at the path as a program does that opens ..data once, and
-// checks that its files belong together. The error is errNotMounted if there is no
-// volume. Any other error is a defect.
+// read checks the volume at the path, whatever is being done to it, and returns its
+// leaf. The error is errNotMounted where there is no volume; any other must never be.
 func read(path string, n names) (*x509.Certificate, error) {
-	for {
-		leaf, err := readOnce(path, n)
-		// Two renewals since ..data was opened: the set is removed.
-		if errors.Is(err, errVanished) {
-			continue
-		}
-		return leaf, err
-	}
-}
-
-var errVanished = errors.New("the set has been removed")
-
-func readOnce(path string, n names) (*x509.Certificate, error) {
 	target, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errNotMounted
@@ -54,10 +38,10 @@ func readOnce(path string, n names) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	// This descriptor keeps the volume readable, also after it is unmounted.
+	// What is mounted there now stays readable through this, also when unmounted.
 	defer target.Close()
 	if record, err := tmpfs.Record(target); err != nil {
-		return nil, fmt.Errorf("half attached: %w", err)
+		return nil, err // half attached
 	} else if record == nil {
 		return nil, errNotMounted
 	}
@@ -66,83 +50,31 @@ func readOnce(path string, n names) (*x509.Certificate, error) {
 		return nil, err
 	}
 	defer root.Close()
-	name, err := root.Readlink("..data")
-	if err != nil {
-		return nil, err
-	}
-	leaf, err := readSet(root, name, n)
-	if _, gone := root.Lstat(name); err != nil && errors.Is(gone, fs.ErrNotExist) {
-		return nil, errVanished
-	}
-	return leaf, err
-}
-
-// readSet reads the files in a directory of root, and checks that they belong
-// together.
-func readSet(root *os.Root, directory string, n names) (*x509.Certificate, error) {
-	certificate, err1 := root.ReadFile(filepath.Join(directory, n.certificate))
-	key, err2 := root.ReadFile(filepath.Join(directory, n.key))
-	roots, err3 := root.ReadFile(filepath.Join(directory, n.roots))
-	if err := errors.Join(err1, err2, err3); err != nil {
-		return nil, err
-	}
-	pair, err := tls.X509KeyPair(certificate, key)
-	if err != nil {
-		return nil, err
-	}
-	pool, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(roots) {
-		return nil, errors.New("there is no root in " + n.roots)
-	}
-	for _, der := range pair.Certificate[1:] {
-		intermediate, err := x509.ParseCertificate(der)
+	for {
+		set, err := root.Readlink(payload.DataLink)
 		if err != nil {
 			return nil, err
 		}
-		intermediates.AddCert(intermediate)
+		contents, err := volume.Check(root, payload.Names{Certificate: n.certificate, PrivateKey: n.key, CA: n.roots})
+		if err == nil {
+			return contents.Leaf, nil
+		}
+		// More than one rotation while the files were read: the set is gone.
+		if _, gone := root.Lstat(set); !errors.Is(gone, fs.ErrNotExist) {
+			return nil, err
+		}
 	}
-	options := x509.VerifyOptions{Roots: pool, Intermediates: intermediates, CurrentTime: time.Now()}
-	if options.CurrentTime.After(pair.Leaf.NotAfter) {
-		options.CurrentTime = pair.Leaf.NotAfter // expiry is not checked here
-	}
-	_, err = pair.Leaf.Verify(options)
-	return pair.Leaf, err
 }
 
-// readAll checks a volume that is not being written: with one of the sets of names,
-// all ways to read it agree.
+// readAll checks a volume that has one of the sets of names.
 func readAll(path string, allowed ...names) (*x509.Certificate, error) {
 	var all error
 	for _, n := range allowed {
 		leaf, err := read(path, n)
-		if errors.Is(err, errNotMounted) {
-			return nil, err
-		}
-		if err == nil {
-			return leaf, readVisible(path, n, leaf)
+		if err == nil || errors.Is(err, errNotMounted) {
+			return leaf, err
 		}
 		all = errors.Join(all, err)
 	}
 	return nil, all
-}
-
-// readVisible reads each file through its own link, and through the path.
-func readVisible(path string, n names, want *x509.Certificate) error {
-	var system unix.Statfs_t
-	if err := unix.Statfs(path, &system); err != nil {
-		return err
-	}
-	if system.Flags&unix.ST_RDONLY == 0 {
-		return fmt.Errorf("%s is writable", path)
-	}
-	root, err := os.OpenRoot(path)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	leaf, err := readSet(root, ".", n)
-	if err == nil && !leaf.Equal(want) {
-		err = errors.New("the links lead elsewhere than ..data")
-	}
-	return err
 }

@@ -172,7 +172,7 @@ func caOutage(t *testing.T) {
 	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-ca", "--timeout=60s")
 	late := pod{namespace: p.namespace, name: "late"}
 	must(t, applyText(late.manifest()))
-	late.waitEvent(t, time.Minute, "authority unavailable", "step-ca.flexstack-identity.svc.cluster.local:9000")
+	late.waitEvent(t, time.Minute, "unavailable", "step-ca.flexstack-identity.svc.cluster.local:9000")
 	leaf := p.files(t)
 	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=1")
 	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")

@@ -10,7 +10,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
 
@@ -109,11 +109,13 @@ func (v victim) bound(t *testing.T) string {
 // ask asks for the pod's own names.
 func (a *attacker) ask(caller, token string, v victim) (*rapb.SignResponse, error) {
 	a.t.Helper()
-	id, err := url.Parse("spiffe://cluster.local/ns/" + v.namespace + "/sa/" + v.account)
+	uid, err := names.ParseCommonName(v.uid)
+	must(a.t, err)
+	id, err := names.ParseURI("spiffe://cluster.local/ns/" + v.namespace + "/sa/" + v.account)
 	must(a.t, err)
 	key, err := issuer.ECDSAP256.Generate()
 	must(a.t, err)
-	csr, err := issuer.NewCSR(issuer.Request{CommonName: v.uid, URIs: []*url.URL{id}}, key)
+	csr, err := issuer.NewCSR(issuer.Request{CommonName: uid, URIs: []names.URI{id}}, key)
 	must(a.t, err)
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(a.t.Context(), "authorization", "Bearer "+caller), 30*time.Second)
 	defer cancel()

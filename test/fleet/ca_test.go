@@ -77,7 +77,7 @@ func (ca *queueingCA) answer(ctx context.Context, asked *rate) error {
 	select {
 	case <-timer.C:
 	case <-ctx.Done():
-		return ctx.Err()
+		return fmt.Errorf("%w: %w", issuer.Ended(ctx), ctx.Err())
 	}
 	if wait > callTimeout {
 		return errSlow

@@ -38,9 +38,9 @@ type volume struct {
 type node struct {
 	fleet *fleet
 
-	line *schedule.Line
-	stop context.CancelFunc
-	ends sync.WaitGroup // what stop ends
+	scheduler *schedule.Scheduler
+	stop      context.CancelFunc
+	ends      sync.WaitGroup // what stop ends
 
 	mu      sync.Mutex
 	volumes []*volume
@@ -52,11 +52,11 @@ type node struct {
 // start runs the plugin, which takes over the volumes that are mounted.
 func (n *node) start() {
 	ctx, stop := context.WithCancel(klog.NewContext(context.Background(), logr.Discard()))
-	n.line, n.stop = schedule.NewLine(), stop
+	n.scheduler, n.stop = schedule.New(), stop
 	for _, v := range n.volumes {
 		n.keep(v)
 	}
-	n.ends.Go(func() { n.line.Run(ctx) })
+	n.ends.Go(func() { n.scheduler.Run(ctx) })
 	n.ends.Go(func() { n.followRoots(ctx) })
 }
 
@@ -67,10 +67,11 @@ func (n *node) end() {
 }
 
 func (n *node) keep(v *volume) {
-	n.line.Add(v.validity, func(ctx context.Context) (renewal.Validity, error) {
+	pod := strconv.FormatUint(rand.Uint64(), 10)
+	n.scheduler.Add(pod, v.validity, func(ctx context.Context) (renewal.Validity, error) {
 		ctx, cancel := context.WithTimeout(ctx, renewalTimeout)
 		defer cancel()
-		issued, err := n.sign(ctx)
+		issued, err := n.sign(ctx, schedule.Renewal)
 		if err == nil {
 			n.fleet.until(v.validity, time.Now())
 			n.mu.Lock()
@@ -82,11 +83,14 @@ func (n *node) keep(v *volume) {
 }
 
 // sign has the CA sign a certificate.
-func (n *node) sign(ctx context.Context) (renewal.Validity, error) {
-	now := time.Now()
-	n.asks(now)
-	err := n.fleet.ca.sign(ctx)
-	return issuedAt(now), err
+func (n *node) sign(ctx context.Context, p schedule.Priority) (issued renewal.Validity, err error) {
+	err = n.scheduler.Call(ctx, p, func(ctx context.Context) error {
+		now := time.Now()
+		n.asks(now)
+		issued = issuedAt(now)
+		return n.fleet.ca.sign(ctx)
+	})
+	return issued, err
 }
 
 // asks counts the calls of each minute.
@@ -135,12 +139,8 @@ func (n *node) startPod() {
 func (n *node) publish() (*volume, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
 	defer cancel()
-	v := &volume{}
-	err := n.line.Publish(ctx, func(ctx context.Context) (err error) {
-		v.validity, err = n.sign(ctx)
-		return err
-	})
-	return v, err
+	issued, err := n.sign(ctx, schedule.Publish)
+	return &volume{issued}, err
 }
 
 func rootsNamed(names ...string) (roots issuer.Roots) {

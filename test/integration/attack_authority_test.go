@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"math"
 	"net"
-	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
@@ -41,8 +40,8 @@ type attack struct {
 	headers metadata.MD
 	request *rapb.SignRequest
 	pod     issuer.Pod
-	names   issuer.Request
-	csr     func(names issuer.Request) []byte
+	names   x509.CertificateRequest
+	csr     func(names *x509.CertificateRequest) []byte
 }
 
 func newAttack(t *testing.T, r *authorities) *attack {
@@ -52,10 +51,10 @@ func newAttack(t *testing.T, r *authorities) *attack {
 		headers: metadata.Pairs("authorization", "Bearer "+jwt("plugin")),
 		request: &rapb.SignRequest{Issuer: "default", DurationSeconds: 3600, PodToken: jwt("pod")},
 		pod:     issuer.Pod{Namespace: "shop", Name: "web-0", UID: "uid-web-0", ServiceAccount: "web", Node: "node-1"},
-		names: issuer.Request{
-			CommonName: "web.shop", DNSNames: []string{"web.shop", "web.shop.svc"}, URIs: []*url.URL{id}, KeyType: issuer.ECDSAP256,
+		names: x509.CertificateRequest{
+			Subject: pkix.Name{CommonName: "web.shop"}, DNSNames: []string{"web.shop", "web.shop.svc"}, URIs: []*url.URL{id},
 		},
-		csr: func(names issuer.Request) []byte { return csrOf(t, names) },
+		csr: func(names *x509.CertificateRequest) []byte { return csrOf(t, names) },
 	}
 	a.request.Pod = wire(a.pod)
 	r.reviews.Bind(jwt("plugin"), plugin)
@@ -67,16 +66,8 @@ func wire(p issuer.Pod) *rapb.Pod {
 	return &rapb.Pod{Namespace: p.Namespace, Name: p.Name, Uid: p.UID, ServiceAccount: p.ServiceAccount, Node: p.Node}
 }
 
-func csrOf(t *testing.T, names issuer.Request) []byte {
-	key, err := names.KeyType.Generate()
-	node.Must(t, err)
-	csr, err := issuer.NewCSR(names, key)
-	node.Must(t, err)
-	return csr.Raw
-}
-
-// rawCSR asks for what NewCSR cannot ask for.
-func rawCSR(t *testing.T, template *x509.CertificateRequest) []byte {
+// csrOf also makes CSRs that issuer.NewCSR cannot make.
+func csrOf(t *testing.T, template *x509.CertificateRequest) []byte {
 	key, err := issuer.ECDSAP256.Generate()
 	node.Must(t, err)
 	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
@@ -93,7 +84,7 @@ func (a *attack) as(pod issuer.Pod) {
 
 func (a *attack) call(client rapb.RegistrationAuthorityClient) error {
 	if a.request.Csr == nil && a.csr != nil {
-		a.request.Csr = a.csr(a.names)
+		a.request.Csr = a.csr(&a.names)
 	}
 	ctx, cancel := context.WithTimeout(a.t.Context(), 30*time.Second)
 	defer cancel()
@@ -160,7 +151,7 @@ func TestAttackAuthority(t *testing.T) {
 	}
 	claim := func(change func(*rapb.Pod)) func(*attack) { return func(a *attack) { change(a.request.Pod) } }
 	raw := func(template *x509.CertificateRequest) func(*attack) {
-		return func(a *attack) { a.request.Csr = rawCSR(a.t, template) }
+		return func(a *attack) { a.request.Csr = csrOf(a.t, template) }
 	}
 	san := asn1.ObjectIdentifier{2, 5, 29, 17}
 	marshal := func(value any) []byte {
@@ -180,7 +171,7 @@ func TestAttackAuthority(t *testing.T) {
 		// Who calls.
 		{"caller without a token", func(a *attack) { a.headers = nil }, codes.Unauthenticated, "the caller's token"},
 		{"caller with two tokens", func(a *attack) { a.headers.Append("authorization", "Bearer "+jwt("pod")) }, codes.Unauthenticated, "the caller's token"},
-		{"caller with a password", func(a *attack) { a.headers.Set("authorization", "Basic YWRtaW46YWRtaW4=") }, codes.Unauthenticated, "no bearer token"},
+		{"caller with a password", func(a *attack) { a.headers.Set("authorization", "Basic YWRtaW46YWRtaW4=") }, codes.Unauthenticated, "not a bearer token"},
 		{"caller with rubbish", func(a *attack) { a.headers.Set("authorization", "Bearer x") }, codes.Unauthenticated, "not a JSON Web Token"},
 		{"caller with a forged token", func(a *attack) { a.headers.Set("authorization", "Bearer "+jwt("forged")) }, codes.Unauthenticated, "the caller's token"},
 		{"caller with an expired token", caller(rejected("service account token has expired")), codes.Unauthenticated, "has expired"},
@@ -197,11 +188,11 @@ func TestAttackAuthority(t *testing.T) {
 		{"a namespace with a slash in it", caller(reviews.Bound(issuer.Pod{Namespace: "step-ca/step-csi", Name: "x", UID: "u", Node: "node-1"})), codes.PermissionDenied, "only node plugins"},
 		{"the authority itself", caller(reviews.Bound(issuer.Pod{Namespace: "step-ca", Name: "ra-1", UID: "u", ServiceAccount: "step-csi-ra", Node: "node-1"})), codes.PermissionDenied, "only node plugins"},
 		// For whom.
-		{"no token of the pod", func(a *attack) { a.request.PodToken = "" }, codes.Unauthenticated, "the pod's token"},
-		{"rubbish as the pod's token", func(a *attack) { a.request.PodToken = "a.b.c.d" }, codes.Unauthenticated, "the pod's token"},
-		{"a pod's token with a newline", func(a *attack) { a.request.PodToken = jwt("pod\n") }, codes.Unauthenticated, "the pod's token"},
-		{"an endless token", func(a *attack) { a.request.PodToken = jwt(strings.Repeat("x", 20<<10)) }, codes.Unauthenticated, "the pod's token"},
-		{"a forged token of the pod", func(a *attack) { a.request.PodToken = jwt("forged") }, codes.Unauthenticated, "the pod's token"},
+		{"no token of the pod", func(a *attack) { a.request.PodToken = "" }, codes.Unauthenticated, "no valid token of the pod"},
+		{"rubbish as the pod's token", func(a *attack) { a.request.PodToken = "a.b.c.d" }, codes.Unauthenticated, "no valid token of the pod"},
+		{"a pod's token with a newline", func(a *attack) { a.request.PodToken = jwt("pod\n") }, codes.Unauthenticated, "no valid token of the pod"},
+		{"an endless token", func(a *attack) { a.request.PodToken = jwt(strings.Repeat("x", 20<<10)) }, codes.Unauthenticated, "no valid token of the pod"},
+		{"a forged token of the pod", func(a *attack) { a.request.PodToken = jwt("forged") }, codes.Unauthenticated, "no valid token of the pod"},
 		{"an expired token of the pod", token(rejected("service account token has expired")), codes.Unauthenticated, "has expired"},
 		{"a token of a pod that is gone", token(rejected("service account token has been invalidated")), codes.Unauthenticated, "invalidated"},
 		{"the pod's token for another audience", token(changed(web, func(s *authentication.TokenReviewStatus) { s.Audiences = []string{"vault"} })), codes.Unauthenticated, "audience"},
@@ -227,44 +218,46 @@ func TestAttackAuthority(t *testing.T) {
 		{"a hostile namespace", in("shop.svc"), codes.PermissionDenied, "namespace"},
 		// Which names.
 		{"a name of another namespace", dns("db.prod.svc"), codes.PermissionDenied, "db.prod.svc is not allowed"},
-		{"in upper case", dns("DB.PROD.SVC"), codes.PermissionDenied, "DB.PROD.SVC"},
-		{"its own in upper case", dns("WEB.shop.svc"), codes.PermissionDenied, "WEB.shop.svc"},
-		{"with a dot at the end", dns("web.shop.svc."), codes.PermissionDenied, "web.shop.svc."},
+		{"in upper case", dns("DB.PROD.SVC"), codes.InvalidArgument, "DB.PROD.SVC"},
+		{"its own in upper case", dns("WEB.shop.svc"), codes.InvalidArgument, "WEB.shop.svc"},
+		{"with a dot at the end", dns("web.shop.svc."), codes.InvalidArgument, "web.shop.svc."},
 		{"a wildcard for all", dns("*.svc.cluster.local"), codes.PermissionDenied, "*.svc.cluster.local"},
-		{"a bare wildcard", dns("*"), codes.PermissionDenied, "*"},
-		{"an inner wildcard", dns("web.*.svc"), codes.PermissionDenied, "web.*.svc"},
-		{"punycode that is none", dns("xn--a-.shop.svc"), codes.PermissionDenied, "xn--a-"},
-		{"punycode of ASCII", dns("xn--shop-.shop.svc"), codes.PermissionDenied, "xn--shop-"},
+		{"a bare wildcard", dns("*"), codes.InvalidArgument, "*"},
+		{"an inner wildcard", dns("web.*.svc"), codes.InvalidArgument, "web.*.svc"},
+		{"punycode that is none", dns("xn--a-.shop.svc"), codes.InvalidArgument, "xn--a-"},
+		{"punycode of ASCII", dns("xn--shop-.shop.svc"), codes.InvalidArgument, "xn--shop-"},
 		{"a short name", dns("postgres"), codes.PermissionDenied, "postgres is not allowed"},
-		{"an address as a name", dns("10.0.0.1"), codes.PermissionDenied, "10.0.0.1"},
-		{"101 names", dns(strings.Fields(strings.Repeat("x.shop.svc ", 101))...), codes.PermissionDenied, "names are more"},
-		{"an IP address", func(a *attack) { a.names.IPAddresses = []netip.Addr{netip.MustParseAddr("10.0.0.1")} }, codes.PermissionDenied, "10.0.0.1 is not allowed"},
+		{"an address as a name", dns("10.0.0.1"), codes.InvalidArgument, "10.0.0.1"},
+		{"101 names", dns(strings.Fields(strings.Repeat("x.shop.svc ", 101))...), codes.PermissionDenied, "names are too many"},
+		{"an IP address", func(a *attack) { a.names.IPAddresses = []net.IP{net.IPv4(10, 0, 0, 1)} }, codes.PermissionDenied, "10.0.0.1 is not allowed"},
 		{"an e-mail address", func(a *attack) { a.names.EmailAddresses = []string{"root@example.com"} }, codes.PermissionDenied, "root@example.com"},
 		{"a foreign SPIFFE ID", uri("spiffe://cluster.local/ns/prod/sa/db"), codes.PermissionDenied, "/ns/prod/sa/db is not allowed"},
 		{"of another trust domain", uri("spiffe://example.org/ns/shop/sa/web"), codes.PermissionDenied, "example.org"},
-		{"with dots in the path", uri("spiffe://cluster.local/ns/prod/../shop/sa/web"), codes.PermissionDenied, "dot segment"},
-		{"with an escaped slash", uri("spiffe://cluster.local/ns/shop/sa/web%2f"), codes.PermissionDenied, "percent"},
-		{"with a query", uri("spiffe://cluster.local/ns/shop/sa/web?x"), codes.PermissionDenied, "is not allowed"},
-		{"a common name of a user", func(a *attack) { a.names.CommonName = "postgres" }, codes.PermissionDenied, "common name postgres"},
-		{"a common name of a node", func(a *attack) { a.names.CommonName = "system:node:node-1" }, codes.PermissionDenied, "common name"},
-		{"a common name with a NUL", func(a *attack) { a.names.CommonName = "web.shop\x00.example.com" }, codes.PermissionDenied, "common name"},
+		{"with dots in the path", uri("spiffe://cluster.local/ns/prod/../shop/sa/web"), codes.InvalidArgument, "dot segment"},
+		{"with an escaped slash", uri("spiffe://cluster.local/ns/shop/sa/web%2f"), codes.InvalidArgument, "percent"},
+		{"with a query", uri("spiffe://cluster.local/ns/shop/sa/web?x"), codes.InvalidArgument, "is not a SPIFFE ID"},
+		{"a common name of a user", func(a *attack) { a.names.Subject.CommonName = "postgres" }, codes.PermissionDenied, "common name postgres"},
+		{"a common name of a node", func(a *attack) { a.names.Subject.CommonName = "system:node:node-1" }, codes.PermissionDenied, "common name"},
+		{"a common name with a NUL", func(a *attack) { a.names.Subject.CommonName = "web.shop\x00.example.com" }, codes.InvalidArgument, "common name"},
 		{"the authority's name", func(a *attack) { in("test")(a); dns(authorityHost)(a) }, codes.PermissionDenied, "reserved"},
-		{"a wildcard for the authority's name", func(a *attack) { in("test")(a); dns("*.test")(a) }, codes.PermissionDenied, "reserved"},
-		{"the authority's common name", func(a *attack) { a.names.CommonName = authorityHost }, codes.PermissionDenied, "reserved"},
+		{"a wildcard for the authority's name", func(a *attack) { in("test")(a); dns("*.test")(a) }, codes.InvalidArgument, "at least two labels"},
+		{"a common name of the authority in capitals", func(a *attack) { a.names.Subject.CommonName = strings.ToUpper(authorityHost) }, codes.PermissionDenied, "reserved"},
+		{"a common name of a person", func(a *attack) { a.names.Subject.CommonName = "John Doe" }, codes.PermissionDenied, "common name John Doe is not allowed"},
+		{"the authority's common name", func(a *attack) { a.names.Subject.CommonName = authorityHost }, codes.PermissionDenied, "reserved"},
 		// What else is in the CSR.
 		{"no CSR", func(a *attack) { a.csr = nil }, codes.InvalidArgument, "CSR"},
 		{"rubbish", func(a *attack) { a.request.Csr = []byte("CSR") }, codes.InvalidArgument, "CSR"},
-		{"more after the CSR", func(a *attack) { a.request.Csr = append(csrOf(a.t, a.names), 0) }, codes.InvalidArgument, "CSR"},
-		{"a broken signature", func(a *attack) { a.request.Csr = csrOf(a.t, a.names); a.request.Csr[len(a.request.Csr)-1] ^= 1 }, codes.InvalidArgument, "signature"},
-		{"another's public key", func(a *attack) { a.request.Csr = foreignKey(a.t, a.names) }, codes.InvalidArgument, "signature"},
-		{"a weak key", func(a *attack) { a.request.Csr = weakCSR(a.t, a.names) }, codes.InvalidArgument, "key"},
+		{"more after the CSR", func(a *attack) { a.request.Csr = append(csrOf(a.t, &a.names), 0) }, codes.InvalidArgument, "CSR"},
+		{"a broken signature", func(a *attack) { a.request.Csr = csrOf(a.t, &a.names); a.request.Csr[len(a.request.Csr)-1] ^= 1 }, codes.InvalidArgument, "signature"},
+		{"another's public key", func(a *attack) { a.request.Csr = foreignKey(a.t, &a.names) }, codes.InvalidArgument, "signature"},
+		{"a weak key", func(a *attack) { a.request.Csr = weakCSR(a.t, &a.names) }, codes.InvalidArgument, "key"},
 		{"an organization", raw(&x509.CertificateRequest{Subject: pkix.Name{CommonName: "web.shop", Organization: []string{"system:masters"}}, DNSNames: []string{"web.shop"}}), codes.InvalidArgument, "more than"},
 		{"a certificate of a CA", raw(&x509.CertificateRequest{DNSNames: []string{"web.shop"}, ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Value: marshal(struct{ CA bool }{true})}}}), codes.InvalidArgument, "more than"},
 		{"data for a template", raw(&x509.CertificateRequest{DNSNames: []string{"web.shop"}, ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 37476, 9000, 64, 1}, Value: marshal("x")}}}), codes.InvalidArgument, "more than"},
 		{"a user principal name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop"), otherName})}}}), codes.InvalidArgument, "more than"},
-		{"a NUL in a name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop\x00.example.com")})}}}), codes.PermissionDenied, "DNS name"},
-		{"a comma in a name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop,db.prod")})}}}), codes.PermissionDenied, "DNS name"},
-		{"an empty name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("")})}}}), codes.PermissionDenied, "DNS name"},
+		{"a NUL in a name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop\x00.example.com")})}}}), codes.InvalidArgument, "DNS name"},
+		{"a comma in a name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop,db.prod")})}}}), codes.InvalidArgument, "DNS name"},
+		{"an empty name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("")})}}}), codes.InvalidArgument, "DNS name"},
 		// The rest.
 		{"an issuer that there is not", func(a *attack) { a.request.Issuer = "../default" }, codes.NotFound, "no such issuer"},
 		{"no lifetime", func(a *attack) { a.request.DurationSeconds = 0 }, codes.PermissionDenied, "duration"},
@@ -292,7 +285,7 @@ func TestAttackAuthority(t *testing.T) {
 }
 
 // foreignKey is a CSR with a public key whose private one the caller has not got.
-func foreignKey(t *testing.T, names issuer.Request) []byte {
+func foreignKey(t *testing.T, names *x509.CertificateRequest) []byte {
 	own, other := csrOf(t, names), csrOf(t, names)
 	parsed, err := x509.ParseCertificateRequest(own)
 	node.Must(t, err)
@@ -301,12 +294,12 @@ func foreignKey(t *testing.T, names issuer.Request) []byte {
 	return []byte(strings.Replace(string(own), string(parsed.RawSubjectPublicKeyInfo), string(foreign.RawSubjectPublicKeyInfo), 1))
 }
 
-func weakCSR(t *testing.T, names issuer.Request) []byte {
+func weakCSR(t *testing.T, names *x509.CertificateRequest) []byte {
 	key, err := rsa.GenerateKey(rand.Reader, 1024)
 	node.Must(t, err)
-	csr, err := issuer.NewCSR(names, key)
+	der, err := x509.CreateCertificateRequest(rand.Reader, names, key)
 	node.Must(t, err)
-	return csr.Raw
+	return der
 }
 
 // Whoever asks too often is refused, and the others are not.

@@ -34,6 +34,7 @@ const authorityHost = "authority.test"
 // process of its own.
 type authorities struct {
 	t        testing.TB
+	binary   node.Binary
 	reviews  *reviews.Server
 	ca       rootedCA
 	api      string // URL of the API server, which reviews tokens
@@ -78,7 +79,7 @@ func newAuthorities(t testing.TB, ca rootedCA) *authorities {
 	node.Must(t, err)
 	t.Cleanup(server.Stop)
 	server.Bind(jwt("plugin"), plugin)
-	return &authorities{t: t, reviews: server, ca: ca, api: server.URL(), caURL: ca.URL(), port: freePort(t)}
+	return &authorities{t: t, binary: binary, reviews: server, ca: ca, api: server.URL(), caURL: ca.URL(), port: freePort(t)}
 }
 
 func (r *authorities) startReplicas(replicas int, more string) {
@@ -149,7 +150,7 @@ authority:
 func (r *authorities) start(i int) {
 	r.t.Helper()
 	p := r.replicas[i]
-	p.process = binary.Command("ra", "--config", p.config, "--listen", net.JoinHostPort(p.address, r.port), "--http-address", p.http)
+	p.process = r.binary.Command("ra", "--config", p.config, "--listen", net.JoinHostPort(p.address, r.port), "--http-address", p.http)
 	p.process.Dir = filepath.Dir(p.config)
 	p.process.Stdout, p.process.Stderr = p.logs, p.logs
 	node.Must(r.t, p.process.Start())
@@ -417,7 +418,7 @@ func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
 	ca.Stop()
 	node.Eventually(t, 20*time.Second, "not ready", func() bool {
 		status, body := r.get(0, "/readyz")
-		return status == http.StatusServiceUnavailable && strings.Contains(body, "the authority's own certificate expired")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "the registration authority's own certificate expired")
 	})
 	node.Must(t, ca.Resume())
 	r.waitReady(0)

@@ -253,7 +253,7 @@ func TestRequestsThatCannotBeRight(t *testing.T) {
 		"not ephemeral":  {func(r *csi.NodePublishVolumeRequest) { delete(r.VolumeContext, "csi.storage.k8s.io/ephemeral") }, codes.InvalidArgument, "inline"},
 		"no pod":         {func(r *csi.NodePublishVolumeRequest) { delete(r.VolumeContext, "csi.storage.k8s.io/pod.uid") }, codes.InvalidArgument, "podInfoOnMount"},
 		"unknown key":    {func(r *csi.NodePublishVolumeRequest) { r.VolumeContext["dns-name"] = "x" }, codes.InvalidArgument, "dns-names is"},
-		"unknown issuer": {func(r *csi.NodePublishVolumeRequest) { r.VolumeContext["issuer"] = "x" }, codes.InvalidArgument, "there is default"},
+		"unknown issuer": {func(r *csi.NodePublishVolumeRequest) { r.VolumeContext["issuer"] = "x" }, codes.InvalidArgument, "is not an issuer in the plugin"},
 		"bad mount group": {func(r *csi.NodePublishVolumeRequest) {
 			mountAccess.Mount.VolumeMountGroup = "x"
 			r.VolumeCapability.AccessType = mountAccess
@@ -415,7 +415,7 @@ func TestHalfGoneVolumes(t *testing.T) {
 	defer func() { node.Must(t, syscall.Unmount(n.Target(p), 0)) }()
 	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.VolumeID(), TargetPath: n.Target(p)})
 	expect(t, err, codes.Internal, "something else")
-	expect(t, n.TryPublish(p), codes.Internal, "something else")
+	expect(t, n.TryPublish(p), codes.Unavailable, "something else")
 }
 
 func TestStatsAndHealthOfUnknownVolumes(t *testing.T) {

@@ -258,7 +258,7 @@ func TestHardeningNamesUnreadableFiles(t *testing.T) {
 		n := node.New(t, binary, ca)
 		node.Must(t, os.Chown(filepath.Join(filepath.Dir(n.Config), name), 1234, 1234))
 		out, err := binary.Command("node", "--config", n.Config, "--kubelet-dir", n.KubeletDir).CombinedOutput()
-		if err == nil || !strings.Contains(string(out), name+": permission denied: the file must be readable for user 0") {
+		if err == nil || !strings.Contains(string(out), name+": permission denied: the owner and mode of the file must allow user 0") {
 			t.Errorf("%s: %v: %s", name, err, out)
 		}
 	}
@@ -267,7 +267,7 @@ func TestHardeningNamesUnreadableFiles(t *testing.T) {
 		replica := r.prepare("127.0.0.1", "")
 		node.Must(t, os.Chown(filepath.Join(filepath.Dir(replica.config), name), 1234, 1234))
 		out, err := binary.Command("ra", "--config", replica.config, "--listen", "127.0.0.1:0").CombinedOutput()
-		if err == nil || !strings.Contains(string(out), name+": permission denied: the file must be readable for user 0") {
+		if err == nil || !strings.Contains(string(out), name+": permission denied: the owner and mode of the file must allow user 0") {
 			t.Errorf("the authority: %s: %v: %s", name, err, out)
 		}
 	}

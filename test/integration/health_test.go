@@ -36,7 +36,7 @@ func TestHealth(t *testing.T) {
 	node.Eventually(t, 15*time.Second, "not ready, with the reason", func() bool {
 		var status int
 		status, body = get(t, address+"/readyz")
-		return status == http.StatusServiceUnavailable && strings.Contains(body, "issuer default: "+ca.URL()+": ")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "issuer default: CA "+ca.URL()+": ")
 	})
 	t.Logf("not ready: %s", body)
 	if status, body := get(t, address+"/livez"); status != http.StatusOK || body != "ok\n" {

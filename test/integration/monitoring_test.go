@@ -131,7 +131,7 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	n.RefreshRoots(time.Second) // else the next answer is minutes away
 	n.Start()
 	prometheus := startPrometheus(t, map[string]string{"step-csi": address, "step-csi-ra": r.replicas[0].http})
-	long, short := node.Pod{Name: "long-0"}, node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "30s"}}
+	long, short := node.Pod{Name: "long-0"}, node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "12s"}}
 	for _, p := range []node.Pod{long, short} {
 		r.admit(p)
 		n.Publish(p)

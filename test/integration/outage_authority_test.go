@@ -72,12 +72,12 @@ func TestOutagesRA(t *testing.T) {
 		"no CA": {
 			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.Refuse)) },
 			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.None)) },
-			says:  []string{"https://localhost:", ": https://127.0.0.1:", "connection refused"},
+			says:  []string{"https://localhost:", "CA https://127.0.0.1:", "connection refused"},
 		},
 		"CA silent": {
 			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.Blackhole)) },
 			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.None)) },
-			says:  []string{"https://localhost:", ": https://127.0.0.1:", "no answer in time"},
+			says:  []string{"https://localhost:", "CA https://127.0.0.1:", "no answer in time"},
 		},
 		"no API": {
 			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toAPI.Set(proxy.Refuse)) },

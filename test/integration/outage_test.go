@@ -158,7 +158,7 @@ func TestOutages(t *testing.T) {
 		"truncates":         network(proxy.Truncate(50), "EOF"),
 		"500": answers(http.StatusInternalServerError, `{"status":500,"message":"The certificate authority encountered an Internal Server Error."}`,
 			"The certificate authority encountered an Internal Server Error"),
-		"503 of a proxy":  answers(http.StatusServiceUnavailable, "<html>no healthy upstream</html>", "the answer is not step-ca's, but that of something before it: HTTP 503 Service Unavailable"),
+		"503 of a proxy":  answers(http.StatusServiceUnavailable, "<html>no healthy upstream</html>", "the answer is not from step-ca, but from something in front of it: HTTP 503 Service Unavailable"),
 		"its own expired": expiredCA(),
 		"another CA":      anotherCA(),
 		"no name":         namelessCA(),

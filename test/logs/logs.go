@@ -5,7 +5,7 @@ package logs
 // The plugin and the authority log these. Each is a whole message, in the quotes
 // that klog puts around it, unless its comment says that it is a part.
 const (
-	Connected        = `"Connected"`
+	Connected        = `"Issuer connected"`
 	ServingHealth    = `"Serving health"`
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`
@@ -26,9 +26,9 @@ const (
 
 // The registration authority logs these, for its audit log.
 const (
-	Signed            = `"Signed"`
-	Refused           = `"Refused"`
-	RevocationRefused = `"Revocation refused"`
+	Signed            = `"Certificate signed"`
+	Refused           = `"Request denied"`
+	RevocationRefused = `"Revocation denied"`
 )
 
 // step-csi-reload logs these.

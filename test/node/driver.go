@@ -12,6 +12,7 @@ import (
 	"github.com/flexstack/step-csi/driver"
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // Serve runs the driver in the test's own process, for what has to be measured or
@@ -20,7 +21,7 @@ func (k *Kubelet) Serve(i *issuer.Issuer) (d *driver.Driver, stop func()) {
 	k.T.Helper()
 	d, err := driver.New(driver.Config{
 		Name: Driver, NodeName: "node-1", KubeletDir: k.KubeletDir, Socket: k.Socket(), Register: true,
-		ClusterDomain: "cluster.local", TrustDomain: "cluster.local",
+		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
 		Issuers: map[string]driver.Issuer{"default": {
 			Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Second, Max: time.Hour}, RootsRefresh: time.Minute,
 		}},

@@ -2,72 +2,71 @@ package server
 
 import (
 	"context"
-	"net/netip"
-	"net/url"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// decision is what is known about one request to sign, for the audit log. What
-// has not been learnt yet is the zero value.
-type decision struct {
+// signEntry is the entry of one signing request in the audit log. Fields that are not
+// known yet have their zero value.
+type signEntry struct {
 	issuer  string
 	caller  issuer.Pod
 	pod     issuer.Pod
 	request *issuer.Request
 }
 
-// record writes the one line that each decision gets.
-func (d *decision) record(ctx context.Context, credential *issuer.Credential, err error, took time.Duration) {
+// log writes the entry, which is one line.
+func (e *signEntry) log(ctx context.Context, credential *issuer.Credential, err error, took time.Duration) {
 	logger := klog.FromContext(ctx)
-	values := append(d.values(), "took", took.String())
-	switch c := code(err); c {
-	case codes.OK:
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Internal:
-		logger.Error(err, "Failed", append(values, "code", c.String())...)
-		return
-	default:
-		logger.Error(err, "Refused", append(values, "code", c.String())...)
+	values := append(e.values(), "took", took.String())
+	if err != nil {
+		message := "Request denied"
+		if isFailure(code(err)) {
+			message = "Request failed"
+		}
+		logger.Error(err, message, append(values, "code", code(err).String())...)
 		return
 	}
 	leaf := credential.Leaf()
-	logger.Info("Signed", append(values, "serial", leaf.SerialNumber.String(), "notAfter", leaf.NotAfter.UTC().Format(time.RFC3339))...)
+	logger.Info("Certificate signed", append(values, "serial", leaf.SerialNumber.String(), "notAfter", leaf.NotAfter.UTC().Format(time.RFC3339))...)
 }
 
-// values say who asked for what.
-func (d *decision) values() []any {
-	values := []any{"issuer", d.issuer}
-	if d.caller.Node != "" {
-		values = append(values, "node", d.caller.Node, "plugin", d.caller.Name)
+// isFailure tells whether a call with this code failed, rather than was denied.
+func isFailure(c codes.Code) bool {
+	switch c {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Internal:
+		return true
 	}
-	if d.pod.Name != "" {
-		values = append(values, "pod", d.pod.Namespace+"/"+d.pod.Name, "uid", d.pod.UID, "serviceAccount", d.pod.ServiceAccount, "podNode", d.pod.Node)
-	}
-	if r := d.request; r != nil {
-		values = append(values, "commonName", r.CommonName, "dnsNames", r.DNSNames)
-		values = nonEmpty(values, "ipAddresses", texts(r.IPAddresses, netip.Addr.String))
-		values = nonEmpty(values, "uris", texts(r.URIs, (*url.URL).String))
-		values = nonEmpty(values, "emailAddresses", r.EmailAddresses)
-		values = append(values, "keyType", r.KeyType, "duration", r.Duration.String())
-	}
-	return values
+	return false
 }
 
-func nonEmpty(values []any, key string, all []string) []any {
-	if len(all) == 0 {
+// values are the caller, the pod and the request, as far as they are known.
+func (e *signEntry) values() []any {
+	values := []any{"issuer", e.issuer}
+	if e.caller.Node != "" {
+		values = append(values, "node", e.caller.Node, "plugin", e.caller.Name)
+	}
+	if e.pod.Name != "" {
+		values = append(values, "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", e.pod.UID, "serviceAccount", e.pod.ServiceAccount, "podNode", e.pod.Node)
+	}
+	r := e.request
+	if r == nil {
 		return values
 	}
-	return append(values, key, all)
-}
-
-func texts[T any](values []T, text func(T) string) []string {
-	all := make([]string, len(values))
-	for i, v := range values {
-		all[i] = text(v)
+	values = append(values, "commonName", r.CommonName.String(), "dnsNames", names.Texts(r.DNSNames))
+	if len(r.IPAddresses) > 0 {
+		values = append(values, "ipAddresses", names.Texts(r.IPAddresses))
 	}
-	return all
+	if len(r.URIs) > 0 {
+		values = append(values, "uris", names.Texts(r.URIs))
+	}
+	if len(r.EmailAddresses) > 0 {
+		values = append(values, "emailAddresses", names.Texts(r.EmailAddresses))
+	}
+	return append(values, "keyType", r.KeyType, "duration", r.Duration.String())
 }

@@ -2,9 +2,11 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
-	"net/netip"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -18,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 	"github.com/flexstack/step-csi/issuer/trust"
@@ -55,7 +58,11 @@ func (r *recording) Sign(_ context.Context, req issuer.SigningRequest) ([]*x509.
 
 func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 	t.Helper()
-	allow, err := policy.New(policy.Config{ClusterDomain: "cluster.local", TrustDomain: "cluster.local", Reserved: []string{"ra.shop.svc"}})
+	allow, err := policy.New(policy.Config{
+		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")),
+		TrustDomain:   names.Must(names.ParseTrustDomain("cluster.local")),
+		Reserved:      names.Must(names.ParseAll(names.ParseHost, "ra.shop.svc")),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +72,7 @@ func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 	}
 	a, err := New(Config{
 		Issuers:  map[string]Issuer{"default": {Issuer: i, Min: time.Second, Max: 24 * time.Hour}},
-		Serving:  Serving{Signer: s, Names: []string{"ra.shop.svc"}, Duration: time.Hour},
+		Serving:  Serving{Signer: s, Names: names.Must(names.ParseAll(names.ParseDNSName, "ra.shop.svc")), Duration: time.Hour},
 		Plugin:   ServiceAccount{"step-ca", "step-csi"},
 		Reviewer: knowing{},
 		Limits:   Limits{Node: Limit{1e9, 1e9}, Pod: Limit{1e9, 1e9}},
@@ -80,28 +87,28 @@ func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 // FuzzSign takes a request as it comes over the wire: whatever it is, the CA is
 // asked for nothing but the pod's own names, all of which are in the CSR.
 func FuzzSign(f *testing.F) {
-	for _, change := range []func(*issuer.Request){
-		func(*issuer.Request) {},
-		func(r *issuer.Request) { r.DNSNames = append(r.DNSNames, "db.prod.svc") },
-		func(r *issuer.Request) { r.DNSNames = []string{"WEB.shop.svc", "*.shop.svc", "ra.shop.svc"} },
-		func(r *issuer.Request) { r.CommonName = "postgres" },
-		func(r *issuer.Request) { r.IPAddresses = []netip.Addr{netip.MustParseAddr("10.0.0.1")} },
-		func(r *issuer.Request) { r.EmailAddresses = []string{"a@b.example"} },
-		func(r *issuer.Request) { r.URIs = nil },
+	for _, change := range []func(*x509.CertificateRequest){
+		func(*x509.CertificateRequest) {},
+		func(r *x509.CertificateRequest) { r.DNSNames = append(r.DNSNames, "db.prod.svc") },
+		func(r *x509.CertificateRequest) { r.DNSNames = []string{"WEB.shop.svc", "*.shop.svc", "ra.shop.svc"} },
+		func(r *x509.CertificateRequest) { r.Subject.CommonName = "postgres" },
+		func(r *x509.CertificateRequest) { r.IPAddresses = []net.IP{net.IPv4(10, 0, 0, 1)} },
+		func(r *x509.CertificateRequest) { r.EmailAddresses = []string{"a@b.example"} },
+		func(r *x509.CertificateRequest) { r.URIs = nil },
 	} {
 		id, _ := url.Parse("spiffe://cluster.local/ns/shop/sa/web")
-		req := issuer.Request{CommonName: "web.shop", DNSNames: []string{"web.shop"}, URIs: []*url.URL{id}}
-		change(&req)
+		template := &x509.CertificateRequest{Subject: pkix.Name{CommonName: "web.shop"}, DNSNames: []string{"web.shop"}, URIs: []*url.URL{id}}
+		change(template)
 		key, err := issuer.ECDSAP256.Generate()
 		if err != nil {
 			f.Fatal(err)
 		}
-		csr, err := issuer.NewCSR(req, key)
+		csr, err := x509.CreateCertificateRequest(rand.Reader, template, key.Signer)
 		if err != nil {
 			f.Fatal(err)
 		}
 		wire, err := proto.Marshal(&rapb.SignRequest{
-			Issuer: "default", Csr: csr.Raw, DurationSeconds: 3600, PodToken: "a.web.c",
+			Issuer: "default", Csr: csr, DurationSeconds: 3600, PodToken: "a.web.c",
 			Pod: &rapb.Pod{Namespace: web.Namespace, Name: web.Name, Uid: web.UID, ServiceAccount: web.ServiceAccount, Node: web.Node},
 		})
 		if err != nil {
@@ -139,13 +146,13 @@ func checkAsked(t *testing.T, asked issuer.SigningRequest, req *rapb.SignRequest
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(csr.DNSNames, asked.Request.DNSNames) || len(csr.URIs) != len(asked.Request.URIs) ||
-		len(csr.IPAddresses)+len(csr.EmailAddresses) > 0 || csr.Subject.CommonName != asked.Request.CommonName {
+	if !slices.Equal(csr.DNSNames, names.Texts(asked.Request.DNSNames)) || len(csr.URIs) != len(asked.Request.URIs) ||
+		len(csr.IPAddresses)+len(csr.EmailAddresses) > 0 || csr.Subject.CommonName != asked.Request.CommonName.String() {
 		t.Fatalf("asked for %+v, and the CSR is for %+v", asked.Request, csr)
 	}
 	for _, name := range csr.DNSNames {
 		own := strings.HasSuffix(name, ".shop") || strings.HasSuffix(name, ".shop.svc") || strings.HasSuffix(name, ".shop.svc.cluster.local")
-		if !own || strings.ToLower(name) != name || name == "ra.shop.svc" || name == "*.shop.svc" {
+		if !own || strings.ToLower(name) != name || slices.Contains([]string{"ra.shop", "ra.shop.svc", "ra.shop.svc.cluster.local", "*.shop.svc", "*.shop.svc.cluster.local"}, name) {
 			t.Fatalf("asked for %q", name)
 		}
 	}

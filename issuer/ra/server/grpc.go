@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -21,38 +20,36 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
 
 const (
-	// callTimeout bounds a call, from its first byte on: whoever sends slowly is
-	// cut off, too.
+	// callTimeout bounds a call from its first byte on, so that it also ends the calls
+	// of slow senders.
 	callTimeout = 20 * time.Second
-	// answerTimeout leaves the caller, who waits for as long, time to be told what did
-	// not answer.
-	answerTimeout = callTimeout - 3*time.Second
-	// handshakeTimeout bounds what comes before.
+	// handlerTimeout is shorter: node plugins wait for callTimeout, and get the error
+	// that names the CA or the API server before they give up.
+	handlerTimeout = callTimeout - 3*time.Second
+	// handshakeTimeout bounds the TLS handshake.
 	handshakeTimeout = 5 * time.Second
-	// stopTimeout is how long calls in flight may take when the authority stops.
+	// stopTimeout is how long calls in flight may take after the server is stopped.
 	stopTimeout = callTimeout + 5*time.Second
-	// maxConnections bounds the memory that connections take. Nodes close theirs
-	// when they do not use them.
+	// maxConnections bounds the memory of connections. Node plugins close idle ones.
 	maxConnections = 8192
-	maxStreams     = 128 // per connection
-	maxHeaders     = 16 << 10
-	// workers are the goroutines that keep the stacks which calls have grown.
-	workers = 16
-	// connectionAge makes nodes connect anew, and so to new replicas, too.
+	maxStreams     = 128      // per connection
+	maxHeaders     = 16 << 10 // bytes
+	// connectionAge makes node plugins reconnect, so that they also find new replicas.
 	connectionAge = 10 * time.Minute
 )
 
-// perPeer is for a caller that is not known yet, by its address: each of its
-// calls costs a question to the API server.
-var perPeer = Limit{Rate: 200, Burst: 1000}
+// perAddress limits callers before they are known: the review of a caller's token
+// is a call to the API server.
+var perAddress = Limit{Rate: 200, Burst: 1000}
 
 func (s *Server) serve(ctx context.Context, listener net.Listener) error {
-	peers := newLimiter(perPeer)
+	addresses := newLimiter(perAddress)
 	g := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: s.serving.certificate})),
 		grpc.ConnectionTimeout(handshakeTimeout),
@@ -64,14 +61,13 @@ func (s *Server) serve(ctx context.Context, listener net.Listener) error {
 			Time: time.Minute, Timeout: 10 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
-		grpc.InTapHandle(func(ctx context.Context, _ *tap.Info) (context.Context, error) { return admit(ctx, peers) }),
-		grpc.UnaryInterceptor(s.intercept(klog.FromContext(ctx))),
+		grpc.InTapHandle(func(ctx context.Context, _ *tap.Info) (context.Context, error) { return admit(ctx, addresses) }),
+		grpc.UnaryInterceptor(intercept(klog.FromContext(ctx))),
 		grpc.WaitForHandlers(true),
-		grpc.NumStreamWorkers(workers),
 	)
 	rapb.RegisterRegistrationAuthorityServer(g, s)
 	failed := make(chan error, 1)
-	go func() { failed <- g.Serve(netutil.LimitListener(listener, maxConnections)) }()
+	go func() { failed <- accept(ctx, g, netutil.LimitListener(listener, maxConnections)) }()
 	select {
 	case err := <-failed:
 		return err
@@ -86,12 +82,19 @@ func (s *Server) serve(ctx context.Context, listener net.Listener) error {
 	return nil
 }
 
-// admit sees a call before its message is read.
-func admit(ctx context.Context, peers *limiter) (context.Context, error) {
+func accept(ctx context.Context, g *grpc.Server, listener net.Listener) (err error) {
+	defer panics.Recover(ctx, "accept connections", &err)
+	return g.Serve(listener)
+}
+
+// admit limits the calls of an address, and bounds the time of a call, before its
+// message is read.
+func admit(ctx context.Context, addresses *limiter) (_ context.Context, err error) {
+	defer panics.Recover(ctx, "admit a call", &err)
 	if p, ok := peer.FromContext(ctx); ok {
 		host, _, err := net.SplitHostPort(p.Addr.String())
-		if err != nil || !peers.allow(host) {
-			return nil, status.Error(codes.ResourceExhausted, "too many calls from this address")
+		if err != nil || !addresses.allow(host) {
+			return nil, status.Error(codes.ResourceExhausted, "rate limit of this address exceeded")
 		}
 	}
 	limited, cancel := context.WithTimeout(ctx, callTimeout)
@@ -99,33 +102,28 @@ func admit(ctx context.Context, peers *limiter) (context.Context, error) {
 	return limited, nil
 }
 
-// intercept gives each call a logger, and each error its code.
-func (s *Server) intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+// intercept gives each call a logger and a deadline, and each error its code.
+func intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 		begin := time.Now()
-		limited, cancel := context.WithTimeout(klog.NewContext(ctx, logger), answerTimeout)
+		limited, cancel := context.WithTimeout(klog.NewContext(ctx, logger), handlerTimeout)
 		defer cancel()
-		answer, err := recovered(limited, req, handle)
+		response, err := recovering(limited, req, info, handle)
 		if err == nil {
-			return answer, nil
+			return response, nil
 		}
-		if time.Since(begin) > answerTimeout/2 {
-			// Another replica would have less time than this one had, and the caller would
-			// not be told why. See https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
+		if time.Since(begin) > handlerTimeout/2 {
+			// No retry at another replica: less time is left than this one had, and the
+			// caller would not get this error. See
+			// https://github.com/grpc/proposal/blob/master/A6-client-retries.md#pushback
 			_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1"))
 		}
 		return nil, ra.Status(code(err), err)
 	}
 }
 
-// recovered turns a panic into an error of the one call.
-func recovered(ctx context.Context, req any, handle grpc.UnaryHandler) (answer any, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = errors.New("a defect of step-csi, please report it with the log of the authority")
-			klog.FromContext(ctx).Error(fmt.Errorf("%v", r), "Panic", "stack", string(debug.Stack()))
-		}
-	}()
+func recovering(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (response any, err error) {
+	defer panics.Recover(ctx, info.FullMethod, &err)
 	return handle(ctx, req)
 }
 
@@ -137,7 +135,7 @@ var (
 	errTooManyOfNode = fmt.Errorf("%w: rate limit of the node exceeded", issuer.Unavailable)
 )
 
-// code is the gRPC code of an error; rapb/ra.proto says what each means.
+// code is the gRPC code of an error; rapb/ra.proto describes the codes.
 func code(err error) codes.Code {
 	switch {
 	case errors.Is(err, errMalformed):

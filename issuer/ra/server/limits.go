@@ -8,20 +8,20 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Limit is a token bucket: Rate requests per second, and Burst at once.
+// Limit is a token bucket: Rate requests per second, with bursts of up to Burst.
 type Limit struct {
 	Rate  float64
 	Burst int
 }
 
-// Limits bound the requests of one replica. The zero value of each stands for its
+// Limits are the rate limits of one replica. The zero value of each stands for its
 // default.
 type Limits struct {
-	// Node is for all requests of a node: 50/s, and 500 at once, since a node can
-	// start all its pods at once.
+	// Node limits the calls of a node; the default is 50/s and bursts of 500, because
+	// all pods of a node can start at once.
 	Node Limit
-	// Pod is for the requests for one pod, which has a few volumes: 1/s, and 20 at
-	// once.
+	// Pod limits the requests for one pod, which has a few volumes; the default is
+	// 1/s and bursts of 20.
 	Pod Limit
 }
 
@@ -38,17 +38,17 @@ func (l Limits) withDefaults() (Limits, error) {
 			*d.limit = d.otherwise
 		}
 		if d.limit.Rate <= 0 || d.limit.Burst < 1 {
-			return l, fmt.Errorf("limits.%s: needs a rate above zero and a burst of at least one", d.name)
+			return l, fmt.Errorf("limits.%s: the rate must be above 0, and the burst at least 1", d.name)
 		}
 	}
 	return l, nil
 }
 
-// sweepAbove is how many buckets there are before full ones are thrown away: they
-// are as good as new ones.
+// sweepAbove is the number of buckets from which full ones are deleted: a full bucket
+// is the same as none.
 const sweepAbove = 1024
 
-// limiter has a bucket for each key.
+// limiter has a token bucket for each key.
 type limiter struct {
 	limit   Limit
 	mu      sync.Mutex
@@ -60,7 +60,7 @@ func newLimiter(l Limit) *limiter {
 	return &limiter{limit: l, buckets: map[string]*rate.Limiter{}, sweepAt: sweepAbove}
 }
 
-// allow takes a token out of the key's bucket, if there is one.
+// allow takes a token from the key's bucket. It returns false if the bucket is empty.
 func (l *limiter) allow(key string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -75,7 +75,8 @@ func (l *limiter) allow(key string) bool {
 	return bucket.Allow()
 }
 
-// sweep is seldom enough to cost nothing on average.
+// sweep deletes full buckets. The number of buckets at least doubles between two
+// sweeps, so that their cost per call is constant.
 func (l *limiter) sweep(now time.Time) {
 	for key, bucket := range l.buckets {
 		if bucket.TokensAt(now) >= float64(l.limit.Burst) {

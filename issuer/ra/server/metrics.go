@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// metrics of the authority.
+// metrics are the metrics of a server.
 type metrics struct {
 	requests    *prometheus.CounterVec
 	duration    *prometheus.HistogramVec
@@ -21,31 +21,31 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "step_csi_ra_requests_total",
-			Help: "Requests to sign, by issuer and gRPC code of the answer.",
+			Help: "Requests to sign a certificate, by issuer and gRPC code.",
 		}, []string{"issuer", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "step_csi_ra_request_duration_seconds",
-			Help:    "How long requests to sign took, whatever the answer, by issuer.",
+			Help:    "Duration of requests to sign a certificate, whether they succeed or not, by issuer.",
 			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14),
 		}, []string{"issuer"}),
 		answered: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "step_csi_ra_issuer_last_answer_timestamp_seconds",
-			Help: "When the CA of the issuer last answered its roots; 0 if never.",
+			Help: "Time when the CA of the issuer last answered a request for its roots; 0 if never.",
 		}, []string{"issuer"}),
 		failed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "step_csi_ra_issuer_last_failure_timestamp_seconds",
-			Help: "When the CA of the issuer last did not answer its roots; 0 if never.",
+			Help: "Time when a request for the roots of the issuer's CA last failed; 0 if never.",
 		}, []string{"issuer"}),
 		revocations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "step_csi_ra_revocations_total",
-			Help: "Requests to revoke, by issuer and gRPC code of the answer.",
+			Help: "Requests to revoke a certificate, by issuer and gRPC code.",
 		}, []string{"issuer", "code"}),
 	}
 	issued := s.gauge("step_csi_ra_certificate_issued_timestamp_seconds",
-		"When the authority's own certificate was issued, by its notBefore; 0 if there is none.",
+		"Time when the registration authority's own certificate was issued (notBefore); 0 if it has none.",
 		func(leaf *x509.Certificate) time.Time { return leaf.NotBefore })
 	expiry := s.gauge("step_csi_ra_certificate_expiration_timestamp_seconds",
-		"When the authority's own certificate expires; 0 if there is none.",
+		"Time when the registration authority's own certificate expires; 0 if it has none.",
 		func(leaf *x509.Certificate) time.Time { return leaf.NotAfter })
 	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, m.revocations, issued, expiry} {
 		if err := registry.Register(c); err != nil {
@@ -55,7 +55,7 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 	return m, nil
 }
 
-// gauge is a time of the authority's own certificate.
+// gauge is a gauge for a time in the server's own certificate.
 func (s *serving) gauge(name, help string, at func(*x509.Certificate) time.Time) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
 		if c := s.current.Load(); c != nil {
@@ -65,14 +65,14 @@ func (s *serving) gauge(name, help string, at func(*x509.Certificate) time.Time)
 	})
 }
 
-// expect makes the series of an issuer whose CA has not been asked yet.
+// expect creates the series of an issuer, so that they exist before the first call.
 func (m *metrics) expect(issuer string) {
 	m.revocations.WithLabelValues(issuer, codes.OK.String())
 	m.answered.WithLabelValues(issuer)
 	m.failed.WithLabelValues(issuer)
 }
 
-// refreshed keeps when the CA answered its roots, and when it did not.
+// refreshed records a request for the roots of the CA.
 func (m *metrics) refreshed(issuer string, err error) {
 	at := m.answered
 	if err != nil {
@@ -88,4 +88,13 @@ func (m *metrics) signed(issuer string, c codes.Code, took time.Duration) {
 
 func (m *metrics) revoked(issuer string, c codes.Code) {
 	m.revocations.WithLabelValues(issuer, c.String()).Inc()
+}
+
+// issuerLabel is the value of the label "issuer". It is empty for an unknown issuer:
+// callers could create any number of series.
+func (s *Server) issuerLabel(name string) string {
+	if _, known := s.issuers[name]; !known {
+		return ""
+	}
+	return name
 }

@@ -17,14 +17,15 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// reviewsAtOnce bounds the questions at a time, each on a connection of its own:
-// so many client-go keeps.
-const reviewsAtOnce = 16
+// maxReviews bounds the reviews at a time. Each takes a connection of its own, and
+// client-go keeps as many idle ones.
+const maxReviews = 16
 
-// reviewTimeout leaves the call time to tell that the API server did not answer.
+// reviewTimeout is shorter than handlerTimeout, so that the caller gets the error
+// that the API server does not answer.
 const reviewTimeout = 10 * time.Second
 
-// What the API server adds to the user of a token that is bound to a pod. See
+// The API server adds these to the user of a token that is bound to a pod. See
 // https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#bound-service-account-tokens
 const (
 	podName  = "authentication.kubernetes.io/pod-name"
@@ -32,16 +33,16 @@ const (
 	nodeName = "authentication.kubernetes.io/node-name"
 )
 
-// TokenReview is a Reviewer that asks the API server of the cluster.
+// TokenReview is a Reviewer that calls the API server.
 type TokenReview struct {
-	client *rest.RESTClient
-	places chan struct{}
+	client  *rest.RESTClient
+	reviews chan struct{} // has one element for each review in progress
 }
 
 var _ Reviewer = (*TokenReview)(nil)
 
-// NewTokenReview asks the API server that the configuration names. It needs the
-// right to create tokenreviews, and no other.
+// NewTokenReview returns a Reviewer for the API server of the configuration. The
+// process needs the right to create tokenreviews, and no other.
 func NewTokenReview(c *rest.Config) (*TokenReview, error) {
 	scheme := runtime.NewScheme()
 	if err := authentication.AddToScheme(scheme); err != nil {
@@ -54,33 +55,33 @@ func NewTokenReview(c *rest.Config) (*TokenReview, error) {
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	c.ContentType = runtime.ContentTypeProtobuf
 	c.AcceptContentTypes = runtime.ContentTypeProtobuf
-	// A question is one small message each way: HTTP/2 would only cost time.
+	// A review is one small message each way, for which HTTP/2 is slower.
 	c.NextProtos = []string{"http/1.1"}
-	c.QPS = -1 // how much may be asked is limited by node and by pod
+	c.QPS = -1 // no limit: the server limits the calls of each node and pod
 	client, err := rest.RESTClientFor(c)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	return &TokenReview{client, make(chan struct{}, reviewsAtOnce)}, nil
+	return &TokenReview{client, make(chan struct{}, maxReviews)}, nil
 }
 
-// Review implements Reviewer. Nothing is remembered: a pod that is gone, or a
-// token that has expired, is refused as soon as the API server does.
+// Review implements Reviewer. It caches nothing: an expired token, or the token of a
+// deleted pod, is rejected as soon as the API server rejects it.
 func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Pod, error) {
 	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
-	question := &authentication.TokenReview{Spec: authentication.TokenReviewSpec{
+	review := &authentication.TokenReview{Spec: authentication.TokenReviewSpec{
 		Token:     token.Reveal(),
 		Audiences: []string{issuer.TokenAudience},
 	}}
 	select {
-	case t.places <- struct{}{}:
-		defer func() { <-t.places }()
+	case t.reviews <- struct{}{}:
+		defer func() { <-t.reviews }()
 	case <-ctx.Done():
 		return issuer.Pod{}, fmt.Errorf("%w: wait for other token reviews: %w", issuer.Ended(ctx), ctx.Err())
 	}
-	answer := &authentication.TokenReview{}
-	err := t.client.Post().Resource("tokenreviews").Body(question).Do(ctx).Into(answer)
+	reviewed := &authentication.TokenReview{}
+	err := t.client.Post().Resource("tokenreviews").Body(review).Do(ctx).Into(reviewed)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in time: %w", err)
@@ -91,10 +92,10 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 		}
 		return issuer.Pod{}, fmt.Errorf("%w: review a token at the API server: %w", outcome, err)
 	}
-	return boundPod(answer.Status)
+	return boundPod(reviewed.Status)
 }
 
-// boundPod reads the pod out of the API server's answer.
+// boundPod returns the pod of a reviewed token.
 func boundPod(s authentication.TokenReviewStatus) (issuer.Pod, error) {
 	if !s.Authenticated {
 		return issuer.Pod{}, fmt.Errorf("%w: %w", ErrRejected, reason(s.Error))
@@ -105,7 +106,7 @@ func boundPod(s authentication.TokenReviewStatus) (issuer.Pod, error) {
 	account, ok := strings.CutPrefix(s.User.Username, "system:serviceaccount:")
 	namespace, name, found := strings.Cut(account, ":")
 	if !ok || !found {
-		return issuer.Pod{}, fmt.Errorf("%w: it is not that of a service account", ErrRejected)
+		return issuer.Pod{}, fmt.Errorf("%w: it is not the token of a service account", ErrRejected)
 	}
 	pod := issuer.Pod{
 		Namespace:      namespace,
@@ -123,7 +124,7 @@ func boundPod(s authentication.TokenReviewStatus) (issuer.Pod, error) {
 	return pod, nil
 }
 
-// only is the one value that there must be.
+// only returns the value if there is exactly one.
 func only(values authentication.ExtraValue) string {
 	if len(values) != 1 {
 		return ""
@@ -131,7 +132,7 @@ func only(values authentication.ExtraValue) string {
 	return values[0]
 }
 
-// reason leaves out what the API server repeats.
+// reason removes the brackets that the API server puts around its errors.
 func reason(text string) error {
 	if text == "" {
 		return errors.New("it is not valid")

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
@@ -15,40 +14,41 @@ import (
 )
 
 const (
-	// proofAge is how far the time in a proof may be off, either way.
-	proofAge = 10 * time.Minute
-	// maxChain bounds the certificates that are parsed.
+	// maxProofAge is how much the time in a proof may differ from the server's.
+	maxProofAge = 10 * time.Minute
+	// maxChain bounds the number of certificates that are parsed.
 	maxChain = 8
 )
 
-// revocation is what is known about one request to revoke, for the audit log.
-type revocation struct {
+// revokeEntry is the entry of one request to revoke in the audit log. Fields that are
+// not known yet have their zero value.
+type revokeEntry struct {
 	issuer, podUID string
 	caller         issuer.Pod
-	leaf           *x509.Certificate // nil until it is known to be one of the issuer's
+	leaf           *x509.Certificate // nil until it is verified
 }
 
 // Revoke implements rapb.RegistrationAuthorityServer.
 func (s *Server) Revoke(ctx context.Context, req *rapb.RevokeRequest) (*rapb.RevokeResponse, error) {
-	r := &revocation{issuer: req.GetIssuer(), podUID: req.GetPodUid()}
-	err := s.revoke(ctx, req, r)
-	s.metrics.revoked(s.knownName(r.issuer), code(err))
-	r.record(ctx, err)
+	entry := &revokeEntry{issuer: req.GetIssuer(), podUID: req.GetPodUid()}
+	err := s.revoke(ctx, req, entry)
+	s.metrics.revoked(s.issuerLabel(req.GetIssuer()), code(err))
+	entry.log(ctx, err)
 	if err != nil {
 		return nil, err
 	}
 	return &rapb.RevokeResponse{}, nil
 }
 
-// revoke revokes for a node plugin what it has the private key of. Which pod the
-// certificate was for does not matter: whoever has the key could do more harm with
-// it than to revoke it, and a request that is heard twice does nothing more.
-func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, r *revocation) error {
-	own, err := callerToken(ctx)
+// revoke revokes a certificate for a node plugin that has its private key. It does not
+// matter which pod had the certificate: the holder of the key could do more harm with
+// it. A replayed request has no effect, because the certificate is revoked already.
+func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, entry *revokeEntry) error {
+	token, err := callerToken(ctx)
 	if err != nil {
 		return err
 	}
-	if r.caller, err = s.reviewCaller(ctx, own); err != nil {
+	if entry.caller, err = s.reviewCaller(ctx, token); err != nil {
 		return err
 	}
 	i, known := s.issuers[req.GetIssuer()]
@@ -59,7 +59,7 @@ func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, r *revocat
 	if err != nil {
 		return err
 	}
-	if err := checkProof(req, chain[0], r.caller.Node); err != nil {
+	if err := checkProof(req, chain[0], entry.caller.Node); err != nil {
 		return fmt.Errorf("%w: %w", issuer.Denied, err)
 	}
 	err = i.Verify(ctx, chain)
@@ -67,9 +67,9 @@ func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, r *revocat
 	case err != nil && issuer.OutcomeOf(err) != issuer.Failed:
 		return err
 	case err != nil:
-		return fmt.Errorf("%w: the certificate is not a valid one of the issuer %q: %w", issuer.Denied, req.GetIssuer(), err)
+		return fmt.Errorf("%w: it is not a valid certificate of the issuer %q: %w", issuer.Denied, req.GetIssuer(), err)
 	}
-	r.leaf = chain[0]
+	entry.leaf = chain[0]
 	return i.Revoke(ctx, issuer.Revocation{Serial: chain[0].SerialNumber.String(), Chain: chain})
 }
 
@@ -87,12 +87,13 @@ func parseChain(all [][]byte) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
-// checkProof checks that the caller, on this node, has the key of the certificate.
+// checkProof checks that the caller, a node plugin on this node, has the private key
+// of the certificate.
 func checkProof(req *rapb.RevokeRequest, leaf *x509.Certificate, node string) error {
 	made := time.Unix(req.GetTime(), 0)
-	if off := time.Since(made); off < -proofAge || off > proofAge {
-		return fmt.Errorf("the proof was made at %s, more than %s off; the clocks of the node and of the authority differ",
-			made.UTC().Format(time.RFC3339), proofAge)
+	if off := time.Since(made); off < -maxProofAge || off > maxProofAge {
+		return fmt.Errorf("the proof was made at %s, which differs by more than %s from the clock of the registration authority; synchronize the clocks",
+			made.UTC().Format(time.RFC3339), maxProofAge)
 	}
 	if err := leaf.CheckSignature(ra.ProofAlgorithm(leaf.PublicKey), ra.Proof(req, node), req.GetSignature()); err != nil {
 		return fmt.Errorf("no proof that the caller, on node %s, has the key of the certificate: %w", node, err)
@@ -100,22 +101,23 @@ func checkProof(req *rapb.RevokeRequest, leaf *x509.Certificate, node string) er
 	return nil
 }
 
-// record writes the one line that each request gets.
-func (r *revocation) record(ctx context.Context, err error) {
+// log writes the entry, which is one line.
+func (e *revokeEntry) log(ctx context.Context, err error) {
+	values := []any{"issuer", e.issuer, "uid", e.podUID}
+	if e.caller.Node != "" {
+		values = append(values, "node", e.caller.Node, "plugin", e.caller.Name)
+	}
+	if e.leaf != nil {
+		values = append(values, "serial", e.leaf.SerialNumber.String(), "commonName", e.leaf.Subject.CommonName, "dnsNames", e.leaf.DNSNames)
+	}
 	logger := klog.FromContext(ctx)
-	values := []any{"issuer", r.issuer, "uid", r.podUID}
-	if r.caller.Node != "" {
-		values = append(values, "node", r.caller.Node, "plugin", r.caller.Name)
-	}
-	if r.leaf != nil {
-		values = append(values, "serial", r.leaf.SerialNumber.String(), "commonName", r.leaf.Subject.CommonName, "dnsNames", r.leaf.DNSNames)
-	}
-	switch c := code(err); c {
-	case codes.OK:
+	if err == nil {
 		logger.Info("Certificate revoked", values...)
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Internal:
-		logger.Error(err, "Revocation failed", append(values, "code", c.String())...)
-	default:
-		logger.Error(err, "Revocation refused", append(values, "code", c.String())...)
+		return
 	}
+	message := "Revocation denied"
+	if isFailure(code(err)) {
+		message = "Revocation failed"
+	}
+	logger.Error(err, message, append(values, "code", code(err).String())...)
 }

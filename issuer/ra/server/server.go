@@ -1,14 +1,14 @@
-// Package authority is the registration authority: it holds the CA's credential,
-// so that no node has to, and has certificates signed for pods whose identity the
-// API server has confirmed.
+// Package server is the registration authority: it holds the credential of the CA's
+// provisioner, so that no node has to, and has the CA sign for pods whose identity
+// the API server confirms. A node plugin calls it through package ra.
 //
-// Nothing that a caller says is believed. Who the pod is, and on which node,
-// comes from the API server's review of the pod's token; who the caller is, and
-// on which node, from the review of the caller's own. A node gets certificates
-// only for pods that run on it. What a certificate may say is the policy's
-// business, which sees all that is in the CSR.
+// The server trusts nothing in a request but what the API server confirms. The
+// review of the pod's token tells which pod asks and on which node it runs; the
+// review of the caller's token tells which node plugin calls and on which node. A
+// node gets certificates only for pods that run on it. The policy decides about
+// every name in the CSR.
 //
-// It keeps no state, so any number of replicas can stand side by side.
+// A server keeps no state, so that any number of replicas can run.
 package server
 
 import (
@@ -26,28 +26,29 @@ import (
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
 
-// Reviewer asks the API server about service-account tokens.
+// Reviewer has the API server review service-account tokens.
 type Reviewer interface {
-	// Review returns the pod that the token is bound to. The error is ErrRejected
-	// for a token that is not valid, not for the audience step-csi, or not bound
-	// to a pod that exists; and issuer.Unavailable if there is no answer.
+	// Review returns the pod that the token is bound to. The error wraps ErrRejected
+	// if the token is not valid, not for the audience step-csi, or not bound to a pod
+	// that exists, and issuer.Unavailable if the API server does not answer.
 	Review(ctx context.Context, token issuer.Token) (issuer.Pod, error)
 }
 
-// ErrRejected says that a token proves nothing.
-var ErrRejected = errors.New("the API server does not accept the token")
+// ErrRejected is the error for a token that does not identify a pod.
+var ErrRejected = errors.New("the token is rejected")
 
 // ServiceAccount names a service account.
 type ServiceAccount struct{ Namespace, Name string }
 
-// String is the form namespace/name.
+// String returns namespace/name.
 func (s ServiceAccount) String() string { return s.Namespace + "/" + s.Name }
 
-// Issuer is an issuer with the lifetimes that it gives; both are included.
+// Issuer is an issuer with its bounds.
 type Issuer struct {
 	*issuer.Issuer
+	// Min and Max are the shortest and the longest lifetime of a certificate.
 	Min, Max time.Duration
-	// RootsRefresh is how often the CA is asked for its roots.
+	// RootsRefresh is the time between two requests for the CA's roots.
 	RootsRefresh time.Duration
 }
 
@@ -56,11 +57,11 @@ type Config struct {
 	// Issuers by name.
 	Issuers map[string]Issuer
 	Serving Serving
-	// Plugin is the service account of the node plugins. Nobody else may ask.
+	// Plugin is the service account of the node plugins, the only callers.
 	Plugin   ServiceAccount
 	Reviewer Reviewer
 	Limits   Limits
-	// Metrics are registered here.
+	// Metrics is where the metrics are registered.
 	Metrics prometheus.Registerer
 }
 
@@ -78,12 +79,11 @@ type Server struct {
 	readiness issuer.Readiness
 }
 
-// New refuses a configuration that cannot work. Neither the CA nor the API server
-// is asked.
+// New checks the configuration. It calls neither the CA nor the API server.
 func New(c Config) (*Server, error) {
 	switch {
 	case len(c.Issuers) == 0 || c.Reviewer == nil || c.Metrics == nil:
-		return nil, errors.New("a registration authority needs issuers, a reviewer and a place for metrics")
+		return nil, errors.New("a registration authority needs issuers, a reviewer and a registry for metrics")
 	case c.Plugin.Namespace == "" || c.Plugin.Name == "":
 		return nil, errors.New("plugin: name the service account of the node plugins, as namespace/name")
 	}
@@ -113,24 +113,23 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Ready is nil once every issuer has answered, and as long as the authority's own
-// certificate is valid; else it says what is missing.
+// Ready returns nil while the server can work: every issuer has answered once, and
+// the server's own certificate is valid. Otherwise the error says what is missing.
 func (s *Server) Ready() error {
 	return errors.Join(s.readiness.Err(), s.serving.err(time.Now()))
 }
 
-// Run serves on the listener until the context ends, and finishes the calls in
-// flight.
+// Run serves on the listener until ctx ends, and then waits for the calls in flight.
 func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var ending sync.WaitGroup
+	var running sync.WaitGroup
 	defer func() {
 		stop()
-		ending.Wait()
+		running.Wait()
 	}()
-	ending.Go(func() { s.serving.keep(background) })
+	running.Go(func() { s.serving.keep(background) })
 	for name, i := range s.issuers {
-		ending.Go(func() {
+		running.Go(func() {
 			s.readiness.Connect(background, name, i.Issuer)
 			ctx := klog.NewContext(background, klog.FromContext(background).WithValues("issuer", name))
 			i.FollowRoots(ctx, i.RootsRefresh, func(_ issuer.Roots, err error) { s.metrics.refreshed(name, err) })

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -12,23 +13,30 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
-// Serving is about the authority's own certificate.
+// Serving is the configuration of the server's own certificate.
 type Serving struct {
-	// Signer of the CA which node plugins trust.
+	// Signer has the certificate signed, by the CA that node plugins trust.
 	Signer issuer.Signer
-	// Names are its DNS names. Node plugins call the authority by one of them.
-	Names []string
-	// Duration is its lifetime.
+	// Names are the DNS names in the certificate. Node plugins connect to one of them.
+	Names []names.DNSName
+	// Duration is the lifetime of the certificate.
 	Duration time.Duration
 }
 
-// maxCommonName is ub-common-name of RFC 5280, in bytes.
-const maxCommonName = 64
+// The first and the longest wait before a retry. The longest is short, because no
+// node plugin can connect without a valid certificate.
+const (
+	firstServingRetry = time.Second
+	maxServingRetry   = 10 * time.Second
+)
 
-// serving keeps the authority's own certificate, in memory.
+// serving holds the server's own certificate and renews it.
 type serving struct {
 	issuer  *issuer.Issuer
 	request issuer.Request
@@ -36,55 +44,61 @@ type serving struct {
 }
 
 func newServing(c Serving) (*serving, error) {
-	fits := func(name string) bool { return name != "" && len(name) <= maxCommonName }
-	i := slices.IndexFunc(c.Names, fits)
-	if i < 0 || c.Duration <= 0 {
-		return nil, fmt.Errorf("names: there must be DNS names for the authority's own certificate, one of at most %d bytes among them", maxCommonName)
+	commonName, ok := names.FirstCommonName(c.Names)
+	if !ok || c.Duration <= 0 {
+		return nil, errors.New("names: the registration authority's own certificate needs DNS names, at least one of them with at most 64 bytes")
 	}
 	s := &serving{request: issuer.Request{
-		CommonName: c.Names[i], DNSNames: c.Names, Duration: c.Duration, KeyType: issuer.ECDSAP256,
+		CommonName: commonName, DNSNames: c.Names, Duration: c.Duration, KeyType: issuer.ECDSAP256,
 	}}
 	var err error
 	s.issuer, err = issuer.New(issuer.Config{Signer: c.Signer, Policy: s.onlyOwn})
 	return s, err
 }
 
-// onlyOwn is the policy of an issuer that makes one certificate.
+// onlyOwn is the policy of the issuer of this one certificate.
 func (s *serving) onlyOwn(_ context.Context, _ issuer.Pod, req issuer.Request) error {
 	if !slices.Equal(req.DNSNames, s.request.DNSNames) {
-		return fmt.Errorf("%w: not the authority's own names", issuer.Denied)
+		return fmt.Errorf("%w: not the registration authority's own names", issuer.Denied)
 	}
 	return nil
 }
 
-// keep has a valid certificate made, and renewed, until ctx ends.
+// keep obtains the certificate and renews it until ctx ends.
 func (s *serving) keep(ctx context.Context) {
 	logger := klog.FromContext(ctx)
-	// Without one, the tries are at most ten seconds apart: nothing works then.
-	next, failures := time.Now(), 0
-	validity := renewal.Validity{Issued: next, NotAfter: next.Add(4 * time.Minute)}
-	for renewal.SleepUntil(ctx, next) {
-		asked := time.Now()
-		credential, err := s.issuer.Issue(ctx, issuer.Applicant{}, s.request, issuer.PrivateKey{})
-		switch {
-		case err == nil:
-			s.current.Store(tlsCertificate(credential))
-			leaf := credential.Leaf()
-			validity, failures = renewal.Validity{Issued: asked, NotAfter: leaf.NotAfter, Spread: renewal.Random()}, 0
-			next = validity.Due()
-			logger.Info("Issued the authority's own certificate", "serial", leaf.SerialNumber, "names", leaf.DNSNames,
-				"notAfter", leaf.NotAfter.UTC().Format(time.RFC3339), "renewal", next.UTC().Format(time.RFC3339))
-		case ctx.Err() != nil:
+	retry := backoff.Backoff{First: firstServingRetry, Max: maxServingRetry}
+	for next := time.Now(); backoff.Sleep(ctx, time.Until(next)); {
+		due, err := s.renew(ctx)
+		if ctx.Err() != nil {
 			return
-		default:
-			failures++
-			next = time.Now().Add(validity.Retry(failures, time.Now(), renewal.Random()))
-			logger.Error(err, "No certificate for the authority itself", "failures", failures, "next", next.UTC().Format(time.RFC3339))
 		}
+		if err != nil {
+			next = time.Now().Add(retry.Next())
+			logger.Error(err, "Own certificate not issued", "retry", next.UTC().Format(time.RFC3339))
+			continue
+		}
+		retry.Reset()
+		next = due
+		leaf := s.current.Load().Leaf
+		logger.Info("Own certificate issued", "serial", leaf.SerialNumber.String(), "dnsNames", leaf.DNSNames,
+			"notAfter", leaf.NotAfter.UTC().Format(time.RFC3339), "renewal", next.UTC().Format(time.RFC3339))
 	}
 }
 
-// tlsCertificate shows the roots, too: node plugins know one by its fingerprint.
+// renew obtains a new certificate, and returns when to renew that.
+func (s *serving) renew(ctx context.Context) (due time.Time, err error) {
+	defer panics.Recover(ctx, "renew the own certificate", &err)
+	asked := time.Now()
+	credential, err := s.issuer.Issue(ctx, issuer.Applicant{}, s.request, issuer.PrivateKey{})
+	if err != nil {
+		return time.Time{}, err
+	}
+	s.current.Store(tlsCertificate(credential))
+	return renewal.Validity{Issued: asked, NotAfter: credential.Leaf().NotAfter, Spread: rand.Float64()}.Due(), nil
+}
+
+// tlsCertificate includes the roots: node plugins may know only the fingerprint of one.
 func tlsCertificate(c *issuer.Credential) *tls.Certificate {
 	t := &tls.Certificate{PrivateKey: c.Key.Signer, Leaf: c.Leaf()}
 	for _, certificate := range slices.Concat(c.Chain, c.Roots.Own) {
@@ -93,7 +107,7 @@ func tlsCertificate(c *issuer.Credential) *tls.Certificate {
 	return t
 }
 
-var errNoCertificate = errors.New("the authority has no certificate of its own yet")
+var errNoCertificate = errors.New("the registration authority has no certificate yet")
 
 // certificate is for tls.Config.GetCertificate.
 func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -103,7 +117,7 @@ func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return nil, errNoCertificate
 }
 
-// notAfter is when the certificate expires; the zero value if there is none.
+// notAfter returns when the certificate expires; the zero value if there is none.
 func (s *serving) notAfter() time.Time {
 	if c := s.current.Load(); c != nil {
 		return c.Leaf.NotAfter
@@ -111,12 +125,13 @@ func (s *serving) notAfter() time.Time {
 	return time.Time{}
 }
 
+// err returns an error if there is no valid certificate.
 func (s *serving) err(now time.Time) error {
 	switch expiry := s.notAfter(); {
 	case expiry.IsZero():
 		return errNoCertificate
 	case !now.Before(expiry):
-		return fmt.Errorf("the authority's own certificate expired at %s", expiry.UTC().Format(time.RFC3339))
+		return fmt.Errorf("the registration authority's own certificate expired at %s", expiry.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

@@ -1,0 +1,343 @@
+package volume_test
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.step.sm/crypto/minica"
+	"golang.org/x/sys/unix"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/driver/schedule"
+	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/driver/volume"
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/trust"
+	"github.com/flexstack/step-csi/test/sandbox"
+)
+
+func TestMain(m *testing.M) {
+	sandbox.Enter()
+	os.Exit(m.Run())
+}
+
+// pausingSigner is a CA whose answers can be held back.
+type pausingSigner struct {
+	ca    *minica.CA
+	store *trust.Store
+	roots atomic.Pointer[[]*x509.Certificate]
+	// paused is called after the CA has signed, and before its answer arrives.
+	paused func()
+}
+
+func (*pausingSigner) Connect(context.Context) error { return nil }
+
+func (s *pausingSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
+	leaf, err := s.ca.Sign(&x509.Certificate{
+		Subject: req.CSR.Subject, DNSNames: req.CSR.DNSNames, URIs: req.CSR.URIs, PublicKey: req.CSR.PublicKey,
+		NotBefore: time.Now().Add(-time.Second), NotAfter: time.Now().Add(req.Request.Duration), KeyUsage: x509.KeyUsageDigitalSignature,
+	})
+	return []*x509.Certificate{leaf, s.ca.Intermediate}, err
+}
+
+// Roots are those of the answer to Sign, as the registration authority sends them.
+func (s *pausingSigner) Roots(context.Context) (issuer.Roots, error) {
+	answered := issuer.Roots{Own: *s.roots.Load()}
+	if s.paused != nil {
+		s.paused()
+	}
+	return answered, nil
+}
+
+func (s *pausingSigner) RefreshRoots(context.Context) (issuer.Roots, error) {
+	return issuer.Roots{Own: *s.roots.Load()}, nil
+}
+
+func (s *pausingSigner) Trust() *trust.Store { return s.store }
+
+// fixture is a node with one issuer, and a volume on it.
+type fixture struct {
+	t      *testing.T
+	node   *volume.Node
+	signer *pausingSigner
+	spec   volume.Spec
+	path   string // of the target
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	ca, err := minica.New()
+	must(t, err)
+	s := &pausingSigner{ca: ca, store: trust.NewStore("https://ca", trust.Pins{})}
+	s.roots.Store(&[]*x509.Certificate{ca.Root})
+	i, err := issuer.New(issuer.Config{Signer: s, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
+	must(t, err)
+	directory := t.TempDir()
+	targets, err := tmpfs.OpenDirectory(directory)
+	must(t, err)
+	t.Cleanup(func() { targets.Close() })
+	f := &fixture{t: t, signer: s, path: filepath.Join(directory, "mount")}
+	f.node = &volume.Node{
+		DriverName: "csi.example",
+		Targets:    targets,
+		Attributes: attributes.Config{
+			ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")),
+			TrustDomain:   names.Must(names.ParseTrustDomain("cluster.local")),
+			Issuers:       map[string]attributes.Bounds{"default": {Default: time.Hour, Min: time.Second, Max: time.Hour}},
+		},
+		Issuers: map[string]*volume.Issuer{"default": {
+			Issuer: i, Name: "default", Scheduler: schedule.New(), Observe: func(schedule.Priority, time.Time, error) {},
+		}},
+	}
+	f.spec = volume.Spec{
+		VolumeID: "csi-1", Target: "mount",
+		Pod: issuer.Pod{Namespace: "shop", Name: "web-0", UID: "uid-1", ServiceAccount: "web", Node: "node-1"},
+	}
+	t.Cleanup(func() { _ = unix.Unmount(f.path, unix.MNT_DETACH) })
+	return f
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (f *fixture) create() *volume.Volume {
+	f.t.Helper()
+	v, err := volume.Create(f.t.Context(), f.node, f.spec, issuer.Token{})
+	must(f.t, err)
+	return v
+}
+
+// check returns what is in the volume, and checks it.
+func (f *fixture) check() *volume.Contents {
+	f.t.Helper()
+	root, err := os.OpenRoot(f.path)
+	must(f.t, err)
+	defer root.Close()
+	contents, err := volume.Check(root, usual)
+	must(f.t, err)
+	return contents
+}
+
+var usual = payload.Names{Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt"}
+
+// addRoot makes the CA answer another root, too, and the issuer know it.
+func (f *fixture) addRoot() {
+	f.t.Helper()
+	other, err := minica.New()
+	must(f.t, err)
+	roots := append([]*x509.Certificate{other.Root}, *f.signer.roots.Load()...)
+	f.signer.roots.Store(&roots)
+	f.follow()
+}
+
+// follow is one answer to the question for the roots.
+func (f *fixture) follow() {
+	ctx, stop := context.WithCancel(f.t.Context())
+	f.node.Issuers["default"].FollowRoots(ctx, time.Hour, func(issuer.Roots, error) { stop() })
+}
+
+// A renewal whose answer waits while the roots are replaced does not write the older
+// roots of its answer.
+func TestRenewalDoesNotWriteOlderRoots(t *testing.T) {
+	f := newFixture(t)
+	v := f.create()
+	f.signer.paused = func() {
+		f.signer.paused = nil
+		f.addRoot()
+		if changed, err := v.ReplaceRoots(); err != nil || !changed {
+			t.Errorf("%v, %v", changed, err)
+		}
+	}
+	first := f.check().Leaf
+	must(t, v.Renew(t.Context()))
+	if contents := f.check(); len(contents.Roots) != 2 || contents.Leaf.Equal(first) {
+		t.Errorf("%d roots", len(contents.Roots))
+	}
+	if changed, err := v.ReplaceRoots(); err != nil || changed {
+		t.Errorf("once more: %v, %v", changed, err)
+	}
+}
+
+// Roots that change between the answer of a publish and the mount are those of the
+// volume, or replaced as soon as it is known.
+func TestPublishDoesNotMissNewRoots(t *testing.T) {
+	f := newFixture(t)
+	f.signer.paused = func() {
+		f.signer.paused = nil
+		f.addRoot()
+	}
+	v := f.create()
+	if contents := f.check(); len(contents.Roots) != 2 {
+		t.Errorf("%d roots", len(contents.Roots))
+	}
+	f.addRoot() // after it was mounted, and before it was registered
+	v.Keep(t.Context())
+	if contents := f.check(); len(contents.Roots) != 3 {
+		t.Errorf("%d roots", len(contents.Roots))
+	}
+}
+
+// What the issuer's peer is verified by is in an extended attribute. When only that
+// changes, no program has anything to reload.
+func TestTrustAloneChangesNoFile(t *testing.T) {
+	f := newFixture(t)
+	v := f.create()
+	set, err := os.Readlink(filepath.Join(f.path, payload.DataLink))
+	must(t, err)
+	f.signer.store.Follow([]*x509.Certificate{f.signer.ca.Root})
+	if changed, err := v.ReplaceRoots(); err != nil || changed {
+		t.Errorf("%v, %v", changed, err)
+	}
+	if now, err := os.Readlink(filepath.Join(f.path, payload.DataLink)); err != nil || now != set {
+		t.Errorf("the files were swapped: %v", err)
+	}
+	target, err := f.node.Targets.Open("mount")
+	must(t, err)
+	defer target.Close()
+	if data, err := tmpfs.Trust(target); err != nil || !strings.Contains(string(data), `"roots":["`) {
+		t.Errorf("%s, %v", data, err)
+	}
+}
+
+// When the names of the previous attributes cannot be removed, the new certificate is
+// the mounted one all the same, also for the record and for a revocation.
+func TestFailedCleanUpKeepsTheRecordRight(t *testing.T) {
+	f := newFixture(t)
+	f.create()
+	f.spec.Attributes = map[string]string{"certificate-file": "server.pem"}
+	v, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec)
+	must(t, err)
+	// A directory in the place of the old name cannot be removed as a file is.
+	target, err := f.node.Targets.Open("mount")
+	must(t, err)
+	defer target.Close()
+	tree, err := tmpfs.Clone(target)
+	must(t, err)
+	root, err := tree.Root()
+	must(t, err)
+	must(t, errors.Join(root.Remove("tls.crt"), root.MkdirAll("tls.crt/full", 0o700)))
+	if err := v.Renew(t.Context()); !errors.Is(err, payload.ErrCleanUp) {
+		t.Error(err)
+	}
+	contents, err := volume.Check(root, payload.Names{Certificate: "server.pem", PrivateKey: "tls.key", CA: "ca.crt"})
+	if contents == nil {
+		t.Fatal(err)
+	}
+	must(t, errors.Join(root.Close(), tree.Close()))
+	data, err := tmpfs.Record(target)
+	must(t, err)
+	record, err := volume.ParseRecord(data)
+	must(t, err)
+	if err := record.Fits(contents); err != nil || !v.State().Validity.NotAfter.Equal(contents.Leaf.NotAfter) {
+		t.Errorf("%v, state %+v", err, v.State())
+	}
+}
+
+// A volume that something hides is gone, and comes back when it is adopted.
+func TestHiddenVolume(t *testing.T) {
+	f := newFixture(t)
+	v := f.create()
+	must(t, unix.Mount("foreign", f.path, "tmpfs", 0, ""))
+	if err := v.Renew(t.Context()); !errors.Is(err, volume.ErrGone) {
+		t.Errorf("renewed: %v", err)
+	}
+	if _, err := v.Close(); err == nil {
+		t.Error("closed under a foreign mount")
+	}
+	if _, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec); !errors.Is(err, tmpfs.ErrForeign) {
+		t.Errorf("adopted: %v", err)
+	}
+	must(t, unix.Unmount(f.path, 0))
+	again, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec)
+	must(t, err)
+	before := f.check().Leaf
+	must(t, again.Renew(t.Context()))
+	if f.check().Leaf.Equal(before) {
+		t.Error("not renewed")
+	}
+	if revocation, err := again.Close(); err != nil || revocation != nil {
+		t.Errorf("%v, %v", revocation, err)
+	}
+	if _, err := os.ReadFile(filepath.Join(f.path, "tls.crt")); err == nil {
+		t.Error("still mounted")
+	}
+}
+
+// Check finds each way in which a volume can be broken.
+func TestCheck(t *testing.T) {
+	for name, test := range map[string]struct {
+		damage func(root *os.Root) error
+		want   string
+	}{
+		"nothing":         {func(*os.Root) error { return nil }, ""},
+		"no link":         {func(r *os.Root) error { return r.Remove(payload.DataLink) }, payload.DataLink},
+		"a plain file":    {replaced("tls.crt"), "tls.crt"},
+		"no key":          {func(r *os.Root) error { return r.Remove("tls.key") }, "tls.key"},
+		"no roots":        {rewritten("ca.crt", func(string) string { return "" }), "ca.crt: there is no certificate"},
+		"rubbish":         {rewritten("tls.crt", func(string) string { return "x" }), "tls.crt"},
+		"half a chain":    {rewritten("tls.crt", func(s string) string { return s[:strings.Index(s, "-----END")+26] }), "unknown authority"},
+		"another key":     {rewritten("tls.key", func(string) string { return anotherKey }), "the key of another certificate"},
+		"a writable view": {nil, "the mount is writable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			f.create()
+			target, err := f.node.Targets.Open("mount")
+			must(t, err)
+			defer target.Close()
+			tree, err := tmpfs.Clone(target)
+			must(t, err)
+			defer tree.Close()
+			writable, err := tree.Root()
+			must(t, err)
+			defer writable.Close()
+			checked := writable
+			if test.damage != nil {
+				must(t, test.damage(writable))
+				checked, err = tmpfs.Root(target)
+				must(t, err)
+				defer checked.Close()
+			}
+			_, err = volume.Check(checked, usual)
+			if test.want == "" && err != nil || test.want != "" && !strings.Contains(fmt.Sprint(err), test.want) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// replaced puts a plain file in the place of a link.
+func replaced(name string) func(*os.Root) error {
+	return func(r *os.Root) error {
+		data, err := r.ReadFile(name)
+		return errors.Join(err, r.Remove(name), r.WriteFile(name, data, 0o444))
+	}
+}
+
+func rewritten(name string, change func(string) string) func(*os.Root) error {
+	return func(r *os.Root) error {
+		data, err := r.ReadFile(name)
+		name := payload.DataLink + "/" + name
+		return errors.Join(err, r.Remove(name), r.WriteFile(name, []byte(change(string(data))), 0o444))
+	}
+}
+
+// anotherKey is an Ed25519 key, in PKCS #8.
+const anotherKey = `-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC
+-----END PRIVATE KEY-----
+`

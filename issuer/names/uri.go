@@ -1,0 +1,98 @@
+package names
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"path"
+	"regexp"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// MaxURI is the limit of the SPIFFE ID specification, section 2.3, in bytes.
+const MaxURI = 2048
+
+// URI is an absolute URI with a host. With the scheme spiffe, it is a SPIFFE ID.
+type URI struct{ uri string }
+
+// String implements fmt.Stringer.
+func (u URI) String() string { return u.uri }
+
+// URL returns the URI in parts.
+func (u URI) URL() *url.URL {
+	parsed, _ := url.Parse(u.uri) // ParseURI has parsed it.
+	return parsed
+}
+
+// SPIFFEID returns the URI as a SPIFFE ID. ok is false if the URI has another
+// scheme.
+func (u URI) SPIFFEID() (id spiffeid.ID, ok bool) {
+	id, err := spiffeid.FromString(u.uri)
+	return id, err == nil
+}
+
+// ParseURI rejects every spelling but one, because peers compare URIs as strings.
+func ParseURI(text string) (URI, error) {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Scheme == "" || u.Hostname() == "":
+		return URI{}, fmt.Errorf("%s is not a URI with scheme and host, such as spiffe://example.com/web", Quote(text))
+	case len(text) > MaxURI:
+		return URI{}, fmt.Errorf("%s is longer than %d bytes", Quote(text), MaxURI)
+	case u.User != nil:
+		return URI{}, fmt.Errorf("%s: leave out the user; a URI in a certificate has none", Quote(text))
+	case !isPlainASCII(text) || strings.Contains(text+u.String(), "%"):
+		return URI{}, fmt.Errorf("%s: use printable ASCII that needs no percent-encoding", Quote(text))
+	}
+	if err := checkURIHost(u); err != nil {
+		return URI{}, err
+	}
+	u.Host = normalURIHost(u)
+	if clean := path.Clean(u.Path); u.Path != "" && u.Path != clean {
+		u.Path = clean
+		return URI{}, fmt.Errorf("%s: the path has an empty segment or a dot segment; write it as %s", Quote(text), Quote(u.String()))
+	}
+	if u.String() != text {
+		return URI{}, fmt.Errorf("%s: write it as %s", Quote(text), Quote(u.String()))
+	}
+	if u.Scheme == "spiffe" {
+		if err := checkSPIFFEID(text); err != nil {
+			return URI{}, err
+		}
+	}
+	return URI{text}, nil
+}
+
+// uriHostPattern allows "_" too, which SPIFFE allows in trust domains.
+var uriHostPattern = regexp.MustCompile(`^[a-z0-9_-]+(\.[a-z0-9_-]+)*$`)
+
+// checkURIHost rejects hosts that are neither a DNS name nor an IP address:
+// crypto/x509 cannot read a certificate with such a URI. A SPIFFE trust domain is
+// not resolved, so it may end in a number.
+func checkURIHost(u *url.URL) error {
+	host := strings.ToLower(u.Hostname())
+	_, err := netip.ParseAddr(host)
+	likeIPv4 := u.Scheme != "spiffe" && numberPattern.MatchString(host)
+	if err == nil || uriHostPattern.MatchString(host) && !likeIPv4 {
+		return nil
+	}
+	return fmt.Errorf("%s: the host must be a DNS name in ASCII without a dot at the end, or an IP address", Quote(u.String()))
+}
+
+// normalURIHost returns the host with port. A port has no leading zeros, an
+// empty one has no colon, and addresses are written as in RFC 5952.
+func normalURIHost(u *url.URL) string {
+	host := strings.ToLower(u.Hostname())
+	if ip, err := netip.ParseAddr(host); err == nil {
+		host = ip.Unmap().String()
+	}
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if port := strings.TrimLeft(u.Port(), "0"); port != "" {
+		host += ":" + port
+	}
+	return host
+}

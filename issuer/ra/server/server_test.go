@@ -1,0 +1,91 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"k8s.io/klog/v2/textlogger"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/ra/rapb"
+)
+
+// signAs calls Sign as gRPC does, for the pod with the token and as the caller with
+// the token. It returns the audit log and the error.
+func signAs(t *testing.T, s *Server, podToken, callerToken string) (log string, err error) {
+	t.Helper()
+	dns := names.Must(names.ParseDNSName("web.shop"))
+	id := names.Must(names.ParseURI("spiffe://cluster.local/ns/shop/sa/web"))
+	key, err := issuer.ECDSAP256.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := issuer.NewCSR(issuer.Request{CommonName: names.Must(names.ParseCommonName("web.shop")), DNSNames: []names.DNSName{dns}, URIs: []names.URI{id}}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := &rapb.SignRequest{
+		Issuer: "default", Csr: csr.Raw, DurationSeconds: 3600, PodToken: podToken,
+		Pod: &rapb.Pod{Namespace: web.Namespace, Name: web.Name, Uid: web.UID, ServiceAccount: web.ServiceAccount, Node: web.Node},
+	}
+	text := &bytes.Buffer{}
+	handle := func(ctx context.Context, req any) (any, error) { return s.Sign(ctx, req.(*rapb.SignRequest)) }
+	_, err = intercept(textlogger.NewLogger(textlogger.NewConfig(textlogger.Output(text))))(
+		metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+callerToken)),
+		req, &grpc.UnaryServerInfo{FullMethod: rapb.RegistrationAuthority_Sign_FullMethodName}, handle)
+	return text.String(), err
+}
+
+// A CSR is parsed, and its names are logged, only if caller and pod are known.
+func TestCSRIsReadAfterTheTokens(t *testing.T) {
+	const shown = `commonName="web.shop"`
+	s := newFuzzed(t, &recording{})
+	for name, test := range map[string]struct {
+		pod, caller string
+		code        codes.Code
+		read        bool
+	}{
+		"both known":     {"a.web.c", "a.plugin.c", codes.Unavailable, true}, // recording signs nothing
+		"unknown caller": {"a.web.c", "a.b.c", codes.Unauthenticated, false},
+		"no token":       {"a.web.c", "", codes.Unauthenticated, false},
+		"a pod calls":    {"a.web.c", "a.web.c", codes.PermissionDenied, false},
+		"unknown pod":    {"a.b.c", "a.plugin.c", codes.Unauthenticated, false},
+	} {
+		log, err := signAs(t, s, test.pod, test.caller)
+		if status.Code(err) != test.code || strings.Contains(log, shown) != test.read {
+			t.Errorf("%s: %v, and the log is\n%s", name, err, log)
+		}
+	}
+}
+
+// panicking is a Reviewer that panics for one token.
+type panicking struct {
+	Reviewer
+	token string
+}
+
+func (p panicking) Review(ctx context.Context, token issuer.Token) (issuer.Pod, error) {
+	if token.Reveal() == p.token {
+		panic("a defect of a test")
+	}
+	return p.Reviewer.Review(ctx, token)
+}
+
+// A panic fails the one call, in whichever goroutine it is.
+func TestPanicFailsTheCall(t *testing.T) {
+	for _, token := range []string{"a.web.c", "a.plugin.c"} {
+		s := newFuzzed(t, &recording{})
+		s.reviewer = panicking{s.reviewer, token}
+		log, err := signAs(t, s, "a.web.c", "a.plugin.c")
+		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "defect of step-csi") || strings.Count(log, "Panic recovered") != 1 {
+			t.Errorf("%s: %v, and the log is\n%s", token, err, log)
+		}
+	}
+}
