@@ -134,7 +134,11 @@ func startConversation(t *testing.T, server, client string) *conversation {
 	c.running.Go(func() { serveEcho(listener, &c.running) })
 	c.running.Go(func() {
 		for ; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
-			if err := talk(listener.Addr().String(), client); err != nil {
+			err := talk(listener.Addr().String(), client)
+			if ctx.Err() != nil {
+				return // the listener may have been closed meanwhile
+			}
+			if err != nil {
 				t.Errorf("handshake %d: %v", c.count.Load(), err)
 				return
 			}
