@@ -72,24 +72,6 @@ func (m *metrics) expect(issuer string) {
 	m.failed.WithLabelValues(issuer)
 }
 
-// refreshed records a request for the roots of the CA.
-func (m *metrics) refreshed(issuer string, err error) {
-	at := m.answered
-	if err != nil {
-		at = m.failed
-	}
-	at.WithLabelValues(issuer).SetToCurrentTime()
-}
-
-func (m *metrics) signed(issuer string, c codes.Code, took time.Duration) {
-	m.requests.WithLabelValues(issuer, c.String()).Inc()
-	m.duration.WithLabelValues(issuer).Observe(took.Seconds())
-}
-
-func (m *metrics) revoked(issuer string, c codes.Code) {
-	m.revocations.WithLabelValues(issuer, c.String()).Inc()
-}
-
 // issuerLabel is the value of the label "issuer". It is empty for an unknown issuer:
 // callers could create any number of series.
 func (s *Server) issuerLabel(name string) string {
