@@ -8,7 +8,7 @@
 // node gets certificates only for pods that run on it. The policy decides about
 // every name in the CSR.
 //
-// A server keeps no state, so that any number of replicas can run.
+// Servers share no state, so that any number of replicas can run.
 package server
 
 import (
