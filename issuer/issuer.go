@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
@@ -156,7 +157,10 @@ func New(c Config) (*Issuer, error) {
 }
 
 // Connect checks that the CA can be reached, is trusted, and would sign.
-func (i *Issuer) Connect(ctx context.Context) error { return i.signer.Connect(ctx) }
+func (i *Issuer) Connect(ctx context.Context) (err error) {
+	defer panics.Recover(ctx, "connect to the issuer", &err)
+	return i.signer.Connect(ctx)
+}
 
 // Prepared is a request that the policy allows, with its CSR. Only Prepare and
 // PrepareCSR make one.
@@ -222,7 +226,12 @@ func (i *Issuer) Sign(ctx context.Context, p Prepared) (*Credential, error) {
 		return nil, fmt.Errorf("%w: %w", InvalidAnswer, err)
 	}
 	i.roots.store(roots, asked)
-	i.noticeRoots(roots)
+	if known := i.followed.Load(); known != nil && !known.Same(roots) {
+		select {
+		case i.otherRoots <- struct{}{}: // FollowRoots requests the roots
+		default:
+		}
+	}
 	return &Credential{Key: p.key, Chain: chain, Roots: roots, Asked: asked}, nil
 }
 

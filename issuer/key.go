@@ -47,7 +47,7 @@ func NewKeyGenerator() *KeyGenerator {
 
 // Generate generates a key. An RSA key waits for others until ctx ends.
 func (g *KeyGenerator) Generate(ctx context.Context, t KeyType) (PrivateKey, error) {
-	if t.isRSA() {
+	if strings.HasPrefix(string(t), "rsa-") {
 		select {
 		case g.rsa <- struct{}{}:
 			defer func() { <-g.rsa }()
@@ -60,34 +60,30 @@ func (g *KeyGenerator) Generate(ctx context.Context, t KeyType) (PrivateKey, err
 
 // Generate generates a key at once.
 func (t KeyType) Generate() (PrivateKey, error) {
-	key, err := t.generate()
+	var key crypto.Signer
+	var err error
+	switch t {
+	case ECDSAP256:
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case ECDSAP384:
+		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case ECDSAP521:
+		key, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	case Ed25519:
+		_, key, err = ed25519.GenerateKey(rand.Reader)
+	case RSA2048:
+		key, err = rsa.GenerateKey(rand.Reader, 2048)
+	case RSA3072:
+		key, err = rsa.GenerateKey(rand.Reader, 3072)
+	case RSA4096:
+		key, err = rsa.GenerateKey(rand.Reader, 4096)
+	default:
+		err = errors.New("the key type is unknown")
+	}
 	if err != nil {
 		return PrivateKey{}, fmt.Errorf("generate an %s key: %w", t, err)
 	}
 	return PrivateKey{key}, nil
-}
-
-func (t KeyType) isRSA() bool { return strings.HasPrefix(string(t), "rsa-") }
-
-func (t KeyType) generate() (crypto.Signer, error) {
-	switch t {
-	case ECDSAP256:
-		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case ECDSAP384:
-		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case ECDSAP521:
-		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
-	case Ed25519:
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		return key, err
-	case RSA2048:
-		return rsa.GenerateKey(rand.Reader, 2048)
-	case RSA3072:
-		return rsa.GenerateKey(rand.Reader, 3072)
-	case RSA4096:
-		return rsa.GenerateKey(rand.Reader, 4096)
-	}
-	return nil, errors.New("the key type is unknown")
 }
 
 // Matches tells whether key is of this type.
@@ -112,10 +108,7 @@ func keyTypeOf(public crypto.PublicKey) (t KeyType, known bool) {
 		return Ed25519, true
 	case *rsa.PublicKey:
 		t = KeyType(fmt.Sprintf("rsa-%d", k.N.BitLen()))
-		return t, k.E == rsaExponent && slices.Contains(KeyTypes(), t)
+		return t, k.E == 65537 && slices.Contains(KeyTypes(), t)
 	}
 	return "", false
 }
-
-// rsaExponent is what crypto/rsa generates keys with.
-const rsaExponent = 65537

@@ -3,7 +3,6 @@ package issuer
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -32,8 +31,8 @@ func (r Roots) Same(other Roots) bool {
 	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated)
 }
 
-// latestRoots holds the newest roots that were answered. Answers can arrive in
-// another order than they were asked for: the question that was asked last counts.
+// latestRoots holds the newest roots that the CA answered, and when they were requested.
+// Answers can arrive in another order than their requests: the latest request counts.
 type latestRoots struct {
 	mu    sync.Mutex
 	roots Roots
@@ -119,7 +118,7 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 	i.roots.store(roots, asked)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)
-		logger.Info("New CA roots", "own", fingerprints(roots.Own), "federated", fingerprints(roots.Federated))
+		logger.Info("New CA roots", "own", trust.Fingerprints(roots.Own), "federated", trust.Fingerprints(roots.Federated))
 		if unpinned := i.signer.Trust().Unpinned(roots.Own); len(unpinned) > 0 {
 			logger.Info("The configuration does not name all roots of the CA; add these to fingerprint or caBundleFile before the CA removes another root",
 				"fingerprints", unpinned)
@@ -127,26 +126,3 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 	}
 	return roots, nil
 }
-
-// noticeRoots triggers a refresh if these are not the roots that FollowRoots knows.
-func (i *Issuer) noticeRoots(roots Roots) {
-	if known := i.followed.Load(); known == nil || known.Same(roots) {
-		return
-	}
-	select {
-	case i.otherRoots <- struct{}{}:
-	default:
-	}
-}
-
-func fingerprints(certificates []*x509.Certificate) []string {
-	var all []string
-	for _, certificate := range certificates {
-		all = append(all, trust.Fingerprint(certificate))
-	}
-	return all
-}
-
-// errNoChain is the error for a certificate that no known root signed; a new root may
-// have.
-var errNoChain = errors.New("no chain to a root of the CA")

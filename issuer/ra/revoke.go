@@ -24,7 +24,8 @@ var _ issuer.Revoker = (*Signer)(nil)
 // private key of the certificate: the pod may be deleted, and its token with it.
 func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
 	if len(r.Chain) == 0 || r.Key.Signer == nil {
-		return errors.New("the certificate or its key could not be read from the volume, and the registration authority revokes only for the holder of the key")
+		return errors.New("the certificate or its key could not be read from the volume, " +
+			"and the registration authority revokes only for the holder of the key")
 	}
 	request := &rapb.RevokeRequest{
 		Issuer: s.config.Issuer, Chain: Raw(r.Chain), PodUid: r.Pod.UID, Time: time.Now().Unix(),

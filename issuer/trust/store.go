@@ -25,7 +25,7 @@ type State struct {
 // roots. It is safe for concurrent use.
 type Store struct {
 	pins   Pins
-	anchor string
+	anchor string // a hash of the URL and the pins
 
 	mu     sync.Mutex
 	pinned []*x509.Certificate // the certificates of the pins, as far as they are known
@@ -35,18 +35,9 @@ type Store struct {
 
 // NewStore returns a Store with the pins for the peer at the URL.
 func NewStore(url string, pins Pins) *Store {
-	return &Store{pins: pins, anchor: anchor(url, pins), pinned: slices.Clone(pins.Roots)}
-}
-
-// anchor is a hash of the URL and the pins.
-func anchor(url string, pins Pins) string {
-	all := slices.Clone(pins.Fingerprints)
-	for _, root := range pins.Roots {
-		all = append(all, Fingerprint(root))
-	}
-	slices.Sort(all)
+	all := slices.Sorted(slices.Values(slices.Concat(pins.Fingerprints, Fingerprints(pins.Roots))))
 	sum := sha256.Sum256([]byte(url + " " + strings.Join(all, " ")))
-	return hex.EncodeToString(sum[:16])
+	return &Store{pins: pins, anchor: hex.EncodeToString(sum[:16]), pinned: slices.Clone(pins.Roots)}
 }
 
 // Pin adds those of the offered certificates that are pinned.
@@ -119,11 +110,7 @@ func (s *Store) Restore(state State) {
 
 // Unpinned returns the fingerprints of those roots that the configuration does not
 // name.
-func (s *Store) Unpinned(roots []*x509.Certificate) (fingerprints []string) {
-	for _, root := range roots {
-		if !slices.Contains(s.pins.Fingerprints, Fingerprint(root)) && !slices.ContainsFunc(s.pins.Roots, root.Equal) {
-			fingerprints = append(fingerprints, Fingerprint(root))
-		}
-	}
-	return fingerprints
+func (s *Store) Unpinned(roots []*x509.Certificate) []string {
+	pinned := slices.Concat(s.pins.Fingerprints, Fingerprints(s.pins.Roots))
+	return slices.DeleteFunc(Fingerprints(roots), func(f string) bool { return slices.Contains(pinned, f) })
 }

@@ -83,6 +83,14 @@ func Fingerprint(certificate *x509.Certificate) string {
 	return hex.EncodeToString(sum[:])
 }
 
+// Fingerprints returns the fingerprint of each certificate.
+func Fingerprints(certificates []*x509.Certificate) (all []string) {
+	for _, certificate := range certificates {
+		all = append(all, Fingerprint(certificate))
+	}
+	return all
+}
+
 // Union returns the certificates of both, without duplicates.
 func Union(a, b []*x509.Certificate) []*x509.Certificate {
 	all := slices.Clone(a)
