@@ -18,7 +18,7 @@ import (
 // KeyType is an algorithm with its size, as users write it.
 type KeyType string
 
-// The key types, from the cheapest to make to the most expensive.
+// The key types, from the fastest to generate to the slowest.
 const (
 	ECDSAP256 KeyType = "ecdsa-p256"
 	Ed25519   KeyType = "ed25519"
@@ -34,18 +34,18 @@ func KeyTypes() []KeyType {
 	return []KeyType{ECDSAP256, ECDSAP384, ECDSAP521, Ed25519, RSA2048, RSA3072, RSA4096}
 }
 
-// KeyGenerator generates private keys. RSA keys take up to a second of a core each:
-// at most half of the cores work on them, so that other pods' keys do not wait.
+// KeyGenerator generates private keys. An RSA key takes up to a second of a core: at
+// most half of the cores generate RSA keys, so that the keys of other pods do not wait.
 type KeyGenerator struct {
 	rsa chan struct{} // holds an element for each RSA key that is being generated
 }
 
-// NewKeyGenerator makes a generator for the cores that the process may use.
+// NewKeyGenerator returns a generator for the cores that the process may use.
 func NewKeyGenerator() *KeyGenerator {
 	return &KeyGenerator{make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 }
 
-// Generate generates a key. An RSA key waits for others until ctx ends.
+// Generate generates a key. It waits for other RSA keys, at most until ctx ends.
 func (g *KeyGenerator) Generate(ctx context.Context, t KeyType) (PrivateKey, error) {
 	if strings.HasPrefix(string(t), "rsa-") {
 		select {
@@ -92,7 +92,7 @@ func (t KeyType) Matches(key crypto.Signer) bool {
 	return known && of == t
 }
 
-// keyTypeOf tells the type of a public key, if it is one that Generate makes.
+// keyTypeOf returns the type of a public key, if Generate makes such keys.
 func keyTypeOf(public crypto.PublicKey) (t KeyType, known bool) {
 	switch k := public.(type) {
 	case *ecdsa.PublicKey:
@@ -108,6 +108,7 @@ func keyTypeOf(public crypto.PublicKey) (t KeyType, known bool) {
 		return Ed25519, true
 	case *rsa.PublicKey:
 		t = KeyType(fmt.Sprintf("rsa-%d", k.N.BitLen()))
+		// 65537 is the exponent of every key that crypto/rsa generates.
 		return t, k.E == 65537 && slices.Contains(KeyTypes(), t)
 	}
 	return "", false

@@ -15,7 +15,7 @@ import (
 )
 
 // Readiness holds the issuers that were never connected, with the reason. The zero
-// value has none.
+// value holds none.
 type Readiness struct {
 	mu          sync.Mutex
 	unconnected map[string]error
@@ -46,8 +46,8 @@ func (r *Readiness) Err() error {
 }
 
 // Connect connects to the issuer before its first request, and retries until that
-// succeeds or ctx ends. So the log shows a wrong URL or password before a pod needs
-// the issuer.
+// succeeds or ctx ends, so that the log shows a wrong URL or password before a pod
+// needs the issuer.
 func (r *Readiness) Connect(ctx context.Context, name string, i *Issuer) {
 	logger := klog.FromContext(ctx).WithValues("issuer", name)
 	retry := backoff.Backoff{First: time.Second, Max: time.Minute}

@@ -14,7 +14,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// Roots are what a pod verifies its peers by.
+// Roots are the certificates by which a pod verifies its peers.
 type Roots struct {
 	// Own are all roots of the CA, not only the one that it signs under.
 	Own []*x509.Certificate
@@ -47,8 +47,8 @@ func (l *latestRoots) store(roots Roots, asked time.Time) {
 	}
 }
 
-// LatestRoots returns the newest roots that this issuer knows, without asking for
-// them. It knows some once it has signed, or FollowRoots has announced some.
+// LatestRoots returns the newest roots that this issuer knows, without a request. There
+// are none before the first certificate and the first result of FollowRoots.
 func (i *Issuer) LatestRoots() Roots {
 	i.roots.mu.Lock()
 	defer i.roots.mu.Unlock()
@@ -59,8 +59,8 @@ func (i *Issuer) LatestRoots() Roots {
 // with that root follow.
 const rootsDebounce = time.Second
 
-// FollowRoots requests the roots until ctx ends: at once, then every so often with a
-// jitter of 10 %, and when an answer of the CA shows that there are other roots.
+// FollowRoots requests the roots until ctx ends: at once, then at the interval every
+// with a jitter of 10 %, and when an answer of the CA shows that there are other roots.
 // observe gets the result of every request.
 func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe func(Roots, error)) {
 	logger := klog.FromContext(ctx)

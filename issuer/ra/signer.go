@@ -6,6 +6,7 @@
 package ra
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -74,10 +75,8 @@ func New(c Config) (*Signer, error) {
 	if c.Token == nil {
 		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod")
 	}
+	c.Timeout = cmp.Or(c.Timeout, defaultTimeout)
 	s := &Signer{config: c, url: u}
-	if s.config.Timeout == 0 {
-		s.config.Timeout = defaultTimeout
-	}
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
 	}

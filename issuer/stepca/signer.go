@@ -7,6 +7,7 @@
 package stepca
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -75,10 +76,8 @@ func New(c Config) (*Signer, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Timeout = cmp.Or(c.Timeout, defaultTimeout)
 	s := &Signer{config: c, url: u}
-	if s.config.Timeout == 0 {
-		s.config.Timeout = defaultTimeout
-	}
 	if c.Provisioner == "" {
 		return nil, errors.New("provisioner.name: name the CA's JWK provisioner, such as admin")
 	}

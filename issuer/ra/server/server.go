@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
@@ -98,7 +99,10 @@ func New(c Config) (*Server, error) {
 	}
 	for name := range c.Issuers {
 		s.readiness.Expect(name)
-		s.metrics.expect(name)
+		// The series exist before the first call.
+		s.metrics.revocations.WithLabelValues(name, codes.OK.String())
+		s.metrics.answered.WithLabelValues(name)
+		s.metrics.failed.WithLabelValues(name)
 	}
 	return s, nil
 }
