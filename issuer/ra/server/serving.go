@@ -84,7 +84,6 @@ func (s *serving) keep(ctx context.Context) {
 // renew obtains a new certificate, and returns when to renew that.
 func (s *serving) renew(ctx context.Context) (due time.Time, err error) {
 	defer panics.Recover(ctx, "renew the own certificate", &err)
-	asked := time.Now()
 	credential, err := s.issuer.Issue(ctx, issuer.Applicant{}, s.request, issuer.PrivateKey{})
 	if err != nil {
 		return time.Time{}, err
@@ -93,27 +92,22 @@ func (s *serving) renew(ctx context.Context) (due time.Time, err error) {
 	// The roots are included, because node plugins may know only the fingerprint of one.
 	certificate.Certificate = ra.Raw(slices.Concat(credential.Chain, credential.Roots.Own))
 	s.current.Store(certificate)
-	return renewal.Validity{Issued: asked, NotAfter: credential.Leaf().NotAfter, Spread: rand.Float64()}.Due(), nil
+	return renewal.Validity{Issued: credential.Asked, NotAfter: credential.Leaf().NotAfter, Spread: rand.Float64()}.Due(), nil
 }
-
-var errNoCertificate = errors.New("the registration authority has no certificate yet")
 
 // certificate is for tls.Config.GetCertificate.
 func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if c := s.current.Load(); c != nil {
 		return c, nil
 	}
-	return nil, errNoCertificate
+	return nil, errors.New("the registration authority has no certificate yet")
 }
 
 // err returns an error if there is no valid certificate.
 func (s *serving) err() error {
-	c := s.current.Load()
-	switch {
-	case c == nil:
-		return errNoCertificate
-	case !time.Now().Before(c.Leaf.NotAfter):
-		return fmt.Errorf("the registration authority's own certificate expired at %s", c.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	c, err := s.certificate(nil)
+	if err == nil && !time.Now().Before(c.Leaf.NotAfter) {
+		err = fmt.Errorf("the registration authority's own certificate expired at %s", c.Leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
-	return nil
+	return err
 }
