@@ -83,7 +83,8 @@ func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current
 		cursor = page.NextCursor
 	}
 	if found {
-		return nil, fmt.Errorf("the password does not open the key of provisioner %q: is the password in provisioner.passwordFile that of this provisioner?",
+		return nil, fmt.Errorf("the password does not open the key of provisioner %q: "+
+			"is the password in provisioner.passwordFile that of this provisioner?",
 			s.config.Provisioner)
 	}
 	return nil, fmt.Errorf("the CA has no JWK provisioner %q with an encrypted key; see: step ca provisioner list", s.config.Provisioner)
