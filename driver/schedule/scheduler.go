@@ -308,18 +308,15 @@ func (s *Scheduler) begin(e *Entry, now time.Time) {
 	s.ending.Go(func() {
 		defer close(e.done)
 		defer cancel()
-		validity, err := renewSafely(ctx, renew)
+		validity, err := func() (v renewal.Validity, err error) {
+			defer panics.Recover(ctx, "renewal", &err)
+			return renew(ctx)
+		}()
 		s.mu.Lock()
 		s.end(e, validity, err, ctx.Err() != nil)
 		s.mu.Unlock()
 		s.changed()
 	})
-}
-
-// renewSafely keeps a panic about one volume away from the others.
-func renewSafely(ctx context.Context, renew func(context.Context) (renewal.Validity, error)) (v renewal.Validity, err error) {
-	defer panics.Recover(ctx, "renewal", &err)
-	return renew(ctx)
 }
 
 // end takes up the result of a renewal.

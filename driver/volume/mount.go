@@ -30,8 +30,8 @@ func IsMounted(n *Node, path string) (bool, error) {
 	return data != nil, err
 }
 
-// open opens the volume's target. The error is ErrGone if something else is there.
-func (v *Volume) open() (*os.File, error) {
+// Open opens the volume's target. The error is ErrGone if something else is there.
+func (v *Volume) Open() (*os.File, error) {
 	target, err := v.node.Targets.Open(v.Target)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrGone
@@ -49,9 +49,6 @@ func (v *Volume) open() (*os.File, error) {
 	}
 	return target, nil
 }
-
-// Open opens what is mounted at the volume's target, to ask for its usage.
-func (v *Volume) Open() (*os.File, error) { return v.open() }
 
 // Detach takes the volume away from the target path, however often it is mounted
 // there. It succeeds if nothing is.

@@ -21,7 +21,7 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	if len(roots.Own) == 0 || v.roots.Same(roots) && v.trusted.Equal(trusted) {
 		return false, nil
 	}
-	target, err := v.open()
+	target, err := v.Open()
 	if errors.Is(err, ErrGone) {
 		return false, nil
 	}

@@ -149,7 +149,7 @@ func (v *Volume) Renew(ctx context.Context) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	target, err := v.open()
+	target, err := v.Open()
 	if err != nil {
 		return err
 	}
@@ -224,7 +224,7 @@ func wipe(files []payload.File) {
 // keptKey is the key in the volume if the pod wants to keep it, or the zero value for
 // a new one.
 func (v *Volume) keptKey() (issuer.PrivateKey, error) {
-	target, err := v.open()
+	target, err := v.Open()
 	if err != nil {
 		return issuer.PrivateKey{}, err
 	}
@@ -313,7 +313,7 @@ func (v *Volume) Stop() {
 func (v *Volume) Close() (*issuer.Revocation, error) {
 	var last *os.Root // the files stay readable through it
 	if v.attributes.RevokeOnDelete {
-		if target, err := v.open(); err == nil {
+		if target, err := v.Open(); err == nil {
 			last, _ = tmpfs.Root(target)
 			target.Close()
 		}

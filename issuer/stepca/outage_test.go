@@ -1,6 +1,7 @@
 package stepca_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
@@ -101,6 +102,25 @@ func TestEveryCallIsBounded(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A caller that gives up says nothing about the CA.
+func TestCanceledCallIsNoOutage(t *testing.T) {
+	t.Parallel()
+	p, c := behindProxy(t, startCA(t))
+	s := newSigner(t, c)
+	if err := s.Connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	set(t, p, proxy.Blackhole)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, cancel)
+	if _, err := s.Sign(ctx, signingRequest(t)); issuer.OutcomeOf(err) != issuer.Canceled {
+		t.Errorf("sign: %v", err)
+	}
+	if _, err := s.RefreshRoots(ctx); issuer.OutcomeOf(err) != issuer.Canceled {
+		t.Errorf("roots: %v", err)
 	}
 }
 

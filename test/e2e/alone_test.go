@@ -309,7 +309,8 @@ func stepCertificates(t *testing.T) {
 	// The name that this chart's CA has.
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sed", "-i", `s/"dnsNames": \[/"dnsNames": ["step-certificates.step-ca.svc.cluster.local",/`, "/home/step/config/ca.json")
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-c", "kill -HUP 1")
-	if _, err := command("helm", "install", "step-csi", chart, "-n", n, "--set", "image.tag=dev", "--wait", "--timeout=90s"); err != nil {
+	// The grace period only makes the end of the scenario shorter.
+	if _, err := command("helm", "install", "step-csi", chart, "-n", n, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4", "--wait", "--timeout=90s"); err != nil {
 		t.Fatal(err)
 	}
 	p := pod{namespace: n, name: "by-default", attributes: map[string]string{"service-names": "by-default"}}

@@ -170,25 +170,25 @@ func attackTokens(t *testing.T) {
 
 	late := gone.bound(t)
 	kubectl(t, "-n", n, "delete", "pod", gone.name, "--now")
-	a.refused("a pod that is gone", codes.Unauthenticated, "the pod's token", a.plugin, late, gone)
+	a.refused("a pod that is gone", codes.Unauthenticated, "no valid token of the pod", a.plugin, late, gone)
 	plain(t, n, gone.name, "")
-	a.refused("another pod by the name of one that is gone", codes.Unauthenticated, "the pod's token", a.plugin, late, a.victim(n, gone.name))
+	a.refused("another pod by the name of one that is gone", codes.Unauthenticated, "no valid token of the pod", a.plugin, late, a.victim(n, gone.name))
 
-	a.refused("a token for the API server", codes.Unauthenticated, "the pod's token", a.plugin,
+	a.refused("a token for the API server", codes.Unauthenticated, "no valid token of the pod", a.plugin,
 		mine.token(t, "--bound-object-kind=Pod", "--bound-object-name="+mine.name, "--bound-object-uid="+mine.uid), mine)
 	a.refused("a token of no pod", codes.Unauthenticated, "not bound to a pod", a.plugin, mine.token(t, "--audience=step-csi"), mine)
 	a.refused("an expired token", codes.Unauthenticated, "expired", a.plugin, resign(t, token, clusterKey(t), func(c map[string]any) {
 		c["iat"], c["nbf"], c["exp"] = time.Now().Add(-2*time.Hour).Unix(), time.Now().Add(-2*time.Hour).Unix(), time.Now().Add(-time.Hour).Unix()
 	}), mine)
-	a.refused("a token of tomorrow", codes.Unauthenticated, "the pod's token", a.plugin, resign(t, token, clusterKey(t), func(c map[string]any) {
+	a.refused("a token of tomorrow", codes.Unauthenticated, "no valid token of the pod", a.plugin, resign(t, token, clusterKey(t), func(c map[string]any) {
 		c["nbf"] = time.Now().Add(24 * time.Hour).Unix()
 	}), mine)
 	own, err := issuer.ECDSAP256.Generate()
 	must(t, err)
-	a.refused("a token by one's own key", codes.Unauthenticated, "the pod's token", a.plugin, resign(t, token, own.Signer, func(map[string]any) {}), mine)
+	a.refused("a token by one's own key", codes.Unauthenticated, "no valid token of the pod", a.plugin, resign(t, token, own.Signer, func(map[string]any) {}), mine)
 	parts := strings.Split(token, ".")
 	parts[1] = base64.RawURLEncoding.EncodeToString([]byte(strings.Replace(decode(t, parts[1]), mine.uid, distant.uid, 1)))
-	a.refused("a changed token", codes.Unauthenticated, "the pod's token", a.plugin, strings.Join(parts, "."), mine)
+	a.refused("a changed token", codes.Unauthenticated, "no valid token of the pod", a.plugin, strings.Join(parts, "."), mine)
 	a.refused("a pod that is claimed to be another", codes.PermissionDenied, "not that of the pod", a.plugin, token, distant)
 	a.refused("a pod of another node", codes.PermissionDenied, "another node", a.plugin, distant.bound(t), distant)
 
@@ -252,7 +252,7 @@ func compromisedNode(t *testing.T) {
 	if out, err := command("kubectl", "--token", a.plugin, "--kubeconfig", "/dev/null", "auth", "whoami"); err == nil {
 		t.Errorf("the plugin's token opens the API server: %s", out)
 	}
-	a.refused("its own token for that pod", codes.Unauthenticated, "the pod's token", a.plugin, "e30.e30.e30", distant)
+	a.refused("its own token for that pod", codes.Unauthenticated, "no valid token of the pod", a.plugin, "e30.e30.e30", distant)
 	a.refused("its own token as that pod's", codes.PermissionDenied, "", a.plugin, a.plugin, distant)
 	// Not even with a stolen token of that pod.
 	a.refused("a stolen token", codes.PermissionDenied, "another node", a.plugin, distant.bound(t), distant)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -86,6 +87,30 @@ func TestPanicFailsTheCall(t *testing.T) {
 		log, err := signAs(t, s, "a.web.c", "a.plugin.c")
 		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "defect of step-csi") || strings.Count(log, "Panic recovered") != 1 {
 			t.Errorf("%s: %v, and the log is\n%s", token, err, log)
+		}
+	}
+}
+
+// The rate limit of a pod is the pod's own: its node plugin goes on to serve other pods.
+// That of a node is for all of its pods.
+func TestRateLimitsSayWhoIsMeant(t *testing.T) {
+	for name, test := range map[string]struct {
+		limit  func(s *Server)
+		reason string
+	}{
+		"of the pod":  {func(s *Server) { s.pods = newLimiter(Limit{Rate: 1e-9, Burst: 1}) }, "throttled"},
+		"of the node": {func(s *Server) { s.nodes = newLimiter(Limit{Rate: 1e-9, Burst: 1}) }, "unavailable"},
+	} {
+		s := newFuzzed(t, &recording{})
+		test.limit(s)
+		_, _ = signAs(t, s, "a.web.c", "a.plugin.c")
+		_, err := signAs(t, s, "a.web.c", "a.plugin.c")
+		var reason string
+		for _, detail := range status.Convert(err).Details() {
+			reason = detail.(*errdetails.ErrorInfo).GetReason()
+		}
+		if status.Code(err) != codes.ResourceExhausted || reason != test.reason {
+			t.Errorf("%s: reason %q: %v", name, reason, err)
 		}
 	}
 }
