@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // clockSkew is how far the CA's clock may be ahead of or behind this node's.
@@ -18,6 +19,10 @@ const clockSkew = 5 * time.Minute
 
 var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 
+// errNoChain is the error for a certificate that no known root signed; a new root may
+// have.
+var errNoChain = errors.New("no chain to a root of the CA")
+
 // check compares the CA's answer with the request and returns the verified chain
 // without its root: leaf first, each certificate signed by the next. It drops
 // certificates in the answer that are not part of the chain.
@@ -25,7 +30,7 @@ func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicK
 	if len(answer) == 0 {
 		return nil, errors.New("the answer contains no certificate")
 	}
-	leaf := answer[0]
+	leaf, intermediates := answer[0], answer[1:]
 	if err := errors.Join(
 		checkKey(leaf, public),
 		checkNames(leaf, req),
@@ -34,7 +39,35 @@ func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicK
 	); err != nil {
 		return nil, err
 	}
-	return chainOf(answer, roots)
+	now := time.Now()
+	if leaf.NotBefore.After(now) {
+		now = leaf.NotBefore // the CA's clock is ahead, within clockSkew
+	}
+	chain, err := verify(leaf, intermediates, roots, now)
+	if err != nil {
+		return nil, err
+	}
+	return chain[:len(chain)-1], nil
+}
+
+// verify returns the shortest chain from the leaf to one of roots. The error wraps
+// errNoChain if there is none.
+func verify(leaf *x509.Certificate, intermediates, roots []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
+	chains, err := leaf.Verify(x509.VerifyOptions{
+		Roots:         trust.Pool(roots),
+		Intermediates: trust.Pool(intermediates),
+		// The CA's template decides on the extended key usages.
+		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		CurrentTime: now,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoChain, err)
+	}
+	shortest := slices.MinFunc(chains, func(a, b []*x509.Certificate) int { return len(a) - len(b) })
+	if len(shortest) < 2 {
+		return nil, errors.New("the certificate is one of the CA's roots")
+	}
+	return shortest, nil
 }
 
 func checkKey(leaf *x509.Certificate, public crypto.PublicKey) error {
@@ -59,12 +92,8 @@ func checkNames(leaf *x509.Certificate, req Request) error {
 	if cn := leaf.Subject.CommonName; cn != "" && cn != req.CommonName.String() {
 		return fmt.Errorf("the common name is %q instead of %q", cn, req.CommonName)
 	}
-	return checkNoOtherNames(leaf)
-}
-
-// checkNoOtherNames rejects names of the types that crypto/x509 does not parse,
-// such as an otherName with a user principal name.
-func checkNoOtherNames(leaf *x509.Certificate) error {
+	// crypto/x509 ignores names of other types, such as an otherName with a user
+	// principal name.
 	known := len(leaf.DNSNames) + len(leaf.IPAddresses) + len(leaf.URIs) + len(leaf.EmailAddresses)
 	for _, extension := range leaf.Extensions {
 		if !extension.Id.Equal(oidSubjectAltName) {

@@ -42,50 +42,41 @@ func NewCSR(req Request, key crypto.Signer) (*x509.CertificateRequest, error) {
 // returns what it requests. It rejects names in other spellings than that of
 // package names, and everything that is not in the returned Request: a policy that
 // allows the Request has seen all that is in the CSR.
-func ReadCSR(der []byte, duration time.Duration) (*x509.CertificateRequest, Request, error) {
-	csr, err := x509.ParseCertificateRequest(der)
-	if err != nil {
-		return nil, Request{}, fmt.Errorf("parse the CSR: %w", err)
+func ReadCSR(der []byte, duration time.Duration) (csr *x509.CertificateRequest, req Request, err error) {
+	req.Duration = duration
+	if csr, err = x509.ParseCertificateRequest(der); err != nil {
+		return nil, req, fmt.Errorf("parse the CSR: %w", err)
 	}
-	keyType, known := keyTypeOf(csr.PublicKey)
-	if !known {
-		return nil, Request{}, fmt.Errorf("the CSR has a key of another type than %s", KeyTypes())
+	var known bool
+	if req.KeyType, known = keyTypeOf(csr.PublicKey); !known {
+		return nil, req, fmt.Errorf("the CSR has a key of another type than %s", KeyTypes())
 	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, Request{}, fmt.Errorf("the CSR's signature: %w", err)
+	if err = csr.CheckSignature(); err != nil {
+		return nil, req, fmt.Errorf("the CSR's signature: %w", err)
 	}
-	req, err := namesOf(csr)
-	if err != nil {
-		return nil, Request{}, err
-	}
-	req.Duration, req.KeyType = duration, keyType
-	return csr, req, checkOnly(csr, req)
-}
-
-func namesOf(csr *x509.CertificateRequest) (req Request, err error) {
 	if cn := csr.Subject.CommonName; cn != "" {
 		if req.CommonName, err = names.ParseCommonName(cn); err != nil {
-			return req, fmt.Errorf("the CSR's common name: %w", err)
+			return nil, req, fmt.Errorf("the CSR's common name: %w", err)
 		}
 	}
 	if req.DNSNames, err = names.ParseAll(names.Exactly(names.ParseDNSName), csr.DNSNames...); err != nil {
-		return req, fmt.Errorf("the CSR's DNS name: %w", err)
+		return nil, req, fmt.Errorf("the CSR's DNS name: %w", err)
 	}
 	for _, ip := range csr.IPAddresses {
 		address, _ := netip.AddrFromSlice(ip) // crypto/x509 accepts no other sizes
 		parsed, err := names.ParseIP(address.String())
 		if err != nil {
-			return req, fmt.Errorf("the CSR's IP address: %w", err)
+			return nil, req, fmt.Errorf("the CSR's IP address: %w", err)
 		}
 		req.IPAddresses = append(req.IPAddresses, parsed)
 	}
 	if req.URIs, err = names.ParseAll(names.ParseURI, names.Texts(csr.URIs)...); err != nil {
-		return req, fmt.Errorf("the CSR's URI: %w", err)
+		return nil, req, fmt.Errorf("the CSR's URI: %w", err)
 	}
 	if req.EmailAddresses, err = names.ParseAll(names.ParseEmailAddress, csr.EmailAddresses...); err != nil {
-		return req, fmt.Errorf("the CSR's e-mail address: %w", err)
+		return nil, req, fmt.Errorf("the CSR's e-mail address: %w", err)
 	}
-	return req, nil
+	return csr, req, checkOnly(csr, req)
 }
 
 // checkOnly requires that the CSR contains, besides its key, what NewCSR creates

@@ -1,5 +1,5 @@
 // Package issuer makes X.509 credentials for pods: it generates the key and
-// the CSR, has a Signer sign it, and checks the answer as if the CA were hostile.
+// the CSR, has a Signer sign the CSR, and checks the answer as if the CA were hostile.
 //
 // It knows neither CSI nor Kubernetes objects: a pod is a few plain fields.
 package issuer
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
@@ -32,7 +33,7 @@ type Pod struct {
 // identity to the registration authority.
 type Applicant struct {
 	Pod
-	// Token is the pod's; the zero value where there is none.
+	// Token is the pod's; the zero value if there is none.
 	Token Token
 }
 
@@ -64,17 +65,17 @@ type SigningRequest struct {
 // Signer has a CA sign CSRs, itself or through the registration authority. Its
 // errors wrap an Outcome. It is safe for concurrent use.
 type Signer interface {
-	// Connect checks that signing would work, as far as that can be known without
-	// signing. The other methods connect by themselves.
+	// Connect checks everything that Sign needs, without signing. The other methods
+	// connect by themselves.
 	Connect(context.Context) error
 	// Sign returns the leaf, followed by its intermediates.
 	Sign(context.Context, SigningRequest) ([]*x509.Certificate, error)
 	// Roots returns all root certificates of the CA, as last answered over a
 	// verified connection.
 	Roots(context.Context) (Roots, error)
-	// RefreshRoots asks the CA for them.
+	// RefreshRoots requests the roots from the CA.
 	RefreshRoots(context.Context) (Roots, error)
-	// Trust holds what the peer that Sign calls is verified by.
+	// Trust holds the roots that verify the peer that Sign calls.
 	Trust() *trust.Store
 }
 
@@ -82,19 +83,19 @@ type Signer interface {
 type Revocation struct {
 	Serial string // in decimal
 	Pod    Pod    // whose certificate it was
-	// Chain, leaf first, and Key; the zero values where they could not be read.
+	// Chain, leaf first, and Key; the zero values if they could not be read.
 	Chain []*x509.Certificate
 	Key   PrivateKey
 }
 
 // Revoker is a Signer that can revoke what it has signed.
 type Revoker interface {
-	// Revoke revokes the certificate. It succeeds for one that is revoked already.
+	// Revoke revokes the certificate. It succeeds if the certificate is revoked already.
 	// The outcome is Unsupported if the CA cannot revoke at all.
 	Revoke(context.Context, Revocation) error
 }
 
-// Policy decides whether a pod may have what it requests. It refuses by an error
+// Policy decides whether a pod may have what it requests. If not, it returns an error
 // that wraps Denied and says why.
 type Policy func(context.Context, Pod, Request) error
 
@@ -105,8 +106,8 @@ type Credential struct {
 	Chain []*x509.Certificate
 	// Roots are all roots of the CA, not only the one that Chain ends in.
 	Roots Roots
-	// Asked is when the CA was asked to sign, by this machine's clock. The leaf's own
-	// NotBefore is earlier: CAs backdate.
+	// Asked is when the CA was asked to sign, by this machine's clock. The leaf's
+	// NotBefore is earlier, because CAs backdate.
 	Asked time.Time
 }
 
@@ -126,8 +127,8 @@ func (PrivateKey) MarshalJSON() ([]byte, error) { return []byte(`"[private key]"
 type Config struct {
 	Signer Signer
 	Policy Policy
-	// Keys generates the private keys; nil stands for a generator of the issuer's
-	// own. Issuers of one process share one, since they share its cores.
+	// Keys generates the private keys. The issuers of a process share one, because they
+	// share its cores. Nil means a generator of the issuer's own.
 	Keys *KeyGenerator
 }
 
@@ -156,7 +157,10 @@ func New(c Config) (*Issuer, error) {
 }
 
 // Connect checks that the CA can be reached, is trusted, and would sign.
-func (i *Issuer) Connect(ctx context.Context) error { return i.signer.Connect(ctx) }
+func (i *Issuer) Connect(ctx context.Context) (err error) {
+	defer panics.Recover(ctx, "connect to the issuer", &err)
+	return i.signer.Connect(ctx)
+}
 
 // Prepared is a request that the policy allows, with its CSR. Only Prepare and
 // PrepareCSR make one.
@@ -165,9 +169,9 @@ type Prepared struct {
 	key     PrivateKey
 }
 
-// Prepare applies the policy, and makes the CSR. It uses key where that is not the
-// zero value, and generates one of the requested type otherwise. It calls neither
-// the CA nor the registration authority.
+// Prepare applies the policy, and creates the CSR. If key is the zero value, it
+// generates a key of the requested type. It calls neither the CA nor the registration
+// authority.
 func (i *Issuer) Prepare(ctx context.Context, pod Applicant, req Request, key PrivateKey) (Prepared, error) {
 	if err := i.policy(ctx, pod.Pod, req); err != nil {
 		return Prepared{}, err
@@ -197,8 +201,7 @@ func (i *Issuer) PrepareCSR(ctx context.Context, req SigningRequest) (Prepared, 
 // Sign has the signer sign what was prepared, and checks the answer as if the CA
 // were hostile. Its errors wrap an Outcome.
 func (i *Issuer) Sign(ctx context.Context, p Prepared) (*Credential, error) {
-	// The clock is read before the call: a slow answer is no excuse for a certificate
-	// that lives longer.
+	// Before the call: a slow answer must not allow a longer lifetime.
 	asked := time.Now()
 	answer, err := i.signer.Sign(ctx, p.request)
 	if err != nil {
@@ -222,7 +225,12 @@ func (i *Issuer) Sign(ctx context.Context, p Prepared) (*Credential, error) {
 		return nil, fmt.Errorf("%w: %w", InvalidAnswer, err)
 	}
 	i.roots.store(roots, asked)
-	i.noticeRoots(roots)
+	if known := i.followed.Load(); known != nil && !known.Same(roots) {
+		select {
+		case i.otherRoots <- struct{}{}: // FollowRoots requests the roots
+		default:
+		}
+	}
 	return &Credential{Key: p.key, Chain: chain, Roots: roots, Asked: asked}, nil
 }
 
@@ -235,11 +243,11 @@ func (i *Issuer) Issue(ctx context.Context, pod Applicant, req Request, key Priv
 	return i.Sign(ctx, p)
 }
 
-// Roots returns the CA's roots as it answered them last. It asks only if it never
-// did.
+// Roots returns the roots that the CA answered last. It requests them if there are
+// none yet.
 func (i *Issuer) Roots(ctx context.Context) (Roots, error) { return i.signer.Roots(ctx) }
 
-// Trust holds what the issuer's peer is verified by.
+// Trust holds the roots that verify the issuer's peer.
 func (i *Issuer) Trust() *trust.Store { return i.signer.Trust() }
 
 // CanRevoke tells whether the signer can revoke.
@@ -257,8 +265,8 @@ func (i *Issuer) Revoke(ctx context.Context, r Revocation) error {
 	return revoker.Revoke(ctx, r)
 }
 
-// Verify checks that the chain, leaf first, is one of the CA's, and that the leaf is
-// valid now.
+// Verify checks that the chain, leaf first, ends in a root of the CA, and that the leaf
+// is valid now.
 func (i *Issuer) Verify(ctx context.Context, chain []*x509.Certificate) error {
 	roots, err := i.signer.Roots(ctx)
 	if err != nil {

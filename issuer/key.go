@@ -18,7 +18,7 @@ import (
 // KeyType is an algorithm with its size, as users write it.
 type KeyType string
 
-// The key types, from the cheapest to make to the most expensive.
+// The key types, from the fastest to generate to the slowest.
 const (
 	ECDSAP256 KeyType = "ecdsa-p256"
 	Ed25519   KeyType = "ed25519"
@@ -34,20 +34,20 @@ func KeyTypes() []KeyType {
 	return []KeyType{ECDSAP256, ECDSAP384, ECDSAP521, Ed25519, RSA2048, RSA3072, RSA4096}
 }
 
-// KeyGenerator generates private keys. RSA keys take up to a second of a core each:
-// at most half of the cores work on them, so that other pods' keys do not wait.
+// KeyGenerator generates private keys. An RSA key takes up to a second of a core: at
+// most half of the cores generate RSA keys, so that the keys of other pods do not wait.
 type KeyGenerator struct {
 	rsa chan struct{} // holds an element for each RSA key that is being generated
 }
 
-// NewKeyGenerator makes a generator for the cores that the process may use.
+// NewKeyGenerator returns a generator for the cores that the process may use.
 func NewKeyGenerator() *KeyGenerator {
 	return &KeyGenerator{make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
 }
 
-// Generate generates a key. An RSA key waits for others until ctx ends.
+// Generate generates a key. It waits for other RSA keys, at most until ctx ends.
 func (g *KeyGenerator) Generate(ctx context.Context, t KeyType) (PrivateKey, error) {
-	if t.isRSA() {
+	if strings.HasPrefix(string(t), "rsa-") {
 		select {
 		case g.rsa <- struct{}{}:
 			defer func() { <-g.rsa }()
@@ -60,34 +60,30 @@ func (g *KeyGenerator) Generate(ctx context.Context, t KeyType) (PrivateKey, err
 
 // Generate generates a key at once.
 func (t KeyType) Generate() (PrivateKey, error) {
-	key, err := t.generate()
+	var key crypto.Signer
+	var err error
+	switch t {
+	case ECDSAP256:
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case ECDSAP384:
+		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	case ECDSAP521:
+		key, err = ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	case Ed25519:
+		_, key, err = ed25519.GenerateKey(rand.Reader)
+	case RSA2048:
+		key, err = rsa.GenerateKey(rand.Reader, 2048)
+	case RSA3072:
+		key, err = rsa.GenerateKey(rand.Reader, 3072)
+	case RSA4096:
+		key, err = rsa.GenerateKey(rand.Reader, 4096)
+	default:
+		err = errors.New("the key type is unknown")
+	}
 	if err != nil {
 		return PrivateKey{}, fmt.Errorf("generate an %s key: %w", t, err)
 	}
 	return PrivateKey{key}, nil
-}
-
-func (t KeyType) isRSA() bool { return strings.HasPrefix(string(t), "rsa-") }
-
-func (t KeyType) generate() (crypto.Signer, error) {
-	switch t {
-	case ECDSAP256:
-		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case ECDSAP384:
-		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case ECDSAP521:
-		return ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
-	case Ed25519:
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		return key, err
-	case RSA2048:
-		return rsa.GenerateKey(rand.Reader, 2048)
-	case RSA3072:
-		return rsa.GenerateKey(rand.Reader, 3072)
-	case RSA4096:
-		return rsa.GenerateKey(rand.Reader, 4096)
-	}
-	return nil, errors.New("the key type is unknown")
 }
 
 // Matches tells whether key is of this type.
@@ -96,7 +92,7 @@ func (t KeyType) Matches(key crypto.Signer) bool {
 	return known && of == t
 }
 
-// keyTypeOf tells the type of a public key, if it is one that Generate makes.
+// keyTypeOf returns the type of a public key, if Generate makes such keys.
 func keyTypeOf(public crypto.PublicKey) (t KeyType, known bool) {
 	switch k := public.(type) {
 	case *ecdsa.PublicKey:
@@ -112,10 +108,8 @@ func keyTypeOf(public crypto.PublicKey) (t KeyType, known bool) {
 		return Ed25519, true
 	case *rsa.PublicKey:
 		t = KeyType(fmt.Sprintf("rsa-%d", k.N.BitLen()))
-		return t, k.E == rsaExponent && slices.Contains(KeyTypes(), t)
+		// 65537 is the exponent of every key that crypto/rsa generates.
+		return t, k.E == 65537 && slices.Contains(KeyTypes(), t)
 	}
 	return "", false
 }
-
-// rsaExponent is what crypto/rsa generates keys with.
-const rsaExponent = 65537

@@ -7,13 +7,13 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// Outcome is what became of a call to an issuer. Whoever knows the outcome decides
-// it once, by wrapping it into the error:
+// Outcome is the result of a call to an issuer. The code that knows the outcome wraps
+// it into the error, once:
 //
 //	fmt.Errorf("%w: %w", issuer.Unavailable, err)
 //
 // Everything else (gRPC codes, metrics, the schedule, the volume's condition)
-// derives from it, by the table below.
+// derives from the outcome, by the table below.
 type Outcome int
 
 // The outcomes. An error that wraps none of them is Failed.
@@ -34,7 +34,7 @@ const (
 	// CallerRejected: the registration authority does not accept the node plugin
 	// itself, whichever pod it asks for.
 	CallerRejected
-	// InvalidAnswer: the issuer answered something else than what was asked for.
+	// InvalidAnswer: the issuer answered something else than what was requested.
 	InvalidAnswer
 	// Canceled: the caller gave up: the volume is removed, the plugin stops, or the
 	// kubelet hung up. It says nothing about the issuer.
@@ -57,7 +57,7 @@ var outcomes = [...]struct {
 	csi codes.Code
 	// ra is the code of a call to the registration authority.
 	ra codes.Code
-	// answered says that the issuer is there and does its work.
+	// answered says that the issuer works.
 	answered bool
 	// down says that the issuer would not serve other pods of this node either.
 	down bool
@@ -96,8 +96,8 @@ func OutcomeOf(err error) Outcome {
 	return Failed
 }
 
-// Ended is the outcome of a call that ended because its context did: Canceled if
-// the caller gave up, Unavailable if there was no answer in time.
+// Ended is the outcome of a call without an answer: Canceled if the caller gave up,
+// and Unavailable otherwise.
 func Ended(ctx context.Context) Outcome {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return Canceled
@@ -117,7 +117,7 @@ func (o Outcome) CSICode() codes.Code { return outcomes[o].csi }
 // RACode is the gRPC code of a call to the registration authority with this outcome.
 func (o Outcome) RACode() codes.Code { return outcomes[o].ra }
 
-// Answered tells whether the outcome shows that the issuer is there and works.
+// Answered tells whether the outcome shows that the issuer works.
 func (o Outcome) Answered() bool { return outcomes[o].answered }
 
 // IsDown tells whether the outcome shows that the issuer would not serve other pods

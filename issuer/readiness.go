@@ -12,11 +12,10 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer/backoff"
-	"github.com/flexstack/step-csi/issuer/panics"
 )
 
 // Readiness holds the issuers that were never connected, with the reason. The zero
-// value has none.
+// value holds none.
 type Readiness struct {
 	mu          sync.Mutex
 	unconnected map[string]error
@@ -47,13 +46,13 @@ func (r *Readiness) Err() error {
 }
 
 // Connect connects to the issuer before its first request, and retries until that
-// succeeds or ctx ends. So the log shows a wrong URL or password before a pod needs
-// the issuer.
+// succeeds or ctx ends, so that the log shows a wrong URL or password before a pod
+// needs the issuer.
 func (r *Readiness) Connect(ctx context.Context, name string, i *Issuer) {
 	logger := klog.FromContext(ctx).WithValues("issuer", name)
 	retry := backoff.Backoff{First: time.Second, Max: time.Minute}
 	for {
-		err := i.connect(ctx)
+		err := i.Connect(ctx)
 		switch {
 		case err == nil:
 			r.mu.Lock()
@@ -71,9 +70,4 @@ func (r *Readiness) Connect(ctx context.Context, name string, i *Issuer) {
 			return
 		}
 	}
-}
-
-func (i *Issuer) connect(ctx context.Context) (err error) {
-	defer panics.Recover(ctx, "connect to the issuer", &err)
-	return i.Connect(ctx)
 }

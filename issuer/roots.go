@@ -3,7 +3,6 @@ package issuer
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -15,7 +14,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// Roots are what a pod verifies its peers by.
+// Roots are the certificates by which a pod verifies its peers.
 type Roots struct {
 	// Own are all roots of the CA, not only the one that it signs under.
 	Own []*x509.Certificate
@@ -32,8 +31,8 @@ func (r Roots) Same(other Roots) bool {
 	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated)
 }
 
-// latestRoots holds the newest roots that were answered. Answers can arrive in
-// another order than they were asked for: the question that was asked last counts.
+// latestRoots holds the newest roots that the CA answered, and when they were requested.
+// Answers can arrive in another order than their requests: the latest request counts.
 type latestRoots struct {
 	mu    sync.Mutex
 	roots Roots
@@ -48,8 +47,8 @@ func (l *latestRoots) store(roots Roots, asked time.Time) {
 	}
 }
 
-// LatestRoots returns the newest roots that this issuer knows, without asking for
-// them. It knows some once it has signed, or FollowRoots has announced some.
+// LatestRoots returns the newest roots that this issuer knows, without a request. There
+// are none before the first certificate and the first result of FollowRoots.
 func (i *Issuer) LatestRoots() Roots {
 	i.roots.mu.Lock()
 	defer i.roots.mu.Unlock()
@@ -60,8 +59,8 @@ func (i *Issuer) LatestRoots() Roots {
 // with that root follow.
 const rootsDebounce = time.Second
 
-// FollowRoots requests the roots until ctx ends: at once, then every so often with a
-// jitter of 10 %, and when an answer of the CA shows that there are other roots.
+// FollowRoots requests the roots until ctx ends: at once, then at the interval every
+// with a jitter of 10 %, and when an answer of the CA shows that there are other roots.
 // observe gets the result of every request.
 func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe func(Roots, error)) {
 	logger := klog.FromContext(ctx)
@@ -119,7 +118,7 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 	i.roots.store(roots, asked)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)
-		logger.Info("New CA roots", "own", fingerprints(roots.Own), "federated", fingerprints(roots.Federated))
+		logger.Info("New CA roots", "own", trust.Fingerprints(roots.Own), "federated", trust.Fingerprints(roots.Federated))
 		if unpinned := i.signer.Trust().Unpinned(roots.Own); len(unpinned) > 0 {
 			logger.Info("The configuration does not name all roots of the CA; add these to fingerprint or caBundleFile before the CA removes another root",
 				"fingerprints", unpinned)
@@ -127,26 +126,3 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 	}
 	return roots, nil
 }
-
-// noticeRoots triggers a refresh if these are not the roots that FollowRoots knows.
-func (i *Issuer) noticeRoots(roots Roots) {
-	if known := i.followed.Load(); known == nil || known.Same(roots) {
-		return
-	}
-	select {
-	case i.otherRoots <- struct{}{}:
-	default:
-	}
-}
-
-func fingerprints(certificates []*x509.Certificate) []string {
-	var all []string
-	for _, certificate := range certificates {
-		all = append(all, trust.Fingerprint(certificate))
-	}
-	return all
-}
-
-// errNoChain is the error for a certificate that no known root signed; a new root may
-// have.
-var errNoChain = errors.New("no chain to a root of the CA")

@@ -5,30 +5,28 @@ import (
 	"time"
 )
 
-// TokenAudience is the audience of the tokens that pods and node plugins show to
-// the registration authority.
+// TokenAudience is the audience of the tokens by which the registration authority
+// identifies pods and node plugins.
 const TokenAudience = "step-csi"
 
-// Token is a service-account token that is bound to a pod: whoever has it can
-// show that the kubelet of the pod's node gave it away. It does not print.
+// Token is a service-account token that is bound to a pod. It does not print.
 type Token struct {
 	text   string
 	expiry time.Time
 }
 
-// NewToken is for a token as the kubelet or a client sends it. The expiry may
-// be zero where it is not known.
+// NewToken returns a Token. The expiry is zero if it is unknown.
 func NewToken(text string, expiry time.Time) Token { return Token{text, expiry} }
 
-// Reveal returns the token itself. It is for the one who sends it on.
+// Reveal returns the token itself, to send it.
 func (t Token) Reveal() string { return t.text }
 
-// ValidAt tells whether there is a token, and it has not expired by then.
+// ValidAt tells whether there is a token that has not expired at the time.
 func (t Token) ValidAt(now time.Time) bool {
 	return t.text != "" && (t.expiry.IsZero() || now.Before(t.expiry))
 }
 
-// NewerThan tells whether it lives longer than the other.
+// NewerThan tells whether t expires later than other.
 func (t Token) NewerThan(other Token) bool {
 	return t.text != "" && (other.text == "" || t.expiry.After(other.expiry))
 }

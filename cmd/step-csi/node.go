@@ -159,8 +159,9 @@ func (c *config) driverConfig(o options, metrics prometheus.Registerer) (driver.
 		Issuers:         map[string]driver.Issuer{},
 		Metrics:         metrics,
 	}
+	keys := issuer.NewKeyGenerator()
 	for name, i := range c.issuers {
-		made, err := issuer.New(issuer.Config{Signer: i.signer, Policy: i.allow})
+		made, err := issuer.New(issuer.Config{Signer: i.signer, Policy: i.allow, Keys: keys})
 		if err != nil {
 			return driver.Config{}, err
 		}

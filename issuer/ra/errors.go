@@ -80,7 +80,11 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 	if !answered {
 		return fmt.Errorf("registration authority %s: %s: %w: %w", s.url, call, issuer.Unavailable, err)
 	}
-	a := answer{plain(reply), outcomeOf(reply)}
+	a := answer{reply.Message(), outcomeOf(reply)}
+	// gRPC puts a text about its retries before the message.
+	if _, last, found := strings.Cut(a.text, "rpc error: code = "+reply.Code().String()+" desc = "); found {
+		a.text = last
+	}
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		a.outcome = issuer.Canceled
@@ -95,13 +99,4 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 		a.text = issuer.Unavailable.Error() + ": " + a.text
 	}
 	return fmt.Errorf("registration authority %s: %s: %w", s.url, call, a)
-}
-
-// plain is the message without what gRPC adds about its retries.
-func plain(reply *status.Status) string {
-	text := reply.Message()
-	if _, last, found := strings.Cut(text, "rpc error: code = "+reply.Code().String()+" desc = "); found {
-		return last
-	}
-	return text
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -25,13 +24,18 @@ var _ issuer.Revoker = (*Signer)(nil)
 // private key of the certificate: the pod may be deleted, and its token with it.
 func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
 	if len(r.Chain) == 0 || r.Key.Signer == nil {
-		return errors.New("the certificate or its key could not be read from the volume, and the registration authority revokes only for the holder of the key")
+		return errors.New("the certificate or its key could not be read from the volume, " +
+			"and the registration authority revokes only for the holder of the key")
 	}
 	request := &rapb.RevokeRequest{
 		Issuer: s.config.Issuer, Chain: Raw(r.Chain), PodUid: r.Pod.UID, Time: time.Now().Unix(),
 	}
+	hash := crypto.SHA256
+	if ProofAlgorithm(r.Key.Public()) == x509.PureEd25519 {
+		hash = 0
+	}
 	var err error
-	if request.Signature, err = sign(r.Key, Proof(request, r.Pod.Node)); err != nil {
+	if request.Signature, err = crypto.SignMessage(r.Key, rand.Reader, Proof(request, r.Pod.Node), hash); err != nil {
 		return fmt.Errorf("sign with the key of the certificate: %w", err)
 	}
 	return s.call(ctx, callRevoke, func(ctx context.Context, options ...grpc.CallOption) error {
@@ -60,12 +64,4 @@ func ProofAlgorithm(public crypto.PublicKey) x509.SignatureAlgorithm {
 		return x509.PureEd25519
 	}
 	return x509.UnknownSignatureAlgorithm
-}
-
-func sign(key issuer.PrivateKey, message []byte) ([]byte, error) {
-	if ProofAlgorithm(key.Public()) == x509.PureEd25519 {
-		return key.Sign(nil, message, crypto.Hash(0))
-	}
-	sum := sha256.Sum256(message)
-	return key.Sign(rand.Reader, sum[:], crypto.SHA256)
 }

@@ -6,6 +6,7 @@
 package ra
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -74,10 +75,8 @@ func New(c Config) (*Signer, error) {
 	if c.Token == nil {
 		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod")
 	}
+	c.Timeout = cmp.Or(c.Timeout, defaultTimeout)
 	s := &Signer{config: c, url: u}
-	if s.config.Timeout == 0 {
-		s.config.Timeout = defaultTimeout
-	}
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
 	}
@@ -137,11 +136,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 		DurationSeconds: int64(req.Request.Duration / time.Second),
 		PodToken:        token.Reveal(),
 		Pod: &rapb.Pod{
-			Namespace:      pod.Namespace,
-			Name:           pod.Name,
-			Uid:            pod.UID,
-			ServiceAccount: pod.ServiceAccount,
-			Node:           pod.Node,
+			Namespace: pod.Namespace, Name: pod.Name, Uid: pod.UID, ServiceAccount: pod.ServiceAccount, Node: pod.Node,
 		},
 	}
 	var chain []*x509.Certificate
@@ -192,24 +187,21 @@ func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 		return issuer.Roots{}, err
 	}
 	s.roots.Store(&roots)
-	s.follow(own)
+	// The trusted roots change only to roots that verify the certificate that the
+	// registration authority has now.
+	if presented := s.presented.Load(); presented != nil {
+		for _, trusted := range s.trust.Candidates(own) {
+			if s.verifyBy(trusted, *presented) == nil {
+				s.trust.Follow(trusted)
+				break
+			}
+		}
+	}
 	return roots, nil
 }
 
 // Trust holds the roots that the registration authority is verified by.
 func (s *Signer) Trust() *trust.Store { return s.trust }
-
-// follow replaces the trusted roots, if the new ones verify the certificate that the
-// registration authority has now.
-func (s *Signer) follow(roots []*x509.Certificate) {
-	presented := s.presented.Load()
-	for _, trusted := range s.trust.Candidates(roots) {
-		if presented != nil && s.verifyBy(trusted, *presented) == nil {
-			s.trust.Follow(trusted)
-			return
-		}
-	}
-}
 
 // verify replaces the verification of crypto/tls, which has neither fingerprints nor
 // changing roots. It runs in a goroutine of gRPC.

@@ -1,5 +1,5 @@
-// Package renewal says when a certificate is to be renewed, and when to try
-// again. It is only about times: whoever renews does so with it.
+// Package renewal calculates when to renew a certificate, and when to retry. It does
+// not renew.
 package renewal
 
 import (
@@ -8,34 +8,35 @@ import (
 	"time"
 )
 
-// SlowestRetry is how far apart the tries of a failing renewal get.
+// SlowestRetry is the longest wait between the retries of a failing renewal.
 const SlowestRetry = 5 * time.Minute
 
 const (
-	// triesBeforeExpiry is how many tries there are at least between the time a
-	// certificate is due and its expiry.
+	// triesBeforeExpiry is the minimum number of tries from the time when a renewal is
+	// due to the certificate's expiry.
 	triesBeforeExpiry = 8
 	firstRetry        = time.Second
-	// leastRetry keeps the tries apart when no time is left, for certificates that
-	// live for seconds; for others it is firstRetry.
+	// leastRetry is the shortest wait for certificates that live for seconds; for
+	// others it is firstRetry.
 	leastRetry = 100 * time.Millisecond
 )
 
-// Validity is what the times of a renewal follow from.
+// Validity has the facts about a certificate that decide when to renew it.
 type Validity struct {
-	// Issued is when the certificate came, by the node's clock. The
-	// certificate's own notBefore lies before that: CAs backdate.
+	// Issued is when the certificate was issued, by the node's clock. The
+	// certificate's notBefore is earlier, because CAs backdate.
 	Issued, NotAfter time.Time
 	// Before is how long before NotAfter to renew; zero means a third of the
 	// lifetime.
 	Before time.Duration
-	// Spread in [0, 1) is this certificate's part of the time that due renewals
-	// are spread over. It stays the same when a process takes over from another.
+	// Spread in [0, 1) is this certificate's place in the time that renewals are spread
+	// over. It must stay the same after a restart.
 	Spread float64
 }
 
-// Window is how long before expiry the renewal is due, but for the spread. A CA may give less time
-// than was asked for; a window as long as the lifetime would renew for ever.
+// Window is how long before expiry the renewal is due, without the spread. It is always
+// shorter than the lifetime, also if the CA shortened that: otherwise every certificate
+// would be due at once.
 func (v Validity) Window() time.Duration {
 	lifetime := v.NotAfter.Sub(v.Issued)
 	if v.Before <= 0 || v.Before >= lifetime {
@@ -44,22 +45,22 @@ func (v Validity) Window() time.Duration {
 	return v.Before
 }
 
-// Due is when to renew, by the wall clock, spread over ±10 % of the time until then,
-// so that what was published together is not renewed together. With a short window
-// the spread takes at most half of it.
+// Due is when to renew, by the wall clock. The spread is ±10 % of the time until then,
+// but at most half of the window, so that certificates that were issued together are
+// not renewed together.
 func (v Validity) Due() time.Time {
 	due := v.NotAfter.Add(-v.Window())
 	spread := min(due.Sub(v.Issued)/10, v.Window()/2)
 	return due.Add(time.Duration((2*v.Spread - 1) * float64(spread))).Round(0)
 }
 
-// Retry is how long to wait after so many failures in a row, at least one:
-// doubling, at most five minutes, and such that there are eight tries before
-// expiry, as long as there is time for them. random in [0, 1) takes up to half
-// of it away.
+// Retry is how long to wait after a number of failures in a row, at least one. The
+// wait doubles, up to SlowestRetry, and is short enough for triesBeforeExpiry tries
+// before expiry, as long as there is time for them. random in [0, 1) is the jitter,
+// which shortens the wait by up to a half.
 func (v Validity) Retry(failures int, now time.Time, random float64) time.Duration {
 	wait := SlowestRetry
-	// Without a lifetime, nothing is known of the certificate.
+	// There is no window if nothing is known about the certificate.
 	if window := v.Window(); window > 0 {
 		wait = min(wait, window/triesBeforeExpiry)
 	}

@@ -36,50 +36,24 @@ func (s *Signer) connected(ctx context.Context) (*connection, error) {
 	if c := s.connection.Load(); c != nil {
 		return c, nil
 	}
-	c, err := once(ctx, s, "connect", func(ctx context.Context) (*connection, error) {
+	return once(ctx, s, "connect", func(ctx context.Context) (*connection, error) {
 		if c := s.connection.Load(); c != nil {
 			return c, nil
 		}
-		return s.connect(ctx)
-	})
-	if err != nil {
-		return nil, s.explain(ctx, "connect", err)
-	}
-	return c, nil
-}
-
-// connect connects to the CA, which the trusted roots verify, and fetches its roots.
-func (s *Signer) connect(ctx context.Context) (*connection, error) {
-	if err := s.fetchPinnedRoots(ctx); err != nil && len(s.trust.Trusted()) == 0 {
-		return nil, err
-	}
-	c, err := s.dialer(s.trust.Trusted())
-	if err != nil {
-		return nil, err
-	}
-	if err := s.fetchRoots(ctx, c); err != nil {
-		c.transport.CloseIdleConnections()
-		return nil, err
-	}
-	return s.follow(ctx, c), nil
-}
-
-// refreshed returns a connection with newly fetched roots.
-func (s *Signer) refreshed(ctx context.Context, old *connection) (*connection, error) {
-	c, err := once(ctx, s, "get the roots", func(ctx context.Context) (*connection, error) {
-		if c := s.connection.Load(); c != old {
-			return c, nil
+		// One pinned root is enough: the others may be roots of the past or of the future.
+		var failed error
+		for _, fingerprint := range s.pins.Fingerprints {
+			failed = errors.Join(failed, s.fetchPinnedRoot(ctx, fingerprint))
 		}
-		fresh := *old
-		if err := s.fetchRoots(ctx, &fresh); err != nil {
+		if failed != nil && len(s.trust.Trusted()) == 0 {
+			return nil, failed
+		}
+		c, err := s.dial(ctx, s.trust.Trusted())
+		if err != nil {
 			return nil, err
 		}
-		return s.follow(ctx, &fresh), nil
+		return s.follow(ctx, c), nil
 	})
-	if err != nil {
-		return nil, s.explain(ctx, "get the roots", err)
-	}
-	return c, nil
 }
 
 // follow stores the connection. If the CA answered other roots than those that it is
@@ -87,17 +61,15 @@ func (s *Signer) refreshed(ctx context.Context, old *connection) (*connection, e
 // replace the trusted roots.
 func (s *Signer) follow(ctx context.Context, c *connection) *connection {
 	for _, trusted := range s.trust.Candidates(c.roots.Own) {
-		next, err := c, error(nil)
+		next := c
 		if !trust.Same(trusted, c.trusted) {
-			next, err = s.verifiedBy(ctx, trusted)
-		}
-		if err != nil {
-			continue
-		}
-		s.trust.Follow(trusted)
-		if next != c {
+			var err error
+			if next, err = s.dial(ctx, trusted); err != nil {
+				continue
+			}
 			c.transport.CloseIdleConnections()
 		}
+		s.trust.Follow(trusted)
 		s.connection.Store(next)
 		return next
 	}
@@ -105,27 +77,19 @@ func (s *Signer) follow(ctx context.Context, c *connection) *connection {
 	return c
 }
 
-// verifiedBy returns a new connection, which these roots verify.
-func (s *Signer) verifiedBy(ctx context.Context, trusted []*x509.Certificate) (*connection, error) {
-	c, err := s.dialer(trusted)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.fetchRoots(ctx, c); err != nil {
-		c.transport.CloseIdleConnections()
-		return nil, err
-	}
-	return c, nil
-}
-
-// dialer returns a connection that is opened by its first call.
-func (s *Signer) dialer(trusted []*x509.Certificate) (*connection, error) {
+// dial connects to the CA, which the trusted roots verify, and fetches its roots.
+func (s *Signer) dial(ctx context.Context, trusted []*x509.Certificate) (*connection, error) {
 	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: trust.Pool(trusted)})
 	client, err := ca.NewClient(s.url.String(), ca.WithTransport(limitedTransport{transport}))
 	if err != nil {
 		return nil, err
 	}
-	return &connection{client: client, transport: transport, trusted: trusted}, nil
+	c := &connection{client: client, transport: transport, trusted: trusted}
+	if err := s.fetchRoots(ctx, c); err != nil {
+		transport.CloseIdleConnections()
+		return nil, err
+	}
+	return c, nil
 }
 
 func newTransport(config *tls.Config) *http.Transport {
@@ -192,49 +156,35 @@ func (s *Signer) fetchRoots(ctx context.Context, c *connection) error {
 	return err
 }
 
-// fetchPinnedRoots fetches those roots with the configured fingerprints that the CA
-// has. One is enough: the others may be roots of the past or of the future.
-func (s *Signer) fetchPinnedRoots(ctx context.Context) error {
-	var failed []error
-	for _, fingerprint := range s.pins.Fingerprints {
-		root, err := s.fetchPinnedRoot(ctx, fingerprint)
-		if err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		s.trust.Pin([]*x509.Certificate{root})
-	}
-	return errors.Join(failed...)
-}
-
-// fetchPinnedRoot fetches the root with the fingerprint. The connection is not
-// verified: the request has no secret, and nothing but that root is accepted. (The
+// fetchPinnedRoot fetches the root with the fingerprint, and trusts it. The connection
+// is not verified: the request has no secret, and no other root is accepted. (The
 // client's own Root keeps such a connection open, and panics on an empty answer.)
-func (s *Signer) fetchPinnedRoot(ctx context.Context, fingerprint string) (*x509.Certificate, error) {
+func (s *Signer) fetchPinnedRoot(ctx context.Context, fingerprint string) error {
 	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
 	defer transport.CloseIdleConnections()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url.JoinPath("root", fingerprint).String(), nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	response, err := limitedTransport{transport}.RoundTrip(request)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if response.StatusCode == http.StatusNotFound {
-		return nil, fmt.Errorf("%w %s; compare it with: step certificate fingerprint root_ca.crt", errNoSuchRoot, fingerprint)
+		return fmt.Errorf("the CA has no root with the fingerprint %s; compare it with: step certificate fingerprint root_ca.crt", fingerprint)
 	}
 	var answer api.RootResponse
 	if err := json.Unmarshal(body, &answer); err != nil || answer.RootPEM.Certificate == nil {
-		return nil, errNotStepCA
+		return errNotStepCA
 	}
 	if offered := trust.Fingerprint(answer.RootPEM.Certificate); offered != fingerprint {
-		return nil, fmt.Errorf("%w %s; it offers %s instead", errNoSuchRoot, fingerprint, offered)
+		return fmt.Errorf("the CA has no root with the fingerprint %s; it offers %s instead", fingerprint, offered)
 	}
-	return answer.RootPEM.Certificate, nil
+	s.trust.Pin([]*x509.Certificate{answer.RootPEM.Certificate})
+	return nil
 }

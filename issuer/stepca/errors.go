@@ -15,12 +15,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-var (
-	errNotStepCA     = errors.New("the answer is not from step-ca")
-	errNoSuchRoot    = errors.New("the CA has no root with the fingerprint")
-	errWrongPassword = errors.New("the password does not open the key of provisioner")
-	errNoProvisioner = errors.New("the CA has no JWK provisioner")
-)
+var errNotStepCA = errors.New("the answer is not from step-ca")
 
 // explain says which call to which CA failed and why, and decides its outcome,
 // unless that is known already. ctx is the caller's. A refusal counts as one only if
@@ -29,35 +24,21 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 	if issuer.OutcomeOf(err) != issuer.Failed {
 		return err
 	}
-	outcome := issuer.Unavailable
-	var answer *errs.Error
-	switch {
-	case errors.As(err, &answer) && isRefusal(answer.Status):
+	outcome := issuer.Ended(ctx)
+	switch statusOf(err) {
+	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
 		outcome = issuer.Denied
-	case ctx.Err() != nil:
-		outcome = issuer.Ended(ctx)
 	}
 	return fmt.Errorf("CA %s: %s: %w: %w%s", s.url, call, outcome, plain(err), hint(err))
 }
 
-func isRefusal(status int) bool {
-	switch status {
-	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
-		return true
+// statusOf returns the HTTP status of step-ca's error, and 0 for every other error.
+func statusOf(err error) int {
+	var answer *errs.Error
+	if errors.As(err, &answer) {
+		return answer.Status
 	}
-	return false
-}
-
-// isRevoked tells whether the certificate is revoked already. The answer to an earlier
-// request may have been lost.
-func isRevoked(err error) bool {
-	var answer *errs.Error
-	return errors.As(err, &answer) && answer.Status == http.StatusBadRequest && strings.Contains(answer.Message(), "is already revoked")
-}
-
-func hasNoDatabase(err error) bool {
-	var answer *errs.Error
-	return errors.As(err, &answer) && answer.Status == http.StatusNotImplemented
+	return 0
 }
 
 // plain removes the client's wrapping. If the CA answered a message for users, it
@@ -77,22 +58,16 @@ func plain(err error) error {
 // hint suggests what to check.
 func hint(err error) string {
 	var unknown x509.UnknownAuthorityError
-	var answer *errs.Error
 	var late net.Error
 	switch {
 	case errors.As(err, &late) && late.Timeout():
 		return " (no answer in time: is the CA overloaded, or does something on the way drop packets?)"
 	case errors.As(err, &unknown):
 		return " (is the fingerprint or caBundleFile that of this CA?)"
-	case errors.As(err, &answer) && answer.Status == http.StatusUnauthorized:
+	case statusOf(err) == http.StatusUnauthorized:
 		return " (the reason is in the CA's log; often the clocks differ, or the host of the URL is not among the CA's dnsNames)"
 	}
 	return ""
-}
-
-func isUnauthorized(err error) bool {
-	var answer *errs.Error
-	return errors.As(err, &answer) && answer.Status == http.StatusUnauthorized
 }
 
 // isBroken tells whether the connection ended before the answer. It is false if there

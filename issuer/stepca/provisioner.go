@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -14,8 +13,6 @@ import (
 	"github.com/smallstep/certificates/authority/provisioner"
 	"github.com/smallstep/certificates/ca"
 	"go.step.sm/crypto/jose"
-
-	"github.com/flexstack/step-csi/issuer"
 )
 
 // tokenLifetime allows for clocks that differ and for a busy CA.
@@ -36,7 +33,7 @@ func (s *Signer) provisionerKey(ctx context.Context, c *connection, rejected *pr
 	if key := s.key.Load(); key != nil && key != rejected {
 		return key, nil
 	}
-	key, err := once(ctx, s, "get the provisioner's key", func(ctx context.Context) (*provisionerKey, error) {
+	return once(ctx, s, "get the provisioner's key", func(ctx context.Context) (*provisionerKey, error) {
 		current := s.key.Load()
 		if current != nil && current != rejected {
 			return current, nil
@@ -47,10 +44,6 @@ func (s *Signer) provisionerKey(ctx context.Context, c *connection, rejected *pr
 		}
 		return key, err
 	})
-	if err != nil {
-		return nil, s.explain(ctx, "get the provisioner's key", err)
-	}
-	return key, nil
 }
 
 // fetchProvisionerKey returns the key of the first JWK provisioner with the configured
@@ -90,9 +83,11 @@ func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current
 		cursor = page.NextCursor
 	}
 	if found {
-		return nil, fmt.Errorf("%w %q: is the password in provisioner.passwordFile that of this provisioner?", errWrongPassword, s.config.Provisioner)
+		return nil, fmt.Errorf("the password does not open the key of provisioner %q: "+
+			"is the password in provisioner.passwordFile that of this provisioner?",
+			s.config.Provisioner)
 	}
-	return nil, fmt.Errorf("%w %q with an encrypted key; see: step ca provisioner list", errNoProvisioner, s.config.Provisioner)
+	return nil, fmt.Errorf("the CA has no JWK provisioner %q with an encrypted key; see: step ca provisioner list", s.config.Provisioner)
 }
 
 // decryptProvisionerKey takes about 100 ms of CPU time: PBKDF2 stretches the password.
@@ -124,16 +119,6 @@ type tokenClaims struct {
 // confirmation binds a token to one CSR, so that a stolen token is useless.
 type confirmation struct {
 	Fingerprint string `json:"x5rt#S256"`
-}
-
-// signToken mints a one-time token for exactly the request's names and CSR.
-func (k *provisionerKey) signToken(caURL *url.URL, req issuer.SigningRequest) (string, error) {
-	fingerprint := sha256.Sum256(req.CSR.Raw)
-	return k.token(caURL, "sign", req.Request.CommonName.String(), tokenClaims{
-		// step-ca guesses their types. For names of package names, it guesses right.
-		SANs:         req.Request.AlternativeNames(),
-		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
-	})
 }
 
 // token mints a one-time token for one of the CA's operations on the subject.

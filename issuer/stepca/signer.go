@@ -7,11 +7,16 @@
 package stepca
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -71,10 +76,8 @@ func New(c Config) (*Signer, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Timeout = cmp.Or(c.Timeout, defaultTimeout)
 	s := &Signer{config: c, url: u}
-	if s.config.Timeout == 0 {
-		s.config.Timeout = defaultTimeout
-	}
 	if c.Provisioner == "" {
 		return nil, errors.New("provisioner.name: name the CA's JWK provisioner, such as admin")
 	}
@@ -119,15 +122,20 @@ func (s *Signer) Roots(ctx context.Context) (issuer.Roots, error) {
 
 // RefreshRoots requests the CA's roots.
 func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
-	c := s.connection.Load()
-	if c == nil {
+	old := s.connection.Load()
+	if old == nil {
 		return s.Roots(ctx) // the first connection fetches them
 	}
-	c, err := s.refreshed(ctx, c)
-	if err != nil {
-		return issuer.Roots{}, err
-	}
-	return c.roots, nil
+	return once(ctx, s, "get the roots", func(ctx context.Context) (issuer.Roots, error) {
+		if c := s.connection.Load(); c != old {
+			return c.roots, nil
+		}
+		fresh := *old
+		if err := s.fetchRoots(ctx, &fresh); err != nil {
+			return issuer.Roots{}, err
+		}
+		return s.follow(ctx, &fresh).roots, nil
+	})
 }
 
 // Trust holds the roots that the CA is verified by.
@@ -135,8 +143,22 @@ func (s *Signer) Trust() *trust.Store { return s.trust }
 
 // Sign has the CA sign the CSR.
 func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*x509.Certificate, err error) {
-	err = s.authorized(ctx, func(c *connection, key *provisionerKey) error {
-		chain, err = s.signOnce(ctx, c, key, req)
+	fingerprint := sha256.Sum256(req.CSR.Raw)
+	claims := tokenClaims{
+		// step-ca guesses their types. For names of package names, it guesses right.
+		SANs:         req.Request.AlternativeNames(),
+		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
+	}
+	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR)}
+	// Relative to the CA's clock: the clock here may differ.
+	body.NotAfter.SetDuration(req.Request.Duration)
+	err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, func(ctx context.Context, c *connection, token string) error {
+		body.OTT = token
+		answer, err := c.client.SignWithContext(ctx, body)
+		if err != nil {
+			return err
+		}
+		chain, err = certificates(answer.CertChainPEM)
 		return err
 	})
 	if err != nil {
@@ -145,11 +167,37 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 	return chain, nil
 }
 
-// authorized makes a call that needs a one-time token. It retries once if the
-// connection broke, and once if the provisioner's key was replaced; a CA that was
-// restarted with another key needs both. Each call mints a token of its own, because
-// a failed call has used its token, too.
-func (s *Signer) authorized(ctx context.Context, call func(*connection, *provisionerKey) error) error {
+// Revoke revokes the certificate with the serial number; it needs nothing else of r.
+// step-ca revokes passively: it no longer renews the certificate, and lists it in the
+// CRL if it is configured to publish one. It needs a database for that. See
+// https://smallstep.com/docs/step-ca/revocation/.
+func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
+	err := s.authorized(ctx, "revoke", r.Serial, tokenClaims{}, func(ctx context.Context, c *connection, token string) error {
+		_, err := c.client.RevokeWithContext(ctx, &api.RevokeRequest{
+			Serial: r.Serial, OTT: token, Passive: true,
+			ReasonCode: ocsp.CessationOfOperation, Reason: "the pod is gone",
+		}, nil)
+		return err
+	})
+	switch {
+	case err == nil:
+		return nil
+	case statusOf(err) == http.StatusBadRequest && strings.Contains(plain(err).Error(), "is already revoked"):
+		return nil // the answer to an earlier request may have been lost
+	case statusOf(err) == http.StatusNotImplemented:
+		return fmt.Errorf("CA %s: revoke: %w: the CA has no database; give it one (db in its ca.json), or leave revoke-on-delete out",
+			s.url, issuer.Unsupported)
+	}
+	return s.explain(ctx, "revoke", err)
+}
+
+// authorized makes a call with a one-time token for the operation on the subject. It
+// retries once if the connection broke, and once if the provisioner's key was
+// replaced; a CA that was restarted with another key needs both. Each call gets a
+// token of its own, because a failed call has used its token, too.
+func (s *Signer) authorized(ctx context.Context, operation, subject string, claims tokenClaims,
+	call func(ctx context.Context, c *connection, token string) error,
+) error {
 	c, err := s.connected(ctx)
 	if err != nil {
 		return err
@@ -158,67 +206,29 @@ func (s *Signer) authorized(ctx context.Context, call func(*connection, *provisi
 	if err != nil {
 		return err
 	}
-	err = call(c, key)
-	if isBroken(err) && ctx.Err() == nil {
-		err = call(c, key)
+	try := func() error {
+		token, err := key.token(s.url, operation, subject, claims)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
+		defer cancel()
+		return call(ctx, c, token)
 	}
-	if isUnauthorized(err) {
+	err = try()
+	if isBroken(err) && ctx.Err() == nil {
+		err = try()
+	}
+	if statusOf(err) == http.StatusUnauthorized {
 		newer, keyErr := s.provisionerKey(ctx, c, key)
 		if keyErr != nil {
 			return keyErr
 		}
 		if newer != key {
-			err = call(c, newer)
+			key = newer
+			err = try()
 		}
 	}
-	return err
-}
-
-func (s *Signer) signOnce(ctx context.Context, c *connection, key *provisionerKey, req issuer.SigningRequest) ([]*x509.Certificate, error) {
-	token, err := key.signToken(s.url, req)
-	if err != nil {
-		return nil, err
-	}
-	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR), OTT: token}
-	// Relative to the CA's clock: the clock here may differ.
-	body.NotAfter.SetDuration(req.Request.Duration)
-
-	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
-	defer cancel()
-	answer, err := c.client.SignWithContext(ctx, body)
-	if err != nil {
-		return nil, err
-	}
-	return certificates(answer.CertChainPEM)
-}
-
-// Revoke revokes the certificate with the serial number; it needs nothing else of r.
-// step-ca revokes passively: it no longer renews the certificate, and lists it in the
-// CRL if it is configured to publish one. It needs a database for that. See
-// https://smallstep.com/docs/step-ca/revocation/.
-func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
-	err := s.authorized(ctx, func(c *connection, key *provisionerKey) error { return s.revokeOnce(ctx, c, key, r.Serial) })
-	switch {
-	case err == nil, isRevoked(err):
-		return nil
-	case hasNoDatabase(err):
-		return fmt.Errorf("CA %s: revoke: %w: the CA has no database; give it one (db in its ca.json), or leave revoke-on-delete out",
-			s.url, issuer.Unsupported)
-	}
-	return s.explain(ctx, "revoke", err)
-}
-
-func (s *Signer) revokeOnce(ctx context.Context, c *connection, key *provisionerKey, serial string) error {
-	token, err := key.token(s.url, "revoke", serial, tokenClaims{})
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
-	defer cancel()
-	_, err = c.client.RevokeWithContext(ctx, &api.RevokeRequest{
-		Serial: serial, OTT: token, Passive: true,
-		ReasonCode: ocsp.CessationOfOperation, Reason: "the pod is gone",
-	}, nil)
 	return err
 }
 
@@ -237,25 +247,24 @@ func certificates(wrapped []api.Certificate) ([]*x509.Certificate, error) {
 	return unwrapped, nil
 }
 
-// once runs f once for all concurrent callers with the same key. The context of the
+// once runs f once for all concurrent callers that do the same. The context of the
 // first caller does not end f. Each caller waits until its own context ends.
-func once[T any](ctx context.Context, s *Signer, key string, f func(context.Context) (T, error)) (T, error) {
-	result := s.calls.DoChan(key, func() (any, error) {
+func once[T any](ctx context.Context, s *Signer, what string, f func(context.Context) (T, error)) (result T, err error) {
+	done := s.calls.DoChan(what, func() (result any, err error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
 		defer cancel()
-		return recovering(ctx, key, f)
+		defer panics.Recover(ctx, what, &err) // singleflight would end the process
+		return f(ctx)
 	})
 	select {
-	case r := <-result:
-		return r.Val.(T), r.Err
+	case r := <-done:
+		result, _ = r.Val.(T)
+		err = r.Err
 	case <-ctx.Done():
-		var zero T
-		return zero, ctx.Err()
+		err = ctx.Err()
 	}
-}
-
-// recovering recovers panics of f. Otherwise singleflight ends the process.
-func recovering[T any](ctx context.Context, what string, f func(context.Context) (T, error)) (result T, err error) {
-	defer panics.Recover(ctx, what, &err)
-	return f(ctx)
+	if err != nil {
+		err = s.explain(ctx, what, err)
+	}
+	return result, err
 }

@@ -67,7 +67,7 @@ func (s *Server) serve(ctx context.Context, listener net.Listener) error {
 	)
 	rapb.RegisterRegistrationAuthorityServer(g, s)
 	failed := make(chan error, 1)
-	go func() { failed <- accept(ctx, g, netutil.LimitListener(listener, maxConnections)) }()
+	go func() { failed <- g.Serve(netutil.LimitListener(listener, maxConnections)) }()
 	select {
 	case err := <-failed:
 		return err
@@ -80,11 +80,6 @@ func (s *Server) serve(ctx context.Context, listener net.Listener) error {
 		return err
 	}
 	return nil
-}
-
-func accept(ctx context.Context, g *grpc.Server, listener net.Listener) (err error) {
-	defer panics.Recover(ctx, "accept connections", &err)
-	return g.Serve(listener)
 }
 
 // admit limits the calls of an address, and bounds the time of a call, before its

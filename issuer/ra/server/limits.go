@@ -1,7 +1,10 @@
 package server
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -26,22 +29,16 @@ type Limits struct {
 }
 
 func (l Limits) withDefaults() (Limits, error) {
-	for _, d := range []struct {
-		name      string
-		limit     *Limit
-		otherwise Limit
-	}{
-		{"node", &l.Node, Limit{50, 500}},
-		{"pod", &l.Pod, Limit{1, 20}},
-	} {
-		if *d.limit == (Limit{}) {
-			*d.limit = d.otherwise
-		}
-		if d.limit.Rate <= 0 || d.limit.Burst < 1 {
-			return l, fmt.Errorf("limits.%s: the rate must be above 0, and the burst at least 1", d.name)
-		}
+	l.Node = cmp.Or(l.Node, Limit{50, 500})
+	l.Pod = cmp.Or(l.Pod, Limit{1, 20})
+	return l, errors.Join(l.Node.check("limits.node"), l.Pod.check("limits.pod"))
+}
+
+func (l Limit) check(key string) error {
+	if l.Rate <= 0 || l.Burst < 1 {
+		return fmt.Errorf("%s: the rate must be above 0, and the burst at least 1", key)
 	}
-	return l, nil
+	return nil
 }
 
 // sweepAbove is the number of buckets from which full ones are deleted: a full bucket
@@ -67,21 +64,13 @@ func (l *limiter) allow(key string) bool {
 	bucket := l.buckets[key]
 	if bucket == nil {
 		if len(l.buckets) >= l.sweepAt {
-			l.sweep(time.Now())
+			now := time.Now()
+			maps.DeleteFunc(l.buckets, func(_ string, b *rate.Limiter) bool { return b.TokensAt(now) >= float64(l.limit.Burst) })
+			// Twice as many, so that the cost of sweeping per call is constant.
+			l.sweepAt = max(sweepAbove, 2*len(l.buckets))
 		}
 		bucket = rate.NewLimiter(rate.Limit(l.limit.Rate), l.limit.Burst)
 		l.buckets[key] = bucket
 	}
 	return bucket.Allow()
-}
-
-// sweep deletes full buckets. The number of buckets at least doubles between two
-// sweeps, so that their cost per call is constant.
-func (l *limiter) sweep(now time.Time) {
-	for key, bucket := range l.buckets {
-		if bucket.TokensAt(now) >= float64(l.limit.Burst) {
-			delete(l.buckets, key)
-		}
-	}
-	l.sweepAt = max(sweepAbove, 2*len(l.buckets))
 }

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc/codes"
 )
 
 // metrics are the metrics of a server.
@@ -63,31 +62,6 @@ func (s *serving) gauge(name, help string, at func(*x509.Certificate) time.Time)
 		}
 		return 0
 	})
-}
-
-// expect creates the series of an issuer, so that they exist before the first call.
-func (m *metrics) expect(issuer string) {
-	m.revocations.WithLabelValues(issuer, codes.OK.String())
-	m.answered.WithLabelValues(issuer)
-	m.failed.WithLabelValues(issuer)
-}
-
-// refreshed records a request for the roots of the CA.
-func (m *metrics) refreshed(issuer string, err error) {
-	at := m.answered
-	if err != nil {
-		at = m.failed
-	}
-	at.WithLabelValues(issuer).SetToCurrentTime()
-}
-
-func (m *metrics) signed(issuer string, c codes.Code, took time.Duration) {
-	m.requests.WithLabelValues(issuer, c.String()).Inc()
-	m.duration.WithLabelValues(issuer).Observe(took.Seconds())
-}
-
-func (m *metrics) revoked(issuer string, c codes.Code) {
-	m.revocations.WithLabelValues(issuer, c.String()).Inc()
 }
 
 // issuerLabel is the value of the label "issuer". It is empty for an unknown issuer:

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/metadata"
 	authentication "k8s.io/api/authentication/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -17,13 +19,16 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// maxReviews bounds the reviews at a time. Each takes a connection of its own, and
-// client-go keeps as many idle ones.
-const maxReviews = 16
-
-// reviewTimeout is shorter than handlerTimeout, so that the caller gets the error
-// that the API server does not answer.
-const reviewTimeout = 10 * time.Second
+const (
+	// maxToken bounds a token, in bytes. The tokens of Kubernetes have about 1.5 KiB.
+	maxToken = 16 << 10
+	// maxReviews bounds the reviews at a time. Each takes a connection of its own, and
+	// client-go keeps as many idle ones.
+	maxReviews = 16
+	// reviewTimeout is shorter than handlerTimeout, so that the caller gets the error
+	// that the API server does not answer.
+	reviewTimeout = 10 * time.Second
+)
 
 // The API server adds these to the user of a token that is bound to a pod. See
 // https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#bound-service-account-tokens
@@ -32,6 +37,72 @@ const (
 	podUID   = "authentication.kubernetes.io/pod-uid"
 	nodeName = "authentication.kubernetes.io/node-name"
 )
+
+// Reviewer has the API server review service-account tokens.
+type Reviewer interface {
+	// Review returns the pod that the token is bound to. The error wraps ErrRejected
+	// if the token is not valid, not for the audience step-csi, or not bound to a pod
+	// that exists, and issuer.Unavailable if the API server does not answer.
+	Review(ctx context.Context, token issuer.Token) (issuer.Pod, error)
+}
+
+// ErrRejected is the error for a token that does not identify a pod.
+var ErrRejected = errors.New("the token is rejected")
+
+// parseToken rejects text that cannot be a JSON Web Token, without a call to the API
+// server.
+func parseToken(text string) (issuer.Token, error) {
+	if len(text) > maxToken || strings.Count(text, ".") != 2 || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return issuer.Token{}, fmt.Errorf("%w: it is not a JSON Web Token", ErrRejected)
+	}
+	return issuer.NewToken(text, time.Time{}), nil
+}
+
+// callerToken returns the caller's own token, from the call's metadata.
+func callerToken(ctx context.Context) (token issuer.Token, err error) {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) != 1 {
+		return token, fmt.Errorf("%w: the caller's token: there is none", issuer.CallerRejected)
+	}
+	text, bearer := strings.CutPrefix(values[0], "Bearer ")
+	if !bearer {
+		return token, fmt.Errorf("%w: the caller's token: it is not a bearer token", issuer.CallerRejected)
+	}
+	if token, err = parseToken(text); err != nil {
+		return token, fmt.Errorf("%w: the caller's token: %w", issuer.CallerRejected, err)
+	}
+	return token, nil
+}
+
+// caller returns the pod of the node plugin that calls. It rejects every other caller,
+// and the calls of a node that exceeds its rate limit.
+func (s *Server) caller(ctx context.Context) (issuer.Pod, error) {
+	token, err := callerToken(ctx)
+	if err != nil {
+		return issuer.Pod{}, err
+	}
+	return s.reviewCaller(ctx, token)
+}
+
+func (s *Server) reviewCaller(ctx context.Context, token issuer.Token) (issuer.Pod, error) {
+	caller, err := s.reviewer.Review(ctx, token)
+	switch {
+	case errors.Is(err, ErrRejected):
+		return issuer.Pod{}, fmt.Errorf("%w: the caller's token: %w", issuer.CallerRejected, err)
+	case err != nil:
+		return issuer.Pod{}, fmt.Errorf("the caller's token: %w", err)
+	case !s.isPlugin(caller):
+		return caller, fmt.Errorf("%w: the caller is service account %s/%s, the node plugins are %s",
+			errNotPlugin, caller.Namespace, caller.ServiceAccount, s.plugin)
+	case !s.nodes.allow(caller.Node):
+		return caller, fmt.Errorf("%w: %s; authority.limits.node sets the limit", errTooManyOfNode, caller.Node)
+	}
+	return caller, nil
+}
+
+func (s *Server) isPlugin(pod issuer.Pod) bool {
+	return ServiceAccount{pod.Namespace, pod.ServiceAccount} == s.plugin
+}
 
 // TokenReview is a Reviewer that calls the API server.
 type TokenReview struct {
@@ -81,16 +152,11 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 		return issuer.Pod{}, fmt.Errorf("%w: wait for other token reviews: %w", issuer.Ended(ctx), ctx.Err())
 	}
 	reviewed := &authentication.TokenReview{}
-	err := t.client.Post().Resource("tokenreviews").Body(review).Do(ctx).Into(reviewed)
-	if err != nil {
+	if err := t.client.Post().Resource("tokenreviews").Body(review).Do(ctx).Into(reviewed); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in time: %w", err)
 		}
-		outcome := issuer.Unavailable
-		if ctx.Err() != nil {
-			outcome = issuer.Ended(ctx)
-		}
-		return issuer.Pod{}, fmt.Errorf("%w: review a token at the API server: %w", outcome, err)
+		return issuer.Pod{}, fmt.Errorf("%w: review a token at the API server: %w", issuer.Ended(ctx), err)
 	}
 	return boundPod(reviewed.Status)
 }
@@ -98,7 +164,8 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 // boundPod returns the pod of a reviewed token.
 func boundPod(s authentication.TokenReviewStatus) (issuer.Pod, error) {
 	if !s.Authenticated {
-		return issuer.Pod{}, fmt.Errorf("%w: %w", ErrRejected, reason(s.Error))
+		reason := strings.TrimSuffix(strings.TrimPrefix(s.Error, "["), "]") // the API server adds brackets
+		return issuer.Pod{}, fmt.Errorf("%w: %s", ErrRejected, cmp.Or(reason, "it is not valid"))
 	}
 	if !slices.Contains(s.Audiences, issuer.TokenAudience) {
 		return issuer.Pod{}, fmt.Errorf("%w: it is not for the audience %s", ErrRejected, issuer.TokenAudience)
@@ -130,12 +197,4 @@ func only(values authentication.ExtraValue) string {
 		return ""
 	}
 	return values[0]
-}
-
-// reason removes the brackets that the API server puts around its errors.
-func reason(text string) error {
-	if text == "" {
-		return errors.New("it is not valid")
-	}
-	return errors.New(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))
 }

@@ -20,46 +20,43 @@ const (
 	maxChain = 8
 )
 
-// revokeEntry is the entry of one request to revoke in the audit log. Fields that are
-// not known yet have their zero value.
-type revokeEntry struct {
-	issuer, podUID string
-	caller         issuer.Pod
-	leaf           *x509.Certificate // nil until it is verified
-}
-
 // Revoke implements rapb.RegistrationAuthorityServer.
 func (s *Server) Revoke(ctx context.Context, req *rapb.RevokeRequest) (*rapb.RevokeResponse, error) {
-	entry := &revokeEntry{issuer: req.GetIssuer(), podUID: req.GetPodUid()}
+	entry := &auditEntry{"issuer", req.GetIssuer(), "uid", req.GetPodUid()}
 	err := s.revoke(ctx, req, entry)
-	s.metrics.revoked(s.issuerLabel(req.GetIssuer()), code(err))
-	entry.log(ctx, err)
+	s.metrics.revocations.WithLabelValues(s.issuerLabel(req.GetIssuer()), code(err).String()).Inc()
 	if err != nil {
+		entry.logError(ctx, err, "Revocation denied", "Revocation failed")
 		return nil, err
 	}
+	klog.FromContext(ctx).Info("Certificate revoked", *entry...)
 	return &rapb.RevokeResponse{}, nil
 }
 
 // revoke revokes a certificate for a node plugin that has its private key. It does not
 // matter which pod had the certificate: the holder of the key could do more harm with
 // it. A replayed request has no effect, because the certificate is revoked already.
-func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, entry *revokeEntry) error {
-	token, err := callerToken(ctx)
+func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, entry *auditEntry) error {
+	caller, err := s.caller(ctx)
+	entry.addCaller(caller)
 	if err != nil {
-		return err
-	}
-	if entry.caller, err = s.reviewCaller(ctx, token); err != nil {
 		return err
 	}
 	i, known := s.issuers[req.GetIssuer()]
 	if !known {
 		return fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())
 	}
-	chain, err := parseChain(req.GetChain())
-	if err != nil {
-		return err
+	if count := len(req.GetChain()); count == 0 || count > maxChain {
+		return fmt.Errorf("%w: %d certificates instead of 1 to %d", errMalformed, count, maxChain)
 	}
-	if err := checkProof(req, chain[0], entry.caller.Node); err != nil {
+	chain := make([]*x509.Certificate, len(req.GetChain()))
+	for n, der := range req.GetChain() {
+		if chain[n], err = x509.ParseCertificate(der); err != nil {
+			return fmt.Errorf("%w: certificate %d: %w", errMalformed, n, err)
+		}
+	}
+	leaf := chain[0]
+	if err := checkProof(req, leaf, caller.Node); err != nil {
 		return fmt.Errorf("%w: %w", issuer.Denied, err)
 	}
 	err = i.Verify(ctx, chain)
@@ -69,22 +66,8 @@ func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, entry *rev
 	case err != nil:
 		return fmt.Errorf("%w: it is not a valid certificate of the issuer %q: %w", issuer.Denied, req.GetIssuer(), err)
 	}
-	entry.leaf = chain[0]
-	return i.Revoke(ctx, issuer.Revocation{Serial: chain[0].SerialNumber.String(), Chain: chain})
-}
-
-func parseChain(all [][]byte) ([]*x509.Certificate, error) {
-	if len(all) == 0 || len(all) > maxChain {
-		return nil, fmt.Errorf("%w: %d certificates instead of 1 to %d", errMalformed, len(all), maxChain)
-	}
-	chain := make([]*x509.Certificate, len(all))
-	for i, der := range all {
-		var err error
-		if chain[i], err = x509.ParseCertificate(der); err != nil {
-			return nil, fmt.Errorf("%w: certificate %d: %w", errMalformed, i, err)
-		}
-	}
-	return chain, nil
+	entry.add("serial", leaf.SerialNumber.String(), "commonName", leaf.Subject.CommonName, "dnsNames", leaf.DNSNames)
+	return i.Revoke(ctx, issuer.Revocation{Serial: leaf.SerialNumber.String(), Chain: chain})
 }
 
 // checkProof checks that the caller, a node plugin on this node, has the private key
@@ -99,25 +82,4 @@ func checkProof(req *rapb.RevokeRequest, leaf *x509.Certificate, node string) er
 		return fmt.Errorf("no proof that the caller, on node %s, has the key of the certificate: %w", node, err)
 	}
 	return nil
-}
-
-// log writes the entry, which is one line.
-func (e *revokeEntry) log(ctx context.Context, err error) {
-	values := []any{"issuer", e.issuer, "uid", e.podUID}
-	if e.caller.Node != "" {
-		values = append(values, "node", e.caller.Node, "plugin", e.caller.Name)
-	}
-	if e.leaf != nil {
-		values = append(values, "serial", e.leaf.SerialNumber.String(), "commonName", e.leaf.Subject.CommonName, "dnsNames", e.leaf.DNSNames)
-	}
-	logger := klog.FromContext(ctx)
-	if err == nil {
-		logger.Info("Certificate revoked", values...)
-		return
-	}
-	message := "Revocation denied"
-	if isFailure(code(err)) {
-		message = "Revocation failed"
-	}
-	logger.Error(err, message, append(values, "code", code(err).String())...)
 }

@@ -8,7 +8,7 @@
 // node gets certificates only for pods that run on it. The policy decides about
 // every name in the CSR.
 //
-// A server keeps no state, so that any number of replicas can run.
+// Servers share no state, so that any number of replicas can run.
 package server
 
 import (
@@ -20,22 +20,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
-
-// Reviewer has the API server review service-account tokens.
-type Reviewer interface {
-	// Review returns the pod that the token is bound to. The error wraps ErrRejected
-	// if the token is not valid, not for the audience step-csi, or not bound to a pod
-	// that exists, and issuer.Unavailable if the API server does not answer.
-	Review(ctx context.Context, token issuer.Token) (issuer.Pod, error)
-}
-
-// ErrRejected is the error for a token that does not identify a pod.
-var ErrRejected = errors.New("the token is rejected")
 
 // ServiceAccount names a service account.
 type ServiceAccount struct{ Namespace, Name string }
@@ -108,7 +99,10 @@ func New(c Config) (*Server, error) {
 	}
 	for name := range c.Issuers {
 		s.readiness.Expect(name)
-		s.metrics.expect(name)
+		// The series exist before the first call.
+		s.metrics.revocations.WithLabelValues(name, codes.OK.String())
+		s.metrics.answered.WithLabelValues(name)
+		s.metrics.failed.WithLabelValues(name)
 	}
 	return s, nil
 }
@@ -116,7 +110,7 @@ func New(c Config) (*Server, error) {
 // Ready returns nil while the server can work: every issuer has answered once, and
 // the server's own certificate is valid. Otherwise the error says what is missing.
 func (s *Server) Ready() error {
-	return errors.Join(s.readiness.Err(), s.serving.err(time.Now()))
+	return errors.Join(s.readiness.Err(), s.serving.err())
 }
 
 // Run serves on the listener until ctx ends, and then waits for the calls in flight.
@@ -132,9 +126,45 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 		running.Go(func() {
 			s.readiness.Connect(background, name, i.Issuer)
 			ctx := klog.NewContext(background, klog.FromContext(background).WithValues("issuer", name))
-			i.FollowRoots(ctx, i.RootsRefresh, func(_ issuer.Roots, err error) { s.metrics.refreshed(name, err) })
+			i.FollowRoots(ctx, i.RootsRefresh, func(_ issuer.Roots, err error) {
+				at := s.metrics.answered
+				if err != nil {
+					at = s.metrics.failed
+				}
+				at.WithLabelValues(name).SetToCurrentTime()
+			})
 		})
 	}
 	klog.FromContext(ctx).Info("Serving the registration authority", "address", listener.Addr(), "plugin", s.plugin)
 	return s.serve(ctx, listener)
+}
+
+// Roots implements rapb.RegistrationAuthorityServer.
+func (s *Server) Roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
+	response, err := s.roots(ctx, req.GetIssuer())
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Roots request failed", "issuer", req.GetIssuer(), "code", code(err).String())
+	}
+	return response, err
+}
+
+func (s *Server) roots(ctx context.Context, name string) (*rapb.RootsResponse, error) {
+	if _, err := s.caller(ctx); err != nil {
+		return nil, err
+	}
+	i, known := s.issuers[name]
+	if !known {
+		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, name)
+	}
+	roots, err := i.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own, err := s.serving.issuer.Roots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &rapb.RootsResponse{
+		Roots: ra.Raw(roots.Own), AuthorityRoots: ra.Raw(own.Own), FederatedRoots: ra.Raw(roots.Federated),
+	}, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/backoff"
 	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/panics"
+	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
@@ -28,13 +29,6 @@ type Serving struct {
 	// Duration is the lifetime of the certificate.
 	Duration time.Duration
 }
-
-// The first and the longest wait before a retry. The longest is short, because no
-// node plugin can connect without a valid certificate.
-const (
-	firstServingRetry = time.Second
-	maxServingRetry   = 10 * time.Second
-)
 
 // serving holds the server's own certificate and renews it.
 type serving struct {
@@ -67,7 +61,8 @@ func (s *serving) onlyOwn(_ context.Context, _ issuer.Pod, req issuer.Request) e
 // keep obtains the certificate and renews it until ctx ends.
 func (s *serving) keep(ctx context.Context) {
 	logger := klog.FromContext(ctx)
-	retry := backoff.Backoff{First: firstServingRetry, Max: maxServingRetry}
+	// Max is short, because no node plugin can connect without a valid certificate.
+	retry := backoff.Backoff{First: time.Second, Max: 10 * time.Second}
 	for next := time.Now(); backoff.Sleep(ctx, time.Until(next)); {
 		due, err := s.renew(ctx)
 		if ctx.Err() != nil {
@@ -89,49 +84,30 @@ func (s *serving) keep(ctx context.Context) {
 // renew obtains a new certificate, and returns when to renew that.
 func (s *serving) renew(ctx context.Context) (due time.Time, err error) {
 	defer panics.Recover(ctx, "renew the own certificate", &err)
-	asked := time.Now()
 	credential, err := s.issuer.Issue(ctx, issuer.Applicant{}, s.request, issuer.PrivateKey{})
 	if err != nil {
 		return time.Time{}, err
 	}
-	s.current.Store(tlsCertificate(credential))
-	return renewal.Validity{Issued: asked, NotAfter: credential.Leaf().NotAfter, Spread: rand.Float64()}.Due(), nil
+	certificate := &tls.Certificate{PrivateKey: credential.Key.Signer, Leaf: credential.Leaf()}
+	// The roots are included, because node plugins may know only the fingerprint of one.
+	certificate.Certificate = ra.Raw(slices.Concat(credential.Chain, credential.Roots.Own))
+	s.current.Store(certificate)
+	return renewal.Validity{Issued: credential.Asked, NotAfter: credential.Leaf().NotAfter, Spread: rand.Float64()}.Due(), nil
 }
-
-// tlsCertificate includes the roots: node plugins may know only the fingerprint of one.
-func tlsCertificate(c *issuer.Credential) *tls.Certificate {
-	t := &tls.Certificate{PrivateKey: c.Key.Signer, Leaf: c.Leaf()}
-	for _, certificate := range slices.Concat(c.Chain, c.Roots.Own) {
-		t.Certificate = append(t.Certificate, certificate.Raw)
-	}
-	return t
-}
-
-var errNoCertificate = errors.New("the registration authority has no certificate yet")
 
 // certificate is for tls.Config.GetCertificate.
 func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if c := s.current.Load(); c != nil {
 		return c, nil
 	}
-	return nil, errNoCertificate
-}
-
-// notAfter returns when the certificate expires; the zero value if there is none.
-func (s *serving) notAfter() time.Time {
-	if c := s.current.Load(); c != nil {
-		return c.Leaf.NotAfter
-	}
-	return time.Time{}
+	return nil, errors.New("the registration authority has no certificate yet")
 }
 
 // err returns an error if there is no valid certificate.
-func (s *serving) err(now time.Time) error {
-	switch expiry := s.notAfter(); {
-	case expiry.IsZero():
-		return errNoCertificate
-	case !now.Before(expiry):
-		return fmt.Errorf("the registration authority's own certificate expired at %s", expiry.UTC().Format(time.RFC3339))
+func (s *serving) err() error {
+	c, err := s.certificate(nil)
+	if err == nil && !time.Now().Before(c.Leaf.NotAfter) {
+		err = fmt.Errorf("the registration authority's own certificate expired at %s", c.Leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
-	return nil
+	return err
 }
