@@ -16,10 +16,10 @@ import (
 	"github.com/flexstack/step-csi/issuer/stepca"
 )
 
-// The types of provisioners: who signs, and by what right.
+// The types of provisioners.
 const (
-	typeJWK = "jwk" // this process, with the password of a JWK provisioner
-	typeRA  = "ra"  // the registration authority, with the tokens of pods
+	typeJWK = "jwk" // this process signs, with the password of a JWK provisioner
+	typeRA  = "ra"  // the registration authority signs, after it has reviewed the token of the pod
 )
 
 type issuerFile struct {
@@ -55,7 +55,7 @@ const (
 	refreshRootsRA = 30 * time.Second
 )
 
-// closingSigner is a signer that keeps connections.
+// closingSigner is a signer that keeps connections open.
 type closingSigner interface {
 	issuer.Signer
 	Close()

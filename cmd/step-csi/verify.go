@@ -22,11 +22,10 @@ const verifyUsage = `Usage: step-csi verify [flags] DIRECTORY
 Verifies a volume: the mount is read-only, the files belong together, the key is
 the certificate's, and the certificate is valid now and leads to one of the roots,
 for servers and clients. In a copy of the files, only the files are verified.
-It prints what the certificate says, and exits with 1 if anything is wrong. The
-line X.509-SVID has the SPIFFE ID, or the reason why the certificate has none.
+It prints the fields of the certificate, and exits with status 1 if a check fails.
+The line X.509-SVID has the SPIFFE ID, or the reason why the certificate is none.
 `
 
-// verify is the verify command.
 func verify(args []string, stdout, stderr io.Writer) error {
 	var files payload.Names
 	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
@@ -67,7 +66,7 @@ func verifyVolume(stdout io.Writer, directory string, names payload.Names) error
 	return nil
 }
 
-// describe prints a line for each thing that the certificate says.
+// describe prints the fields of the certificate.
 func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
 	line := func(name string, values ...string) {
 		for _, value := range values {

@@ -12,20 +12,20 @@ import (
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// kubelets is the prefix of the keys that the kubelet adds to a volume's context.
+// kubeletPrefix is the prefix of the keys that the kubelet adds to a volume's context.
 // The kubelet overwrites such keys of users, but only if the CSIDriver object has
 // podInfoOnMount. See https://kubernetes-csi.github.io/docs/pod-info.html.
-const kubelets = "csi.storage.k8s.io/"
+const kubeletPrefix = "csi.storage.k8s.io/"
 
 // Identity splits a volume's context into the pod's identity, which the kubelet
 // adds, and the user's attributes. It drops all other keys of the kubelet, such as
 // tokens. If there is an error, pod has what could be read, for logs only.
 func Identity(volumeContext map[string]string, node string) (pod issuer.Pod, user map[string]string, err error) {
 	pod = issuer.Pod{
-		Namespace:      volumeContext[kubelets+"pod.namespace"],
-		Name:           volumeContext[kubelets+"pod.name"],
-		UID:            volumeContext[kubelets+"pod.uid"],
-		ServiceAccount: volumeContext[kubelets+"serviceAccount.name"],
+		Namespace:      volumeContext[kubeletPrefix+"pod.namespace"],
+		Name:           volumeContext[kubeletPrefix+"pod.name"],
+		UID:            volumeContext[kubeletPrefix+"pod.uid"],
+		ServiceAccount: volumeContext[kubeletPrefix+"serviceAccount.name"],
 		Node:           node,
 	}
 	// Certificate names are built from the identity, so an identity that no API
@@ -40,24 +40,24 @@ func Identity(volumeContext map[string]string, node string) (pod issuer.Pod, use
 		{"serviceAccount.name", pod.ServiceAccount, names.CheckSubdomain},
 	} {
 		if field.value == "" {
-			return pod, nil, fmt.Errorf("%s%s is missing: the CSIDriver object needs podInfoOnMount: true", kubelets, field.key)
+			return pod, nil, fmt.Errorf("%s%s is missing: the CSIDriver object needs podInfoOnMount: true", kubeletPrefix, field.key)
 		}
 		if err := field.check(field.value); err != nil {
-			return pod, nil, fmt.Errorf("%s%s: %w", kubelets, field.key, err)
+			return pod, nil, fmt.Errorf("%s%s: %w", kubeletPrefix, field.key, err)
 		}
 	}
-	if ephemeral := volumeContext[kubelets+"ephemeral"]; ephemeral != "true" {
+	if ephemeral := volumeContext[kubeletPrefix+"ephemeral"]; ephemeral != "true" {
 		return pod, nil, fmt.Errorf("%sephemeral is %s, not \"true\": this driver supports only inline volumes, written in the pod's spec as "+
-			"volumes: [{name: tls, csi: {driver: csi.step-ca.io, readOnly: true}}]", kubelets, names.Quote(ephemeral))
+			"volumes: [{name: tls, csi: {driver: csi.step-ca.io, readOnly: true}}]", kubeletPrefix, names.Quote(ephemeral))
 	}
 	user = maps.Clone(volumeContext)
-	maps.DeleteFunc(user, func(key, _ string) bool { return strings.HasPrefix(key, kubelets) })
+	maps.DeleteFunc(user, func(key, _ string) bool { return strings.HasPrefix(key, kubeletPrefix) })
 	return pod, user, nil
 }
 
 // tokensKey holds the pod's service-account tokens, by audience.
 // See https://kubernetes-csi.github.io/docs/token-requests.html.
-const tokensKey = kubelets + "serviceAccount.tokens"
+const tokensKey = kubeletPrefix + "serviceAccount.tokens"
 
 // Token returns the pod's service-account token for the audience, or the zero
 // value if there is none. The kubelet passes tokens in the secrets of a request,

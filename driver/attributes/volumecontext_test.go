@@ -74,7 +74,7 @@ func TestIdentityThatTheKubeletDoesNotGive(t *testing.T) {
 	}
 }
 
-// Without podInfoOnMount nothing is there, ephemeral neither.
+// Without podInfoOnMount, the kubelet adds no keys, not even ephemeral.
 func TestIdentityWithoutPodInfo(t *testing.T) {
 	_, _, err := attributes.Identity(map[string]string{"service-names": "web"}, "node-1")
 	wantError(t, "no pod info", err, "podInfoOnMount: true")
