@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -43,17 +44,19 @@ func parse(args []string) (config, error) {
 		if directory == "" {
 			return errors.New("the directory is empty")
 		}
-		c.directories = append(c.directories, directory)
+		c.directories = append(c.directories, filepath.Clean(directory))
 		return nil
 	})
-	flags.Func("signal", "", func(name string) (err error) {
-		c.signal, err = parseSignal(name)
-		return err
+	flags.Func("signal", "", func(name string) error { // HUP, SIGHUP or hup
+		c.signal = unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG"))
+		if c.signal == 0 {
+			return fmt.Errorf("unknown signal %q; use a name such as HUP or USR1", name)
+		}
+		return nil
 	})
 	flags.StringVar(&c.pidFile, "pid-file", "", "")
 	flags.StringVar(&c.processName, "process-name", "", "")
 	execute := flags.Bool("exec", false, "")
-	// Parsed below: an error of the flag package would print the URL's password.
 	address := flags.String("url", "", "")
 	flags.StringVar(&c.method, "method", http.MethodPost, "")
 	flags.DurationVar(&c.debounce, "debounce", time.Second, "")
@@ -66,38 +69,22 @@ func parse(args []string) (config, error) {
 		return c, errVersion
 	}
 	if *address != "" {
-		var err error
-		if c.url, err = parseURL(*address); err != nil {
-			return c, fmt.Errorf("--url: %w", err)
+		u, err := url.Parse(*address)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			// The error repeats no part of the URL: the URL may contain a password.
+			return c, errors.New("--url: not a URL such as http://127.0.0.1:9090/-/reload")
 		}
+		c.url = u
 	}
-	if *execute && flags.NArg() == 0 {
-		return c, errors.New("--exec: name the command after --")
-	}
-	if *execute {
-		c.exec = flags.Args()
-	} else {
+	switch {
+	case !*execute:
 		c.program = flags.Args()
+	case flags.NArg() == 0:
+		return c, errors.New("--exec: name the command after --")
+	default:
+		c.exec = flags.Args()
 	}
 	return c, c.check()
-}
-
-// parseSignal accepts HUP, SIGHUP and hup.
-func parseSignal(name string) (syscall.Signal, error) {
-	name = strings.TrimPrefix(strings.ToUpper(name), "SIG")
-	if s := unix.SignalNum("SIG" + name); s != 0 {
-		return s, nil
-	}
-	return 0, fmt.Errorf("unknown signal %q; use a name such as HUP or USR1", name)
-}
-
-// parseURL repeats no part of the URL in its error: the URL may contain a password.
-func parseURL(text string) (*url.URL, error) {
-	u, err := url.Parse(text)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, errors.New("not a URL such as http://127.0.0.1:9090/-/reload")
-	}
-	return u, nil
 }
 
 // check returns an error for a combination of flags that cannot work.

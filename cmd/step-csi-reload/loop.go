@@ -15,9 +15,6 @@ const (
 	longestBackoff = time.Minute
 )
 
-// action tells the program to read its files again.
-type action func(context.Context) error
-
 // loop acts once for each change of the contents. It has no goroutine of its own.
 type loop struct {
 	log      *slog.Logger
@@ -45,8 +42,8 @@ func (l *loop) await(ctx context.Context) bool {
 	}
 }
 
-// read reads the contents. ok is false if that fails, and changed says whether the
-// contents differ from those of the last time.
+// read reads the contents. ok is false if that fails. changed reports whether the
+// contents differ from those that it read before.
 func (l *loop) read() (changed, ok bool) {
 	var now digest
 	err := recovered(l.log, func() (err error) {
@@ -80,8 +77,10 @@ func (l *loop) run(ctx context.Context, act action) {
 		case <-ctx.Done():
 			return
 		case <-l.changes:
-			if !sleep(ctx, l.debounce) {
+			select {
+			case <-ctx.Done():
 				return
+			case <-time.After(l.debounce):
 			}
 			if changed, _ := l.read(); !changed {
 				continue
@@ -110,14 +109,4 @@ func (l *loop) try(ctx context.Context, act action) error {
 		return fmt.Errorf("timed out after %s: %w", l.timeout, err)
 	}
 	return err
-}
-
-// sleep returns false if ctx ends before d has passed.
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -48,17 +50,31 @@ func wait(pid int) error {
 	}
 }
 
-// execute runs the command. When ctx ends, it kills the command and the processes
-// that the command has started.
-func execute(ctx context.Context, command []string) error {
-	p, err := start(command, &syscall.SysProcAttr{Setpgid: true})
+// runProgram starts the program, calls started, forwards all signals, including the
+// one that ends ctx, and waits for the program's end. The error is an exitStatus if
+// the exit status is not 0.
+func runProgram(ctx context.Context, command []string, started func(*os.Process)) error {
+	signals := make(chan os.Signal, 16)
+	// These are the signals that users and container runtimes send to programs.
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT)
+	defer signal.Stop(signals)
+	if ctx.Err() != nil { // the signal came before Notify
+		return nil
+	}
+	program, err := start(command, nil)
 	if err != nil {
 		return err
 	}
-	end := context.AfterFunc(ctx, func() { _ = unix.Kill(-p.Pid, unix.SIGKILL) })
-	defer end()
-	if err := wait(p.Pid); err != nil {
-		return fmt.Errorf("%s: %w", command[0], err)
-	}
-	return nil
+	var forwarding sync.WaitGroup
+	forwarding.Go(func() {
+		for s := range signals {
+			_ = program.Signal(s) // fails only if the program has ended
+		}
+	})
+	started(program)
+	err = wait(program.Pid)
+	signal.Stop(signals)
+	close(signals)
+	forwarding.Wait()
+	return err
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
 )
@@ -14,9 +13,6 @@ import (
 // one, and acts after each change until ctx ends. With a program it returns when
 // the program has ended: nil for exit status 0, otherwise an exitStatus.
 func reload(ctx context.Context, log *slog.Logger, c config) error {
-	for i, directory := range c.directories {
-		c.directories[i] = filepath.Clean(directory)
-	}
 	// The signal that ends ctx is forwarded to the program, which may run on for a
 	// while. Its end, not the end of ctx, stops the goroutines.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -46,19 +42,6 @@ func reload(ctx context.Context, log *slog.Logger, c config) error {
 	l.due = c.signal == 0 || !endsPrograms(c.signal)
 	l.run(ctx, c.action(nil))
 	return nil
-}
-
-// action is what to do after a change. program is nil in a sidecar.
-func (c config) action(program *os.Process) action {
-	switch {
-	case len(c.exec) > 0:
-		return func(ctx context.Context) error { return execute(ctx, c.exec) }
-	case c.url != nil:
-		return func(ctx context.Context) error { return call(ctx, c.method, c.url) }
-	case program != nil:
-		return func(context.Context) error { return send(c.signal, program) }
-	}
-	return func(context.Context) error { return c.signalOthers() }
 }
 
 // recovered runs f. It logs a panic of f with the stack, and returns it as an error.

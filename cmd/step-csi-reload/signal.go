@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// endsPrograms says whether the purpose of the signal is to end a program.
+// endsPrograms reports whether the purpose of the signal is to end a program.
 func endsPrograms(s syscall.Signal) bool {
 	return slices.Contains([]syscall.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGQUIT, unix.SIGKILL}, s)
 }
@@ -32,7 +31,7 @@ func send(s syscall.Signal, p *os.Process) error {
 	return nil
 }
 
-// handles says whether the process has a handler for the signal. It returns true if
+// handles reports whether the process has a handler for the signal. It returns true if
 // that is unknown.
 func handles(pid int, s syscall.Signal) bool {
 	caught, err := strconv.ParseUint(processStatus(pid)["SigCgt"], 16, 64)
@@ -58,7 +57,15 @@ const sidecarHint = "; a sidecar needs shareProcessNamespace: true in the pod's 
 
 // signalOthers sends the signal to processes that are not children of this one.
 func (c config) signalOthers() error {
-	pids, err := c.others()
+	var pids []int
+	var err error
+	if c.processName != "" {
+		pids, err = findProcesses(c.processName)
+	} else {
+		var pid int
+		pid, err = readPIDFile(c.pidFile)
+		pids = []int{pid}
+	}
 	if err != nil {
 		return err
 	}
@@ -77,17 +84,6 @@ func (c config) signalOthers() error {
 	return nil
 }
 
-func (c config) others() ([]int, error) {
-	if c.processName != "" {
-		return findProcesses(c.processName)
-	}
-	pid, err := readPIDFile(c.pidFile)
-	if err == nil && pid == os.Getpid() {
-		err = fmt.Errorf("%s names process %d, which is step-csi-reload itself%s", c.pidFile, pid, sidecarHint)
-	}
-	return []int{pid}, err
-}
-
 // readPIDFile reads the first line. Some programs write more lines.
 func readPIDFile(path string) (int, error) {
 	text, err := os.ReadFile(path)
@@ -96,8 +92,11 @@ func readPIDFile(path string) (int, error) {
 	}
 	line, _, _ := strings.Cut(string(text), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil || pid <= 0 {
+	switch {
+	case err != nil || pid <= 0:
 		return 0, fmt.Errorf("%s: the first line is not a process ID", path)
+	case pid == os.Getpid():
+		return 0, fmt.Errorf("%s names process %d, which is step-csi-reload itself%s", path, pid, sidecarHint)
 	}
 	return pid, nil
 }
@@ -105,15 +104,15 @@ func readPIDFile(path string) (int, error) {
 // findProcesses returns the processes of that name whose parents have another name:
 // a server, but not its workers.
 func findProcesses(name string) ([]int, error) {
-	directories, err := filepath.Glob("/proc/[0-9]*")
+	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
 	const kernelLimit = 15 // TASK_COMM_LEN without the terminating zero
 	name = name[:min(len(name), kernelLimit)]
 	var pids []int
-	for _, directory := range directories {
-		pid, err := strconv.Atoi(filepath.Base(directory))
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
 		if err != nil || pid == os.Getpid() {
 			continue
 		}

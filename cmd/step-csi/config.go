@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,53 +27,76 @@ type configFile struct {
 	ClusterDomain string                `json:"clusterDomain"`
 	TrustDomain   string                `json:"trustDomain"`
 	Issuers       map[string]issuerFile `json:"issuers"`
-	Policy        policyFile            `json:"policy"`
-	Authority     *raFile               `json:"authority"`
+	Policy        struct {
+		AllowShortNames bool                `json:"allowShortNames"`
+		Validations     []policy.Validation `json:"validations"`
+	} `json:"policy"`
+	Authority *authorityFile `json:"authority"`
 }
 
-type policyFile struct {
-	AllowShortNames bool                `json:"allowShortNames"`
-	Validations     []policy.Validation `json:"validations"`
+// authorityFile is the part for the registration authority alone.
+type authorityFile struct {
+	Names  []string `json:"names"`
+	Issuer string   `json:"issuer"`
+	Plugin string   `json:"plugin"`
+	Limits struct {
+		Node limitFile `json:"node"`
+		Pod  limitFile `json:"pod"`
+	} `json:"limits"`
+	Kubernetes kubernetesFile `json:"kubernetes"`
 }
 
-// config is the checked configuration that node plugin and registration authority
-// have in common.
+type limitFile struct {
+	Rate  float64 `json:"rate"`
+	Burst int     `json:"burst"`
+}
+
+// kubernetesFile is how to reach the API server. It is empty in a pod of the cluster.
+type kubernetesFile struct {
+	URL       string `json:"url"`
+	CAFile    string `json:"caFile"`
+	TokenFile string `json:"tokenFile"`
+}
+
+// config is the checked configuration.
 type config struct {
 	driverName      string
 	clusterDomain   names.ClusterDomain
 	trustDomain     spiffeid.TrustDomain
-	authorityNames  []names.DNSName
 	reserved        []names.Host
 	allowShortNames bool
 	issuers         map[string]configured
+
+	// Only the registration authority has these.
+	authority      authorityFile
+	authorityNames []names.DNSName
 }
 
 // configured is the checked configuration of an issuer.
 type configured struct {
-	signer closingSigner
-	allow  issuer.Policy
-	bounds attributes.Bounds
-
+	issuer       *issuer.Issuer
+	signer       closingSigner
+	allow        issuer.Policy
+	bounds       attributes.Bounds
 	rootsRefresh time.Duration
 }
 
 // loadConfig reads and checks the configuration, without network access. The errors
 // have the file, the key and the reason.
-func loadConfig[T any](path string, check func(f *configFile, directory string) (T, error)) (T, error) {
-	var none T
+func loadConfig(path string, check func(f *configFile, directory string) (*config, error)) (*config, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return none, fmt.Errorf("read the configuration: %w", err)
+		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
+	var c *config
 	file, err := parseConfigFile(data)
-	if err != nil {
-		return none, fmt.Errorf("%s: %w", path, err)
+	if err == nil {
+		c, err = check(file, filepath.Dir(path))
 	}
-	checked, err := check(file, filepath.Dir(path))
 	if err != nil {
-		return none, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return checked, nil
+	return c, nil
 }
 
 // parseConfigFile rejects unknown, misspelt and repeated keys.
@@ -89,27 +113,50 @@ func parseConfigFile(data []byte) (*configFile, error) {
 	return file, nil
 }
 
-// check checks the file. Relative paths in it are relative to directory.
-func (f *configFile) check(directory string) (*config, error) {
-	c := &config{
-		driverName:      or(f.DriverName, "csi.step-ca.io"),
-		allowShortNames: f.Policy.AllowShortNames,
-		issuers:         map[string]configured{},
+// node checks the file of a node plugin. Relative paths are relative to directory.
+func (f *configFile) node(directory string) (*config, error) {
+	if f.Authority != nil {
+		return nil, errors.New("authority: is for step-csi ra; a node plugin has none")
 	}
+	return f.check(directory, refreshRoots)
+}
+
+// ra checks the file of a registration authority.
+func (f *configFile) ra(directory string) (*config, error) {
+	if f.Authority == nil {
+		return nil, errors.New("authority: is missing; see step-csi ra --help")
+	}
+	for name, i := range f.Issuers {
+		if i.Provisioner.Type == typeRA {
+			return nil, fmt.Errorf("issuers.%s.provisioner.type: must be %s, because a registration authority has the CA sign directly", name, typeJWK)
+		}
+	}
+	c, err := f.check(directory, refreshRootsRA)
+	if err != nil {
+		return nil, err
+	}
+	c.authority = *f.Authority
+	c.authority.Issuer = cmp.Or(f.Authority.Issuer, "default")
+	if _, known := c.issuers[c.authority.Issuer]; !known {
+		return nil, fmt.Errorf("authority.issuer: there is no issuer %q", c.authority.Issuer)
+	}
+	return c, nil
+}
+
+// check checks what both have in common. refresh is the default of roots.refresh.
+func (f *configFile) check(directory string, refresh time.Duration) (*config, error) {
 	if len(f.Issuers) == 0 {
 		return nil, errors.New("issuers: there is none; add at least one, such as default")
 	}
+	c := &config{allowShortNames: f.Policy.AllowShortNames, issuers: map[string]configured{}}
 	if err := f.parseNames(c); err != nil {
 		return nil, err
 	}
 	// The policy is compiled even if no issuer uses it, to report errors in it.
-	if _, err := f.policyFor("", f.Policy.Validations, c); err != nil {
+	if _, err := c.policy("", f.Policy.Validations); err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
-	refresh := refreshRoots
-	if f.Authority != nil {
-		refresh = refreshRootsRA
-	}
+	keys := issuer.NewKeyGenerator()
 	for name, i := range f.Issuers {
 		made, err := i.configure(name, directory, refresh)
 		if err != nil {
@@ -118,6 +165,9 @@ func (f *configFile) check(directory string) (*config, error) {
 		if made.allow, err = f.allow(name, i, c); err != nil {
 			return nil, fmt.Errorf("issuers.%s.policy: %w", name, err)
 		}
+		if made.issuer, err = issuer.New(issuer.Config{Signer: made.signer, Policy: made.allow, Keys: keys}); err != nil {
+			return nil, fmt.Errorf("issuers.%s: %w", name, err)
+		}
 		c.issuers[name] = made
 	}
 	return c, nil
@@ -125,19 +175,26 @@ func (f *configFile) check(directory string) (*config, error) {
 
 // parseNames parses the names in the file into c.
 func (f *configFile) parseNames(c *config) (err error) {
-	if err := checkDriverName(c.driverName); err != nil {
+	const maxDriverName = 63 // of a CSIDriver object, in bytes
+	c.driverName = cmp.Or(f.DriverName, "csi.step-ca.io")
+	if err := names.CheckSubdomain(c.driverName); err != nil {
 		return fmt.Errorf("driverName: %w", err)
 	}
-	if c.clusterDomain, err = names.ParseClusterDomain(or(f.ClusterDomain, "cluster.local")); err != nil {
+	if len(c.driverName) > maxDriverName {
+		return fmt.Errorf("driverName: %s is longer than %d bytes", names.Quote(c.driverName), maxDriverName)
+	}
+	if c.clusterDomain, err = names.ParseClusterDomain(cmp.Or(f.ClusterDomain, "cluster.local")); err != nil {
 		return fmt.Errorf("clusterDomain: %w", err)
 	}
-	if c.trustDomain, err = names.ParseTrustDomain(or(f.TrustDomain, c.clusterDomain.String())); err != nil {
+	if c.trustDomain, err = names.ParseTrustDomain(cmp.Or(f.TrustDomain, c.clusterDomain.String())); err != nil {
 		return fmt.Errorf("trustDomain: %w", err)
 	}
-	if c.authorityNames, err = names.ParseAll(names.ParseDNSName, f.Authority.names()...); err != nil {
-		return fmt.Errorf("authority.names: %w", err)
+	if f.Authority != nil {
+		if c.authorityNames, err = names.ParseAll(names.ParseDNSName, f.Authority.Names...); err != nil {
+			return fmt.Errorf("authority.names: %w", err)
+		}
 	}
-	// The names of the CAs and of the registration authority are not for pods.
+	// No pod may have the names of the CAs and of the registration authority.
 	hosts := names.Texts(c.authorityNames)
 	for _, i := range f.Issuers {
 		if u, err := url.Parse(i.URL); err == nil && u.Host != "" { // The signer rejects other URLs.
@@ -160,13 +217,13 @@ func (f *configFile) allow(name string, i issuerFile, c *config) (issuer.Policy,
 	case i.Provisioner.Type == typeRA:
 		return func(context.Context, issuer.Pod, issuer.Request) error { return nil }, nil
 	case own:
-		return f.policyFor(name, i.Policy.Validations, c)
+		return c.policy(name, i.Policy.Validations)
 	}
-	return f.policyFor(name, f.Policy.Validations, c)
+	return c.policy(name, f.Policy.Validations)
 }
 
-func (f *configFile) policyFor(name string, validations []policy.Validation, c *config) (issuer.Policy, error) {
-	made, err := policy.New(policy.Config{
+func (c *config) policy(name string, validations []policy.Validation) (issuer.Policy, error) {
+	p, err := policy.New(policy.Config{
 		ClusterDomain:   c.clusterDomain,
 		TrustDomain:     c.trustDomain,
 		AllowShortNames: c.allowShortNames,
@@ -177,26 +234,7 @@ func (f *configFile) policyFor(name string, validations []policy.Validation, c *
 	if err != nil {
 		return nil, err
 	}
-	return made.Check, nil
-}
-
-// checkDriverName checks the name as Kubernetes does for a CSIDriver object.
-func checkDriverName(name string) error {
-	const limit = 63
-	if err := names.CheckSubdomain(name); err != nil {
-		return err
-	}
-	if len(name) > limit {
-		return fmt.Errorf("%s is longer than %d bytes", names.Quote(name), limit)
-	}
-	return nil
-}
-
-func or(value, otherwise string) string {
-	if value == "" {
-		return otherwise
-	}
-	return value
+	return p.Check, nil
 }
 
 func (c *config) close() {

@@ -11,39 +11,24 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// nodeCapabilities are the capabilities that the node plugin needs. It drops all others
-// of a privileged container. It does not need CAP_DAC_OVERRIDE, because root owns the
-// directories of targets and sockets.
-func nodeCapabilities() []cap.Value {
-	return []cap.Value{
-		cap.SYS_ADMIN, // to mount and unmount, and for the extended attribute trusted.step-csi
-		cap.CHOWN,     // to change the group of files to the pod's fsGroup
-	}
-}
-
 // harden drops all capabilities but those to keep, permanently and for all threads,
 // and protects the memory of the process. Call it before the process reads any input.
 // A capability to keep that the process does not have is not an error.
 func harden(keep ...cap.Value) error {
 	// Files that are created without a mode are for their owner only.
 	unix.Umask(0o077)
-	if err := protectMemory(); err != nil {
-		return fmt.Errorf("protect the memory of the process: %w", err)
+	// Prevent core dumps, and access by other processes of the same user. The limit is
+	// not enough: if core_pattern names a program, the kernel ignores it. See core(5).
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("protect the memory of the process: setrlimit: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("protect the memory of the process: prctl: %w", err)
 	}
 	if err := keepCapabilities(keep); err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)
 	}
 	return nil
-}
-
-// protectMemory prevents core dumps, and access by other processes of the same user.
-// The limit is not enough: if core_pattern names a program, the kernel ignores the
-// limit. See core(5).
-func protectMemory() error {
-	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return os.NewSyscallError("setrlimit", err)
-	}
-	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
 }
 
 // keepCapabilities drops all capabilities but these from all sets of capabilities(7),
@@ -52,10 +37,12 @@ func keepCapabilities(keep []cap.Value) error {
 	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1); err != nil {
 		return fmt.Errorf("no_new_privs: %w", err)
 	}
-	// This fails without CAP_SETPCAP. The bounding set limits what an executed program
-	// can gain, which is nothing with no_new_privs.
-	if err := dropBounding(); err != nil && !errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("drop the bounding set: %w", err)
+	// The bounding set limits what an executed program can gain, which is nothing with
+	// no_new_privs. So it is no problem that this fails without CAP_SETPCAP.
+	for c := range cap.MaxBits() {
+		if err := cap.DropBound(c); err != nil && !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("drop the bounding set: %w", err)
+		}
 	}
 	had, kept := cap.GetProc(), cap.NewSet()
 	keep = slices.DeleteFunc(slices.Clone(keep), func(c cap.Value) bool {
@@ -68,17 +55,6 @@ func keepCapabilities(keep []cap.Value) error {
 	}
 	// The inheritable set becomes empty, and therefore the ambient set, too.
 	return kept.SetProc()
-}
-
-// dropBounding empties the bounding set, because the process executes no other
-// program.
-func dropBounding() error {
-	for c := range cap.MaxBits() {
-		if err := cap.DropBound(c); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // explainDenied adds to a permission error what to change. File modes also apply to

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What is kept by nobody is nobody's. It is given up in another process, since
-// there is no way back.
+// Without capabilities to keep, harden drops all. The test hardens another process,
+// because this cannot be undone.
 func TestHardenWithoutAnyCapability(t *testing.T) {
 	if os.Getenv("STEP_CSI_HARDEN") == "" {
 		child := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")

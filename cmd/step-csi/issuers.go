@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -15,20 +16,29 @@ import (
 	"github.com/flexstack/step-csi/issuer/stepca"
 )
 
-// The types of provisioners: who signs, and by what right.
+// The types of provisioners.
 const (
-	typeJWK = "jwk" // this process, with the password of a JWK provisioner
-	typeRA  = "ra"  // the registration authority, with the tokens of pods
+	typeJWK = "jwk" // this process signs, with the password of a JWK provisioner
+	typeRA  = "ra"  // the registration authority signs, after it has reviewed the token of the pod
 )
 
 type issuerFile struct {
-	URL          string           `json:"url"`
-	Fingerprint  string           `json:"fingerprint"`
-	CABundleFile string           `json:"caBundleFile"`
-	Provisioner  provisionerFile  `json:"provisioner"`
-	Duration     durationFile     `json:"duration"`
-	Roots        rootsFile        `json:"roots"`
-	Policy       issuerPolicyFile `json:"policy"`
+	URL          string          `json:"url"`
+	Fingerprint  string          `json:"fingerprint"`
+	CABundleFile string          `json:"caBundleFile"`
+	Provisioner  provisionerFile `json:"provisioner"`
+	Duration     struct {
+		Default string `json:"default"`
+		Max     string `json:"max"`
+		Min     string `json:"min"`
+	} `json:"duration"`
+	Roots struct {
+		Refresh    string `json:"refresh"`
+		Federation bool   `json:"federation"`
+	} `json:"roots"`
+	Policy struct {
+		Validations []policy.Validation `json:"validations"`
+	} `json:"policy"`
 }
 
 type provisionerFile struct {
@@ -38,41 +48,14 @@ type provisionerFile struct {
 	TokenFile    string `json:"tokenFile"`
 }
 
-type issuerPolicyFile struct {
-	Validations []policy.Validation `json:"validations"`
-}
-
-type rootsFile struct {
-	Refresh    string `json:"refresh"`
-	Federation bool   `json:"federation"`
-}
-
-// refreshRoots is how often the CA is asked for its roots where nothing is said.
-// An authority asks more often: what it knows gets to the nodes at their own pace.
+// The defaults of roots.refresh. A registration authority asks more often: nodes get
+// the roots from it at their own intervals.
 const (
 	refreshRoots   = 5 * time.Minute
 	refreshRootsRA = 30 * time.Second
 )
 
-// refresh is how often to ask.
-func (f rootsFile) refresh(otherwise time.Duration) (time.Duration, error) {
-	if f.Refresh == "" {
-		return otherwise, nil
-	}
-	every, err := time.ParseDuration(f.Refresh)
-	if err != nil || every < time.Second {
-		return 0, fmt.Errorf("roots.refresh: %q is not a duration of at least a second, such as 5m", f.Refresh)
-	}
-	return every, nil
-}
-
-type durationFile struct {
-	Default string `json:"default"`
-	Max     string `json:"max"`
-	Min     string `json:"min"`
-}
-
-// closingSigner is a signer that keeps connections.
+// closingSigner is a signer that keeps connections open.
 type closingSigner interface {
 	issuer.Signer
 	Close()
@@ -80,31 +63,28 @@ type closingSigner interface {
 
 // configure makes the signer, and checks the rest. The roots are refreshed as often
 // as the file says, or as otherwise says.
-func (f issuerFile) configure(name, directory string, otherwise time.Duration) (configured, error) {
-	bounds, err := f.Duration.bounds()
-	if err != nil {
-		return configured{}, err
+func (f issuerFile) configure(name, directory string, otherwise time.Duration) (c configured, err error) {
+	if c.bounds, err = f.bounds(); err != nil {
+		return c, err
 	}
-	refresh, err := f.Roots.refresh(otherwise)
-	if err != nil {
-		return configured{}, err
+	if c.rootsRefresh, err = parseDuration("roots.refresh", f.Roots.Refresh, otherwise); err != nil {
+		return c, err
 	}
 	var bundle []byte
 	if f.CABundleFile != "" {
 		if bundle, err = os.ReadFile(within(directory, f.CABundleFile)); err != nil {
-			return configured{}, fmt.Errorf("caBundleFile: %w", err)
+			return c, fmt.Errorf("caBundleFile: %w", err)
 		}
 	}
-	var signer closingSigner
 	switch f.Provisioner.Type {
 	case typeJWK:
-		signer, err = f.jwkSigner(directory, bundle)
+		c.signer, err = f.jwkSigner(directory, bundle)
 	case typeRA:
-		signer, err = f.raSigner(name, directory, bundle)
+		c.signer, err = f.raSigner(name, directory, bundle)
 	default:
-		err = fmt.Errorf("provisioner.type: %q is unknown; %s and %s are what there is", f.Provisioner.Type, typeJWK, typeRA)
+		err = fmt.Errorf("provisioner.type: %q is unknown; use %s or %s", f.Provisioner.Type, typeJWK, typeRA)
 	}
-	return configured{signer: signer, bounds: bounds, rootsRefresh: refresh}, err
+	return c, err
 }
 
 func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, error) {
@@ -114,9 +94,7 @@ func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, e
 	if f.Provisioner.PasswordFile == "" {
 		return nil, errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key")
 	}
-	passwordFile := within(directory, f.Provisioner.PasswordFile)
-	password, err := readSecret(passwordFile)
-	clear(password)
+	password, err := secretFile(within(directory, f.Provisioner.PasswordFile))
 	if err != nil {
 		return nil, fmt.Errorf("provisioner.passwordFile: %w", err)
 	}
@@ -126,11 +104,11 @@ func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, e
 		CABundle:    bundle,
 		Provisioner: f.Provisioner.Name,
 		Federation:  f.Roots.Federation,
-		Password:    func() ([]byte, error) { return readSecret(passwordFile) },
+		Password:    password,
 	})
 }
 
-// raSigner asks the authority's issuer of the same name, unless it is told
+// raSigner uses the authority's issuer of the same name, unless the file names
 // another.
 func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSigner, error) {
 	if f.Provisioner.PasswordFile != "" {
@@ -142,9 +120,7 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 	if f.Provisioner.TokenFile == "" {
 		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod, for the audience " + issuer.TokenAudience)
 	}
-	tokenFile := within(directory, f.Provisioner.TokenFile)
-	token, err := readSecret(tokenFile)
-	clear(token)
+	token, err := secretFile(within(directory, f.Provisioner.TokenFile))
 	if err != nil {
 		return nil, fmt.Errorf("provisioner.tokenFile: %w", err)
 	}
@@ -152,8 +128,8 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 		URL:         f.URL,
 		Fingerprint: f.Fingerprint,
 		CABundle:    bundle,
-		Issuer:      or(f.Provisioner.Name, name),
-		Token:       func() ([]byte, error) { return readSecret(tokenFile) },
+		Issuer:      cmp.Or(f.Provisioner.Name, name),
+		Token:       token,
 	})
 }
 
@@ -164,35 +140,34 @@ func within(directory, path string) string {
 	return filepath.Join(directory, path)
 }
 
-// readSecret reads a password or a token, without the newline that editors put
-// at the end.
-func readSecret(path string) ([]byte, error) {
-	secret, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
+// secretFile returns a function that reads a password or a token, without the newline
+// that editors put at the end. It reads the file once, to report errors early.
+func secretFile(path string) (func() ([]byte, error), error) {
+	read := func() ([]byte, error) {
+		secret, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		if secret = bytes.TrimRight(secret, "\r\n"); len(secret) == 0 {
+			return nil, fmt.Errorf("%s is empty", path)
+		}
+		return secret, nil
 	}
-	if secret = bytes.TrimRight(secret, "\r\n"); len(secret) == 0 {
-		return nil, fmt.Errorf("%s is empty", path)
-	}
-	return secret, nil
+	secret, err := read()
+	clear(secret)
+	return read, err
 }
 
-// bounds are step-ca's own, where nothing else is said.
-func (f durationFile) bounds() (attributes.Bounds, error) {
-	b := attributes.Bounds{}
-	for _, d := range []struct {
-		key, text, otherwise string
-		value                *time.Duration
-	}{
-		{"max", f.Max, "24h", &b.Max},
-		{"min", f.Min, "5m", &b.Min},
-		{"default", f.Default, or(f.Max, "24h"), &b.Default},
-	} {
-		value, err := time.ParseDuration(or(d.text, d.otherwise))
-		if err != nil || value < time.Second {
-			return b, fmt.Errorf("duration.%s: %q is not a duration of at least a second, such as 24h or 90m", d.key, d.text)
-		}
-		*d.value = value
+// bounds returns the lifetimes, by default those of step-ca.
+func (f issuerFile) bounds() (b attributes.Bounds, err error) {
+	if b.Max, err = parseDuration("duration.max", f.Duration.Max, 24*time.Hour); err != nil {
+		return b, err
+	}
+	if b.Min, err = parseDuration("duration.min", f.Duration.Min, 5*time.Minute); err != nil {
+		return b, err
+	}
+	if b.Default, err = parseDuration("duration.default", f.Duration.Default, b.Max); err != nil {
+		return b, err
 	}
 	switch {
 	case b.Min > b.Max:
@@ -201,4 +176,15 @@ func (f durationFile) bounds() (attributes.Bounds, error) {
 		return b, fmt.Errorf("duration.default: %s is not between duration.min, %s, and duration.max, %s", b.Default, b.Min, b.Max)
 	}
 	return b, nil
+}
+
+func parseDuration(key, text string, otherwise time.Duration) (time.Duration, error) {
+	if text == "" {
+		return otherwise, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Second {
+		return 0, fmt.Errorf("%s: %q is not a duration of at least a second, such as 24h or 90m", key, text)
+	}
+	return d, nil
 }

@@ -11,7 +11,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+
+	"k8s.io/klog/v2"
 )
 
 const usage = `step-csi gives every pod its own X.509 certificate from a Smallstep step-ca.
@@ -35,6 +38,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
+	klog.Flush()
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 	case errors.Is(err, errUsage):
@@ -69,4 +73,34 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	fmt.Fprintf(stderr, "step-csi: unknown command %q\n\n%s", args[0], usage)
 	return errUsage
+}
+
+// parseFlags parses the flags of a command, which must leave as many arguments as
+// operands says. The help is the usage with the flags.
+func parseFlags(flags *flag.FlagSet, operands int, usage string, args []string, stdout, stderr io.Writer) error {
+	var help strings.Builder
+	help.WriteString(usage + "\nFlags:\n\n")
+	flags.VisitAll(func(f *flag.Flag) {
+		value, text := flag.UnquoteUsage(f)
+		if f.DefValue != "" {
+			text += " (" + f.DefValue + ")"
+		}
+		fmt.Fprintf(&help, "  --%-22s %s\n", f.Name+" "+value, text)
+	})
+	flags.SetOutput(io.Discard)
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, help.String())
+		return err
+	case err == nil && flags.NArg() > operands:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(operands))
+	case err == nil && flags.NArg() < operands:
+		err = errors.New("name one directory")
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "step-csi %s: %v\n\n%s", flags.Name(), err, help.String())
+		return errUsage
+	}
+	return nil
 }

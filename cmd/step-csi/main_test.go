@@ -56,10 +56,7 @@ func TestConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.driverConfig(options{kubeletDir: "/var/lib/kubelet", nodeName: "node-1", register: true}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := c.driverConfig(nodeOptions{kubeletDir: "/var/lib/kubelet", nodeName: "node-1", register: true}, nil)
 	if got.Name != "csi.step-ca.io" || got.Socket != "/var/lib/kubelet/plugins/csi.step-ca.io/csi.sock" || got.TrustDomain.Name() != "example.org" ||
 		!got.AllowShortNames || !got.Register || got.NodeName != "node-1" {
 		t.Errorf("%+v", got)
@@ -82,10 +79,7 @@ issuers:
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.driverConfig(options{}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := c.driverConfig(nodeOptions{}, nil)
 	if got.Name != "csi.step-ca.io" || got.TrustDomain.Name() != "k8s.example.com" || got.AllowShortNames {
 		t.Errorf("%+v", got)
 	}
@@ -94,7 +88,7 @@ issuers:
 	}
 }
 
-// Every wrong configuration is refused with the file, the key and the reason.
+// The error for a wrong configuration has the file, the key and the reason.
 func TestWrongConfigurations(t *testing.T) {
 	for name, test := range map[string]struct{ old, new, want string }{
 		"not YAML":              {"policy:", "policy: [", "yaml"},
@@ -171,11 +165,21 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// The flags in the help are those that there are, and its configuration works.
+// The help lists the flags, and its configuration works.
 func TestHelpIsTrue(t *testing.T) {
-	for _, name := range []string{"config", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"} {
-		if !strings.Contains(nodeUsage, "  --"+name+" ") {
-			t.Errorf("no --%s in the help", name)
+	for command, flags := range map[string][]string{
+		"node":   {"config", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"},
+		"ra":     {"config", "listen", "http-address", "v"},
+		"verify": {"certificate-file", "privatekey-file", "ca-file"},
+	} {
+		var help bytes.Buffer
+		if err := run(t.Context(), []string{command, "--help"}, &help, &help); !errors.Is(err, flag.ErrHelp) {
+			t.Errorf("%s: %v", command, err)
+		}
+		for _, name := range flags {
+			if !strings.Contains(help.String(), "  --"+name+" ") {
+				t.Errorf("no --%s in the help of %s", name, command)
+			}
 		}
 	}
 	_, example, _ := strings.Cut(nodeUsage, "where there are any:\n")
@@ -183,11 +187,6 @@ func TestHelpIsTrue(t *testing.T) {
 	example = strings.Replace(example, "/etc/step-csi/password", "password", 1)
 	if _, err := loadConfig(write(t, example), (*configFile).node); err != nil {
 		t.Error(err)
-	}
-	for _, name := range []string{"config", "listen", "http-address", "v"} {
-		if !strings.Contains(raUsage, "  --"+name+" ") {
-			t.Errorf("no --%s in the help of ra", name)
-		}
 	}
 	_, more, _ := strings.Cut(raUsage, "It also\nhas these keys:\n")
 	more, _, _ = strings.Cut(more, "Its service account")
@@ -218,7 +217,7 @@ func TestAuthorityConfiguration(t *testing.T) {
 		got.Plugin.String() != "step-ca/step-csi" || got.Limits.Node.Burst != 50 {
 		t.Errorf("%+v", got)
 	}
-	// Names of the authorities are nobody's, in all forms.
+	// No pod can have the name of an authority, in any form.
 	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
 	for _, name := range []string{"step-csi-ra.step-ca.svc.cluster.local", "step-csi-ra.step-ca.svc", "step-csi-ra.step-ca", "*.step-ca.svc", "step-certificates.step-ca.svc.cluster.local"} {
 		err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, name))})
@@ -300,8 +299,8 @@ func TestWrongAuthorities(t *testing.T) {
 	}
 }
 
-// tryAuthority makes all of the authority but its way to the API server.
-func tryServer(c *raConfig) error {
+// tryServer makes all of the authority but its way to the API server.
+func tryServer(c *config) error {
 	checked, err := c.serverConfig(&server.TokenReview{}, prometheus.NewRegistry())
 	if err != nil {
 		return err
@@ -309,11 +308,11 @@ func tryServer(c *raConfig) error {
 	if _, err := server.New(checked); err != nil {
 		return err
 	}
-	_, err = c.file.Kubernetes.apiServer()
+	_, err = c.authority.Kubernetes.apiServer()
 	return err
 }
 
-// A node plugin that asks an authority has tokens to show, and no password.
+// A node plugin with an issuer of type ra has a token and no password.
 func TestIssuerAtAnAuthority(t *testing.T) {
 	const jwk = "{type: jwk, name: admin, passwordFile: password}"
 	for name, test := range map[string]struct{ provisioner, want string }{

@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer/ra/server"
@@ -21,13 +22,6 @@ Runs the registration authority. It holds the password of the CA's provisioner, 
 that no node has to, and has the CA sign for node plugins whose issuers have the
 provisioner type ra. The API server reviews every token that it receives. It keeps
 no state: run two or more replicas.
-
-Flags:
-
-  --config FILE         configuration file                    (/etc/step-csi/step-csi.yaml)
-  --listen ADDR         address to serve gRPC over TLS 1.3    (:8443)
-  --http-address ADDR   serve /livez, /readyz and /metrics, such as at :9808 (off)
-  --v N                 log verbosity                         (0)
 
 The configuration has the keys of the node plugin's ("step-csi node --help"). The
 provisioner type of its issuers is jwk, and its policy applies to all nodes. It also
@@ -46,57 +40,36 @@ Its service account needs the right to create tokenreviews.authentication.k8s.io
 and no other.
 `
 
-// raOptions are the flags of the ra command.
-type raOptions struct {
-	config, listen, httpAddress string
-
-	verbosity int
-}
-
 func serveRA(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	o, err := parseRAOptions(args, stdout, stderr)
+	var p process
+	flags := flag.NewFlagSet("ra", flag.ContinueOnError)
+	p.addFlags(flags)
+	address := flags.String("listen", ":8443", "serve gRPC over TLS 1.3 at `ADDR`")
+	if err := parseFlags(flags, 0, raUsage, args, stdout, stderr); err != nil {
+		return err
+	}
+	c, err := p.start((*configFile).ra) // needs no capability
 	if err != nil {
 		return err
 	}
-	// It needs no capability.
-	if err := harden(); err != nil {
-		return err
-	}
-	settings, err := loadConfig(o.config, (*configFile).ra)
-	if err != nil {
-		return explainDenied(err)
-	}
-	defer settings.close()
-	if err := setUpLogs(o.verbosity); err != nil {
-		return err
-	}
-	defer klog.Flush()
+	defer c.close()
 	registry := newRegistry()
-	s, err := settings.newServer(registry)
+	s, err := c.newServer(registry)
 	if err != nil {
-		return explainDenied(fmt.Errorf("%s: %w", o.config, err))
+		return explainDenied(fmt.Errorf("%s: %w", p.config, err))
 	}
-	h, err := newHealth(o.httpAddress, s.Ready, registry)
+	listener, err := net.Listen("tcp", *address)
 	if err != nil {
-		return err
-	}
-	listener, err := net.Listen("tcp", o.listen)
-	if err != nil {
-		return fmt.Errorf("--listen %s: %w", o.listen, err)
+		return fmt.Errorf("--listen %s: %w", *address, err)
 	}
 	klog.FromContext(ctx).Info("Starting the registration authority", "version", version())
-	ctx, stop := context.WithCancel(ctx)
-	var serving sync.WaitGroup
-	serving.Go(func() { h.serve(ctx) })
-	err = s.Run(ctx, listener)
-	stop()
-	serving.Wait()
+	err = p.serve(ctx, s.Ready, registry, func(ctx context.Context) error { return s.Run(ctx, listener) })
 	klog.FromContext(ctx).Info("Stopped")
 	return err
 }
 
-func (c *raConfig) newServer(metrics prometheus.Registerer) (*server.Server, error) {
-	api, err := c.file.Kubernetes.apiServer()
+func (c *config) newServer(metrics prometheus.Registerer) (*server.Server, error) {
+	api, err := c.authority.Kubernetes.apiServer()
 	if err != nil {
 		return nil, err
 	}
@@ -115,25 +88,38 @@ func (c *raConfig) newServer(metrics prometheus.Registerer) (*server.Server, err
 	return s, nil
 }
 
-func parseRAOptions(args []string, stdout, stderr io.Writer) (raOptions, error) {
-	var o raOptions
-	flags := flag.NewFlagSet("ra", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.StringVar(&o.config, "config", "/etc/step-csi/step-csi.yaml", "")
-	flags.StringVar(&o.listen, "listen", ":8443", "")
-	flags.StringVar(&o.httpAddress, "http-address", "", "")
-	flags.IntVar(&o.verbosity, "v", 0, "")
-	err := flags.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(stdout, raUsage)
-		return o, err
-	case err == nil && flags.NArg() > 0:
-		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+// serverConfig returns the configuration of package server.
+func (c *config) serverConfig(reviewer server.Reviewer, metrics prometheus.Registerer) (server.Config, error) {
+	namespace, name, ok := strings.Cut(c.authority.Plugin, "/")
+	if !ok || namespace == "" || name == "" {
+		return server.Config{}, fmt.Errorf("authority.plugin: %q is not a service account in the form namespace/name; set that of the node plugins", c.authority.Plugin)
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "step-csi ra: %v\n\n%s", err, raUsage)
-		return o, errUsage
+	serving := c.issuers[c.authority.Issuer]
+	s := server.Config{
+		Issuers:  map[string]server.Issuer{},
+		Serving:  server.Serving{Signer: serving.signer, Names: c.authorityNames, Duration: serving.bounds.Default},
+		Plugin:   server.ServiceAccount{Namespace: namespace, Name: name},
+		Reviewer: reviewer,
+		Limits:   server.Limits{Node: server.Limit(c.authority.Limits.Node), Pod: server.Limit(c.authority.Limits.Pod)},
+		Metrics:  metrics,
 	}
-	return o, nil
+	for name, i := range c.issuers {
+		s.Issuers[name] = server.Issuer{Issuer: i.issuer, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
+	}
+	return s, nil
+}
+
+// apiServer returns the configuration of the client for the API server.
+func (f kubernetesFile) apiServer() (*rest.Config, error) {
+	if f == (kubernetesFile{}) {
+		c, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("find the API server: %w; outside of a cluster, set authority.kubernetes.url, caFile and tokenFile", err)
+		}
+		return c, nil
+	}
+	if !strings.HasPrefix(f.URL, "https://") || f.CAFile == "" || f.TokenFile == "" {
+		return nil, errors.New("authority.kubernetes: set url (https), caFile and tokenFile")
+	}
+	return &rest.Config{Host: f.URL, BearerTokenFile: f.TokenFile, TLSClientConfig: rest.TLSClientConfig{CAFile: f.CAFile}}, nil
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer/names"
@@ -20,36 +22,20 @@ const verifyUsage = `Usage: step-csi verify [flags] DIRECTORY
 Verifies a volume: the mount is read-only, the files belong together, the key is
 the certificate's, and the certificate is valid now and leads to one of the roots,
 for servers and clients. In a copy of the files, only the files are verified.
-It prints what the certificate says, and exits with 1 if anything is wrong. The
-line X.509-SVID has the SPIFFE ID, or the reason why the certificate has none.
-
-Flags:
-
-  --certificate-file NAME   (tls.crt)
-  --privatekey-file NAME    (tls.key)
-  --ca-file NAME            (ca.crt)
+It prints the fields of the certificate, and exits with status 1 if a check fails.
+The line X.509-SVID has the SPIFFE ID, or the reason why the certificate is none.
 `
 
-// verify is the verify command.
 func verify(args []string, stdout, stderr io.Writer) error {
+	var files payload.Names
 	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	certificate := flags.String("certificate-file", "tls.crt", "")
-	key := flags.String("privatekey-file", "tls.key", "")
-	ca := flags.String("ca-file", "ca.crt", "")
-	err := flags.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(stdout, verifyUsage)
+	flags.StringVar(&files.Certificate, "certificate-file", "tls.crt", "file `NAME` of the certificate")
+	flags.StringVar(&files.PrivateKey, "privatekey-file", "tls.key", "file `NAME` of the private key")
+	flags.StringVar(&files.CA, "ca-file", "ca.crt", "file `NAME` of the roots")
+	if err := parseFlags(flags, 1, verifyUsage, args, stdout, stderr); err != nil {
 		return err
-	case err == nil && flags.NArg() != 1:
-		err = errors.New("name one directory")
 	}
-	if err != nil {
-		fmt.Fprintf(stderr, "step-csi verify: %v\n\n%s", err, verifyUsage)
-		return errUsage
-	}
-	return verifyVolume(stdout, flags.Arg(0), payload.Names{Certificate: *certificate, PrivateKey: *key, CA: *ca})
+	return verifyVolume(stdout, flags.Arg(0), files)
 }
 
 // verifyVolume checks the volume, and verifies its certificate as a TLS server and a
@@ -80,7 +66,7 @@ func verifyVolume(stdout io.Writer, directory string, names payload.Names) error
 	return nil
 }
 
-// describe prints a line for each thing that the certificate says.
+// describe prints the fields of the certificate.
 func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
 	line := func(name string, values ...string) {
 		for _, value := range values {
@@ -88,12 +74,16 @@ func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
 			name = ""
 		}
 	}
+	id, err := svid(leaf)
+	if err != nil {
+		id = "no: " + err.Error()
+	}
 	line("common name", leaf.Subject.CommonName)
 	line("DNS names", leaf.DNSNames...)
 	line("IP addresses", names.Texts(leaf.IPAddresses)...)
 	line("URIs", names.Texts(leaf.URIs)...)
 	line("e-mail", leaf.EmailAddresses...)
-	line("X.509-SVID", describeSVID(leaf))
+	line("X.509-SVID", id)
 	line("serial", leaf.SerialNumber.String())
 	line("issuer", leaf.Issuer.CommonName)
 	line("not before", leaf.NotBefore.UTC().Format(time.RFC3339))
@@ -106,4 +96,31 @@ func remaining(d time.Duration) string {
 		return "expired since " + (-d).String()
 	}
 	return "another " + d.String()
+}
+
+// svid returns the SPIFFE ID of a leaf that is an X.509-SVID. Otherwise, the error
+// says why the leaf is not an X.509-SVID. svid does not verify the chain or the
+// extended key usages. See
+// https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md.
+func svid(leaf *x509.Certificate) (string, error) {
+	switch {
+	case len(leaf.URIs) == 0:
+		return "", errors.New("it has no URI, so no SPIFFE ID")
+	case len(leaf.URIs) > 1:
+		return "", fmt.Errorf("it has %d URIs; the SPIFFE ID must be the only one", len(leaf.URIs))
+	case leaf.IsCA:
+		return "", errors.New("it is a CA certificate")
+	case leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return "", errors.New("its key usage has keyCertSign or cRLSign, which are for CAs")
+	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return "", errors.New("its key usage lacks digitalSignature")
+	}
+	id, err := spiffeid.FromURI(leaf.URIs[0])
+	if err == nil && id.Path() == "" {
+		err = errors.New("it has no path")
+	}
+	if err != nil {
+		return "", fmt.Errorf("its URI %s is not a SPIFFE ID such as spiffe://cluster.local/ns/shop/sa/web: %w", leaf.URIs[0], err)
+	}
+	return id.String(), nil
 }

@@ -13,7 +13,7 @@ import (
 	"go.step.sm/crypto/pemutil"
 )
 
-// Each certificate is what go-spiffe takes it for.
+// svid and go-spiffe agree about each certificate.
 func TestSVID(t *testing.T) {
 	ca, err := minica.New()
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -20,7 +21,7 @@ func version() string {
 func release() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return or(buildVersion, "unknown")
+		return cmp.Or(buildVersion, "unknown")
 	}
 	v := info.Main.Version
 	switch {

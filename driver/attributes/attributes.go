@@ -34,10 +34,13 @@
 package attributes
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -54,6 +57,16 @@ const (
 	// maxErrors is how many errors are reported at once, in an event of the pod with
 	// its limited length.
 	maxErrors = 5
+)
+
+// KeyEncoding is the ASN.1 structure of a private key's file.
+type KeyEncoding string
+
+// PKCS8 is for keys of all types, PKCS1 only for RSA and SEC1 only for ECDSA.
+const (
+	PKCS8 KeyEncoding = "pkcs8"
+	PKCS1 KeyEncoding = "pkcs1"
+	SEC1  KeyEncoding = "sec1"
 )
 
 // Bounds are the lifetimes that an issuer allows, Min and Max included.
@@ -89,10 +102,9 @@ type Attributes struct {
 
 // parser is the state of one Parse.
 type parser struct {
-	pod        issuer.Pod
-	mountGroup string
-	config     Config
-	result     Attributes
+	pod    issuer.Pod
+	config Config
+	result Attributes
 
 	dns, services []names.DNSName
 	spiffe        bool
@@ -106,7 +118,7 @@ func Parse(values map[string]string, pod issuer.Pod, mountGroup string, c Config
 	if len(kept) > maxSize {
 		return Attributes{}, fmt.Errorf("the volume attributes have %d bytes as JSON; the limit is %d", len(kept), maxSize)
 	}
-	p := &parser{pod: pod, mountGroup: mountGroup, config: c, spiffe: true, result: Attributes{
+	p := &parser{pod: pod, config: c, spiffe: true, result: Attributes{
 		Issuer:          "default",
 		KeyEncoding:     PKCS8,
 		CertificateFile: "tls.crt",
@@ -114,28 +126,31 @@ func Parse(values map[string]string, pod issuer.Pod, mountGroup string, c Config
 		CAFile:          "ca.crt",
 		Request:         issuer.Request{KeyType: issuer.ECDSAP256},
 	}}
-	if failed := append(unknownKeys(values), p.setAll(values)...); len(failed) > 0 {
-		return Attributes{}, joined(failed)
-	}
-	if err := p.finish(); err != nil {
-		return Attributes{}, err
-	}
-	return p.result, nil
-}
-
-func (p *parser) setAll(values map[string]string) (failed []error) {
-	for _, a := range table {
+	failed := unknownKeys(values)
+	for _, a := range p.table() {
 		value, given := values[a.key]
 		if !given {
 			continue
 		}
 		if value == "" {
-			failed = append(failed, fmt.Errorf(`%s: the value is empty; set one, or leave out the key`, a.key))
-		} else if err := a.set(p, value); err != nil {
+			failed = append(failed, fmt.Errorf("%s: the value is empty; set one, or leave out the key", a.key))
+		} else if err := a.set(value); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", a.key, err))
 		}
 	}
-	return failed
+	if len(failed) > 0 {
+		return Attributes{}, joined(failed)
+	}
+	if err := p.finishLifetime(); err != nil {
+		return Attributes{}, err
+	}
+	if err := p.finishFiles(mountGroup); err != nil {
+		return Attributes{}, err
+	}
+	if err := p.finishNames(); err != nil {
+		return Attributes{}, err
+	}
+	return p.result, nil
 }
 
 // joined returns the first errors in one line, as events and logs need it.
@@ -150,17 +165,55 @@ func joined(failed []error) error {
 	return errors.New(strings.Join(texts, "; and "))
 }
 
-// finish sets the values that follow from several attributes and checks that the
-// attributes fit together.
-func (p *parser) finish() error {
-	if err := p.finishLifetime(); err != nil {
-		return err
+// finishLifetime checks the durations against the bounds of the issuer.
+func (p *parser) finishLifetime() error {
+	bounds, known := p.config.Issuers[p.result.Issuer]
+	if !known {
+		return fmt.Errorf("issuer: %s is not an issuer in the plugin's configuration; it has %s",
+			names.Quote(p.result.Issuer), strings.Join(slices.Sorted(maps.Keys(p.config.Issuers)), ", "))
 	}
-	if err := p.finishFiles(); err != nil {
-		return err
+	duration := cmp.Or(p.result.Request.Duration, bounds.Default)
+	if duration < bounds.Min || duration > bounds.Max {
+		return fmt.Errorf("duration: %q is not between %s and %s, which the plugin's configuration allows for the issuer %s",
+			duration, bounds.Min, bounds.Max, names.Quote(p.result.Issuer))
 	}
-	if err := p.result.checkEncoding(); err != nil {
-		return err
+	if p.result.RenewBefore >= duration {
+		return fmt.Errorf("renew-before: %q is not shorter than the duration of %s", p.result.RenewBefore, duration)
 	}
-	return p.finishNames()
+	p.result.Request.Duration = duration
+	return nil
+}
+
+// finishFiles checks that the files have different names and that the encoding fits
+// the key. It sets the group and the mode where the user has not.
+func (p *parser) finishFiles(mountGroup string) error {
+	a := &p.result
+	for _, pair := range [][4]string{
+		{"certificate-file", a.CertificateFile, "privatekey-file", a.PrivateKeyFile},
+		{"certificate-file", a.CertificateFile, "ca-file", a.CAFile},
+		{"privatekey-file", a.PrivateKeyFile, "ca-file", a.CAFile},
+	} {
+		if pair[1] == pair[3] {
+			return fmt.Errorf("%s and %s are both %s; give them different names", pair[0], pair[2], names.Quote(pair[1]))
+		}
+	}
+	switch family, _, _ := strings.Cut(string(a.Request.KeyType), "-"); {
+	case a.KeyEncoding == PKCS1 && family != "rsa":
+		return fmt.Errorf("key-encoding: pkcs1 is for RSA keys, and key-type is %s; use pkcs8", a.Request.KeyType)
+	case a.KeyEncoding == SEC1 && family != "ecdsa":
+		return fmt.Errorf("key-encoding: sec1 is for ECDSA keys, and key-type is %s; use pkcs8", a.Request.KeyType)
+	}
+	if a.Group == nil && mountGroup != "" {
+		if err := set(&a.Group, parseGroup)(mountGroup); err != nil {
+			return fmt.Errorf("volume_mount_group: %w", err)
+		}
+	}
+	switch {
+	case a.Mode != 0:
+	case a.Group != nil:
+		a.Mode = 0o440
+	default:
+		a.Mode = 0o444
+	}
+	return nil
 }

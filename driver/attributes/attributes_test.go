@@ -195,7 +195,7 @@ func wantError(t *testing.T, what string, err error, want string) {
 	}
 }
 
-// fullRequest has each attribute, none with its usual value.
+// fullRequest has each attribute, none with its default.
 func fullRequest() map[string]string {
 	return map[string]string{
 		"issuer":            "short",
@@ -388,12 +388,12 @@ func TestUnknownKeys(t *testing.T) {
 		_, err := attributes.Parse(map[string]string{key: "s3cret"}, pod, "", config())
 		wantError(t, key, err, want)
 		if err != nil && strings.Contains(err.Error(), "s3cret") {
-			t.Errorf("the value is told: %v", err)
+			t.Errorf("the error contains the value: %v", err)
 		}
 	}
 }
 
-func TestAllProblemsAreToldInOneOrder(t *testing.T) {
+func TestErrorsHaveOneOrder(t *testing.T) {
 	values := map[string]string{"zz": "1", "aa": "1", "ip-sans": "x", "dns-names": "a_b", "spiffe": ""}
 	_, first := attributes.Parse(values, pod, "", config())
 	lines := strings.Split(first.Error(), "; and ")
@@ -411,7 +411,7 @@ func TestAllProblemsAreToldInOneOrder(t *testing.T) {
 	}
 }
 
-func TestManyProblemsFitIntoAnEvent(t *testing.T) {
+func TestManyErrorsFitIntoAnEvent(t *testing.T) {
 	values := map[string]string{}
 	for i := range 600 {
 		values["k"+string(rune('a'+i%26))+string(rune('a'+i/26))] = "v"
@@ -493,7 +493,7 @@ func TestServiceNamesThatAreNoHosts(t *testing.T) {
 	wantError(t, "a long domain", err, "service-names:")
 }
 
-// TestVariablesAddNothing gives the pod what no API server would.
+// TestVariablesAddNothing gives the pod names that no API server accepts.
 func TestVariablesAddNothing(t *testing.T) {
 	for name, wrong := range map[string]string{
 		"a,b":          "is not a DNS name",
@@ -515,7 +515,7 @@ func TestVariablesAddNothing(t *testing.T) {
 	}
 }
 
-func TestCommonNameWithoutAsking(t *testing.T) {
+func TestDefaultCommonName(t *testing.T) {
 	long := strings.Repeat("a", 60) + ".example.com"
 	for _, c := range []struct{ pod, dns, want string }{
 		{"web-0", "", "web-0"},
@@ -574,7 +574,7 @@ func TestGroupAndMode(t *testing.T) {
 	wantError(t, "mount group", err, `volume_mount_group: "wheel" is not a group ID`)
 }
 
-// TestDocumentation holds the package's comment against the keys.
+// TestDocumentation compares the package's comment with the keys.
 func TestDocumentation(t *testing.T) {
 	source, err := os.ReadFile("attributes.go")
 	if err != nil {

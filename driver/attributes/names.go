@@ -3,22 +3,55 @@ package attributes
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// setList sets a list of comma-separated names. It drops duplicates.
-func setList[T comparable](field func(*parser) *[]T, parse func(string) (T, error)) func(*parser, string) error {
-	return func(p *parser, value string) error {
-		parts, err := p.list(value)
-		if err != nil {
-			return err
+// listOf parses comma-separated names and drops duplicates. It splits the value at
+// its commas before it expands variables, so that a variable cannot add a name.
+func listOf[T comparable](p *parser, parse func(string) (T, error)) func(string) ([]T, error) {
+	return func(value string) ([]T, error) {
+		parts := strings.Split(value, ",")
+		if len(parts) > names.MaxNames {
+			return nil, fmt.Errorf("%s has %d names; the limit is %d", names.Quote(value), len(parts), names.MaxNames)
+		}
+		for i, part := range parts {
+			expanded, err := p.expand(strings.TrimSpace(part))
+			if err != nil {
+				return nil, err
+			}
+			if expanded == "" {
+				return nil, fmt.Errorf("%s has an empty part; leave out the comma", names.Quote(value))
+			}
+			parts[i] = expanded
 		}
 		all, err := names.ParseAll(parse, parts...)
-		*field(p) = unique(all)
-		return err
+		return unique(all), err
 	}
+}
+
+// expand replaces each variable once. The values are not expanded again.
+func (p *parser) expand(text string) (string, error) {
+	variables := []string{
+		"${POD_NAME}", p.pod.Name,
+		"${POD_NAMESPACE}", p.pod.Namespace,
+		"${POD_UID}", p.pod.UID,
+		"${SERVICE_ACCOUNT_NAME}", p.pod.ServiceAccount,
+		"${NODE_NAME}", p.pod.Node,
+		"${CLUSTER_DOMAIN}", p.config.ClusterDomain.String(),
+		"${TRUST_DOMAIN}", p.config.TrustDomain.Name(),
+	}
+	var known, removals []string
+	for pair := range slices.Chunk(variables, 2) {
+		known = append(known, pair[0])
+		removals = append(removals, pair[0], "")
+	}
+	if strings.Contains(strings.NewReplacer(removals...).Replace(text), "$") {
+		return "", fmt.Errorf("%s: a $ must begin one of %s", names.Quote(text), strings.Join(known, ", "))
+	}
+	return strings.NewReplacer(variables...).Replace(text), nil
 }
 
 func parseDNSName(text string) (names.DNSName, error) {
@@ -37,13 +70,12 @@ func parseServiceName(text string) (names.DNSName, error) {
 	return service, err
 }
 
-func (p *parser) setCommonName(value string) error {
+func (p *parser) parseCommonName(value string) (names.CommonName, error) {
 	name, err := p.expand(value)
 	if err != nil {
-		return err
+		return names.CommonName{}, err
 	}
-	p.result.Request.CommonName, err = names.ParseCommonName(name)
-	return err
+	return names.ParseCommonName(name)
 }
 
 // finishNames adds the names that follow from several attributes.

@@ -23,8 +23,6 @@ func (n DNSName) String() string { return n.dns }
 
 func (n DNSName) isWildcard() bool { return strings.HasPrefix(n.dns, "*.") }
 
-var errWildcard = errors.New("a * must be the whole first label, with at least two labels after it, as in *.example.com")
-
 // ParseDNSName converts to lower case and to A-labels, as resolvers do.
 func ParseDNSName(text string) (DNSName, error) {
 	if _, err := netip.ParseAddr(text); err == nil {
@@ -34,21 +32,18 @@ func ParseDNSName(text string) (DNSName, error) {
 		return DNSName{}, fmt.Errorf("%s: leave out the dot at the end", Quote(text))
 	}
 	rest, wildcard := strings.CutPrefix(text, "*.")
-	if strings.Contains(rest, "*") {
-		return DNSName{}, fmt.Errorf("%s: %w", Quote(text), errWildcard)
-	}
 	host, err := parseHostName(rest)
 	switch {
+	case strings.Contains(rest, "*") || err == nil && wildcard && !strings.Contains(host, "."):
+		return DNSName{}, fmt.Errorf("%s: a * must be the whole first label, with at least two labels after it, as in *.example.com", Quote(text))
 	case err != nil:
 		return DNSName{}, fmt.Errorf("%s %w", Quote(text), err)
-	case !wildcard:
-		return DNSName{host}, nil
-	case !strings.Contains(host, "."):
-		return DNSName{}, fmt.Errorf("%s: %w", Quote(text), errWildcard)
-	case len("*.")+len(host) > maxDNSName:
+	case wildcard && len("*.")+len(host) > maxDNSName:
 		return DNSName{}, fmt.Errorf("%s is longer than %d bytes, the limit for a DNS name", Quote(text), maxDNSName)
+	case wildcard:
+		return DNSName{"*." + host}, nil
 	}
-	return DNSName{"*." + host}, nil
+	return DNSName{host}, nil
 }
 
 // dnsProfile maps to lower case and to A-labels (RFC 5891), and checks labels and
@@ -89,4 +84,44 @@ func parseHostName(text string) (string, error) {
 		return "", errors.New("ends in a number, so clients take it for an IPv4 address; use a DNS name whose last label is not a number")
 	}
 	return host, nil
+}
+
+// ClusterDomain is the DNS domain of a cluster, such as cluster.local.
+type ClusterDomain struct{ domain string }
+
+// String implements fmt.Stringer.
+func (d ClusterDomain) String() string { return d.domain }
+
+// ParseClusterDomain rejects domains that end in svc. Under such a domain,
+// x.ns.svc could be both the name of a Service and a name directly under the
+// cluster domain.
+func ParseClusterDomain(text string) (ClusterDomain, error) {
+	domain, err := Exactly(ParseDNSName)(text)
+	switch {
+	case err != nil:
+		return ClusterDomain{}, err
+	case domain.isWildcard():
+		return ClusterDomain{}, fmt.Errorf("%s: leave out the *; a cluster domain is one name such as cluster.local", Quote(text))
+	case strings.HasSuffix("."+text, ".svc"):
+		return ClusterDomain{}, fmt.Errorf("%s must not end in svc: names in the cluster would be ambiguous", Quote(text))
+	}
+	return ClusterDomain{text}, nil
+}
+
+// Host is the host of a URL: a DNS name without a wildcard, or an IP address.
+type Host struct{ host string }
+
+// String implements fmt.Stringer.
+func (h Host) String() string { return h.host }
+
+// ParseHost accepts a dot at the end of a DNS name, because URLs may have one.
+func ParseHost(text string) (Host, error) {
+	if ip, err := ParseIP(text); err == nil {
+		return Host{ip.String()}, nil
+	}
+	dns, err := ParseDNSName(strings.TrimSuffix(text, "."))
+	if err != nil || dns.isWildcard() {
+		return Host{}, fmt.Errorf("%s is neither a DNS name nor an IP address", Quote(text))
+	}
+	return Host{dns.String()}, nil
 }

@@ -46,10 +46,11 @@ func ParseURI(text string) (URI, error) {
 	case !isPlainASCII(text) || strings.Contains(text+u.String(), "%"):
 		return URI{}, fmt.Errorf("%s: use printable ASCII that needs no percent-encoding", Quote(text))
 	}
-	if err := checkURIHost(u); err != nil {
-		return URI{}, err
+	host, ok := normalURIHost(u)
+	if !ok {
+		return URI{}, fmt.Errorf("%s: the host must be a DNS name in ASCII without a dot at the end, or an IP address", Quote(text))
 	}
-	u.Host = normalURIHost(u)
+	u.Host = host
 	if clean := path.Clean(u.Path); u.Path != "" && u.Path != clean {
 		u.Path = clean
 		return URI{}, fmt.Errorf("%s: the path has an empty segment or a dot segment; write it as %s", Quote(text), Quote(u.String()))
@@ -58,8 +59,12 @@ func ParseURI(text string) (URI, error) {
 		return URI{}, fmt.Errorf("%s: write it as %s", Quote(text), Quote(u.String()))
 	}
 	if u.Scheme == "spiffe" {
-		if err := checkSPIFFEID(text); err != nil {
-			return URI{}, err
+		id, err := spiffeid.FromString(text)
+		if err == nil {
+			_, err = ParseTrustDomain(id.TrustDomain().Name())
+		}
+		if err != nil {
+			return URI{}, fmt.Errorf("%s is not a SPIFFE ID such as spiffe://cluster.local/ns/shop/sa/web: %w", Quote(text), err)
 		}
 	}
 	return URI{text}, nil
@@ -68,25 +73,17 @@ func ParseURI(text string) (URI, error) {
 // uriHostPattern allows "_" too, which SPIFFE allows in trust domains.
 var uriHostPattern = regexp.MustCompile(`^[a-z0-9_-]+(\.[a-z0-9_-]+)*$`)
 
-// checkURIHost rejects hosts that are neither a DNS name nor an IP address:
-// crypto/x509 cannot read a certificate with such a URI. A SPIFFE trust domain is
-// not resolved, so it may end in a number.
-func checkURIHost(u *url.URL) error {
-	host := strings.ToLower(u.Hostname())
-	_, err := netip.ParseAddr(host)
-	likeIPv4 := u.Scheme != "spiffe" && numberPattern.MatchString(host)
-	if err == nil || uriHostPattern.MatchString(host) && !likeIPv4 {
-		return nil
-	}
-	return fmt.Errorf("%s: the host must be a DNS name in ASCII without a dot at the end, or an IP address", Quote(u.String()))
-}
-
-// normalURIHost returns the host with port. A port has no leading zeros, an
-// empty one has no colon, and addresses are written as in RFC 5952.
-func normalURIHost(u *url.URL) string {
-	host := strings.ToLower(u.Hostname())
+// normalURIHost returns host and port in their one spelling: an address as in
+// RFC 5952, a port without leading zeros, and no colon without a port. ok is false
+// if the host is neither a DNS name nor an IP address: crypto/x509 cannot read a
+// certificate with such a URI. A SPIFFE trust domain is not resolved, so it may end
+// in a number.
+func normalURIHost(u *url.URL) (host string, ok bool) {
+	host = strings.ToLower(u.Hostname())
 	if ip, err := netip.ParseAddr(host); err == nil {
 		host = ip.Unmap().String()
+	} else if !uriHostPattern.MatchString(host) || u.Scheme != "spiffe" && numberPattern.MatchString(host) {
+		return "", false
 	}
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
@@ -94,5 +91,29 @@ func normalURIHost(u *url.URL) string {
 	if port := strings.TrimLeft(u.Port(), "0"); port != "" {
 		host += ":" + port
 	}
-	return host
+	return host, true
+}
+
+// maxTrustDomain is the limit of the SPIFFE ID specification, section 2.3, in
+// bytes.
+const maxTrustDomain = 255
+
+// ParseTrustDomain parses the name of a SPIFFE trust domain, without the scheme.
+func ParseTrustDomain(text string) (spiffeid.TrustDomain, error) {
+	domain, err := spiffeid.TrustDomainFromString(text)
+	// go-spiffe also accepts a whole SPIFFE ID, and has no limit.
+	if err != nil || domain.Name() != text || len(text) > maxTrustDomain {
+		return spiffeid.TrustDomain{}, fmt.Errorf(
+			`%s is not a trust domain: use lower-case letters, digits, ".", "-" and "_", and at most %d bytes, such as cluster.local`, Quote(text), maxTrustDomain)
+	}
+	return domain, nil
+}
+
+// PodSPIFFEID returns the SPIFFE ID of a service account.
+func PodSPIFFEID(domain spiffeid.TrustDomain, namespace, serviceAccount string) (URI, error) {
+	id, err := spiffeid.FromSegments(domain, "ns", namespace, "sa", serviceAccount)
+	if err != nil {
+		return URI{}, fmt.Errorf("the SPIFFE ID of service account %s in namespace %s: %w", Quote(serviceAccount), Quote(namespace), err)
+	}
+	return ParseURI(id.String())
 }

@@ -26,19 +26,6 @@ type request struct {
 	Issuer         string        `json:"issuer"`
 }
 
-func newRequest(req issuer.Request, issuerName string) request {
-	return request{
-		CommonName:     req.CommonName.String(),
-		DNSNames:       names.Texts(req.DNSNames),
-		IPAddresses:    names.Texts(req.IPAddresses),
-		URIs:           names.Texts(req.URIs),
-		EmailAddresses: names.Texts(req.EmailAddresses),
-		Duration:       req.Duration,
-		KeyType:        string(req.KeyType),
-		Issuer:         issuerName,
-	}
-}
-
 // settings are the parts of a Config that expressions see.
 type settings struct {
 	ClusterDomain   string `json:"clusterDomain"`
@@ -47,8 +34,17 @@ type settings struct {
 }
 
 // variables returns the values of the variables that newEnvironment declares.
-func variables(p issuer.Pod, r request, s settings) map[string]any {
-	return map[string]any{"pod": p, "request": r, "config": s}
+func (p *Policy) variables(pod issuer.Pod, req issuer.Request) map[string]any {
+	return map[string]any{"pod": pod, "config": p.settings, "request": request{
+		CommonName:     req.CommonName.String(),
+		DNSNames:       names.Texts(req.DNSNames),
+		IPAddresses:    names.Texts(req.IPAddresses),
+		URIs:           names.Texts(req.URIs),
+		EmailAddresses: names.Texts(req.EmailAddresses),
+		Duration:       req.Duration,
+		KeyType:        string(req.KeyType),
+		Issuer:         p.issuer,
+	}}
 }
 
 func newEnvironment() (*cel.Env, error) {

@@ -120,7 +120,7 @@ func (p *Policy) Check(ctx context.Context, pod issuer.Pod, req issuer.Request) 
 	if err := errors.Join(checkPod(pod), names.CheckTotal(req.AlternativeNames()), p.checkReserved(req)); err != nil {
 		return fmt.Errorf("%w: %w", issuer.Denied, err)
 	}
-	vars := variables(pod, newRequest(req, p.issuer), p.settings)
+	vars := p.variables(pod, req)
 	for _, v := range p.validations {
 		if err := v.check(ctx, vars); err != nil {
 			return err

@@ -261,15 +261,15 @@ func TestCheckCostLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		v := validation{name: "validations[0]", expression: program}
-		err = v.check(t.Context(), variables(testPod(), newRequest(names.Must(testRequest().parse()), "default"), settings{}))
+		err = v.check(t.Context(), (&Policy{issuer: "default"}).variables(testPod(), names.Must(testRequest().parse())))
 		if allowed && err != nil || !allowed && (!errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "cost limit exceeded")) {
 			t.Errorf("with a limit of %d: %v", limit, err)
 		}
 	}
 }
 
-// TestCheckLargest holds the default list against the largest requests that
-// get as far as CEL: neither the start nor the evaluation hits the limit.
+// TestCheckLargest checks the largest requests that get as far as CEL by the
+// default list: neither the start nor the evaluation hits the limit.
 func TestCheckLargest(t *testing.T) {
 	label := strings.Repeat("a", 63)
 	req := testRequest()

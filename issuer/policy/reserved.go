@@ -29,18 +29,13 @@ func reserve(host names.Host, domain names.ClusterDomain) []reservation {
 	return []reservation{{text, text}, {service, text}, {service + ".svc", text}, {service + suffix, text}, {short, text}}
 }
 
-// conflictsWith reports whether a client could take name for the reserved one.
-func (r reservation) conflictsWith(name string) bool {
-	_, parent, _ := strings.Cut(r.form, ".")
-	return name != "" && (name == r.form || name == "*."+parent)
-}
-
-// checkReserved denies the names of reserved hosts.
+// checkReserved denies the names of reserved hosts, and wildcards that cover them.
 func (p *Policy) checkReserved(req issuer.Request) error {
 	all := append(req.AlternativeNames(), asHost(req.CommonName))
 	for _, r := range p.reserved {
+		_, parent, _ := strings.Cut(r.form, ".")
 		for _, name := range all {
-			if r.conflictsWith(name) {
+			if name != "" && (name == r.form || name == "*."+parent) {
 				return fmt.Errorf("the name %s is reserved: with it, the pod could impersonate %s", name, r.host)
 			}
 		}

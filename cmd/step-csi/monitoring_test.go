@@ -39,7 +39,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// Both commands have these, and the names follow the rules of Prometheus.
+// Both commands have these metrics, and their names follow the rules of Prometheus.
 func TestCommonMetrics(t *testing.T) {
 	registry := newRegistry()
 	problems, err := testutil.GatherAndLint(registry)
@@ -69,7 +69,7 @@ func TestHealthAddress(t *testing.T) {
 	}
 }
 
-// An answer under way when the plugin stops is finished; then nobody listens.
+// When the plugin stops, it finishes the requests in flight and then closes the port.
 func TestHealthStops(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
 	h, err := newHealth("127.0.0.1:0", func() error { close(asked); <-release; return nil }, nil)
@@ -95,16 +95,16 @@ func TestHealthStops(t *testing.T) {
 	stop()
 	select {
 	case <-stopped:
-		t.Error("it stopped with an answer under way")
+		t.Error("it stopped with a request in flight")
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(release)
 	if got := <-answer; got != "ok\n" {
-		t.Errorf("the answer under way: %q", got)
+		t.Errorf("the response: %q", got)
 	}
 	<-stopped
 	if connection, err := net.Dial("tcp", address); err == nil {
 		connection.Close()
-		t.Error("somebody still listens")
+		t.Error("the port is still open")
 	}
 }

@@ -1,0 +1,99 @@
+package attributes
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/agext/levenshtein"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
+)
+
+// attribute is a key that users may write. set parses its value.
+type attribute struct {
+	key string
+	set func(value string) error
+}
+
+// table has all attributes, in the order in which errors are reported.
+func (p *parser) table() []attribute {
+	a, r := &p.result, &p.result.Request
+	return []attribute{
+		{"issuer", func(value string) error { a.Issuer = value; return nil }},
+		{"service-names", set(&p.services, listOf(p, parseServiceName))},
+		{"dns-names", set(&p.dns, listOf(p, parseDNSName))},
+		{"ip-sans", set(&r.IPAddresses, listOf(p, names.ParseIP))},
+		{"uri-sans", set(&r.URIs, listOf(p, names.ParseURI))},
+		{"email-sans", set(&r.EmailAddresses, listOf(p, names.ParseEmailAddress))},
+		{"spiffe", set(&p.spiffe, parseBool)},
+		{"common-name", set(&r.CommonName, p.parseCommonName)},
+		{"duration", set(&r.Duration, parseDuration)},
+		{"renew-before", set(&a.RenewBefore, parseDuration)},
+		{"key-type", set(&r.KeyType, oneOf(issuer.KeyTypes()...))},
+		{"key-encoding", set(&a.KeyEncoding, oneOf(PKCS8, PKCS1, SEC1))},
+		{"reuse-private-key", set(&a.ReusePrivateKey, parseBool)},
+		{"certificate-file", set(&a.CertificateFile, parseFileName)},
+		{"privatekey-file", set(&a.PrivateKeyFile, parseFileName)},
+		{"ca-file", set(&a.CAFile, parseFileName)},
+		{"fs-group", set(&a.Group, parseGroup)},
+		{"file-mode", set(&a.Mode, parseMode)},
+		{"revoke-on-delete", set(&a.RevokeOnDelete, parseBool)},
+	}
+}
+
+func set[T any](field *T, parse func(string) (T, error)) func(string) error {
+	return func(value string) (err error) {
+		*field, err = parse(value)
+		return err
+	}
+}
+
+// Keys returns the keys of all attributes.
+func Keys() (keys []string) {
+	for _, a := range (&parser{}).table() {
+		keys = append(keys, a.key)
+	}
+	return keys
+}
+
+// certManager is the prefix of the keys of cert-manager's csi-driver.
+// See https://cert-manager.io/docs/usage/csi-driver/#supported-volume-attributes
+const certManager = "csi.cert-manager.io/"
+
+// unknownKeys rejects keys that the driver does not know. The errors leave out
+// their values: one may be the password of a key store.
+func unknownKeys(values map[string]string) (failed []error) {
+	known := Keys()
+	for _, key := range slices.Sorted(maps.Keys(values)) {
+		if !slices.Contains(known, key) {
+			failed = append(failed, fmt.Errorf("%s%s", names.Quote(key), suggestion(key, known)))
+		}
+	}
+	return failed
+}
+
+// suggestion says which of the known keys the user probably meant.
+func suggestion(key string, known []string) string {
+	if _, plain, found := strings.Cut(key, "/"); found && slices.Contains(known, plain) {
+		return fmt.Sprintf(": write %s, without the part before the slash", plain)
+	}
+	switch key {
+	case certManager + "issuer-name":
+		return ": write issuer"
+	case certManager + "key-algorithm", certManager + "key-size":
+		return ": write key-type"
+	}
+	if strings.HasPrefix(key, certManager) {
+		return ": this driver has no such attribute; leave it out"
+	}
+	likeness := func(known string) float64 { return levenshtein.Similarity(strings.ToLower(key), known, nil) }
+	nearest := slices.MaxFunc(known, func(a, b string) int { return cmp.Compare(likeness(a), likeness(b)) })
+	if likeness(nearest) >= 0.6 {
+		return fmt.Sprintf(" is not a volume attribute; %s is", nearest)
+	}
+	return " is not a volume attribute; these are: " + strings.Join(known, ", ")
+}

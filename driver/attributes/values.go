@@ -1,0 +1,78 @@
+package attributes
+
+import (
+	"fmt"
+	"io/fs"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/flexstack/step-csi/issuer/names"
+)
+
+func oneOf[T ~string](allowed ...T) func(string) (T, error) {
+	return func(value string) (T, error) {
+		if slices.Contains(allowed, T(value)) {
+			return T(value), nil
+		}
+		var texts []string
+		for _, a := range allowed {
+			texts = append(texts, string(a))
+		}
+		return "", fmt.Errorf("%s is not one of %s", names.Quote(value), strings.Join(texts, ", "))
+	}
+}
+
+func parseBool(value string) (bool, error) {
+	value, err := oneOf("true", "false")(value)
+	return value == "true", err
+}
+
+func parseDuration(value string) (time.Duration, error) {
+	d, err := time.ParseDuration(value)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("%s is not a duration above zero, such as 24h or 90m", names.Quote(value))
+	}
+	return d, nil
+}
+
+// maxFileName is NAME_MAX of Linux, in bytes.
+const maxFileName = 255
+
+// parseFileName rejects names that begin with two dots: they are reserved for the
+// driver.
+func parseFileName(name string) (string, error) {
+	switch {
+	case strings.Contains(name, "/") || name == ".":
+		return "", fmt.Errorf("%s is not a plain file name; leave out the directory", names.Quote(name))
+	case strings.HasPrefix(name, ".."):
+		return "", fmt.Errorf("%s begins with two dots; the driver uses such names itself", names.Quote(name))
+	case !names.IsPrintable(name):
+		return "", fmt.Errorf("%s contains characters that are not printable", names.Quote(name))
+	case len(name) > maxFileName:
+		return "", fmt.Errorf("%s has %d bytes; a file name has at most %d", names.Quote(name), len(name), maxFileName)
+	}
+	return name, nil
+}
+
+// parseGroup accepts the range that Kubernetes accepts as an fsGroup. The kernel
+// accepts higher IDs, but no pod can be in such a group.
+func parseGroup(value string) (*int, error) {
+	group, err := strconv.Atoi(value)
+	if err != nil || group < 0 || group > math.MaxInt32 || strconv.Itoa(group) != value {
+		return nil, fmt.Errorf("%s is not a group ID from 0 to %d", names.Quote(value), math.MaxInt32)
+	}
+	return &group, nil
+}
+
+// parseMode accepts only bits for reading: the volume is read-only, and no file in
+// it is a program.
+func parseMode(value string) (fs.FileMode, error) {
+	mode, err := strconv.ParseUint(value, 8, 32)
+	if err != nil || mode&0o444 != mode || mode&0o400 == 0 {
+		return 0, fmt.Errorf("%s is not an octal mode that lets the owner read and nobody write or execute, such as 0440", names.Quote(value))
+	}
+	return fs.FileMode(mode), nil
+}
