@@ -71,11 +71,12 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 // directory under the running pod. See
 // https://github.com/kubernetes/kubernetes/issues/121271.
 func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volume.Spec, token issuer.Token) error {
-	if known != nil {
+	managed := known != nil && !errors.Is(known.Unmanaged(), volume.ErrGone)
+	if managed {
 		known.TakeToken(token)
-		if known.Same(spec) && !known.IsGone() {
-			return nil
-		}
+	}
+	if managed && known.Same(spec) {
+		return nil
 	}
 	v, err := volume.Adopt(ctx, d.node, spec.Target, &spec)
 	switch {
@@ -86,7 +87,7 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 	}
 	if err := v.Unmanaged(); err != nil {
 		klog.FromContext(ctx).Error(err, "Ignoring invalid attributes in a republish; the mounted volume is unchanged", v.LogValues()...)
-		if known != nil && !known.IsGone() {
+		if managed {
 			return nil
 		}
 	}

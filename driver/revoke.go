@@ -67,8 +67,9 @@ func (i *issuerState) logRevoked(ctx context.Context, r issuer.Revocation, err e
 // When ctx ends, there is no other retry, and the call under way has a little time to
 // end.
 func persist(ctx context.Context, try func(context.Context) error) error {
-	limited, cancel := outlasting(ctx, revocationGrace, revocationLimit)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), revocationLimit)
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(revocationGrace, cancel) })()
 	end, _ := limited.Deadline()
 	retry := backoff.Backoff{First: firstRevocationRetry, Max: maxRevocationRetry}
 	for {
@@ -83,24 +84,5 @@ func persist(ctx context.Context, try func(context.Context) error) error {
 		case !backoff.Sleep(ctx, wait):
 			return fmt.Errorf("the plugin stops: %w", err)
 		}
-	}
-}
-
-// outlasting returns a context that ends a grace after ctx does, and at the latest
-// after the limit.
-func outlasting(ctx context.Context, grace, limit time.Duration) (context.Context, context.CancelFunc) {
-	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-	unlink := context.AfterFunc(ctx, func() {
-		timer := time.NewTimer(grace)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-			cancel()
-		case <-longer.Done():
-		}
-	})
-	return longer, func() {
-		unlink()
-		cancel()
 	}
 }

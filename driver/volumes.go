@@ -10,6 +10,7 @@ import (
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
+	"github.com/flexstack/step-csi/issuer/panics"
 )
 
 // volumes is the registry of the mounted volumes, by volume id. The zero value is
@@ -80,36 +81,38 @@ func (d *Driver) manage(ctx context.Context, v *volume.Volume) {
 	v.Keep(ctx)
 }
 
-// adoptAll adopts the volumes that an earlier process of this driver left mounted. A
-// volume that cannot be read is logged and left alone, until the kubelet publishes it
-// again.
+// adoptAll adopts the volumes that an earlier process of this driver left mounted.
 func (d *Driver) adoptAll(ctx context.Context) error {
 	paths, err := tmpfs.List(d.config.Name)
 	if err != nil {
 		return err
 	}
 	logger := klog.FromContext(ctx)
-	count := 0
 	for _, path := range paths {
 		relative, below := d.node.Targets.Relative(path)
 		if !below {
 			continue // of another kubelet's, or a bind mount
 		}
-		v, err := volume.Adopt(ctx, d.node, relative, nil)
-		switch {
-		case err != nil:
+		if err := d.adopt(ctx, relative); err != nil {
 			logger.Error(err, "Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again", "path", path)
 			d.volumes.putUnread(relative)
-		case v == nil || d.volumes.get(v.VolumeID) != nil:
-			// A bind mount, or mounted a second time, on top of itself.
-		default:
-			if err := v.Unmanaged(); err != nil {
-				logger.Error(err, "A mounted volume does not fit the configuration; it is not renewed", v.LogValues()...)
-			}
-			d.manage(ctx, v)
-			count++
 		}
 	}
-	logger.Info("Adopted mounted volumes", "count", count)
+	logger.Info("Adopted mounted volumes", "count", len(d.volumes.all()))
+	return nil
+}
+
+// adopt adopts the volume at the target path, unless that is a bind mount, or the
+// second mount of a volume on top of itself.
+func (d *Driver) adopt(ctx context.Context, path string) (err error) {
+	defer panics.Recover(ctx, "adopt a volume", &err)
+	v, err := volume.Adopt(ctx, d.node, path, nil)
+	if err != nil || v == nil || d.volumes.get(v.VolumeID) != nil {
+		return err
+	}
+	if err := v.Unmanaged(); err != nil {
+		klog.FromContext(ctx).Error(err, "A mounted volume does not fit the configuration; it is not renewed", v.LogValues()...)
+	}
+	d.manage(ctx, v)
 	return nil
 }

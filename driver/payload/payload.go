@@ -19,6 +19,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/flexstack/step-csi/driver/attributes"
 )
 
 const (
@@ -41,6 +43,9 @@ type Access struct {
 	// Group is the group of the files, or nil for root's.
 	Group *int
 }
+
+// AccessOf returns the access that the attributes ask for.
+func AccessOf(a attributes.Attributes) Access { return Access{a.Mode, a.Group} }
 
 // ErrCleanUp says that the new set is in use, and names of the previous one are left.
 var ErrCleanUp = errors.New("remove the previous file names")

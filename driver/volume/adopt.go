@@ -41,10 +41,7 @@ func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, er
 	case damage == nil && record.VolumeID != wanted.VolumeID:
 		return nil, fmt.Errorf("%w: %s", ErrConflict, path)
 	}
-	v, err := newVolume(n, *wanted)
-	if err != nil {
-		v = &Volume{Spec: *wanted, node: n, unfit: err}
-	}
+	v := newVolume(n, *wanted)
 	v.certificate = record.certificate
 	if damage == nil {
 		root, err := tmpfs.Root(target)

@@ -54,7 +54,7 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 			return false, err
 		}
 		defer root.Close()
-		err = payload.Replace(root, file, payload.NamesOf(v.attributes), v.access())
+		err = payload.Replace(root, file, payload.NamesOf(v.attributes), payload.AccessOf(v.attributes))
 		if errors.Is(err, fs.ErrNotExist) {
 			return false, nil // the files are to have other names: a renewal is due
 		}

@@ -87,21 +87,23 @@ type Volume struct {
 	trusted time.Time
 }
 
-// newVolume checks the attributes of a volume that is not mounted, or not known to be.
-func newVolume(n *Node, s Spec) (*Volume, error) {
-	parsed, err := attributes.Parse(s.Attributes, s.Pod, s.MountGroup, n.Attributes)
-	if err != nil {
-		return nil, err
+// newVolume makes a volume of which nothing is mounted yet, or known to be. If the
+// attributes cannot be used, the volume is unfit.
+func newVolume(n *Node, s Spec) *Volume {
+	v := &Volume{Spec: s, node: n}
+	v.token.Store(&issuer.Token{})
+	if v.attributes, v.unfit = attributes.Parse(s.Attributes, s.Pod, s.MountGroup, n.Attributes); v.unfit == nil {
+		v.issuer = n.Issuers[v.attributes.Issuer]
 	}
-	return &Volume{Spec: s, node: n, attributes: parsed, issuer: n.Issuers[parsed.Issuer]}, nil
+	return v
 }
 
 // Create makes a volume and mounts it: all of it, or, on an error, nothing. The error
 // wraps ErrInvalid or an issuer.Outcome where one of them applies.
 func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, error) {
-	v, err := newVolume(n, s)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	v := newVolume(n, s)
+	if v.unfit != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, v.unfit)
 	}
 	if v.attributes.RevokeOnDelete && !v.issuer.CanRevoke() {
 		return nil, fmt.Errorf("%w: revoke-on-delete: the issuer %s cannot revoke; leave it out", ErrInvalid, v.issuer.Name)
@@ -169,7 +171,7 @@ func (v *Volume) Renew(ctx context.Context) error {
 // issue gets a credential from the volume's issuer. A first certificate and a renewal
 // differ only in their priority, and in the key, which a renewal may keep.
 func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (credential *issuer.Credential, err error) {
-	prepared, err := v.issuer.Prepare(ctx, v.applicant(), v.attributes.Request, key)
+	prepared, err := v.issuer.Prepare(ctx, issuer.Applicant{Pod: v.Pod, Token: *v.token.Load()}, v.attributes.Request, key)
 	if err == nil {
 		err = v.issuer.Scheduler.Call(ctx, p, func(ctx context.Context) (err error) {
 			began := time.Now()
@@ -200,7 +202,7 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 		return err
 	}
 	defer root.Close()
-	cleanUp := payload.Write(root, files, v.access())
+	cleanUp := payload.Write(root, files, payload.AccessOf(v.attributes))
 	if cleanUp != nil && !errors.Is(cleanUp, payload.ErrCleanUp) {
 		return fmt.Errorf("write the files: %w", cleanUp)
 	}
@@ -280,22 +282,13 @@ func (v *Volume) renewDue(ctx context.Context) (renewal.Validity, error) {
 
 // TakeToken takes the pod's token if it is newer than the known one.
 func (v *Volume) TakeToken(token issuer.Token) {
-	if !token.NewerThan(v.applicant().Token) {
+	if !token.NewerThan(*v.token.Load()) {
 		return
 	}
 	v.token.Store(&token)
 	if entry := v.entry.Load(); entry != nil {
 		entry.TokenArrived()
 	}
-}
-
-// applicant is the pod with its newest token.
-func (v *Volume) applicant() issuer.Applicant {
-	a := issuer.Applicant{Pod: v.Pod}
-	if token := v.token.Load(); token != nil {
-		a.Token = *token
-	}
-	return a
 }
 
 // Stop ends the renewals, and leaves the volume mounted.
@@ -346,17 +339,11 @@ func (v *Volume) revocation(last *os.Root) *issuer.Revocation {
 	return r
 }
 
-func (v *Volume) access() payload.Access {
-	return payload.Access{Mode: v.attributes.Mode, Group: v.attributes.Group}
-}
-
 // Issuer is the volume's issuer, or nil if the volume does not fit the configuration.
 func (v *Volume) Issuer() *Issuer { return v.issuer }
 
-// IsGone tells whether a renewal found that the volume is not mounted.
-func (v *Volume) IsGone() bool { return v.gone.Load() }
-
-// Unmanaged says why the volume is not renewed, or is nil.
+// Unmanaged says why the volume is not renewed, or is nil: ErrGone if a renewal found
+// that it is not mounted, or why its attributes do not fit the configuration.
 func (v *Volume) Unmanaged() error {
 	if v.gone.Load() {
 		return ErrGone
