@@ -15,16 +15,16 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// mostRoots bounds the series that a CA can cause by the number of its roots. Those
-// that expire first matter most.
+// mostRoots limits the series of an issuer, because its CA decides how many roots it
+// has. The collector reports the roots that expire first.
 const mostRoots = 8
 
-// collector reads volumes and issuers whenever Prometheus asks. It keeps nothing, so a
-// volume's series end with it.
+// collector reads volumes and issuers at each scrape. It stores nothing, so the series
+// of a volume end when the volume is removed.
 type collector struct {
 	issuers map[string]*issuerState
 	volumes func() []volumeSnapshot
-	unread  func() int // volumes of which not even the issuer is known
+	unread  func() int // counts volumes that could not be adopted: their issuer is unknown
 
 	expiration, issued, renewal, failures       *prometheus.Desc // of each volume
 	count, backoff, overdue, unmanaged, waiting *prometheus.Desc // of each issuer
@@ -89,10 +89,10 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for _, v := range c.volumes() {
 		labels, s := v.labels, v.state
 		if counts[labels.issuer] == nil {
-			counts[labels.issuer] = &volumeCounts{} // of an earlier configuration
+			counts[labels.issuer] = &volumeCounts{} // an issuer of an earlier configuration
 		}
 		counts[labels.issuer].add(v, now)
-		// A pod that was deleted by force may still be there beside a new one of its
+		// A pod that was deleted by force may still run beside a new pod of the same
 		// name. Prometheus rejects two series with the same labels.
 		if other, twice := states[labels]; !twice || other.Validity.Issued.Before(s.Validity.Issued) {
 			states[labels] = s
@@ -116,7 +116,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// firstToExpire returns the roots that expire first, each once.
+// firstToExpire returns the roots that expire first, without duplicates.
 func firstToExpire(roots []*x509.Certificate) []*x509.Certificate {
 	byExpiry := slices.SortedFunc(slices.Values(roots), func(a, b *x509.Certificate) int {
 		return cmp.Or(a.NotAfter.Compare(b.NotAfter), bytes.Compare(a.Raw, b.Raw))
@@ -125,7 +125,7 @@ func firstToExpire(roots []*x509.Certificate) []*x509.Certificate {
 	return once[:min(len(once), mostRoots)]
 }
 
-// seconds since 1970; 0 for a time that is not known.
+// seconds returns the Unix time in seconds, or 0 for an unknown time.
 func seconds(t time.Time) float64 {
 	if t.IsZero() {
 		return 0
@@ -133,14 +133,14 @@ func seconds(t time.Time) float64 {
 	return float64(t.UnixMilli()) / 1000
 }
 
-// volumeSnapshot is what a volume says about itself.
+// volumeSnapshot is the state of a volume at one scrape.
 type volumeSnapshot struct {
 	labels    volumeLabels
 	state     schedule.State
 	unmanaged bool
 }
 
-// volumeLabels tell volumes apart.
+// volumeLabels identify a volume in metrics.
 type volumeLabels struct{ namespace, pod, volume, issuer string }
 
 func labelsOf(v *volume.Volume) volumeLabels {
@@ -156,9 +156,9 @@ func labelsOf(v *volume.Volume) volumeLabels {
 	return l
 }
 
-// nameInPod is the volume's name in the pod's spec, out of the target path that the
-// kubelet makes: pods/<uid>/volumes/kubernetes.io~csi/<name>/mount. It is empty for
-// any other path.
+// nameInPod returns the volume's name in the pod's spec. The kubelet puts the name into
+// the target path: pods/<uid>/volumes/kubernetes.io~csi/<name>/mount. For any other path,
+// nameInPod returns an empty string.
 func nameInPod(target string) string {
 	parts := strings.Split(target, "/")
 	if n := len(parts); n >= 3 && parts[n-1] == "mount" && parts[n-3] == "kubernetes.io~csi" {

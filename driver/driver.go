@@ -1,9 +1,9 @@
 // Package driver is a CSI node plugin (https://github.com/container-storage-interface/spec)
-// whose inline ephemeral volumes hold a pod's certificate and private key, and
-// which renews them for as long as they are mounted.
+// whose inline ephemeral volumes hold a pod's certificate and private key. The plugin
+// renews the certificates for as long as the volumes are mounted.
 //
-// It has the CSI calls, the registry of the volumes that are mounted, and the wiring.
-// Package volume owns each volume, package issuer makes the certificates.
+// This package contains the CSI calls, the registry of mounted volumes, and the wiring.
+// Package volume owns each volume. Package issuer makes the certificates.
 package driver
 
 import (
@@ -27,11 +27,11 @@ import (
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// Config is what a Driver needs.
+// Config is the configuration of a Driver.
 type Config struct {
 	// Name is the driver's name, as in a pod's spec.
 	Name string
-	// Version is what the CSI call GetPluginInfo answers.
+	// Version is the version that the CSI call GetPluginInfo returns.
 	Version string
 	// NodeName is the name of the node's Node object.
 	NodeName string
@@ -41,21 +41,21 @@ type Config struct {
 	Socket string
 	// Register makes the driver register itself with the kubelet.
 	Register bool
-	// ClusterDomain, TrustDomain and AllowShortNames make the names of pods.
+	// ClusterDomain, TrustDomain and AllowShortNames determine the names of pods.
 	ClusterDomain   names.ClusterDomain
 	TrustDomain     spiffeid.TrustDomain
 	AllowShortNames bool
-	// Issuers by name. A volume that names none has the one called default.
+	// Issuers by name. A volume that names no issuer uses the issuer "default".
 	Issuers map[string]Issuer
-	// Metrics are registered here, unless it is nil.
+	// Metrics is where the driver registers its metrics, unless it is nil.
 	Metrics prometheus.Registerer
 }
 
-// Issuer is an issuer with the bounds of what it is asked for.
+// Issuer is an issuer with the lifetimes that pods may request.
 type Issuer struct {
 	*issuer.Issuer
 	Bounds attributes.Bounds
-	// RootsRefresh is how often the issuer is asked for the roots of its CA.
+	// RootsRefresh is how often the driver fetches the roots of the CA.
 	RootsRefresh time.Duration
 }
 
@@ -74,18 +74,18 @@ type Driver struct {
 	readiness issuer.Readiness
 
 	background context.Context // of renewals and revocations; ends with Run
-	ending     sync.WaitGroup  // what ends with it
+	ending     sync.WaitGroup  // goroutines that end with background
 }
 
-// New refuses a configuration that cannot work.
+// New makes a driver. It rejects a configuration that cannot work.
 func New(c Config) (*Driver, error) {
 	switch {
 	case c.Name == "" || c.NodeName == "":
-		return nil, errors.New("the driver and the node need names")
+		return nil, errors.New("the names of the driver and the node are missing")
 	case len(c.Issuers) == 0:
-		return nil, errors.New("there is no issuer")
+		return nil, errors.New("no issuer is configured")
 	case !filepath.IsAbs(c.KubeletDir) || strings.ContainsFunc(c.KubeletDir, unicode.IsSpace):
-		return nil, fmt.Errorf("the kubelet's directory %q is not an absolute path without blanks", c.KubeletDir)
+		return nil, fmt.Errorf("the kubelet's directory %q is not an absolute path without spaces", c.KubeletDir)
 	}
 	c.KubeletDir = filepath.Clean(c.KubeletDir)
 	d := &Driver{
@@ -116,9 +116,9 @@ func New(c Config) (*Driver, error) {
 	return d, nil
 }
 
-// Run serves until ctx ends. Then it finishes the calls under way, ends everything
-// that it started, and leaves the mounts alone: pods go on reading, and the next
-// process adopts the volumes. It refuses a machine on which volumes cannot be made.
+// Run serves until ctx ends. Then it finishes the calls in progress and stops its
+// goroutines. The mounts stay: pods continue to read, and the next process adopts the
+// volumes. Run fails at once on a machine that cannot mount volumes.
 func (d *Driver) Run(ctx context.Context) error {
 	if err := tmpfs.Supported(); err != nil {
 		return err
@@ -134,7 +134,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Renewals outlive ctx until the calls under way have ended.
+	// Renewals continue after ctx ends, until the calls in progress have ended.
 	var stop context.CancelFunc
 	d.background, stop = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
@@ -157,6 +157,6 @@ func (d *Driver) Run(ctx context.Context) error {
 	return err
 }
 
-// Ready is nil once every issuer has answered, and was trusted, once. Otherwise it
-// names those that have not.
+// Ready returns nil once every issuer has been reached and verified. Until then, the
+// error names the issuers that have not.
 func (d *Driver) Ready() error { return d.readiness.Err() }

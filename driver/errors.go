@@ -12,19 +12,19 @@ import (
 )
 
 var (
-	// errInvalid: the request must be changed.
+	// errInvalid means that the caller must change the request.
 	errInvalid = errors.New("invalid request")
-	// errNotFound: the volume is not known, or not mounted.
+	// errNotFound means that the volume is unknown or not mounted.
 	errNotFound = errors.New("no such volume")
-	// errConflict: the volume is published at another path.
+	// errConflict means that the volume is published at another path.
 	errConflict = errors.New("conflict")
-	// errUncertain: what is mounted at the target cannot be told now. The kubelet
-	// retries, and leaves the mount alone.
+	// errUncertain means that the driver cannot determine the state of the mount now.
+	// The kubelet retries and does not touch the mount.
 	errUncertain = errors.New("the state of the mount is not known")
 )
 
-// code is the gRPC code of an error, by the meanings that the CSI specification gives
-// them. For the outcome of a call to an issuer, the outcome's table decides.
+// code returns the gRPC code of an error, as the CSI specification defines the codes. The
+// table in issuer/outcome.go decides the codes of failed calls to an issuer.
 func code(err error) codes.Code {
 	if outcome := issuer.OutcomeOf(err); outcome != issuer.Failed {
 		return outcome.CSICode()

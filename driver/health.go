@@ -34,9 +34,9 @@ func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeSta
 	}}, nil
 }
 
-// NodeGetVolumeHealth implements csi.NodeServer: what the volume condition of
-// NodeGetVolumeStats was before version 1.13 of the specification. A volume is
-// degraded when its certificate is expired or cannot be renewed.
+// NodeGetVolumeHealth implements csi.NodeServer. It replaces the volume condition of
+// NodeGetVolumeStats, since version 1.13 of the specification. A volume is degraded
+// when its certificate has expired or cannot be renewed.
 func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
 	if req.GetVolumeId() == "" {
 		return nil, fmt.Errorf("%w: volume_id is missing", errInvalid)
@@ -55,8 +55,8 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
 }
 
-// openVolume finds the volume, and opens its target. An empty path stands for the
-// volume's own.
+// openVolume finds the volume and opens its target. An empty path means the volume's
+// own target.
 func (d *Driver) openVolume(id, path string) (*volume.Volume, *os.File, error) {
 	v := d.volumes.get(id)
 	if relative, _ := d.relative(path); v == nil || path != "" && v.Target != relative {
@@ -69,7 +69,7 @@ func (d *Driver) openVolume(id, path string) (*volume.Volume, *os.File, error) {
 	return v, target, err
 }
 
-// trouble says what is wrong with the volume, as a reason and as a message, or nothing.
+// trouble describes an unhealthy volume. For a healthy volume, both texts are empty.
 func trouble(s schedule.State, now time.Time) (reason, message string) {
 	expiry := s.Validity.NotAfter.UTC().Format(time.RFC3339)
 	switch {

@@ -17,8 +17,8 @@ func (d *Driver) GetPluginCapabilities(context.Context, *csi.GetPluginCapabiliti
 	return &csi.GetPluginCapabilitiesResponse{}, nil
 }
 
-// Probe implements csi.IdentityServer: see Ready. The volumes of an earlier
-// process have been taken over before the first call is served.
+// Probe implements csi.IdentityServer: see Ready. The driver adopts the volumes of an
+// earlier process before it serves the first call.
 func (d *Driver) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
 	return &csi.ProbeResponse{Ready: wrapperspb.Bool(d.Ready() == nil)}, nil
 }

@@ -13,12 +13,12 @@ import (
 	"github.com/flexstack/step-csi/issuer/panics"
 )
 
-// issuerState is a configured issuer, with what the driver keeps for it.
+// issuerState is a configured issuer with the driver's own state for it.
 type issuerState struct {
 	*volume.Issuer
 	rootsRefresh time.Duration
-	revoking     chan struct{} // holds an element for each revocation under way
-	cannotRevoke atomic.Bool   // that the issuer cannot revoke was logged
+	revoking     chan struct{} // holds an element for each revocation in progress
+	cannotRevoke atomic.Bool   // the driver has logged that the issuer cannot revoke
 }
 
 func newIssuerState(name string, i Issuer, m *metrics) *issuerState {
@@ -36,8 +36,8 @@ func newIssuerState(name string, i Issuer, m *metrics) *issuerState {
 	}
 }
 
-// followRoots writes the issuer's newest roots into all of its volumes whenever they
-// change, without issuing anything, until ctx ends.
+// followRoots writes the issuer's newest roots into all of its volumes whenever the
+// roots change, until ctx ends. It issues no certificates.
 func (d *Driver) followRoots(ctx context.Context, i *issuerState) {
 	logger := klog.FromContext(ctx).WithValues("issuer", i.Name)
 	ctx = klog.NewContext(ctx, logger)
@@ -58,7 +58,7 @@ func (d *Driver) followRoots(ctx context.Context, i *issuerState) {
 	})
 }
 
-// replaceRoots keeps the trouble of one volume, a panic included, away from others.
+// replaceRoots isolates an error or a panic of one volume from the other volumes.
 func (d *Driver) replaceRoots(ctx context.Context, v *volume.Volume) (changed bool) {
 	changed, err := func() (changed bool, err error) {
 		defer panics.Recover(ctx, "replace the roots", &err)

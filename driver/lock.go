@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// locks serialise what is done to one volume. Nobody waits for another volume.
+// locks serialize the calls for one volume. Calls for different volumes run in parallel.
 type locks struct {
 	mu   sync.Mutex
 	held map[string]*lock
@@ -13,10 +13,10 @@ type locks struct {
 
 type lock struct {
 	token chan struct{}
-	users int // the holder and those who wait
+	users int // the holder and the waiting callers
 }
 
-// acquire waits until nobody else holds id. The caller calls release.
+// acquire waits until no other caller holds id. The caller must call release.
 func (l *locks) acquire(ctx context.Context, id string) (release func(), err error) {
 	l.mu.Lock()
 	if l.held == nil {

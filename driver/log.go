@@ -14,9 +14,9 @@ import (
 	"github.com/flexstack/step-csi/issuer/panics"
 )
 
-// interceptor gives each call a logger, and each error its code. A failed call
-// is logged here, once, and nowhere else. Requests are never logged as a whole:
-// they can hold tokens.
+// interceptor adds a logger to each call and a gRPC code to each error. Only the
+// interceptor logs failed calls. It never logs whole requests, because they can
+// contain tokens.
 func interceptor(logger klog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 		start := time.Now()
@@ -32,17 +32,17 @@ func interceptor(logger klog.Logger) grpc.UnaryServerInterceptor {
 	}
 }
 
-// recovered turns a panic into an error of the one call.
+// recovered turns a panic into an error of this call.
 func recovered(ctx context.Context, req any, handle grpc.UnaryHandler) (answer any, err error) {
 	defer panics.Recover(ctx, "CSI call", &err)
 	return handle(ctx, req)
 }
 
-// callValues are what identifies the volume of a call.
+// callValues returns the log values that identify the volume of a call.
 func callValues(req any) []any {
 	switch r := req.(type) {
 	case *csi.NodePublishVolumeRequest:
-		// An error shows in the call's own.
+		// The call itself returns this error.
 		pod, _, _ := attributes.Identity(r.GetVolumeContext(), "")
 		return []any{"pod", pod.Namespace + "/" + pod.Name, "volumeID", r.GetVolumeId()}
 	case *csi.NodeUnpublishVolumeRequest:

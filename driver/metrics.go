@@ -10,14 +10,14 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// What an issuer is called for. The two are told apart because the registration
-// authority answers the roots that it knows also while its CA is down.
+// Operations of an issuer. The metrics separate them, because the registration
+// authority returns its known roots even while its CA is down.
 const (
 	callSign  = "sign"
 	callRoots = "roots"
 )
 
-// operation is the value of the label "operation" of a signature.
+// operation returns the label "operation" of a call for a certificate.
 func operation(p schedule.Priority) string {
 	if p == schedule.Renewal {
 		return "renew"
@@ -25,8 +25,8 @@ func operation(p schedule.Priority) string {
 	return "publish"
 }
 
-// metrics are counted while things happen. What volumes and issuers know about
-// themselves is collected from them: see collector.
+// metrics are updated after each call. The collector reads the state of volumes and
+// issuers at each scrape.
 type metrics struct {
 	signings *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -69,12 +69,12 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 	return nil
 }
 
-// expect makes the series of an issuer to which nothing has happened yet: counters
-// begin at 0, so that the first of a kind is an increase.
+// expect makes the series of an issuer before its first call. Counters start at 0, so
+// that Prometheus sees the first call as an increase.
 func (m *metrics) expect(name string) {
 	for _, p := range []schedule.Priority{schedule.Publish, schedule.Renewal} {
 		for _, outcome := range issuer.Outcomes() {
-			if outcome != issuer.Unsupported { // only revocations are
+			if outcome != issuer.Unsupported { // only for revocations
 				m.signings.WithLabelValues(name, operation(p), outcome.Label())
 			}
 		}
@@ -93,7 +93,7 @@ func (m *metrics) signed(name string, p schedule.Priority, began time.Time, o is
 	m.called(name, callSign, o)
 }
 
-// called keeps when the issuer last answered, and when it was last down.
+// called records when the issuer last answered, or was last down.
 func (m *metrics) called(name, call string, o issuer.Outcome) {
 	switch {
 	case o == issuer.OK:

@@ -15,12 +15,12 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// publishTimeout is shorter than the two minutes that the kubelet waits, so that the
-// kubelet gets to know why.
+// publishTimeout is shorter than the kubelet's own timeout of two minutes, so that the
+// kubelet receives the cause of a failure.
 const publishTimeout = 100 * time.Second
 
 // NodePublishVolume implements csi.NodeServer. The kubelet also calls it about every
-// minute for a volume that is mounted, with a new token: see republish.
+// minute for a mounted volume, with a new token: see republish.
 func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
 	path, err := d.parseTarget(req.GetVolumeId(), "target_path", req.GetTargetPath())
 	if err != nil {
@@ -52,7 +52,7 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	case err != nil:
 		return nil, err
 	default:
-		if known != nil { // it was unmounted by somebody else
+		if known != nil { // another process unmounted the volume
 			known.Stop()
 			d.volumes.remove(known.VolumeID, path)
 		}
@@ -65,10 +65,10 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	return &csi.NodePublishVolumeResponse{}, nil
 }
 
-// republish takes the new token, and leaves the mount alone. If the volume is to look
-// different now, or is not managed, it is adopted anew. Its errors have a code that the
-// kubelet does not take as final: after a final one, older kubelets remove the
-// directory under the running pod. See
+// republish takes the new token and does not touch the mount. If the spec has changed,
+// or the volume is not managed, republish adopts the volume again. The errors have codes
+// that the kubelet does not treat as final: after a final code, older kubelets remove the
+// directory of the running pod. See
 // https://github.com/kubernetes/kubernetes/issues/121271.
 func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volume.Spec, token issuer.Token) error {
 	managed := known != nil && !errors.Is(known.Unmanaged(), volume.ErrGone)
@@ -81,7 +81,7 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 	v, err := volume.Adopt(ctx, d.node, spec.Target, &spec)
 	switch {
 	case known == nil && errors.Is(err, volume.ErrConflict):
-		return err // no republish: the volume was never mounted
+		return err // not a republish: this volume was never mounted
 	case err != nil:
 		return fmt.Errorf("%w: %w", errUncertain, err)
 	}
@@ -97,7 +97,7 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 }
 
 // NodeUnpublishVolume implements csi.NodeServer. It succeeds for a volume that is
-// unknown or half gone.
+// unknown or partly removed.
 func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
 	path, err := d.parseTarget(req.GetVolumeId(), "target_path", req.GetTargetPath())
 	if err != nil {
@@ -145,8 +145,8 @@ func (d *Driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRe
 	return answer, nil
 }
 
-// parsePublish checks a request, apart from the user's attributes, which are checked
-// when the volume is made. The token is the pod's, if there is one.
+// parsePublish checks a request, except for the user's attributes: volume.Create checks
+// those. The token is the pod's, or the zero value.
 func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) (volume.Spec, issuer.Token, error) {
 	capability := req.GetVolumeCapability()
 	var problem error
@@ -201,8 +201,8 @@ func (d *Driver) parseTarget(id, field, path string) (string, error) {
 	return relative, nil
 }
 
-// relative tells where a path is below the kubelet's directory. The path must be
-// written without detours.
+// relative returns the path relative to the kubelet's directory, and whether it lies
+// below. The path must be absolute and clean.
 func (d *Driver) relative(path string) (string, bool) {
 	relative, err := filepath.Rel(d.config.KubeletDir, path)
 	return relative, err == nil && filepath.IsAbs(path) && filepath.Clean(path) == path && relative != "." && filepath.IsLocal(relative)

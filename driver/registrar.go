@@ -8,8 +8,8 @@ import (
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
 
-// registrar tells the kubelet, which watches plugins_registry for sockets, where
-// the driver serves. See
+// registrar tells the kubelet on which socket the driver serves. The kubelet watches
+// plugins_registry for sockets. See
 // https://kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/device-plugins/
 // for the mechanism that CSI drivers share, and
 // https://pkg.go.dev/k8s.io/kubelet/pkg/apis/pluginregistration/v1 for the calls.
@@ -30,7 +30,7 @@ func (r registrar) GetInfo(context.Context, *registration.InfoRequest) (*registr
 }
 
 // NotifyRegistrationStatus implements registration.RegistrationServer. The
-// kubelet tries again by itself.
+// kubelet retries by itself.
 func (r registrar) NotifyRegistrationStatus(ctx context.Context, status *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
 	if status.GetPluginRegistered() {
 		klog.FromContext(ctx).Info("Registered with the kubelet", "driver", r.name)

@@ -14,27 +14,27 @@ import (
 )
 
 const (
-	// revocationLimit bounds how long a revocation is retried. The certificate expires
-	// anyway.
+	// revocationLimit is how long the driver retries a revocation. Without a revocation,
+	// the certificate still expires.
 	revocationLimit      = 5 * time.Minute
 	firstRevocationRetry = 2 * time.Second
 	maxRevocationRetry   = time.Minute
-	// revocationGrace is the time that a revocation under way has when the plugin stops.
+	// revocationGrace is how long a revocation in progress may take when the plugin stops.
 	revocationGrace = 10 * time.Second
-	// mostRevocations bounds the concurrent revocations of an issuer, beside the calls
-	// that sign.
+	// mostRevocations limits the concurrent revocations of an issuer. The limit for
+	// signing calls is separate.
 	mostRevocations = 4
 )
 
-// revokeLater revokes the certificate of a volume that is gone, without delaying the
-// kubelet. A plugin that stops waits for it, but not for long.
+// revokeLater revokes the certificate of a removed volume in the background. A plugin
+// that stops waits at most revocationGrace for the revocation.
 func (d *Driver) revokeLater(ctx context.Context, v *volume.Volume, r issuer.Revocation) {
 	i := d.issuers[v.Issuer().Name]
 	ctx = klog.NewContext(d.background, klog.FromContext(ctx).WithValues(v.LogValues()...).WithValues("issuer", i.Name, "serial", r.Serial))
 	d.ending.Go(func() { i.logRevoked(ctx, r, i.revoke(ctx, r)) })
 }
 
-// revoke retries until the certificate is revoked, cannot be, or expires soon anyway.
+// revoke retries until the certificate is revoked, or persist gives up.
 func (i *issuerState) revoke(ctx context.Context, r issuer.Revocation) error {
 	return persist(ctx, func(ctx context.Context) (err error) {
 		defer panics.Recover(ctx, "revoke", &err)
@@ -63,9 +63,8 @@ func (i *issuerState) logRevoked(ctx context.Context, r issuer.Revocation, err e
 	}
 }
 
-// persist retries until try succeeds, cannot succeed any more, or the time is over.
-// When ctx ends, there is no other retry, and the call under way has a little time to
-// end.
+// persist retries until try succeeds, a retry cannot help, or revocationLimit is over.
+// When ctx ends, persist stops retrying and gives the call in progress revocationGrace.
 func persist(ctx context.Context, try func(context.Context) error) error {
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), revocationLimit)
 	defer cancel()

@@ -17,14 +17,14 @@ import (
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
 
-// stopTimeout is how long calls in flight may take to finish when the driver
-// stops. Kubernetes gives a pod 30 s.
+// stopTimeout is how long calls in progress may take when the driver stops.
+// Kubernetes gives a pod 30 s.
 const stopTimeout = 20 * time.Second
 
-// maxSocketPath is what sun_path holds; see unix(7).
+// maxSocketPath is the longest path that fits into sun_path; see unix(7).
 const maxSocketPath = 107
 
-// server is the driver's sockets, with what is served on them.
+// server has the driver's sockets, each with its gRPC server.
 type server struct {
 	endpoints []endpoint
 }
@@ -34,7 +34,7 @@ type endpoint struct {
 	server   *grpc.Server
 }
 
-// listen opens the sockets. Calls wait until serve.
+// listen opens the sockets. Calls wait until serve runs.
 func (d *Driver) listen(ctx context.Context) (*server, error) {
 	s := &server{}
 	logger := klog.FromContext(ctx)
@@ -72,7 +72,7 @@ func (s *server) close() {
 	}
 }
 
-// serve answers calls until ctx ends, and then finishes those in flight.
+// serve answers calls until ctx ends, and then finishes the calls in progress.
 func (s *server) serve(ctx context.Context) error {
 	failed := make(chan error, len(s.endpoints))
 	for _, e := range s.endpoints {
@@ -92,7 +92,7 @@ func (s *server) serve(ctx context.Context) error {
 		timer.Stop()
 	}
 	for range running {
-		// A server that is stopped before it has begun to serve says so.
+		// Serve returns this error if the server was stopped before Serve started.
 		if ended := <-failed; !errors.Is(ended, grpc.ErrServerStopped) {
 			err = errors.Join(err, ended)
 		}
@@ -100,18 +100,17 @@ func (s *server) serve(ctx context.Context) error {
 	return err
 }
 
-// removeDirectory removes the directory of the CSI socket if it is the driver's
-// own, by its name, and nothing else is in it: an uninstalled driver leaves
-// nothing. The next start makes it again.
+// removeDirectory removes the directory of the CSI socket if it is empty and has the
+// driver's name, so that an uninstalled driver leaves nothing. The next start makes
+// the directory again.
 func (d *Driver) removeDirectory() {
 	if directory := filepath.Dir(d.config.Socket); filepath.Base(directory) == d.config.Name {
 		os.Remove(directory)
 	}
 }
 
-// listenUnix listens on a socket that only root can connect to, instead of one
-// that a process left behind which has ended. It refuses to take the place of
-// one that still answers.
+// listenUnix listens on a socket that only root can connect to. It replaces the socket
+// of a process that has ended, but not a socket that still answers.
 func listenUnix(path string) (net.Listener, error) {
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("%s: the path of a socket has at most %d bytes; choose a shorter --csi-socket or --kubelet-dir", path, maxSocketPath)
@@ -125,15 +124,15 @@ func listenUnix(path string) (net.Listener, error) {
 		connection.Close()
 		return nil, fmt.Errorf("%s: another process serves on this socket; stop it first", path)
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED):
-		// It may well be alive, and only busy.
+		// The other process may be alive but busy.
 		return nil, fmt.Errorf("%s: cannot tell whether another process serves on this socket: %w", path, err)
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
-		return nil, fmt.Errorf("%s: there is a file of another kind in the socket's place; remove it", path)
+		return nil, fmt.Errorf("%s: this file is not a socket; remove it", path)
 	}
-	// Made under another name and renamed, it has its mode before anybody can
-	// find it. The name is always the same: one that is left by a process which was
-	// killed here is replaced, too.
+	// The socket gets its mode under a temporary name before a rename publishes it. The
+	// temporary name is fixed, so that the next start replaces the socket of a process
+	// that was killed here.
 	temporary := filepath.Join(filepath.Dir(path), ".new")
 	if err := os.RemoveAll(temporary); err != nil {
 		return nil, err
@@ -151,7 +150,7 @@ func listenUnix(path string) (net.Listener, error) {
 	return &unixListener{UnixListener: listener, path: path}, nil
 }
 
-// unixListener has the path that it was renamed to.
+// unixListener has the path of the socket after the rename.
 type unixListener struct {
 	*net.UnixListener
 	path string
@@ -161,7 +160,7 @@ func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net:
 
 func (l *unixListener) Close() error {
 	err := l.UnixListener.Close()
-	if err == nil { // gRPC closes it more than once
+	if err == nil { // gRPC closes a listener more than once
 		os.Remove(l.path)
 	}
 	return err

@@ -28,7 +28,7 @@ func (r *volumes) get(id string) *volume.Volume {
 	return r.byID[id]
 }
 
-// put registers the volume, and returns the one that had its id.
+// put registers the volume, and returns the previous volume with its id.
 func (r *volumes) put(v *volume.Volume) (previous *volume.Volume) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -41,7 +41,7 @@ func (r *volumes) put(v *volume.Volume) (previous *volume.Volume) {
 	return previous
 }
 
-// remove forgets the volume at the target path, also one that could not be adopted.
+// remove removes the volume at the target path, even if it could not be adopted.
 func (r *volumes) remove(id, target string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -72,8 +72,8 @@ func (r *volumes) all() []*volume.Volume {
 	return slices.Collect(maps.Values(r.byID))
 }
 
-// manage registers a mounted volume and renews it from now on, in the place of the
-// one that was known by its id.
+// manage registers a mounted volume and starts its renewals. The volume replaces a
+// registered volume with the same id.
 func (d *Driver) manage(ctx context.Context, v *volume.Volume) {
 	if previous := d.volumes.put(v); previous != nil {
 		previous.Stop()
@@ -91,7 +91,7 @@ func (d *Driver) adoptAll(ctx context.Context) error {
 	for _, path := range paths {
 		relative, below := d.node.Targets.Relative(path)
 		if !below {
-			continue // of another kubelet's, or a bind mount
+			continue // a volume of another kubelet, or a bind mount
 		}
 		if err := d.adopt(ctx, relative); err != nil {
 			logger.Error(err, "Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again", "path", path)
@@ -102,8 +102,8 @@ func (d *Driver) adoptAll(ctx context.Context) error {
 	return nil
 }
 
-// adopt adopts the volume at the target path, unless that is a bind mount, or the
-// second mount of a volume on top of itself.
+// adopt adopts the volume at the target path. It ignores a bind mount, and the second
+// mount of a volume on top of itself.
 func (d *Driver) adopt(ctx context.Context, path string) (err error) {
 	defer panics.Recover(ctx, "adopt a volume", &err)
 	v, err := volume.Adopt(ctx, d.node, path, nil)

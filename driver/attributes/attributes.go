@@ -1,6 +1,6 @@
-// Package attributes parses the volume attributes of a pod's spec. Everyone who can
-// create a pod writes them, so they are not trusted. Whether a pod may have the
-// names that it requests is decided not here but by the issuer's policy.
+// Package attributes parses the volume attributes of a pod's spec. Any user who can
+// create a pod can write them, so they are not trusted. The issuer's policy, not this
+// package, decides whether a pod may have the requested names.
 //
 // The attributes, with their defaults:
 //
@@ -95,7 +95,7 @@ type Attributes struct {
 	CertificateFile, PrivateKeyFile, CAFile string
 	// Group owns the files. Nil means root's group.
 	Group *int
-	// Mode lets root read and nobody write.
+	// Mode lets root read and no user write.
 	Mode           fs.FileMode
 	RevokeOnDelete bool
 }
@@ -185,7 +185,7 @@ func (p *parser) finishLifetime() error {
 }
 
 // finishFiles checks that the files have different names and that the encoding fits
-// the key. It sets the group and the mode where the user has not.
+// the key. It sets the group and the mode if the user has not set them.
 func (p *parser) finishFiles(mountGroup string) error {
 	a := &p.result
 	for _, pair := range [][4]string{

@@ -122,9 +122,9 @@ func (p *parser) serviceNames() (all []names.DNSName, err error) {
 }
 
 // defaultCommonName returns the first DNS name that is short enough. Without one,
-// it returns the pod's name if that looks like the work of a controller. A pod can
-// also be named postgres or admin.example.com, and a server that maps the common
-// name to a user or a host must not take the pod for that user or host.
+// it returns the pod's name if a controller seems to have made it. A user can name a
+// pod postgres or admin.example.com, and a server that maps the common name to a user
+// or a host must not take the pod for that user or host.
 func (p *parser) defaultCommonName() (names.CommonName, error) {
 	if name, ok := names.FirstCommonName(p.result.Request.DNSNames); ok {
 		return name, nil

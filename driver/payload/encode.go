@@ -17,12 +17,12 @@ import (
 // Names are the names of a volume's files.
 type Names struct{ Certificate, PrivateKey, CA string }
 
-// NamesOf returns the names that the attributes ask for.
+// NamesOf returns the file names in the attributes.
 func NamesOf(a attributes.Attributes) Names {
 	return Names{a.CertificateFile, a.PrivateKeyFile, a.CAFile}
 }
 
-// All are all names.
+// All returns all names.
 func (n Names) All() []string { return []string{n.Certificate, n.PrivateKey, n.CA} }
 
 // Encode makes the files of a credential: the chain, leaf first and without the
@@ -39,7 +39,7 @@ func Encode(c *issuer.Credential, a attributes.Attributes) ([]File, error) {
 	}, nil
 }
 
-// EncodeRoots makes the file of the roots.
+// EncodeRoots returns the contents of the file of the roots.
 func EncodeRoots(roots issuer.Roots) []byte { return encodeCertificates(roots.All()) }
 
 func encodeCertificates(certificates []*x509.Certificate) []byte {
@@ -57,8 +57,8 @@ func encodeKey(key issuer.PrivateKey, encoding attributes.KeyEncoding) ([]byte, 
 		return nil, err
 	}
 	defer clear(der)
-	// A buffer that grows would leave pieces of the key behind. PEM adds a third,
-	// a newline to each 64 bytes, and two lines.
+	// A growing buffer would leave copies of the key in memory. PEM adds a third, a
+	// newline per 64 bytes, and two lines.
 	b := bytes.NewBuffer(make([]byte, 0, 3*len(der)/2+128))
 	if err := pem.Encode(b, &pem.Block{Type: kind, Bytes: der}); err != nil {
 		return nil, err
@@ -79,13 +79,13 @@ func marshalKey(key crypto.Signer, encoding attributes.KeyEncoding) (der []byte,
 		}
 	}
 	if encoding != attributes.PKCS8 {
-		return nil, "", fmt.Errorf("%s is not for a %T", encoding, key)
+		return nil, "", fmt.Errorf("%s cannot encode a %T", encoding, key)
 	}
 	der, err = x509.MarshalPKCS8PrivateKey(key)
 	return der, "PRIVATE KEY", err
 }
 
-// ReadKey reads the private key that Encode and Write have put into the file.
+// ReadKey reads the private key from a file of Encode and Write.
 func ReadKey(root *os.Root, name string) (issuer.PrivateKey, error) {
 	data, err := root.ReadFile(name)
 	if err != nil {
@@ -103,7 +103,7 @@ func ReadKey(root *os.Root, name string) (issuer.PrivateKey, error) {
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return issuer.PrivateKey{}, fmt.Errorf("%s: a %T is no private key", name, key)
+		return issuer.PrivateKey{}, fmt.Errorf("%s: a %T is not a private key", name, key)
 	}
 	return issuer.PrivateKey{Signer: signer}, nil
 }

@@ -1,11 +1,9 @@
-// Package payload writes a set of files so that a reader sees either all of the
-// old ones or all of the new ones, in the way the kubelet writes Secrets and
-// ConfigMaps: the files are in a directory of their own, `..data` is a symbolic
-// link to it that one rename replaces, and each visible name is a symbolic link
-// through `..data`. Programs that watch for such a rename keep working.
-//
-// See https://pkg.go.dev/k8s.io/kubernetes/pkg/volume/util#AtomicWriter for the
-// kubelet's own.
+// Package payload writes a set of files so that a reader sees either all old files or
+// all new files. It uses the kubelet's layout for Secrets and ConfigMaps: each set of
+// files is in its own directory, one rename replaces the symbolic link `..data` to that
+// directory, and each visible name is a symbolic link through `..data`. Programs that
+// watch for this rename keep working. See
+// https://pkg.go.dev/k8s.io/kubernetes/pkg/volume/util#AtomicWriter.
 package payload
 
 import (
@@ -27,7 +25,7 @@ const (
 	// DataLink is the symbolic link to the set of files that is in use.
 	DataLink = "..data"
 	newLink  = "..data_tmp"
-	// Reserved is the beginning of names that users cannot choose.
+	// Reserved is the prefix of names that users cannot choose.
 	Reserved = ".."
 )
 
@@ -37,23 +35,23 @@ type File struct {
 	Data []byte
 }
 
-// Access is who may read the files. The owner is root.
+// Access defines who may read the files. The owner is root.
 type Access struct {
 	Mode fs.FileMode
 	// Group is the group of the files, or nil for root's.
 	Group *int
 }
 
-// AccessOf returns the access that the attributes ask for.
+// AccessOf returns the access in the attributes.
 func AccessOf(a attributes.Attributes) Access { return Access{a.Mode, a.Group} }
 
-// ErrCleanUp says that the new set is in use, and names of the previous one are left.
+// ErrCleanUp means that the new set is in use, but names of the previous set are left.
 var ErrCleanUp = errors.New("remove the previous file names")
 
-// Write replaces the set of files in root. The previous set stays until the next
-// Write, for readers that are about to open it. Older sets, and what a Write left that
-// did not end, are removed. After an error, the previous set is in use, unless the
-// error is ErrCleanUp.
+// Write replaces the set of files in root. The previous set stays until the next Write,
+// for readers that are about to open it. Write removes older sets, and the leftovers of
+// an interrupted Write. After an error, the previous set is in use, unless the error is
+// ErrCleanUp.
 func Write(root *os.Root, files []File, access Access) error {
 	names, err := list(root)
 	if err != nil {
@@ -70,8 +68,8 @@ func Write(root *os.Root, files []File, access Access) error {
 	if err := writeSet(root, set, files, access); err != nil {
 		return errors.Join(err, root.RemoveAll(set))
 	}
-	// At every moment there are all of the old names or all of the new ones, each
-	// of which leads to a file. New ones lead nowhere until the swap.
+	// At every moment, all old names or all new names exist and point to files. New names
+	// point to nothing until the swap.
 	before, after := visible(names), fileNames(files)
 	if err = link(root, missing(after, before)); err == nil {
 		err = swap(root, set)
@@ -86,7 +84,7 @@ func Write(root *os.Root, files []File, access Access) error {
 	return nil
 }
 
-// Has tells whether the file is there, with the same contents.
+// Has tells whether the file exists with the same contents.
 func Has(root *os.Root, file File) (bool, error) {
 	data, err := root.ReadFile(file.Name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -95,8 +93,7 @@ func Has(root *os.Root, file File) (bool, error) {
 	return bytes.Equal(data, file.Data), err
 }
 
-// Replace replaces one file of the set, which has all the names. The others keep
-// their contents.
+// Replace replaces one file of the set. The other names keep their contents.
 func Replace(root *os.Root, file File, names Names, access Access) error {
 	var files []File
 	for _, name := range names.All() {
@@ -114,11 +111,10 @@ func Replace(root *os.Root, file File, names Names, access Access) error {
 	return Write(root, files, access)
 }
 
-// announce touches the files of the set before, for programs that watch a file
-// itself, and so that of the set which it was in then: they see that it is written
-// to and that its attributes change, and open the name again. Without that, they
-// would see nothing before the set is removed, with the next Write. The new set is
-// in use already, so nothing can fail here.
+// announce touches the files of the previous set, for programs that watch a file itself
+// and so watch the previous set. They see a modification and a changed attribute, and
+// open the name again. Without announce, they would see no event until the next Write
+// removes that set. The new set is already in use, so errors do not matter.
 func announce(root *os.Root, set string) {
 	if set == "" {
 		return
@@ -140,7 +136,7 @@ func list(root *os.Root) ([]string, error) {
 	return directory.Readdirnames(-1)
 }
 
-// currentSet is the name of the set that is in use, or empty at first.
+// currentSet returns the name of the set in use, or an empty string at first.
 func currentSet(root *os.Root, names []string) (string, error) {
 	if !slices.Contains(names, DataLink) {
 		return "", nil
@@ -160,7 +156,7 @@ func removeSetsBut(root *os.Root, names []string, current string) error {
 	return nil
 }
 
-// setName sorts by time, as the kubelet's do, and never comes twice.
+// setName returns a unique name. The names sort by time, like the kubelet's.
 func setName(now time.Time) string {
 	return Reserved + now.UTC().Format("2006_01_02_15_04_05.") + rand.Text()[:10]
 }
@@ -169,7 +165,7 @@ func writeSet(root *os.Root, name string, files []File, access Access) error {
 	if err := root.Mkdir(name, 0o755); err != nil {
 		return err
 	}
-	// Neither mkdir nor open may have its mode cut by the process's umask.
+	// The process's umask must not restrict the mode.
 	if err := root.Chmod(name, 0o755); err != nil {
 		return err
 	}
@@ -215,7 +211,7 @@ func swap(root *os.Root, set string) error {
 	return nil
 }
 
-// visible are those of the names that a reader is to use.
+// visible returns the names that readers use.
 func visible(names []string) []string {
 	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.HasPrefix(name, Reserved) })
 }
@@ -228,7 +224,7 @@ func fileNames(files []File) []string {
 	return names
 }
 
-// missing are those of the names that are not among others.
+// missing returns the names that are not among others.
 func missing(names, others []string) []string {
 	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(others, name) })
 }
@@ -242,7 +238,7 @@ func link(root *os.Root, names []string) error {
 	return nil
 }
 
-// unlink removes the names, those that there are.
+// unlink removes the names that exist.
 func unlink(root *os.Root, names []string) error {
 	for _, name := range names {
 		if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {

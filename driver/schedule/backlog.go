@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// Backlog holds the entries that are due. It serves them in rounds (round robin):
-// one of each pod, so that a pod with many or short-lived volumes delays no other
-// pod. Within a round, the entry comes first that is latest within its own window.
+// Backlog holds the entries that are due. It serves them round robin: one entry of each
+// pod per round, so that a pod with many or short-lived volumes delays no other pod.
+// Within a round, the entry with the highest lateness is first.
 type Backlog struct {
 	pods  map[string]*Queue // the due entries of each pod, by expiry
-	round []*element        // what is left of the current round, the next one last
+	round []*element        // the rest of the current round; the next entry is last
 	size  int
 }
 
@@ -28,7 +28,7 @@ func (b *Backlog) add(e *Entry) *element {
 	return pod.add(e, e.validity.NotAfter)
 }
 
-// remove takes the element out, unless it is nil or has left.
+// remove removes the element, unless it is nil or already removed.
 func (b *Backlog) remove(el *element) {
 	if el == nil || el.index < 0 {
 		return
@@ -41,7 +41,7 @@ func (b *Backlog) remove(el *element) {
 	}
 }
 
-// next is the entry whose turn it is, or nil. It stays until it is removed.
+// next returns the next entry of the round, or nil. The entry stays until remove.
 func (b *Backlog) next(now time.Time) *Entry {
 	for b.size > 0 {
 		if last := len(b.round) - 1; last >= 0 {
@@ -57,7 +57,7 @@ func (b *Backlog) next(now time.Time) *Entry {
 	return nil
 }
 
-// begin begins a round. Sorting it takes O(log n) for each of its entries.
+// begin starts a round. Sorting takes O(log n) per entry.
 func (b *Backlog) begin(now time.Time) {
 	for _, pod := range b.pods {
 		b.round = append(b.round, pod.first())
@@ -65,7 +65,7 @@ func (b *Backlog) begin(now time.Time) {
 	slices.SortFunc(b.round, func(x, y *element) int { return cmp.Compare(x.entry.lateness(now), y.entry.lateness(now)) })
 }
 
-// lateness is the part of the entry's window that is over: 0 when it is due, 1 when
+// lateness is the elapsed part of the entry's window: 0 when the entry is due, 1 when
 // its certificate expires, more after that.
 func (e *Entry) lateness(now time.Time) float64 {
 	window := e.validity.NotAfter.Sub(e.due)

@@ -8,19 +8,19 @@ import (
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
-// Breaker is a circuit breaker: it opens when the issuer is down, so that one
-// renewal at a time probes it instead of all, and closes when a call succeeds. It
-// has neither a clock nor a lock of its own.
+// Breaker is a circuit breaker. It opens when the issuer is down: then only one renewal
+// at a time probes the issuer. It closes when a call succeeds. It has no clock and no
+// lock of its own.
 type Breaker struct {
-	err      error     // why it is open; nil while it is closed
+	err      error     // why the breaker is open; nil while it is closed
 	failures int       // in a row
-	failed   time.Time // when the last one ended
-	jitter   float64   // of the pause after it, in [0, 1)
+	failed   time.Time // when the last failure ended
+	jitter   float64   // of the pause before the next probe, in [0, 1)
 }
 
-// Observe updates the breaker after every call that ended now, and tells whether
-// that closed it. Publishes come at the kubelet's pace, also while the issuer is
-// down: they do not lengthen the pause between two probes.
+// Observe updates the breaker after a call that ended now, and tells whether the call
+// closed the breaker. The kubelet retries publishes at its own pace while the issuer is
+// down, so their failures do not lengthen the pause between probes.
 func (b *Breaker) Observe(p Priority, began, now time.Time, err error) (closed bool) {
 	o := issuer.OutcomeOf(err)
 	switch {
@@ -28,17 +28,17 @@ func (b *Breaker) Observe(p Priority, began, now time.Time, err error) (closed b
 		closed = b.err != nil
 		*b = Breaker{}
 	case o.IsDown() && (b.err == nil || p == Renewal && began.After(b.failed)):
-		// Of calls that began together, one counts.
+		// Of several failures of concurrent calls, only the first counts.
 		b.err, b.failed, b.jitter = err, now, rand.Float64()
 		b.failures++
 	}
 	return closed
 }
 
-// IsOpen tells whether the issuer was down when it was last called.
+// IsOpen tells whether the issuer was down at the last call.
 func (b *Breaker) IsOpen() bool { return b.err != nil }
 
-// ProbeAt is when the next probe may begin, on behalf of a certificate.
+// ProbeAt returns when the next probe may start, if it renews this certificate.
 func (b *Breaker) ProbeAt(v renewal.Validity, now time.Time) time.Time {
 	return b.failed.Add(v.Retry(b.failures, now, b.jitter))
 }

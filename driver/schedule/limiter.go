@@ -10,53 +10,52 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// Priority is what a call to the issuer is for.
+// Priority is the purpose of a call to the issuer.
 type Priority int
 
-// The priorities, the more important first.
+// The priorities, the highest first.
 const (
 	Publish Priority = iota // a pod waits for its first certificate
-	Renewal                 // a certificate is due, and still valid
+	Renewal                 // a mounted certificate is due
 )
 
 const (
-	// mostCalls is the highest limit. step-ca reaches its full rate on two cores with
-	// about as many concurrent calls.
+	// mostCalls is the highest limit. step-ca on two cores reaches its full rate with
+	// about this many concurrent calls.
 	mostCalls = 64
-	// slowCall is how long a call takes at an issuer that is overloaded. It is well
-	// below the time after which a caller gives up: such a call costs the CA as much,
-	// and its certificate is lost.
+	// slowCall is the duration from which a call means that the issuer is overloaded. It
+	// is well below the caller's timeout: a call that times out costs the CA as much, and
+	// its certificate is lost.
 	slowCall = 5 * time.Second
-	// callTime is the time that a call must have left when it begins.
+	// callTime is how long before its deadline a call must start.
 	callTime = 20 * time.Second
 )
 
-// Limiter bounds the concurrent calls to one issuer, by additive increase and
-// multiplicative decrease (AIMD): without that, the nodes of a large cluster that
-// start their pods at the same time ask for more than the CA can answer in time,
-// and no call succeeds any more. It measures the call alone, not the work before
-// and after it.
+// Limiter limits the concurrent calls to one issuer, by additive increase and
+// multiplicative decrease (AIMD). Without a limit, nodes of a large cluster that start
+// their pods at the same time send more calls than the CA can answer in time, and no
+// call succeeds. The Limiter measures only the call, not the work before and after it.
 type Limiter struct {
 	mu      sync.Mutex
 	limit   int
-	calls   [2]int       // under way, by priority
+	calls   [2]int       // in progress, by priority
 	waiting [2]list.List // of chan struct{}, by priority, in order of arrival
 	lowered time.Time    // when the limit was last lowered
 }
 
-// NewLimiter makes a limiter that allows mostCalls at first.
+// NewLimiter makes a limiter that starts with the limit mostCalls.
 func NewLimiter() *Limiter { return &Limiter{limit: mostCalls} }
 
-// Waiting is the number of calls that wait to begin.
+// Waiting returns the number of calls that wait to start.
 func (l *Limiter) Waiting(p Priority) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.waiting[p].Len()
 }
 
-// Acquire waits until the call may begin. It gives up while there is still time for
-// a call: one that begins too late is abandoned before its answer, for nothing. The
-// caller calls release once, with the call's outcome.
+// Acquire waits until the call may start. It gives up well before the deadline: a call
+// that starts too late times out and loads the issuer for nothing. The caller must call
+// release once, with the call's outcome.
 func (l *Limiter) Acquire(ctx context.Context, p Priority) (release func(issuer.Outcome), err error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		reserved := min(callTime, time.Until(deadline)/2)
@@ -78,7 +77,7 @@ func (l *Limiter) Acquire(ctx context.Context, p Priority) (release func(issuer.
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
-	case <-turn: // at the same moment
+	case <-turn: // admitted at the same moment
 		l.calls[p]--
 		l.admit()
 	default:
@@ -87,9 +86,9 @@ func (l *Limiter) Acquire(ctx context.Context, p Priority) (release func(issuer.
 	return nil, fmt.Errorf("%w: wait for other calls to the issuer: %w", issuer.Ended(ctx), ctx.Err())
 }
 
-// admit begins waiting calls in their order. Publishes go first, and never wait for
-// renewals, which may hang. Renewals take at most half of the calls; but one may
-// always begin, since a certificate that expires cannot wait for the last pod.
+// admit starts waiting calls in order. Publishes go first, and never wait for renewals,
+// which may hang. Renewals take at most half of the limit. One renewal may always start,
+// because an expiring certificate cannot wait until all pods have started.
 func (l *Limiter) admit() {
 	for l.calls[Publish] < l.limit && l.begin(Publish) {
 	}
@@ -102,7 +101,7 @@ func (l *Limiter) renewalMayBegin() bool {
 		l.waiting[Publish].Len() == 0 && l.calls[Publish]+l.calls[Renewal] < l.limit && l.calls[Renewal] < l.limit/2
 }
 
-// begin begins the first waiting call, and tells whether there was one.
+// begin starts the first waiting call, and tells whether there was one.
 func (l *Limiter) begin(p Priority) bool {
 	first := l.waiting[p].Front()
 	if first == nil {
@@ -113,8 +112,8 @@ func (l *Limiter) begin(p Priority) bool {
 	return true
 }
 
-// release ends a call. Only an answer, a missing answer, and how long they took say
-// anything about the load of the issuer.
+// release ends a call and adjusts the limit. Only answers, missing answers and their
+// durations show the load of the issuer.
 func (l *Limiter) release(p Priority, began time.Time, o issuer.Outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -123,7 +122,7 @@ func (l *Limiter) release(p Priority, began time.Time, o issuer.Outcome) {
 	switch slow := now.Sub(began) >= slowCall; {
 	case o.Answered() && !slow:
 		l.limit = min(l.limit+1, mostCalls)
-	// Calls that began before the limit was lowered tell nothing new.
+	// Calls that started before the limit was lowered do not lower it again.
 	case (o.Answered() || o == issuer.Unavailable) && began.After(l.lowered):
 		l.limit, l.lowered = max(1, min(l.limit, l.calls[Publish]+l.calls[Renewal]+1)/2), now
 	}

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Queue is a priority queue of entries: the one with the earliest time is first. All
+// Queue is a priority queue of entries: the entry with the earliest time is first. All
 // operations take O(log n).
 type Queue struct{ elements elements }
 
@@ -13,7 +13,7 @@ type Queue struct{ elements elements }
 type element struct {
 	entry *Entry
 	at    time.Time
-	index int // -1 once it has left
+	index int // -1 once removed
 }
 
 func (q *Queue) add(e *Entry, at time.Time) *element {
@@ -22,14 +22,14 @@ func (q *Queue) add(e *Entry, at time.Time) *element {
 	return el
 }
 
-// remove takes the element out, unless it is nil or has left.
+// remove removes the element, unless it is nil or already removed.
 func (q *Queue) remove(el *element) {
 	if el != nil && el.index >= 0 {
 		heap.Remove(&q.elements, el.index)
 	}
 }
 
-// first is the element with the earliest time, or nil.
+// first returns the element with the earliest time, or nil.
 func (q *Queue) first() *element {
 	if len(q.elements) == 0 {
 		return nil

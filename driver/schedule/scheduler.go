@@ -1,10 +1,10 @@
-// Package schedule decides when a node calls an issuer: for first certificates at
-// once, for renewals when they are due, and both so that neither an outage of the CA,
-// nor its end, nor the start of a whole fleet becomes a storm of calls.
+// Package schedule decides when a node calls an issuer: at once for first certificates,
+// and when they are due for renewals. It prevents storms of calls during an outage of
+// the CA, after the outage, and when a whole fleet starts.
 //
-// A Limiter bounds the concurrent calls, a Breaker stops renewals while the issuer is
-// down, a Queue holds the due times, and a Backlog serves what is due fairly. What is
-// called is not this package's business.
+// A Limiter limits the concurrent calls, a Breaker stops renewals while the issuer is
+// down, a Queue holds the due times, and a Backlog serves due entries fairly. The callers
+// supply the calls.
 package schedule
 
 import (
@@ -20,25 +20,25 @@ import (
 )
 
 const (
-	// clockCheck is how often the scheduler looks at the wall clock at least. Timers do
+	// clockCheck is the longest interval between two checks of the wall clock. Timers do
 	// not notice that the machine was suspended or the clock was set.
 	clockCheck = time.Minute
-	// mostRenewals bounds the renewals that are under way or wait for the limiter.
+	// mostRenewals limits the renewals that are in progress or wait for the limiter.
 	mostRenewals = mostCalls / 2
-	// urgentTime is how much time is left to a certificate that no longer waits for its
-	// turn, or an eighth of its window where that is less.
+	// urgentTime is the time to expiry at which a certificate no longer waits for its
+	// turn, or an eighth of its window if that is less.
 	urgentTime = 2 * time.Minute
-	// Renewals of a backlog begin at most pace apart, and so that all of it has begun
-	// after about backlogTime. 5,000 nodes of which each renews every 6 s make
-	// 833 calls a second, and one step-ca on two cores answers 1,000.
+	// Renewals of a backlog start at most pace apart, and all of them start within about
+	// backlogTime. 5,000 nodes that each renew every 6 s make 833 calls a second, and one
+	// step-ca on two cores answers 1,000.
 	pace        = 6 * time.Second
 	backlogTime = 8 * time.Minute
-	// leastInterval is the least time between two renewals of one certificate, however
-	// short a lifetime the CA gives.
+	// leastInterval is the shortest time between two renewals of one certificate, even if
+	// the CA issues it for a shorter lifetime.
 	leastInterval = time.Second
 )
 
-// ErrGone ends the renewal of an entry.
+// ErrGone ends the renewals of the entry whose renewal returns it.
 var ErrGone = errors.New("the certificate is not needed any more")
 
 // Scheduler makes the calls of a node to one issuer.
@@ -48,22 +48,22 @@ type Scheduler struct {
 
 	mu       sync.Mutex
 	breaker  Breaker
-	waiting  Queue   // entries that are not due, or wait for a retry of their own
+	waiting  Queue   // entries that are not due, or wait for their own retry
 	backlog  Backlog // entries that are due
-	urgent   Queue   // the same, by when they become urgent; without expired ones
-	renewals int     // under way
+	urgent   Queue   // the due entries, by the time when they become urgent; without expired ones
+	renewals int     // in progress
 	running  context.Context
 	ending   sync.WaitGroup
-	began    time.Time // the last renewal of the backlog; zero once that is empty
-	jitter   float64   // of the pause after it
+	began    time.Time // when the last renewal of the backlog started; zero once the backlog is empty
+	jitter   float64   // of the pause before the next renewal
 }
 
-// New makes a scheduler. Renewals begin with Run.
+// New makes a scheduler. Renewals start with Run.
 func New() *Scheduler {
 	return &Scheduler{limiter: NewLimiter(), wake: make(chan struct{}, 1)}
 }
 
-// Entry is a certificate that is renewed. The scheduler's lock guards its fields.
+// Entry is a certificate to renew. The scheduler's lock guards its fields.
 type Entry struct {
 	scheduler *Scheduler
 	pod       string
@@ -71,25 +71,25 @@ type Entry struct {
 
 	validity renewal.Validity
 	due      time.Time // by the wall clock
-	retry    time.Time // after a failure of its own
+	retry    time.Time // after its own failure, not one of the issuer
 	failures int
 	err      error // of the last renewal
 
 	inWaiting, inBacklog, inUrgent *element
-	cancel                         context.CancelFunc // of the renewal under way
-	done                           chan struct{}      // closed when that has ended
+	cancel                         context.CancelFunc // of the renewal in progress
+	done                           chan struct{}      // closed when the renewal has ended
 }
 
 // State is a snapshot of an entry.
 type State struct {
 	Validity renewal.Validity
-	Next     time.Time // when the next renewal begins
+	Next     time.Time // when the next renewal starts
 	Failures int       // in a row
 	Err      error     // of the last renewal
 }
 
-// Call makes a call to the issuer as soon as the limiter lets it, and tells limiter
-// and breaker what became of it.
+// Call makes a call to the issuer as soon as the limiter admits it, and reports the
+// outcome to the limiter and the breaker.
 func (s *Scheduler) Call(ctx context.Context, p Priority, call func(context.Context) error) (err error) {
 	release, err := s.limiter.Acquire(ctx, p)
 	if err != nil {
@@ -110,12 +110,12 @@ func (s *Scheduler) Call(ctx context.Context, p Priority, call func(context.Cont
 	return err
 }
 
-// Waiting is the number of calls for first certificates that the limiter holds back.
+// Waiting returns the number of calls for first certificates that wait for the limiter.
 func (s *Scheduler) Waiting() int { return s.limiter.Waiting(Publish) }
 
-// Add begins to renew a certificate of the pod: renew is called whenever it is due,
-// and again after a failure, until Remove, or until it returns ErrGone. Its context
-// has no deadline; it makes its calls through Call.
+// Add starts to renew a certificate of the pod. The scheduler calls renew whenever the
+// certificate is due, and again after a failure, until Remove or until renew returns
+// ErrGone. The context of renew has no deadline. renew must make its calls through Call.
 func (s *Scheduler) Add(pod string, v renewal.Validity, renew func(context.Context) (renewal.Validity, error)) *Entry {
 	e := &Entry{scheduler: s, pod: pod, renew: renew, validity: v, due: v.Due()}
 	s.mu.Lock()
@@ -125,7 +125,7 @@ func (s *Scheduler) Add(pod string, v renewal.Validity, renew func(context.Conte
 	return e
 }
 
-// Remove ends the renewals of the entry, and waits for one that is under way.
+// Remove ends the renewals of the entry, and waits for a renewal in progress.
 func (s *Scheduler) Remove(e *Entry) {
 	s.mu.Lock()
 	s.dequeue(e)
@@ -143,7 +143,7 @@ func (e *Entry) RenewNow() {
 	e.update(func() { e.due, e.retry = time.Now().Round(0), time.Time{} })
 }
 
-// TokenArrived lets an entry retry at once that failed for want of a token of its pod.
+// TokenArrived makes an entry retry at once if it failed without a token of its pod.
 func (e *Entry) TokenArrived() {
 	e.update(func() {
 		if issuer.OutcomeOf(e.err) == issuer.NoPodToken {
@@ -164,8 +164,8 @@ func (e *Entry) update(change func()) {
 	s.changed()
 }
 
-// State returns a snapshot. While the issuer is down, what is due shares the fate of
-// the last probe.
+// State returns a snapshot. While the issuer is down, a due entry has the error of the
+// last probe.
 func (e *Entry) State() State {
 	s, now := e.scheduler, time.Now()
 	s.mu.Lock()
@@ -180,7 +180,7 @@ func (e *Entry) State() State {
 	return state
 }
 
-// enqueue puts the entry where its times belong.
+// enqueue puts the entry into the queues that its times require.
 func (s *Scheduler) enqueue(e *Entry) {
 	at := e.due
 	if e.retry.After(at) {
@@ -207,11 +207,11 @@ func (s *Scheduler) changed() {
 	}
 }
 
-// pause makes the next renewal of the backlog wait for a part of the pace: other
-// nodes begin at the same moment.
+// pause delays the next renewal of the backlog by a random part of the gap, because
+// other nodes start at the same moment.
 func (s *Scheduler) pause() { s.began, s.jitter = time.Now(), rand.Float64() }
 
-// Run begins renewals, until ctx ends and those under way have ended.
+// Run starts renewals until ctx ends. Then it waits for the renewals in progress.
 func (s *Scheduler) Run(ctx context.Context) {
 	s.mu.Lock()
 	s.running = ctx
@@ -233,7 +233,7 @@ func (s *Scheduler) Run(ctx context.Context) {
 	s.ending.Wait()
 }
 
-// step begins the renewals that are to begin now, and returns when to look again.
+// step starts the renewals that may start now, and returns when to run again.
 func (s *Scheduler) step(now time.Time) (next time.Time) {
 	for first := s.waiting.first(); first != nil && !first.at.After(now); first = s.waiting.first() {
 		s.waiting.remove(first)
@@ -258,25 +258,25 @@ func (s *Scheduler) step(now time.Time) (next time.Time) {
 	}
 }
 
-// candidate is the entry to renew next, and when; or nil if that depends on the end
-// of a renewal that is under way.
+// candidate returns the next entry to renew, and when. It returns nil if no entry is due,
+// or if a renewal in progress must end first.
 func (s *Scheduler) candidate(now time.Time) (*Entry, time.Time) {
-	// What has expired is late already: it waits for its turn.
+	// An expired certificate is no longer urgent: it waits for its turn.
 	for first := s.urgent.first(); first != nil && !now.Before(first.entry.validity.NotAfter); first = s.urgent.first() {
 		s.urgent.remove(first)
 	}
 	turn, urgent := s.backlog.next(now), s.urgent.first()
 	switch {
-	case turn == nil: // what is due after that has not been waiting
+	case turn == nil: // the next due entry starts at once
 		s.began = time.Time{}
 		return nil, now
 	case s.renewals >= mostRenewals:
 		return nil, now
-	case s.breaker.IsOpen() && s.renewals > 0: // the probe
+	case s.breaker.IsOpen() && s.renewals > 0: // the probe is in progress
 		return nil, now
 	case s.breaker.IsOpen() && urgent != nil:
-		// The certificate with the least time left says when; if it can wait, the probe
-		// is for the next in turn, so that all have one.
+		// The most urgent certificate decides when. If it is not urgent yet, the probe
+		// renews the next entry in turn, so that every entry gets a probe.
 		at := s.breaker.ProbeAt(urgent.entry.validity, now)
 		if !urgent.at.After(now) {
 			turn = urgent.entry
@@ -292,12 +292,12 @@ func (s *Scheduler) candidate(now time.Time) (*Entry, time.Time) {
 	return turn, at
 }
 
-// gap is the mean time between two renewals of the backlog.
+// gap returns the mean time between two renewals of the backlog.
 func (s *Scheduler) gap(turn *Entry) time.Duration {
 	return min(pace, min(backlogTime, turn.validity.Window()/8)/time.Duration(s.backlog.size))
 }
 
-// begin renews the entry.
+// begin starts a renewal of the entry.
 func (s *Scheduler) begin(e *Entry, now time.Time) {
 	s.dequeue(e)
 	s.began, s.jitter = now, 0.5+rand.Float64()
@@ -319,7 +319,7 @@ func (s *Scheduler) begin(e *Entry, now time.Time) {
 	})
 }
 
-// end takes up the result of a renewal.
+// end records the result of a renewal.
 func (s *Scheduler) end(e *Entry, v renewal.Validity, err error, stopped bool) {
 	s.renewals--
 	e.cancel = nil
@@ -339,7 +339,7 @@ func (s *Scheduler) end(e *Entry, v renewal.Validity, err error, stopped bool) {
 		e.failures, e.err = e.failures+1, err
 		e.retry = now.Add(e.validity.Retry(e.failures, now, rand.Float64()))
 		if issuer.OutcomeOf(err).IsDown() && s.breaker.IsOpen() {
-			e.retry = time.Time{} // the breaker says when
+			e.retry = time.Time{} // the breaker decides when
 		}
 	}
 	if e.renew != nil {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Directory is where targets are: below it, no symbolic link is followed, so
-// that whoever can write below it cannot lead a mount or an unmount elsewhere.
+// Directory contains the targets. It follows no symbolic link below it, so that a
+// process that can write there cannot redirect a mount or an unmount.
 type Directory struct {
 	file *os.File
 	path string // without symbolic links
@@ -33,14 +33,14 @@ func OpenDirectory(path string) (*Directory, error) {
 // Close closes the directory.
 func (d *Directory) Close() error { return d.file.Close() }
 
-// Relative turns a path of the mount table into one relative to the directory.
+// Relative returns a path of the mount table relative to the directory.
 func (d *Directory) Relative(mountPoint string) (string, bool) {
 	relative, err := filepath.Rel(d.path, mountPoint)
 	return relative, err == nil && filepath.IsLocal(relative)
 }
 
-// Open opens the directory at the relative path: what is mounted there, if
-// something is. The error is fs.ErrNotExist if there is none.
+// Open opens the directory at the relative path, or the root of a mount there. The
+// error is fs.ErrNotExist if there is no directory.
 func (d *Directory) Open(relative string) (*os.File, error) {
 	fd, err := unix.Openat2(int(d.file.Fd()), relative, &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
@@ -49,7 +49,7 @@ func (d *Directory) Open(relative string) (*os.File, error) {
 	path := filepath.Join(d.path, relative)
 	switch {
 	case errors.Is(err, unix.ELOOP):
-		return nil, fmt.Errorf("%s: there is a symbolic link in the path: %w", path, err)
+		return nil, fmt.Errorf("%s: the path contains a symbolic link: %w", path, err)
 	case err != nil:
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -61,11 +61,11 @@ type Target struct {
 	*os.File
 	directory *Directory
 	relative  string
-	made      bool // it was not there before
+	made      bool // Make made the directory
 }
 
-// Make makes the directory at the relative path, whose parent exists, unless it is
-// there, and opens it. After an error, what was made is gone.
+// Make makes the directory at the relative path, unless it exists, and opens it. The
+// parent must exist. After an error, Make leaves no new directory.
 func (d *Directory) Make(relative string) (*Target, error) {
 	parent, err := d.Open(filepath.Dir(relative))
 	if err != nil {
@@ -84,15 +84,15 @@ func (d *Directory) Make(relative string) (*Target, error) {
 	return target, nil
 }
 
-// Abandon removes the directory again, if Make has made it.
+// Abandon removes the directory if Make made it.
 func (t *Target) Abandon() {
 	if t.made {
 		_ = t.directory.Remove(t.relative)
 	}
 }
 
-// Remove removes the empty directory at the relative path. It is no error if
-// there is none.
+// Remove removes the empty directory at the relative path. It succeeds if there is no
+// directory.
 func (d *Directory) Remove(relative string) error {
 	parent, err := d.Open(filepath.Dir(relative))
 	if errors.Is(err, os.ErrNotExist) {

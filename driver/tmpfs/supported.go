@@ -7,12 +7,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// minimumKernel is the first Linux with mount_setattr, the youngest of the
-// calls that are needed.
+// minimumKernel is the first Linux version with mount_setattr, the newest system call
+// that this package needs.
 const minimumKernel = "5.12"
 
-// Supported tries everything that a volume needs but attaching it. The error
-// says what the machine lacks.
+// Supported tries every step of making a volume except attaching it. The error says
+// what the machine lacks.
 func Supported() error {
 	tree, err := Create(Options{Source: "probe", Size: 1 << 16, Inodes: 16})
 	if err != nil {

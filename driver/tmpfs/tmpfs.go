@@ -1,12 +1,11 @@
-// Package tmpfs is the kernel side of a volume: a tmpfs that is created
-// detached, filled, made read-only, and only then attached, whole, at its
-// target; that is rewritten through a detached writable clone; and that carries
-// a record of what it is in an extended attribute.
+// Package tmpfs is the kernel side of a volume. It creates a detached tmpfs, and
+// attaches it, complete and read-only, at its target. It rewrites an attached tmpfs
+// through a detached writable clone. An extended attribute holds the volume's record.
 //
 // It uses Linux's file-descriptor based mount calls (fsopen, fsmount,
-// mount_setattr, move_mount, open_tree; see https://lwn.net/Articles/759499/),
-// so it works on directories that are open already, and no path is resolved
-// twice. What is written into the tmpfs is not its business.
+// mount_setattr, move_mount, open_tree; see https://lwn.net/Articles/759499/).
+// They work on open directories, so no path is resolved twice. Package payload writes
+// the files.
 package tmpfs
 
 import (
@@ -24,24 +23,24 @@ import (
 // not to workloads. See xattr(7).
 const record = "trusted.step-csi"
 
-// trust is the extended attribute that holds what the authority was verified by.
+// trust is the extended attribute that holds the roots that verify the issuer's server.
 const trust = "trusted.step-csi.trust"
 
-// MaxRecord is the size of the largest value of either, in bytes.
+// MaxRecord is the largest size of either attribute, in bytes.
 const MaxRecord = 16 << 10
 
 // Options of a new tmpfs.
 type Options struct {
-	// Source is what the mount table shows as the device; List finds by it.
+	// Source is the device in the mount table. List searches for it.
 	Source string
-	// Size of the tmpfs in bytes. Memory is used only for what is in it.
+	// Size of the tmpfs in bytes. The tmpfs uses memory only for its contents.
 	Size int64
 	// Inodes is the number of files, directories and links it can hold.
 	Inodes int
 }
 
-// Tree is a detached mount. Nobody but the holder of it sees it, and it is
-// gone when it is closed, also by the end of the process.
+// Tree is a detached mount. Only its holder sees it. It disappears when it is closed,
+// or when the process ends.
 type Tree struct{ file *os.File }
 
 // Create makes a new, empty, writable tmpfs.
@@ -61,8 +60,8 @@ func Create(o Options) (*Tree, error) {
 			return nil, fmt.Errorf("fsconfig %s=%s: %w", option[0], option[1], err)
 		}
 	}
-	// Keys must not reach a swap device. The option came with Linux 6.4; an
-	// older kernel says EINVAL and leaves the rest as it is.
+	// Keys must not reach a swap device. The option needs Linux 6.4; an older kernel
+	// returns EINVAL and keeps the other options.
 	if err := unix.FsconfigSetFlag(context, "noswap"); err != nil && !errors.Is(err, unix.EINVAL) {
 		return nil, fmt.Errorf("fsconfig noswap: %w", err)
 	}
@@ -95,13 +94,13 @@ func (t *Tree) setAttributes(a *unix.MountAttr) error {
 	return os.NewSyscallError("mount_setattr", unix.MountSetattr(int(t.file.Fd()), "", unix.AT_EMPTY_PATH, a))
 }
 
-// Close lets go of the mount. What has been attached stays attached.
+// Close closes the mount. An attached mount stays attached.
 func (t *Tree) Close() error { return t.file.Close() }
 
-// Root opens the file system for work in it.
+// Root opens the root directory of the mount.
 func (t *Tree) Root() (*os.Root, error) { return Root(t.file) }
 
-// SetRecord stores what the volume is, at most MaxRecord bytes.
+// SetRecord stores the volume's record, at most MaxRecord bytes.
 func (t *Tree) SetRecord(value []byte) error {
 	if len(value) > MaxRecord {
 		return fmt.Errorf("the record of %d bytes is longer than %d", len(value), MaxRecord)
@@ -109,13 +108,12 @@ func (t *Tree) SetRecord(value []byte) error {
 	return os.NewSyscallError("setxattr", unix.Setxattr(path(t.file), record, value, 0))
 }
 
-// SetTrust stores what the volume's authority was verified by, at most MaxRecord
-// bytes.
+// SetTrust stores the roots that verify the issuer's server, at most MaxRecord bytes.
 func (t *Tree) SetTrust(value []byte) error {
 	return os.NewSyscallError("setxattr", unix.Setxattr(path(t.file), trust, value, 0))
 }
 
-// Trust returns what SetTrust has stored in the tmpfs that is attached at target,
+// Trust returns the value that SetTrust stored in the tmpfs that is attached at target,
 // or nil.
 func Trust(target *os.File) ([]byte, error) {
 	value := make([]byte, MaxRecord)
@@ -129,8 +127,8 @@ func Trust(target *os.File) ([]byte, error) {
 	return value[:n], nil
 }
 
-// Attach makes the mount read-only and attaches it at target, an empty
-// directory. Before, there is nothing to see of it; afterwards it is complete.
+// Attach makes the mount read-only and attaches it at target, an empty directory. Other
+// processes see either nothing or the complete volume.
 func (t *Tree) Attach(target *os.File) error {
 	if err := t.setAttributes(&unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 		return err
@@ -139,17 +137,17 @@ func (t *Tree) Attach(target *os.File) error {
 	return os.NewSyscallError("move_mount", err)
 }
 
-// Root opens what is at target, for work in it.
+// Root opens the root directory of the mount at target.
 func Root(target *os.File) (*os.Root, error) { return os.OpenRoot(path(target)) }
 
-// path names an open directory so that no part of its path is resolved again.
+// path returns a path of an open directory that does not resolve its name again.
 func path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// ErrForeign says that something is mounted that this package did not create.
+// ErrForeign means that another mount, not one of this package, is at the target.
 var ErrForeign = errors.New("something else is mounted there; unmount it")
 
 // Record returns the record of the tmpfs that is attached at target, or nil if
-// nothing is mounted there. It is ErrForeign for any other mount.
+// nothing is mounted there. The error is ErrForeign for any other mount.
 func Record(target *os.File) ([]byte, error) {
 	var attributes unix.Statx_t
 	if err := unix.Statx(int(target.Fd()), "", unix.AT_EMPTY_PATH, 0, &attributes); err != nil {
@@ -169,8 +167,8 @@ func Record(target *os.File) ([]byte, error) {
 	return value[:n], nil
 }
 
-// Detach takes the mount at target away, at once, also where a process has a
-// file of it open: such a process keeps it until it ends.
+// Detach unmounts the mount at target at once, even if processes have open files there.
+// These processes keep their files.
 func Detach(target *os.File) error {
 	return os.NewSyscallError("umount2", unix.Unmount(path(target), unix.MNT_DETACH))
 }
@@ -201,7 +199,7 @@ func List(source string) ([]string, error) {
 	}
 	var paths []string
 	for _, m := range table {
-		// Another root is a part of a volume, bound somewhere else by a subPath.
+		// A different root means that a subPath bind-mounted a part of a volume.
 		if m.FsType == "tmpfs" && m.Source == source && m.Root == "/" {
 			paths = append(paths, m.MountPoint)
 		}

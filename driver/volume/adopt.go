@@ -12,11 +12,11 @@ import (
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
-// Adopt takes over the volume that is mounted at the path: one of an earlier process,
-// or one that was gone for a while. wanted is what the kubelet asks for; nil for what
-// the volume's own record says. What does not fit is renewed at once. It returns nil
-// for the bind mount of a volume that belongs elsewhere, and ErrGone if no volume is
-// visible at the path.
+// Adopt takes over the volume that is mounted at the path: a volume of an earlier
+// process, or a volume that was hidden for a while. wanted is the kubelet's request; if
+// it is nil, the volume's own record applies. A damaged volume, or one with a different
+// request, is renewed at once. Adopt returns nil for the bind mount of a volume from
+// elsewhere, and ErrGone if no volume is visible at the path.
 func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, error) {
 	target, err := n.Targets.Open(path)
 	if err != nil {
@@ -55,20 +55,20 @@ func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, er
 	if damage != nil {
 		klog.FromContext(ctx).Error(damage, "A mounted volume is damaged; it is renewed at once", v.LogValues()...)
 	}
-	// Without it, the configured roots are what the issuer's peer is verified by.
+	// Without this, the plugin verifies the issuer's server by the configured roots.
 	if trusted, err := readTrust(target); err == nil && v.unfit == nil {
 		v.issuer.Trust().Restore(trusted)
 	}
 	return v, nil
 }
 
-// takeCertificate takes over which certificate is mounted, and says what is wrong with
-// it. A process that was killed between the files and the record has left the record
-// of the certificate before.
+// takeCertificate reads which certificate is mounted, and returns its damage. A process
+// that was killed after it wrote the files, but before the record, has left the record
+// of the previous certificate.
 func (v *Volume) takeCertificate(root *os.Root, record Record) error {
 	mounted, err := attributes.Parse(record.Attributes, record.Pod, record.MountGroup, v.node.Attributes)
 	if err != nil {
-		return nil // the names of its files are not known, and it cannot be renewed
+		return nil // its file names are unknown; the volume is unfit, or renewed at once
 	}
 	contents, err := Check(root, payload.NamesOf(mounted))
 	if err != nil {

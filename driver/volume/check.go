@@ -16,7 +16,7 @@ import (
 	"github.com/flexstack/step-csi/driver/payload"
 )
 
-// Contents are what the files of a volume say.
+// Contents are the parsed files of a volume.
 type Contents struct {
 	Leaf          *x509.Certificate
 	Intermediates []*x509.Certificate
@@ -25,17 +25,17 @@ type Contents struct {
 	Written time.Time
 }
 
-// Check states what is true of every volume that is mounted, whenever it is looked at
-// and whatever was killed before, and returns what its files say:
+// Check checks the invariants of a mounted volume, and returns its contents. The
+// invariants hold at any time, even after a process was killed:
 //
 //   - The mount is read-only.
-//   - ..data leads to one set of files, and all of the names lead through it.
-//   - The private key is the leaf's.
-//   - The leaf's chain ends at one of the roots. Whether it has expired is another
-//     question: it may, while the CA is down.
+//   - ..data points to one set of files, and all file names are links through it.
+//   - The private key belongs to the leaf.
+//   - The leaf's chain ends at one of the roots. Check ignores expiry: certificates
+//     can expire while the CA is down.
 //
-// The error has all that is not true; the contents are nil if there is no certificate.
-// In a directory that is no volume, such as a copy, only the files are checked.
+// The error lists all violations; the contents are nil if there is no certificate. In a
+// directory that is not a mount, such as a copy, Check checks only the files.
 func Check(directory *os.Root, names payload.Names) (*Contents, error) {
 	var problems []error
 	mounted, writable, err := mountOf(directory)
@@ -50,8 +50,8 @@ func Check(directory *os.Root, names payload.Names) (*Contents, error) {
 	return contents, errors.Join(append(problems, err)...)
 }
 
-// mountOf tells whether a file system is mounted at the directory, and lets it be
-// written.
+// mountOf tells whether the directory is the root of a mount, and whether its file
+// system is writable.
 func mountOf(directory *os.Root) (mounted, writable bool, err error) {
 	file, err := directory.Open(".")
 	if err != nil {
@@ -69,24 +69,24 @@ func mountOf(directory *os.Root) (mounted, writable bool, err error) {
 	return attributes.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, system.Flags&unix.ST_RDONLY == 0, nil
 }
 
-// checkNames checks that each name is a link through ..data. There may be other names:
-// a process that was killed while the names changed leaves some until the next renewal.
+// checkNames checks that each name is a link through ..data. It accepts other names: a
+// process that was killed while it changed names leaves some until the next renewal.
 func checkNames(directory *os.Root, names payload.Names) error {
 	var problems []error
 	for _, name := range names.All() {
 		link, err := directory.Readlink(name)
 		if err == nil && link != payload.DataLink+"/"+name {
-			err = fmt.Errorf("%s leads to %s, and not through %s", name, link, payload.DataLink)
+			err = fmt.Errorf("%s points to %s, not through %s", name, link, payload.DataLink)
 		}
 		problems = append(problems, err)
 	}
 	return errors.Join(problems...)
 }
 
-// readContents reads the files, and checks that they belong together. With an error,
-// it returns what it could read, if that has a leaf.
+// readContents reads the files, and checks that they belong together. After an error,
+// it returns the part that it could read, or nil without a leaf.
 func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
-	// All of one set: a renewal may replace it at any time.
+	// Read all files from one set: a renewal may replace the set at any time.
 	set, err := directory.OpenRoot(payload.DataLink)
 	if errors.Is(err, fs.ErrNotExist) {
 		set, err = directory.OpenRoot(".")
@@ -133,7 +133,7 @@ func readCertificates(set *os.Root, name string) ([]*x509.Certificate, error) {
 		return nil, err
 	}
 	if len(bytes.TrimSpace(data)) == 0 {
-		return nil, fmt.Errorf("%s: there is no certificate in it", name)
+		return nil, fmt.Errorf("%s: the file contains no certificate", name)
 	}
 	certificates, err := pemutil.ParseCertificateBundle(data)
 	if err != nil {
@@ -142,7 +142,7 @@ func readCertificates(set *os.Root, name string) ([]*x509.Certificate, error) {
 	return certificates, nil
 }
 
-// Verify verifies the leaf's chain up to one of the roots, as of the time.
+// Verify verifies the leaf's chain up to one of the roots, at the given time.
 func (c *Contents) Verify(at time.Time, usages ...x509.ExtKeyUsage) error {
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	for _, root := range c.Roots {
@@ -162,16 +162,15 @@ func (c *Contents) Verify(at time.Time, usages ...x509.ExtKeyUsage) error {
 	return nil
 }
 
-// Fits checks that the record says of which pod's volume it is, and no other
-// certificate than the mounted one. A process that was killed between writing the
-// files and the record leaves one that does not fit, until the next process adopts
-// the volume.
+// Fits checks that the record describes the mounted certificate. A process that was
+// killed after it wrote the files, but before the record, leaves a record that does not
+// fit until the next process adopts the volume.
 func (r Record) Fits(c *Contents) error {
 	switch serial := c.Leaf.SerialNumber.String(); {
 	case r.Serial != serial:
-		return fmt.Errorf("the record is of the certificate %s, and %s is mounted", r.Serial, serial)
+		return fmt.Errorf("the record has the serial number %s, but the mounted certificate has %s", r.Serial, serial)
 	case !r.NotAfter.Equal(c.Leaf.NotAfter):
-		return fmt.Errorf("the record has the expiry %s, and the certificate %s", r.NotAfter, c.Leaf.NotAfter)
+		return fmt.Errorf("the record has the expiry %s, but the mounted certificate has %s", r.NotAfter, c.Leaf.NotAfter)
 	}
 	return nil
 }

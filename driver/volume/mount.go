@@ -9,8 +9,8 @@ import (
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
-// A volume's tmpfs holds two sets of a few files of some KiB each, and a third while
-// that is written. Only what is in it takes memory.
+// A volume's tmpfs holds two sets of a few files of some KiB each, and a third set during
+// a write. The tmpfs uses memory only for its contents.
 const (
 	tmpfsSize   = 1 << 20
 	tmpfsInodes = 128
@@ -30,7 +30,7 @@ func IsMounted(n *Node, path string) (bool, error) {
 	return data != nil, err
 }
 
-// Open opens the volume's target. The error is ErrGone if something else is there.
+// Open opens the volume's target. The error is ErrGone if the volume is not mounted there.
 func (v *Volume) Open() (*os.File, error) {
 	target, err := v.node.Targets.Open(v.Target)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -50,8 +50,8 @@ func (v *Volume) Open() (*os.File, error) {
 	return target, nil
 }
 
-// Detach takes the volume away from the target path, however often it is mounted
-// there. It succeeds if nothing is.
+// Detach unmounts the volume from the target path, even if it is mounted there several
+// times. It succeeds if nothing is mounted.
 func Detach(n *Node, id, path string) error {
 	for {
 		target, err := n.Targets.Open(path)

@@ -13,7 +13,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// Spec is what the kubelet asks for.
+// Spec is the kubelet's request for a volume.
 type Spec struct {
 	VolumeID string `json:"volumeID"`
 	// Target is the target path, relative to the kubelet's directory. A bind mount of
@@ -25,7 +25,7 @@ type Spec struct {
 	MountGroup string            `json:"mountGroup,omitempty"`
 }
 
-// Same tells whether both ask for the same certificate in the same files.
+// Same tells whether both specs request the same certificate in the same files.
 func (s Spec) Same(other Spec) bool {
 	return s.Pod == other.Pod && s.MountGroup == other.MountGroup && maps.Equal(s.Attributes, other.Attributes)
 }
@@ -35,18 +35,18 @@ func (s Spec) LogValues() []any {
 	return []any{"pod", s.Pod.Namespace + "/" + s.Pod.Name, "volumeID", s.VolumeID}
 }
 
-// certificate is what is recorded of the mounted certificate.
+// certificate is the part of the record about the mounted certificate.
 type certificate struct {
-	// Issued is when the certificate was asked for, by the node's clock.
+	// Issued is when the certificate was requested, by the node's clock.
 	Issued   time.Time `json:"issued"`
 	NotAfter time.Time `json:"notAfter"`
 	// Serial is the serial number, in decimal.
 	Serial string `json:"serial"`
 }
 
-// Record is what a mounted volume says about itself, in an extended attribute of its
-// tmpfs. It holds no key and no token. It is for the schedule only: who the pod is,
-// the kubelet says again with each publish.
+// Record describes a mounted volume, in an extended attribute of its tmpfs. It contains
+// no key and no token. The driver uses it only for scheduling: the kubelet sends the
+// pod's identity again with each publish.
 type Record struct {
 	Spec
 	certificate
@@ -54,13 +54,13 @@ type Record struct {
 
 func (v *Volume) record() Record { return Record{v.Spec, v.certificate} }
 
-// ParseRecord takes what it knows of a record that an older or a newer version has
-// written, as long as that says which volume it is.
+// ParseRecord reads the known fields of a record, which an older or a newer version may
+// have written. The record must name its volume.
 func ParseRecord(data []byte) (Record, error) {
 	var r Record
 	err := json.Unmarshal(data, &r)
 	if err == nil && (r.VolumeID == "" || r.Target == "") {
-		err = errors.New("it does not say of which volume it is")
+		err = errors.New("volumeID or target is missing")
 	}
 	if err != nil {
 		return r, fmt.Errorf("the volume's record cannot be read: %w", err)
@@ -68,8 +68,8 @@ func ParseRecord(data []byte) (Record, error) {
 	return r, nil
 }
 
-// isOther tells whether the data is the record of another volume than id. One that
-// cannot be read may be of any: only this driver writes records.
+// isOther tells whether the data is the record of a volume other than id. An unreadable
+// record may belong to id, since only this driver writes records.
 func isOther(data []byte, id string) bool {
 	r, err := ParseRecord(data)
 	return err == nil && r.VolumeID != id
@@ -86,8 +86,8 @@ func writeRecord(tree *tmpfs.Tree, r Record) error {
 	return nil
 }
 
-// writeTrust leaves the roots that the issuer's peer is verified by for the next
-// process. If they do not fit, that process has the configured roots.
+// writeTrust stores the roots that verify the issuer's server, for the next process. If
+// they are too large, the next process starts with the configured roots.
 func (v *Volume) writeTrust(tree *tmpfs.Tree) error {
 	state := v.issuer.Trust().State()
 	data, err := json.Marshal(state)

@@ -8,9 +8,9 @@ import (
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
-// ReplaceRoots writes the newest roots of the issuer into the mounted volume, and
-// tells whether the files changed: that makes programs reload. The certificate and
-// the key stay. It does nothing to a volume that is gone or about to go.
+// ReplaceRoots writes the newest roots of the issuer into the mounted volume. changed
+// tells whether the files changed, which makes programs reload. The certificate and the
+// key stay. ReplaceRoots ignores a volume that is closed, unfit or not mounted.
 func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -56,7 +56,7 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		defer root.Close()
 		err = payload.Replace(root, file, payload.NamesOf(v.attributes), payload.AccessOf(v.attributes))
 		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil // the files are to have other names: a renewal is due
+			return false, nil // the file names have changed: a renewal is due
 		}
 		if err != nil {
 			return false, err

@@ -1,10 +1,10 @@
-// Package volume owns everything about one mounted volume: the tmpfs and its files,
-// the record in it, its renewals, and what is left to do when it goes.
+// Package volume owns everything about one mounted volume: its tmpfs with the files and
+// the record, its renewals, and its removal.
 //
-// A volume has no other state than its mount. Create makes one, Adopt finds one that
-// an earlier process made, Renew and ReplaceRoots change it, Close ends it. Check
-// states what is true of every mounted volume in between. The CSI calls, and which
-// volumes there are, are package driver's business.
+// A volume's only persistent state is its mount. Create makes a volume, Adopt takes over
+// a volume of an earlier process, Renew and ReplaceRoots change it, and Close removes it.
+// Check checks the invariants of a mounted volume. Package driver serves the CSI calls
+// and keeps the registry of volumes.
 package volume
 
 import (
@@ -29,24 +29,24 @@ import (
 )
 
 var (
-	// ErrInvalid: the attributes must be changed for the volume to be made.
+	// ErrInvalid means that the user must change the volume's attributes.
 	ErrInvalid = errors.New("invalid volume")
-	// ErrGone: the volume is not what is mounted at its target path.
+	// ErrGone means that the volume is not mounted at its target path.
 	ErrGone = errors.New("the volume is not mounted")
-	// ErrConflict: another volume is mounted at the target path.
+	// ErrConflict means that another volume is mounted at the target path.
 	ErrConflict = errors.New("another volume is mounted there")
 )
 
-// renewalTimeout bounds one renewal, the wait for other calls included.
+// renewalTimeout limits one renewal, including the wait for other calls.
 const renewalTimeout = 2 * time.Minute
 
-// Node is what all volumes of a node share.
+// Node is the configuration that all volumes of a node share.
 type Node struct {
-	// DriverName is the source of the mounts, by which the next process finds them.
+	// DriverName is the source of the mounts. The next process finds the mounts by it.
 	DriverName string
 	// Targets is the kubelet's directory. Target paths are relative to it.
 	Targets *tmpfs.Directory
-	// Attributes is what volume attributes are checked against.
+	// Attributes is the configuration for parsing volume attributes.
 	Attributes attributes.Config
 	// Issuers by name.
 	Issuers map[string]*Issuer
@@ -57,8 +57,8 @@ type Issuer struct {
 	*issuer.Issuer
 	Name      string
 	Scheduler *schedule.Scheduler
-	// Observe is told of each call for a certificate: what it was for, when it began,
-	// and what became of it.
+	// Observe is called after each call for a certificate, with its priority, start and
+	// result.
 	Observe func(p schedule.Priority, began time.Time, err error)
 }
 
@@ -69,26 +69,26 @@ type Volume struct {
 	node       *Node
 	attributes attributes.Attributes
 	issuer     *Issuer
-	// unfit says why the volume cannot be renewed: its attributes do not fit the
-	// configuration, which has changed since. attributes and issuer are zero then.
+	// unfit is why the volume cannot be renewed: its attributes do not fit the
+	// configuration, which has changed. attributes and issuer are then zero.
 	unfit error
 
 	token atomic.Pointer[issuer.Token]   // the newest; only in memory
 	entry atomic.Pointer[schedule.Entry] // once Keep was called; nil if unfit
-	gone  atomic.Bool                    // a renewal found that it is not mounted
-	// renewFirst says that what is mounted is damaged, or not what is wanted now.
+	gone  atomic.Bool                    // a renewal found that the volume is not mounted
+	// renewFirst means that the mounted files are damaged, or do not match the spec.
 	renewFirst bool
 
 	mu          sync.Mutex // held while the mounted files are rewritten
 	closed      bool
 	certificate certificate // the mounted one
-	// roots and trusted are what is known to be in the mount; empty after Adopt.
+	// roots and trusted are those known to be in the mount; empty after Adopt.
 	roots   issuer.Roots
 	trusted time.Time
 }
 
-// newVolume makes a volume of which nothing is mounted yet, or known to be. If the
-// attributes cannot be used, the volume is unfit.
+// newVolume makes a volume that does not know its mount yet. If the attributes are
+// invalid, the volume is unfit.
 func newVolume(n *Node, s Spec) *Volume {
 	v := &Volume{Spec: s, node: n}
 	v.token.Store(&issuer.Token{})
@@ -98,7 +98,7 @@ func newVolume(n *Node, s Spec) *Volume {
 	return v
 }
 
-// Create makes a volume and mounts it: all of it, or, on an error, nothing. The error
+// Create makes a volume and mounts it. After an error, nothing is mounted. The error
 // wraps ErrInvalid or an issuer.Outcome where one of them applies.
 func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, error) {
 	v := newVolume(n, s)
@@ -110,8 +110,8 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	}
 	v.token.Store(&token)
 
-	// The mount comes first: a certificate for a volume that cannot be mounted would be
-	// wasted. Until it is attached, nobody sees it, and it ends with this function.
+	// The tmpfs comes first: a certificate for a volume that cannot be mounted would be
+	// wasted. Until Attach, no other process sees the tmpfs, and Close removes it.
 	tree, err := tmpfs.Create(tmpfs.Options{Source: n.DriverName, Size: tmpfsSize, Inodes: tmpfsInodes})
 	if err != nil {
 		return nil, err
@@ -138,8 +138,8 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	return v, nil
 }
 
-// Renew replaces the certificate of the mounted volume. On an error, what is mounted
-// stays as it is; the error is ErrGone if the volume is not mounted.
+// Renew replaces the certificate of the mounted volume. If it cannot write the new files,
+// the old files stay. The error is ErrGone if the volume is not mounted.
 func (v *Volume) Renew(ctx context.Context) error {
 	key, err := v.keptKey()
 	if err != nil {
@@ -168,8 +168,8 @@ func (v *Volume) Renew(ctx context.Context) error {
 	return nil
 }
 
-// issue gets a credential from the volume's issuer. A first certificate and a renewal
-// differ only in their priority, and in the key, which a renewal may keep.
+// issue requests a credential from the volume's issuer. A first certificate and a renewal
+// differ only in their priority, and in the key, which a renewal may reuse.
 func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (credential *issuer.Credential, err error) {
 	prepared, err := v.issuer.Prepare(ctx, issuer.Applicant{Pod: v.Pod, Token: *v.token.Load()}, v.attributes.Request, key)
 	if err == nil {
@@ -188,8 +188,8 @@ func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.Priv
 	return credential, nil
 }
 
-// write puts a credential into the volume's tmpfs. The roots are the newest that are
-// known, since the credential may have waited while they were replaced.
+// write writes a credential into the volume's tmpfs. It uses the newest known roots,
+// because the roots may have changed since the call to the issuer.
 func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 	c.Roots = v.issuer.LatestRoots()
 	files, err := payload.Encode(c, v.attributes)
@@ -206,7 +206,7 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 	if cleanUp != nil && !errors.Is(cleanUp, payload.ErrCleanUp) {
 		return fmt.Errorf("write the files: %w", cleanUp)
 	}
-	// From here on, the new certificate is the mounted one, whatever else fails.
+	// From here on, the new certificate is mounted, even if a later step fails.
 	leaf := c.Leaf()
 	v.certificate = certificate{Issued: c.Asked, NotAfter: leaf.NotAfter, Serial: leaf.SerialNumber.String()}
 	if err := writeRecord(tree, v.record()); err != nil {
@@ -223,8 +223,8 @@ func wipe(files []payload.File) {
 	}
 }
 
-// keptKey is the key in the volume if the pod wants to keep it, or the zero value for
-// a new one.
+// keptKey returns the volume's key if the pod wants to reuse it. The zero value means a
+// new key.
 func (v *Volume) keptKey() (issuer.PrivateKey, error) {
 	target, err := v.Open()
 	if err != nil {
@@ -241,14 +241,14 @@ func (v *Volume) keptKey() (issuer.PrivateKey, error) {
 	defer root.Close()
 	key, err := payload.ReadKey(root, v.attributes.PrivateKeyFile)
 	if err != nil || !v.attributes.Request.KeyType.Matches(key.Signer) {
-		return issuer.PrivateKey{}, nil // the pod wants another one now
+		return issuer.PrivateKey{}, nil // unreadable, or the pod wants another type
 	}
 	return key, nil
 }
 
-// Keep renews the volume whenever that is due, until Stop or Close. The caller has
-// registered it, so that it takes part in the next replacement of the roots: Keep
-// replaces roots that changed before.
+// Keep renews the volume whenever it is due, until Stop or Close. The caller must have
+// registered the volume, so that later changes of the roots reach it. Keep writes the
+// changes from before that.
 func (v *Volume) Keep(ctx context.Context) {
 	if v.unfit != nil {
 		return // neither the issuer nor the request is known
@@ -263,7 +263,7 @@ func (v *Volume) Keep(ctx context.Context) {
 	}
 }
 
-// renewDue is a renewal as the scheduler asks for it.
+// renewDue is the renewal that the scheduler calls.
 func (v *Volume) renewDue(ctx context.Context) (renewal.Validity, error) {
 	limited, cancel := context.WithTimeout(ctx, renewalTimeout)
 	defer cancel()
@@ -291,7 +291,7 @@ func (v *Volume) TakeToken(token issuer.Token) {
 	}
 }
 
-// Stop ends the renewals, and leaves the volume mounted.
+// Stop ends the renewals. The volume stays mounted.
 func (v *Volume) Stop() {
 	v.mu.Lock()
 	v.closed = true
@@ -302,9 +302,9 @@ func (v *Volume) Stop() {
 }
 
 // Close detaches the volume and ends its renewals. It returns the certificate to
-// revoke, if the pod wants that. After an error, the volume is as it was.
+// revoke, if the pod requests revocation. After an error, the volume is unchanged.
 func (v *Volume) Close() (*issuer.Revocation, error) {
-	var last *os.Root // the files stay readable through it
+	var last *os.Root // keeps the files readable after Detach
 	if v.attributes.RevokeOnDelete {
 		if target, err := v.Open(); err == nil {
 			last, _ = tmpfs.Root(target)
@@ -324,8 +324,8 @@ func (v *Volume) Close() (*issuer.Revocation, error) {
 	return v.revocation(last), nil
 }
 
-// revocation is that of the certificate which was mounted last. The serial number is
-// known also where the files could not be read.
+// revocation returns the revocation of the last mounted certificate. If the files are
+// unreadable, it has only the serial number.
 func (v *Volume) revocation(last *os.Root) *issuer.Revocation {
 	r := &issuer.Revocation{Serial: v.certificate.Serial, Pod: v.Pod}
 	if last == nil {
@@ -339,11 +339,11 @@ func (v *Volume) revocation(last *os.Root) *issuer.Revocation {
 	return r
 }
 
-// Issuer is the volume's issuer, or nil if the volume does not fit the configuration.
+// Issuer returns the volume's issuer, or nil if the volume is unfit.
 func (v *Volume) Issuer() *Issuer { return v.issuer }
 
-// Unmanaged says why the volume is not renewed, or is nil: ErrGone if a renewal found
-// that it is not mounted, or why its attributes do not fit the configuration.
+// Unmanaged returns why the volume is not renewed, or nil. It returns ErrGone if a renewal
+// found that the volume is not mounted, else the error of the attributes.
 func (v *Volume) Unmanaged() error {
 	if v.gone.Load() {
 		return ErrGone
@@ -351,7 +351,7 @@ func (v *Volume) Unmanaged() error {
 	return v.unfit
 }
 
-// State is what there is to say about the renewals.
+// State returns the state of the renewals.
 func (v *Volume) State() schedule.State {
 	entry := v.entry.Load()
 	if entry == nil {
@@ -364,7 +364,7 @@ func (v *Volume) State() schedule.State {
 	return s
 }
 
-// validity is that of the mounted certificate.
+// validity returns the validity of the mounted certificate.
 func (v *Volume) validity() renewal.Validity {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -376,7 +376,7 @@ func (v *Volume) validityLocked() renewal.Validity {
 	return renewal.Validity{Issued: c.Issued, NotAfter: c.NotAfter, Before: v.attributes.RenewBefore, Spread: renewal.SpreadOf(c.Serial)}
 }
 
-// logIssued is called with the lock held, or before anybody else knows the volume.
+// logIssued requires the lock, or a volume that no other goroutine knows yet.
 func (v *Volume) logIssued(ctx context.Context, message string) {
 	c := v.certificate
 	klog.FromContext(ctx).Info(message, append(v.LogValues(), "issuer", v.issuer.Name, "serial", c.Serial,
@@ -384,9 +384,9 @@ func (v *Volume) logIssued(ctx context.Context, message string) {
 		"renewal", v.validityLocked().Due().UTC().Format(time.RFC3339))...)
 }
 
-// logNoSVID warns of a certificate with a SPIFFE ID beside another URI. Libraries
-// reject it as an X.509-SVID, in the pod and at its peers, far from where the other
-// URI was asked for. See
+// logNoSVID warns about a certificate with a SPIFFE ID and another URI. Libraries in the
+// pod and at its peers reject it as an X.509-SVID, and do not name the attribute that
+// requested the other URI. See
 // https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md#2-spiffe-id.
 func (v *Volume) logNoSVID(ctx context.Context) {
 	uris := v.attributes.Request.URIs
