@@ -14,12 +14,12 @@ import (
 
 const controlGroups = "/sys/fs/cgroup"
 
-// controlGroup is the one that holds all pods of a cluster, so that no kubelet
-// sees those of another.
+// controlGroup returns the control group of all pods of a cluster. It separates the
+// pods of the cluster from the kubelets of other clusters.
 func controlGroup(name string) string { return "/step-csi-" + name }
 
-// hierarchies are the directories to make control groups in: one on cgroup v2,
-// one a controller on v1.
+// hierarchies returns the directories to make control groups in: one directory on
+// cgroup v2, one per controller on v1.
 func hierarchies() ([]string, error) {
 	if _, err := os.Stat(filepath.Join(controlGroups, "cgroup.controllers")); err == nil {
 		return []string{controlGroups}, nil
@@ -32,7 +32,7 @@ func hierarchies() ([]string, error) {
 	for _, entry := range entries {
 		directory := filepath.Join(controlGroups, entry.Name())
 		_, err := os.Stat(filepath.Join(directory, "cgroup.procs"))
-		// Links are second names, such as cpu for cpu,cpuacct.
+		// Symbolic links are aliases, such as cpu for cpu,cpuacct.
 		if err == nil && entry.IsDir() {
 			all = append(all, directory)
 		}
@@ -57,8 +57,8 @@ func makeControlGroups(name string) error {
 	return nil
 }
 
-// delegate makes the controllers usable in the new group: v2 wants them turned
-// on, and a v1 cpuset starts out empty.
+// delegate enables the controllers in the new group. In cgroup v2, controllers are off
+// by default. In v1, a new cpuset is empty.
 func delegate(hierarchy, group string) error {
 	if controllers, err := os.ReadFile(filepath.Join(group, "cgroup.controllers")); err == nil {
 		for _, controller := range strings.Fields(string(controllers)) {
@@ -79,8 +79,8 @@ func delegate(hierarchy, group string) error {
 	return nil
 }
 
-// removeControlGroups removes the cluster's groups, the innermost first. The
-// kernel may take a moment to let go of the processes.
+// removeControlGroups removes the cluster's groups, the innermost first. It retries,
+// because the kernel may still release the processes.
 func removeControlGroups(name string) error {
 	all, err := hierarchies()
 	if err != nil {

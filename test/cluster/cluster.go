@@ -21,22 +21,22 @@ import (
 
 // cluster is one cluster with its directory:
 //
-//	programs     a link to the programs it was started with
-//	kubeconfig   for the machine; inside, for the node
-//	address      where its API server is to be had on the machine
-//	lock         held for as long as it runs
-//	pid          of the node's first process, as the machine sees it
+//	programs     a link to the programs that the cluster was started with
+//	kubeconfig   for use on the machine
+//	address      the API server's address on the machine
+//	lock         held while the cluster runs
+//	pid          the node's first process, in the machine's PID namespace
 //	pki, config, etcd, kubelet, containerd, log, tmp
 type cluster struct {
 	name, cache string
 }
 
-// namePattern keeps the directory's and the control group's names simple.
+// namePattern keeps the names of the directory and of the control group simple.
 var namePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$`)
 
 func newCluster(name, cache string) (*cluster, error) {
 	if !namePattern.MatchString(name) {
-		return nil, fmt.Errorf("--name: %q is not of lower-case letters, digits and inner dashes, at most 42", name)
+		return nil, fmt.Errorf("--name: %q is not a valid name: use at most 42 lower-case letters, digits and inner dashes", name)
 	}
 	cache, err := filepath.Abs(cache)
 	return &cluster{name: name, cache: cache}, err
@@ -48,7 +48,7 @@ func (c *cluster) path(name string) string {
 	return filepath.Join(c.directory(), name)
 }
 
-// prepare makes the directory of a new cluster, or takes up that of a stopped one.
+// prepare makes the directory of a new cluster, or reuses that of a stopped cluster.
 func (c *cluster) prepare(programs string) error {
 	for _, name := range []string{"pki", "config", "etcd", "kubelet", "containerd", "log", "tmp"} {
 		if err := os.MkdirAll(c.path(name), 0o755); err != nil {
@@ -77,8 +77,8 @@ func (c *cluster) prepare(programs string) error {
 	return c.writeCredentials(address)
 }
 
-// freeAddress is on loopback. It stays the cluster's, so that kubeconfig keeps
-// working after a stop.
+// freeAddress returns a free loopback address. The cluster keeps this address, so that
+// the kubeconfig works after a stop.
 func freeAddress() (string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -88,8 +88,8 @@ func freeAddress() (string, error) {
 	return listener.Addr().String(), nil
 }
 
-// writeCredentials makes all certificates; the administrator's kubeconfig comes
-// last, since prepare takes it for all of them.
+// writeCredentials makes all certificates. It writes the administrator's kubeconfig
+// last: prepare assumes that all credentials exist if that file exists.
 func (c *cluster) writeCredentials(address string) error {
 	p, err := newPKI(c.path("pki"))
 	if err != nil {
@@ -124,7 +124,7 @@ func (c *cluster) writeCredentials(address string) error {
 	return nil
 }
 
-// running says whether the outside process lives: it holds the lock.
+// running tells whether the outside process runs: that process holds the lock.
 func (c *cluster) running() bool {
 	file, err := os.OpenFile(c.path("lock"), os.O_RDWR, 0)
 	if err != nil {
@@ -134,7 +134,7 @@ func (c *cluster) running() bool {
 	return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
 }
 
-// startOutside starts the process that stays, as a daemon.
+// startOutside starts the outside process as a daemon.
 func (c *cluster) startOutside(owner int) error {
 	log, err := os.OpenFile(c.path("log/cluster.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
@@ -159,7 +159,7 @@ func (c *cluster) stop() error {
 	}
 	for begin := time.Now(); c.running(); time.Sleep(20 * time.Millisecond) {
 		if time.Since(begin) > 30*time.Second {
-			return fmt.Errorf("the cluster %q does not stop; see %s", c.name, c.path("log/cluster.log"))
+			return fmt.Errorf("the cluster %q did not stop within 30s; see %s", c.name, c.path("log/cluster.log"))
 		}
 	}
 	return removeControlGroups(c.name)
@@ -193,7 +193,7 @@ func (c *cluster) down() error {
 	return os.RemoveAll(c.directory())
 }
 
-// load brings in the archives, all images of each.
+// load imports all images of the archives.
 func (c *cluster) load(archives []string) error {
 	for _, archive := range archives {
 		file, err := os.Open(archive)
@@ -209,7 +209,7 @@ func (c *cluster) load(archives []string) error {
 	return nil
 }
 
-// exec runs a command on the node: in all its namespaces.
+// exec runs a command on the node, in all its namespaces.
 func (c *cluster) exec(stdin io.Reader, command ...string) error {
 	pid, err := c.nodePID()
 	if err != nil {
@@ -221,7 +221,7 @@ func (c *cluster) exec(stdin io.Reader, command ...string) error {
 	return nsenter.Run()
 }
 
-// waitReady waits for the node to be ready and for what inside sets up.
+// waitReady waits until the node is ready and setUpCluster has finished.
 func (c *cluster) waitReady(limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -237,7 +237,7 @@ func (c *cluster) waitReady(limit time.Duration) error {
 		case ctx.Err() != nil:
 			return fmt.Errorf("the node is not ready after %s", limit)
 		case time.Since(begin) > 5*time.Second && !c.running():
-			return errors.New("the cluster has ended")
+			return errors.New("the cluster has stopped")
 		case time.Since(said) > 15*time.Second:
 			fmt.Fprintf(os.Stderr, "  waiting for the node, %.0f s\n", time.Since(begin).Seconds())
 			said = time.Now()

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 )
 
-// component is a program that runs for as long as the node.
+// component is a program that runs as long as the node.
 type component struct {
 	name string
 	args []string
@@ -40,15 +40,15 @@ func components() []component {
 		{"kubelet", []string{"--config=" + config("kubelet.yaml"), "--kubeconfig=" + config("kubelet"), "--hostname-override=" + nodeName, "--node-ip=" + nodeIP}},
 		{"kube-proxy", []string{
 			"--kubeconfig=" + config("kube-proxy"), "--hostname-override=" + nodeName, "--cluster-cidr=" + podRange, "--proxy-mode=iptables",
-			// Without CAP_SYS_RESOURCE, and without touching the machine's limits.
+			// Works without CAP_SYS_RESOURCE, and does not change the machine's limits.
 			"--oom-score-adj=0", "--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0",
 		}},
 		{"coredns", []string{"-conf", config("Corefile")}},
 	}
 }
 
-// writeConfiguration writes the components' files: they name the cluster's
-// control group and where this machine has its CNI plugins.
+// writeConfiguration writes the components' configuration files, with the cluster's
+// control group and this machine's directory of CNI plugins.
 func writeConfiguration(cluster, cni string) error {
 	files := map[string]string{
 		"config/containerd.toml":     fmt.Sprintf(containerdConfig, pauseImage, cni, stateDirectory+"/config/cni"),
@@ -78,7 +78,7 @@ state = "/run/containerd"
 sandbox = "%s"
 
 [plugins.'io.containerd.cri.v1.runtime']
-restrict_oom_score_adj = true # runc would die without CAP_SYS_RESOURCE
+restrict_oom_score_adj = true # otherwise runc fails without CAP_SYS_RESOURCE
 
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ["%s"]
@@ -88,8 +88,8 @@ conf_dir = "%s"
 runtime_type = "io.containerd.runc.v2"
 `
 
-// Each pod is a link of its own (ptp), so that all packets pass kube-proxy's
-// rules without the kernel's bridge filter.
+// Each pod has its own link (ptp), so that all packets pass kube-proxy's rules without
+// the kernel's bridge filter.
 const cniConfig = `{
   "cniVersion": "1.0.0", "name": "step-csi",
   "plugins": [
@@ -116,14 +116,14 @@ cgroupRoot: %[2]s
 failSwapOn: false
 clusterDNS: ["%[3]s"]
 clusterDomain: %[4]s
-# How often pods are looked at again, and volumes published again: a minute is
-# what tests of that would have to wait otherwise.
+# How often the kubelet syncs pods and republishes volumes. The default of one minute
+# would slow the tests.
 syncFrequency: 10s
 maxPods: 250
 serializeImagePulls: false
 kubeAPIQPS: 500
 kubeAPIBurst: 500
-# The machine's disk is not the cluster's concern.
+# A full disk of the machine must not evict pods.
 evictionHard: {memory.available: 0%%, nodefs.available: 0%%, nodefs.inodesFree: 0%%, imagefs.available: 0%%}
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The node's own view of itself. Every cluster has the same: namespaces keep
-// them apart.
+// Names and addresses inside the node. All clusters use the same values, because
+// namespaces separate them.
 const (
 	nodeName      = "node"
 	nodeIP        = "172.31.255.1"
@@ -31,12 +31,12 @@ const (
 	programsDirectory = "/run/cluster/programs"
 	nodePath          = programsDirectory + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-	// apiSocket is where the node serves its API server to the machine.
+	// apiSocket is the socket on which the machine reaches the node's API server.
 	apiSocket = "api.sock"
 )
 
-// runInside is the node's first process. When it ends, the kernel ends all
-// others and takes the mounts and the network away.
+// runInside is the node's first process. When it ends, the kernel kills all other
+// processes and removes the mounts and the network.
 func runInside(directory string) error {
 	log.SetFlags(log.LstdFlags | log.Lmicroseconds)
 	if err := setUpMounts(directory); err != nil {
@@ -82,14 +82,14 @@ func runInside(directory string) error {
 	return nil
 }
 
-// setUpMounts gives the node its own /run, /var/lib and /var/log. Everything is
-// private while it is made, and each mount then shared by itself, so that a
-// volume shows up once.
+// setUpMounts gives the node its own /run, /var/lib and /var/log. It makes the mounts
+// private first, and shares each mount separately at the end, so that a volume is
+// mounted only once.
 func setUpMounts(directory string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
-	// Held open, since the directory may lie below those that are covered.
+	// Keep the directory open, because the new mounts may cover it.
 	state, err := cloneTree(directory)
 	if err != nil {
 		return err
@@ -142,8 +142,8 @@ func attach(tree int, target string) error {
 	return unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// coverSettings shows the kubelet the kernel settings that it wants, so that it
-// does not change the machine's.
+// coverSettings mounts the kernel settings that the kubelet expects, so that the
+// kubelet does not change the machine's settings.
 func coverSettings() error {
 	for name, value := range map[string]string{
 		"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1",
@@ -182,13 +182,13 @@ func forwardToAPI(listener net.Listener) {
 	}
 }
 
-// supervisor keeps the components running, as systemd does elsewhere.
+// supervisor keeps the components running, like systemd.
 type supervisor struct {
 	mu   sync.Mutex
 	pids map[int]bool // of the components themselves
 }
 
-// keep starts the component again whenever it ends.
+// keep starts the component, and restarts it whenever it ends.
 func (s *supervisor) keep(c component) {
 	output, err := os.OpenFile(filepath.Join("/var/log", c.name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
@@ -220,8 +220,7 @@ func (s *supervisor) run(command *exec.Cmd) error {
 	return err
 }
 
-// reap takes the ended processes that nobody else waits for: the first process
-// of a PID namespace inherits them.
+// reap reaps orphaned processes: the first process of a PID namespace inherits them.
 func (s *supervisor) reap() {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, unix.SIGCHLD)
@@ -245,7 +244,7 @@ func (s *supervisor) reapOne(name string) {
 	}
 }
 
-// setUpCluster brings the pause image, and cluster DNS, which runs on the node.
+// setUpCluster imports the pause image, and configures the cluster DNS.
 func (s *supervisor) setUpCluster() error {
 	images := []string{"--namespace", "k8s.io", "images", "import", "--local", stateDirectory + "/pause.tar"}
 	if err := s.retry("ctr", images...); err != nil {
@@ -269,7 +268,7 @@ func (s *supervisor) retry(name string, args ...string) error {
 	}
 }
 
-// logBuffer keeps the last thing that was written.
+// logBuffer keeps the last write.
 type logBuffer struct{ text string }
 
 func (b *logBuffer) Write(p []byte) (int, error) {

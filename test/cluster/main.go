@@ -1,8 +1,8 @@
 // Command step-csi-cluster runs a real one-node Kubernetes on a bare Linux
 // machine: etcd, API server, controller manager, scheduler, kubelet, kube-proxy,
-// containerd and CoreDNS, as processes in namespaces of their own. The machine's
-// own containers, kubelet, network and files are not touched, and any number of
-// clusters run side by side.
+// containerd and CoreDNS, as processes in their own namespaces. It does not touch the
+// machine's containers, kubelet, network and files. Several clusters can run side by
+// side.
 package main
 
 import (
@@ -23,24 +23,24 @@ const usage = `step-csi-cluster runs a real one-node Kubernetes on a bare Linux 
 
 Usage: step-csi-cluster [--name NAME] COMMAND
 
-  up                 build what is missing, start the cluster, wait until it is ready
-  down               stop it and remove all of it
-  stop               stop it as a power cut does, and keep its state; "up" starts it again
-  load ARCHIVE...    bring in images: OCI or docker archives
+  up                 build missing programs, start the cluster, and wait until it is ready
+  down               stop the cluster and remove all its files
+  stop               stop the cluster like a power failure; "up" starts it with its state
+  load ARCHIVE...    import images from OCI or docker archives
   env                print the shell variables for kubectl and helm
   exec CMD [ARG...]  run a command on the node
   build              only build the programs
 
 Flags:
 
-  --name NAME        which cluster                             (step-csi)
-  --owner PID        with up: the process with which the cluster goes down
-  --source DIR       this program's source, to build from      (test/cluster)
+  --name NAME        name of the cluster                       (step-csi)
+  --owner PID        with up: remove the cluster when this process ends
+  --source DIR       source of the cluster's programs          (test/cluster)
   --cache DIR        programs and clusters  ($XDG_CACHE_HOME/step-csi, else ~/.cache/step-csi)
 `
 
 func main() {
-	// Inside the node and in the pause image the program has other parts to play.
+	// The same program also runs in the pause image, outside and inside the node.
 	switch {
 	case os.Args[0] == "/pause":
 		pause()
@@ -81,7 +81,7 @@ func run(args []string) error {
 	if *cache == "" {
 		base, err := os.UserCacheDir()
 		if err != nil {
-			return fmt.Errorf("%w; or give --cache", err)
+			return fmt.Errorf("%w; or set --cache", err)
 		}
 		*cache = filepath.Join(base, "step-csi")
 	}
@@ -91,13 +91,13 @@ func run(args []string) error {
 	}
 	rest := flags.Args()
 	if len(rest) == 0 {
-		return fmt.Errorf("name a command\n\n%s", usage)
+		return fmt.Errorf("the command is missing\n\n%s", usage)
 	}
 	command, rest := rest[0], rest[1:]
 	switch command {
 	case "load", "exec":
 		if len(rest) == 0 {
-			return fmt.Errorf("%s: what?\n\n%s", command, usage)
+			return fmt.Errorf("%s: the argument is missing\n\n%s", command, usage)
 		}
 	default:
 		if len(rest) > 0 {
@@ -124,7 +124,7 @@ func run(args []string) error {
 	return fmt.Errorf("unknown command %q\n\n%s", command, usage)
 }
 
-// up makes the cluster run and waits until pods can be started.
+// up starts the cluster and waits until it can run pods.
 func (c *cluster) up(source string, owner int) error {
 	if err := checkMachine(); err != nil {
 		return err
@@ -135,7 +135,7 @@ func (c *cluster) up(source string, owner int) error {
 		return err
 	}
 	if c.running() {
-		fmt.Fprintf(os.Stderr, "The cluster %q is running already.\n", c.name)
+		fmt.Fprintf(os.Stderr, "The cluster %q is already running.\n", c.name)
 		return c.printEnvironment(os.Stdout)
 	}
 	if err := c.prepare(programs); err != nil {
@@ -147,14 +147,14 @@ func (c *cluster) up(source string, owner int) error {
 	if err := c.waitReady(2 * time.Minute); err != nil {
 		return fmt.Errorf("%w; the logs are in %s", err, c.path("log"))
 	}
-	fmt.Fprintf(os.Stderr, "The cluster %q is ready, after %.0f s. Point kubectl and helm at it:\n\n", c.name, time.Since(begin).Seconds())
+	fmt.Fprintf(os.Stderr, "The cluster %q is ready after %.0f s. To use it with kubectl and helm:\n\n", c.name, time.Since(begin).Seconds())
 	return c.printEnvironment(os.Stdout)
 }
 
-// checkMachine says all that is missing at once.
+// checkMachine reports all missing packages in one error.
 func checkMachine() error {
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		return errors.New("it takes Linux, and root for namespaces and mounts: run it with sudo -E")
+		return errors.New("step-csi-cluster needs Linux, and root for namespaces and mounts: run it with sudo -E")
 	}
 	var missing []string
 	for program, pack := range map[string]string{"runc": "runc", "iptables": "iptables", "nsenter": "util-linux"} {
@@ -167,19 +167,19 @@ func checkMachine() error {
 	}
 	if len(missing) > 0 {
 		slices.Sort(missing)
-		return fmt.Errorf("missing on this machine; on Debian or Ubuntu: apt-get install %s", strings.Join(missing, " "))
+		return fmt.Errorf("required packages are missing; on Debian or Ubuntu: apt-get install %s", strings.Join(missing, " "))
 	}
 	return nil
 }
 
-// cniPlugins is where the distribution has them.
+// cniPlugins returns the distribution's directory of CNI plugins.
 func cniPlugins() (string, error) {
 	for _, directory := range []string{"/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin"} {
 		if _, err := os.Stat(filepath.Join(directory, "ptp")); err == nil {
 			return directory, nil
 		}
 	}
-	return "", errors.New("no CNI plugins")
+	return "", errors.New("found no CNI plugins")
 }
 
 func (c *cluster) printEnvironment(w io.Writer) error {

@@ -8,8 +8,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// setUpNetwork makes the node's address. There is no way out of it: the network
-// namespace has no link to the machine's.
+// setUpNetwork makes the node's address. The network namespace has no link to the
+// machine's network.
 func setUpNetwork() error {
 	loopback, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -20,10 +20,10 @@ func setUpNetwork() error {
 	}
 	attributes := netlink.NewLinkAttrs()
 	attributes.Name = "node0"
-	// A pair, as pods need them anyway: not every kernel has dummy interfaces.
+	// A veth pair, because not every kernel has dummy interfaces. Pods need veth anyway.
 	link := &netlink.Veth{LinkAttrs: attributes, PeerName: "node0-peer"}
 	if err := netlink.LinkAdd(link); err != nil {
-		return fmt.Errorf("a pair of virtual interfaces: %w", err)
+		return fmt.Errorf("make a veth pair: %w", err)
 	}
 	peer, err := netlink.LinkByName(link.PeerName)
 	if err != nil {
@@ -38,8 +38,7 @@ func setUpNetwork() error {
 	if err := netlink.AddrAdd(link, address); err != nil {
 		return err
 	}
-	// Without a route for service addresses, packets to them do not get as far
-	// as to kube-proxy's rules.
+	// Without a route, packets to service addresses do not reach kube-proxy's rules.
 	_, everything, _ := net.ParseCIDR("0.0.0.0/0")
 	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: everything}); err != nil {
 		return err

@@ -19,10 +19,10 @@ const (
 	insideCommand  = "__inside"
 )
 
-// runOutside is the part of a running cluster on the machine: it holds the
-// cluster's lock, starts the node's first process in namespaces of its own, and
-// passes connections to the API server on. It ends with the node, and the node
-// with it. When the owner ends, if there is one, nothing of the cluster is left.
+// runOutside is the cluster's process on the machine. It holds the cluster's lock,
+// starts the node's first process in its own namespaces, and forwards connections to
+// the API server. It ends with the node, and the node ends with it. When the owner
+// ends, if there is one, runOutside removes the cluster.
 func runOutside(directory, owner string) error {
 	file, err := os.OpenFile(filepath.Join(directory, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -30,7 +30,7 @@ func runOutside(directory, owner string) error {
 	}
 	defer file.Close()
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return errors.New("the cluster is running already")
+		return errors.New("the cluster is already running")
 	}
 	for _, old := range []string{"ready", apiSocket} {
 		os.Remove(filepath.Join(directory, old))
@@ -48,7 +48,7 @@ func runOutside(directory, owner string) error {
 	}
 	listener, err := net.Listen("tcp", string(address))
 	if err != nil {
-		return fmt.Errorf("another process took the cluster's port: %w", err)
+		return fmt.Errorf("another process uses the cluster's port: %w", err)
 	}
 	defer listener.Close()
 	go forward(listener, filepath.Join(directory, apiSocket))
@@ -79,15 +79,15 @@ func runOutside(directory, owner string) error {
 	return err
 }
 
-// waitForEnd waits until the process has ended. It returns false at once if
-// there is none to wait for: the PID is 0.
+// waitForEnd waits until the process has ended. It returns false at once if the PID
+// is 0.
 func waitForEnd(pid string) bool {
 	number, err := strconv.Atoi(pid)
 	if err != nil || number <= 0 {
 		return false
 	}
 	fd, err := unix.PidfdOpen(number, 0)
-	if err != nil { // it has ended already
+	if err != nil { // the process has already ended
 		return true
 	}
 	defer unix.Close(fd)
@@ -99,8 +99,8 @@ func waitForEnd(pid string) bool {
 	}
 }
 
-// forward passes connections on to a unix socket: those know no network
-// namespaces, so that the machine's network needs no change.
+// forward forwards connections to a unix socket. Unix sockets work across network
+// namespaces, so the machine's network needs no change.
 func forward(listener net.Listener, socket string) {
 	for {
 		from, err := listener.Accept()

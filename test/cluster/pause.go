@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pauseImage is what the kubelet's pods are held together by.
+// pauseImage holds the namespaces of a pod.
 const pauseImage = "localhost/step-csi-cluster/pause:1"
 
-// pause waits for a signal, and until then takes care of ended processes.
+// pause waits for a signal, and reaps ended processes until then.
 func pause() {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, unix.SIGINT, unix.SIGTERM)

@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// pki makes the cluster's certificates. Its authority's key is not kept, so a
-// cluster's certificates are all made at once.
+// pki makes the cluster's certificates. It does not store the CA's key, so it makes all
+// certificates of a cluster at once.
 type pki struct {
 	directory string
 	ca        *x509.Certificate
@@ -52,8 +52,8 @@ func newPKI(directory string) (*pki, error) {
 	return p, os.WriteFile(filepath.Join(directory, "ca.crt"), p.caPEM, 0o644)
 }
 
-// certificate makes a certificate for servers and clients alike and writes it
-// to name.crt and name.key.
+// certificate makes a certificate for servers and clients and writes it to name.crt
+// and name.key.
 func (p *pki) certificate(name string, subject pkix.Name, dnsNames []string, ips ...string) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -112,8 +112,8 @@ func (p *pki) write(name string, public, private []byte) error {
 	return os.WriteFile(filepath.Join(p.directory, name+".key"), private, 0o600)
 }
 
-// kubeconfig is for a user with a certificate of the cluster's, such as
-// system:masters, the group of administrators.
+// kubeconfig writes a kubeconfig with a client certificate for the user and the group,
+// such as system:masters, the group of administrators.
 func (p *pki) kubeconfig(path, server, user, group string) error {
 	subject := pkix.Name{CommonName: user}
 	if group != "" {

@@ -18,14 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kubernetesVersion is that of k8s.io/kubernetes in go.mod. The programs do not
-// know it by themselves when they are built as a dependency.
+// kubernetesVersion is the version of k8s.io/kubernetes in go.mod. Programs that are
+// built as a dependency do not know their version.
 const kubernetesVersion = "v1.37.2"
 
-// kubernetesNames are the names that the one program of ./kubernetes goes by.
+// kubernetesNames are the names of the program ./kubernetes.
 var kubernetesNames = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"}
 
-// unusedAfter is when programs of another version are removed.
+// unusedAfter is how long the cache keeps programs that no cluster uses.
 const unusedAfter = 30 * 24 * time.Hour
 
 // step is one call of go build.
@@ -48,8 +48,8 @@ func steps() []step {
 	}
 }
 
-// buildPrograms builds what the cluster is made of, unless the cache has it, and
-// returns the directory. Its name is a hash of all that goes in.
+// buildPrograms builds the cluster's programs, unless they are in the cache, and
+// returns their directory. Its name is a hash of all sources.
 func buildPrograms(source, cache string, progress io.Writer) (string, error) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
@@ -78,7 +78,7 @@ func buildPrograms(source, cache string, progress io.Writer) (string, error) {
 	return done, gather(parts, cache, done)
 }
 
-// gather makes one directory of all parts, by hard links.
+// gather makes one directory with hard links to the programs of all parts.
 func gather(parts []string, cache, done string) error {
 	building, err := os.MkdirTemp(cache, ".building-")
 	if err != nil {
@@ -107,8 +107,8 @@ func gather(parts []string, cache, done string) error {
 	return os.Rename(building, done)
 }
 
-// cached returns the directory with the step's programs; the caller holds the
-// cache's lock.
+// cached returns the directory with the step's programs. The caller holds the cache's
+// lock.
 func (s step) cached(source, cache string, progress io.Writer) (string, error) {
 	key, err := s.key(source)
 	if err != nil {
@@ -130,24 +130,24 @@ func (s step) cached(source, cache string, progress io.Writer) (string, error) {
 	return done, os.Rename(building, done)
 }
 
-// key hashes the Go version and what the step's programs are built from.
+// key hashes the Go version and the sources of the step's programs.
 func (s step) key(source string) (string, error) {
 	hash := sha256.New()
 	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, s)
 	for _, name := range append([]string{"go.mod", "go.sum"}, s.sources...) {
 		content, err := os.ReadFile(filepath.Join(source, s.module, name))
 		if err != nil {
-			return "", fmt.Errorf("%w; run it at the top of the repository, or give --source", err)
+			return "", fmt.Errorf("%w; run step-csi-cluster at the top of the repository, or set --source", err)
 		}
 		fmt.Fprintf(hash, "%s %d\n%s", name, len(content), content)
 	}
 	return hex.EncodeToString(hash.Sum(nil)[:8]), nil
 }
 
-// build runs go build and says every 15 s how far it is.
+// build runs go build and prints its progress every 15 s.
 func (s step) build(source, into string, progress io.Writer) error {
 	begin := time.Now()
-	fmt.Fprintf(progress, "Building %s, once; all programs of the cluster take some 12 min on two cores.\n", s.title)
+	fmt.Fprintf(progress, "Building %s. The first build of all programs takes about 12 min on two cores.\n", s.title)
 	command := exec.Command("go", "build", "-v", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w"+s.ldflags, "-o", into+"/", s.target)
 	command.Dir = filepath.Join(source, s.module)
 	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOGC=400")
@@ -173,7 +173,7 @@ func (s step) build(source, into string, progress io.Writer) error {
 			}
 		}
 	}()
-	// With -v, go prints a package's name a line; anything else is an error.
+	// With -v, go prints one package name per line. All other lines are errors.
 	var said strings.Builder
 	for lines := bufio.NewScanner(names); lines.Scan(); packages.Add(1) {
 		if line := lines.Text(); strings.Contains(line, " ") && !strings.HasPrefix(line, "go: downloading") {
@@ -187,8 +187,8 @@ func (s step) build(source, into string, progress io.Writer) error {
 	return nil
 }
 
-// removeUnused removes programs that no cluster was started with for a month,
-// and what an interrupted build left. The caller holds the lock.
+// removeUnused removes programs that no cluster has used for a month, and the leftovers
+// of interrupted builds. The caller holds the lock.
 func removeUnused(cache string) {
 	entries, _ := os.ReadDir(cache)
 	for _, entry := range entries {
