@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// A hundred pods at once: all run, none with an empty or partial volume.
+// A hundred pods start at once. All run, and no pod has an empty or partial volume.
 func hundredPods(t *testing.T) {
 	namespace(t, "hundred", "baseline")
 	check := `for f in tls.crt tls.key ca.crt; do [ -s /etc/tls/$f ] || exit 1; done; exec sleep 100000`
-	// The first hundred stay: to clear them away would slow the second.
+	// The first hundred pods stay: their removal would slow the second hundred.
 	without := replicas(t, "empty-dir", `"emptyDir": {}`, "exec sleep 100000")
 	with := replicas(t, "certificates", fmt.Sprintf(`"csi": {"driver": %q, "readOnly": true, "volumeAttributes": {"service-names": "many"}}`, driverName), check)
 	fmt.Printf("    100 pods from created to running: %.1f s with a certificate, %.1f s with an emptyDir, %.2f times as long\n",
 		with.Seconds(), without.Seconds(), with.Seconds()/without.Seconds())
 }
 
-// replicas is how long it takes until a hundred pods run.
+// replicas starts a hundred pods, and returns how long it takes until all run.
 func replicas(t *testing.T, name, volume, script string) time.Duration {
 	t.Helper()
 	begin := time.Now()
@@ -39,7 +39,7 @@ func replicas(t *testing.T, name, volume, script string) time.Duration {
 	return took
 }
 
-// The plugin is killed without warning: nobody misses a file, renewals go on.
+// The plugin is killed without warning. No pod misses a file, and renewals continue.
 func pluginKilled(t *testing.T) {
 	p := witness(t, "killed")
 	for range 2 {
@@ -51,7 +51,7 @@ func pluginKilled(t *testing.T) {
 	sawAll(t, p)
 }
 
-// A pod that is deleted while the plugin is down is cleared away when it is up.
+// A pod is deleted while the plugin is down. The pod ends when the plugin is back.
 func pluginDown(t *testing.T) {
 	namespace(t, "down", "baseline")
 	p := pod{namespace: "down", name: "deleted"}
@@ -70,8 +70,8 @@ func pluginDown(t *testing.T) {
 	eventually(t, 2*time.Minute, func() error { return gone(uid) })
 }
 
-// scalePlugin takes the plugin off all nodes but those with a label, or puts it
-// back with an empty one.
+// scalePlugin restricts the plugin to nodes with the label. An empty label removes the
+// restriction.
 func scalePlugin(label string) error {
 	value := "null"
 	if label != "" {
@@ -82,13 +82,14 @@ func scalePlugin(label string) error {
 	return err
 }
 
-// To another version, and back: nobody misses a file, renewals go on.
+// An upgrade to another version and a rollback. No pod misses a file, and renewals
+// continue.
 func upgrade(t *testing.T) {
 	p := witness(t, "upgrade")
 	leaf := p.files(t)
 	must(t, installPlugin("--set", "image.tag=other"))
 	if image := pluginImage(t); image != otherTag {
-		t.Errorf("after the upgrade: %s", image)
+		t.Errorf("after the upgrade, the plugin's image is %s", image)
 	}
 	leaf = p.waitRotation(t, leaf, 90*time.Second)
 	if _, err := command("helm", "-n", identity, "rollback", "step-csi", "--wait", "--timeout=90s"); err != nil {
@@ -96,14 +97,14 @@ func upgrade(t *testing.T) {
 	}
 	waitPlugin(t)
 	if image := pluginImage(t); image != pluginTag {
-		t.Errorf("after the rollback: %s", image)
+		t.Errorf("after the rollback, the plugin's image is %s", image)
 	}
 	p.waitRotation(t, leaf, 90*time.Second)
-	// A changed configuration starts the plugin anew.
+	// A changed configuration restarts the plugin.
 	before := pluginPod(t)
 	must(t, installPlugin("--set", "issuers.default.duration.max=23h,issuers.default.duration.default=23h"))
 	if pluginPod(t) == before {
-		t.Error("a changed configuration does not roll the pods")
+		t.Error("a changed configuration did not restart the plugin's pod")
 	}
 	must(t, installPlugin())
 	sawAll(t, p)
@@ -119,8 +120,8 @@ func pluginPod(t *testing.T) string {
 	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "-o", "jsonpath={.items[*].metadata.name}")
 }
 
-// step-ca is away for longer than a certificate lives: the pod keeps what it has,
-// and gets a new one by itself when the CA is back.
+// step-ca is down for longer than a certificate is valid. The pod keeps its files, and
+// gets a new certificate when the CA is back.
 func longOutage(t *testing.T) {
 	shortLives(t)
 	p := pod{namespace: "long-outage", name: "waits", attributes: map[string]string{"duration": "20s"}}
@@ -132,7 +133,7 @@ func longOutage(t *testing.T) {
 	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-ca", "--timeout=60s")
 	eventually(t, time.Minute, func() error {
 		if _, err := p.tryFiles(); err == nil || !strings.Contains(err.Error(), "expired") {
-			return fmt.Errorf("not expired: %w", err)
+			return fmt.Errorf("the certificate has not expired: %w", err)
 		}
 		return nil
 	})
@@ -147,7 +148,7 @@ func longOutage(t *testing.T) {
 	}
 }
 
-// shortLives lets pods have certificates that live for seconds.
+// shortLives allows lifetimes of 5 seconds and more.
 func shortLives(t *testing.T) {
 	t.Helper()
 	set := func(duration string) {
@@ -163,8 +164,8 @@ func shortLives(t *testing.T) {
 	})
 }
 
-// step-ca goes away and comes back: new pods wait and say why, running ones go
-// on, and everything recovers by itself.
+// step-ca is down for a while. New pods wait, and their events have the reason. Running
+// pods keep their files. All pods recover without intervention.
 func caOutage(t *testing.T) {
 	p := witness(t, "outage")
 	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=0")
@@ -182,16 +183,16 @@ func caOutage(t *testing.T) {
 	sawAll(t, p)
 }
 
-// The provisioner gets another key with another password: the authority takes
-// the password from the Secret, without a restart.
+// The provisioner gets a new key with a new password. The authority reads the password
+// from the Secret, without a restart.
 func password(t *testing.T) {
 	p := witness(t, "password")
 	replicas := func() string {
 		return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
 	}
-	eventually(t, time.Minute, func() error { // those of an earlier installation are gone
+	eventually(t, time.Minute, func() error { // until the pods of an earlier installation have ended
 		if names := replicas(); strings.Count(names, " ") != 1 {
-			return fmt.Errorf("not two pods: %s", names)
+			return fmt.Errorf("the authority does not have two pods: %s", names)
 		}
 		return nil
 	})
@@ -201,15 +202,15 @@ func password(t *testing.T) {
 		step ca provisioner remove admin --ca-config config/ca.json
 		step ca provisioner add admin --create --password-file /tmp/password --ca-config config/ca.json`)
 	kubectl(t, "-n", identity, "patch", "secret", "step-ca-secrets", "--patch", `{"stringData": {"provisioner-password": "another-password"}}`)
-	// The CA's own keys keep their password: it is in its volume.
+	// The CA's own keys keep their password, which is in the CA's volume.
 	kubectl(t, "-n", identity, "delete", "pod", "-l", "app.kubernetes.io/name=step-ca")
 	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
-	// So that the kubelet does not take its time with the mounted file.
+	// The changed annotation makes the kubelet update the mounted file at once.
 	kubectl(t, "-n", identity, "annotate", "pod", "-l", "app.kubernetes.io/name=step-csi-ra", "e2e=now", "--overwrite")
 	leaf := p.files(t)
 	p.waitRotation(t, leaf, 150*time.Second)
 	if after := replicas(); after != before {
-		t.Errorf("the authority's pods were %s, and are %s", before, after)
+		t.Errorf("the authority restarted: its pods were %s and are now %s", before, after)
 	}
 	sawAll(t, p)
 }
@@ -225,7 +226,7 @@ func kubeletRestart(t *testing.T) {
 	sawAll(t, p)
 }
 
-// The node loses its power and comes back: pods come back with certificates.
+// The node has a power failure and restarts. Its pods restart with certificates.
 func nodeRestart(t *testing.T) {
 	namespace(t, "power", "baseline")
 	p := pod{namespace: "power", name: "comes-back", attributes: short()}
@@ -243,10 +244,10 @@ func nodeRestart(t *testing.T) {
 	fresh.files(t)
 }
 
-// Nothing of the plugin is left. A pod that still has a volume keeps its files,
-// and waits for the plugin when it is deleted.
+// The uninstalled plugin leaves nothing. A pod that still has a volume keeps its files.
+// Its deletion waits for the plugin.
 func uninstall(t *testing.T) {
-	noVolumes(t, 3*time.Minute) // of pods that are being deleted
+	noVolumes(t, 3*time.Minute) // until deleted pods have ended
 	namespace(t, "uninstall", "baseline")
 	p := pod{namespace: "uninstall", name: "remains"}
 	p.start(t)
@@ -292,8 +293,8 @@ func nothingLeft(t *testing.T) {
 	})
 }
 
-// Where the chart step-certificates has been installed, step-csi needs no values.
-// Its objects are made here as that chart makes them, for this cluster's CA.
+// Beside the chart step-certificates, step-csi needs no values. The test makes the
+// objects of that chart, for this cluster's CA.
 func stepCertificates(t *testing.T) {
 	const n = "step-ca"
 	namespace(t, n, "privileged")
@@ -306,17 +307,17 @@ func stepCertificates(t *testing.T) {
 		{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "step-certificates", "namespace": %[1]q}, "spec": {"ports": [{"port": 443, "targetPort": 9000, "name": "https"}]}},
 		{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "step-certificates-1", "namespace": %[1]q, "labels": {"kubernetes.io/service-name": "step-certificates"}},
 			"addressType": "IPv4", "ports": [{"name": "https", "port": 9000}], "endpoints": [{"addresses": [%[4]q]}]}]}`, n, root, secret, address)))
-	// The name that this chart's CA has.
+	// The CA gets the name that the chart gives it.
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sed", "-i", `s/"dnsNames": \[/"dnsNames": ["step-certificates.step-ca.svc.cluster.local",/`, "/home/step/config/ca.json")
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-c", "kill -HUP 1")
-	// The grace period only makes the end of the scenario shorter.
+	// The grace period only shortens the scenario.
 	if _, err := command("helm", "install", "step-csi", chart, "-n", n, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4", "--wait", "--timeout=90s"); err != nil {
 		t.Fatal(err)
 	}
 	p := pod{namespace: n, name: "by-default", attributes: map[string]string{"service-names": "by-default"}}
 	p.start(t)
 	if leaf := p.files(t); len(leaf.DNSNames) != 3 {
-		t.Errorf("DNS names %q: the short one is not allowed here", leaf.DNSNames)
+		t.Errorf("the certificate has the DNS names %q; by default, it must not have the short name", leaf.DNSNames)
 	}
 	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
 	if _, err := command("helm", "-n", n, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {

@@ -31,7 +31,7 @@ import (
 
 const authorityName = "step-csi-ra." + identity + ".svc.cluster.local"
 
-// attacker calls the registration authority directly, as whoever can reach it.
+// attacker calls the registration authority directly.
 type attacker struct {
 	t      *testing.T
 	client rapb.RegistrationAuthorityClient
@@ -44,7 +44,7 @@ func newAttacker(t *testing.T) *attacker {
 	must(t, err)
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(root) {
-		t.Fatal("no root")
+		t.Fatal("the Secret contains no root")
 	}
 	replica := strings.Fields(kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "--field-selector=status.phase=Running", "-o", "name"))[0]
 	connection, err := grpc.NewClient(forward(t, replica, "8443"), grpc.WithTransportCredentials(
@@ -54,7 +54,7 @@ func newAttacker(t *testing.T) *attacker {
 	return &attacker{t: t, client: rapb.NewRegistrationAuthorityClient(connection), plugin: pluginFile(t, "token")}
 }
 
-// forward makes a port of the pod one of this machine.
+// forward makes a port of the pod reachable on this machine, and returns its address.
 func forward(t *testing.T, pod, port string) string {
 	t.Helper()
 	c := exec.Command("kubectl", "-n", identity, "port-forward", pod, ":"+port)
@@ -75,7 +75,7 @@ func forward(t *testing.T, pod, port string) string {
 	return address
 }
 
-// pluginFile reads a file of the plugin's configuration, as root on its node can.
+// pluginFile reads a file of the plugin's configuration, as root on the node.
 func pluginFile(t *testing.T, name string) string {
 	t.Helper()
 	return strings.TrimSpace(node(t, "cat /var/lib/kubelet/pods/"+pluginUID(t)+"/volumes/kubernetes.io~projected/config/"+name))
@@ -86,7 +86,7 @@ func pluginUID(t *testing.T) string {
 	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.uid}")
 }
 
-// victim is a pod that somebody else asks for a certificate for.
+// victim is the pod that the attacker requests a certificate for.
 type victim struct{ namespace, name, uid, account, node string }
 
 func (a *attacker) victim(namespace, name string) victim {
@@ -95,7 +95,7 @@ func (a *attacker) victim(namespace, name string) victim {
 	return victim{namespace, name, fields[0], fields[1], fields[2]}
 }
 
-// token is one for the pod, as an administrator can make it.
+// token makes a token of the pod's service account, as an administrator can.
 func (v victim) token(t *testing.T, args ...string) string {
 	t.Helper()
 	return strings.TrimSpace(kubectl(t, append([]string{"-n", v.namespace, "create", "token", v.account}, args...)...))
@@ -106,7 +106,7 @@ func (v victim) bound(t *testing.T) string {
 	return v.token(t, "--audience=step-csi", "--bound-object-kind=Pod", "--bound-object-name="+v.name, "--bound-object-uid="+v.uid)
 }
 
-// ask asks for the pod's own names.
+// ask requests a certificate with the pod's own names.
 func (a *attacker) ask(caller, token string, v victim) (*rapb.SignResponse, error) {
 	a.t.Helper()
 	uid, err := names.ParseCommonName(v.uid)
@@ -129,11 +129,11 @@ func (a *attacker) refused(what string, want codes.Code, message, caller, token 
 	a.t.Helper()
 	answer, err := a.ask(caller, token, v)
 	if status.Code(err) != want || !strings.Contains(err.Error(), message) || len(answer.GetChain()) > 0 {
-		a.t.Errorf("%s: %v, want %s with %q", what, err, want, message)
+		a.t.Errorf("%s: got error %v and %d certificates, want %s with %q", what, err, len(answer.GetChain()), want, message)
 	}
 }
 
-// plain makes a pod without a volume; where is a node, or empty.
+// plain makes a pod without a volume. where is the name of its node, or empty.
 func plain(t *testing.T, namespace, name, where string) {
 	t.Helper()
 	must(t, applyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q, "namespace": %q}, "spec": {"nodeName": %q, "terminationGracePeriodSeconds": 0,
@@ -141,7 +141,7 @@ func plain(t *testing.T, namespace, name, where string) {
 		"containers": [{"name": "app", "image": "docker.io/library/busybox:1.37", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "100000"]}]}}`, name, namespace, where)))
 }
 
-// elsewhere makes a node that nobody runs, with a pod on it.
+// elsewhere makes a Node object without a machine, and a pod on that node.
 func elsewhere(t *testing.T, namespace string) {
 	t.Helper()
 	name := "beside-" + namespace
@@ -153,7 +153,7 @@ func elsewhere(t *testing.T, namespace string) {
 	plain(t, namespace, "distant", name)
 }
 
-// Every kind of token that proves too little, at the real API server.
+// The authority rejects every kind of insufficient token, with the real API server.
 func attackTokens(t *testing.T) {
 	const n = "attack"
 	namespace(t, n, "baseline")
@@ -165,42 +165,43 @@ func attackTokens(t *testing.T) {
 	mine, gone, distant := a.victim(n, "mine"), a.victim(n, "short-lived"), a.victim(n, "distant")
 	token := mine.bound(t)
 	if _, err := a.ask(a.plugin, token, mine); err != nil {
-		t.Fatalf("not an attack, but refused: %v", err)
+		t.Fatalf("the authority rejected a valid request: %v", err)
 	}
 
 	late := gone.bound(t)
 	kubectl(t, "-n", n, "delete", "pod", gone.name, "--now")
-	a.refused("a pod that is gone", codes.Unauthenticated, "no valid token of the pod", a.plugin, late, gone)
+	a.refused("a deleted pod", codes.Unauthenticated, "no valid token of the pod", a.plugin, late, gone)
 	plain(t, n, gone.name, "")
-	a.refused("another pod by the name of one that is gone", codes.Unauthenticated, "no valid token of the pod", a.plugin, late, a.victim(n, gone.name))
+	a.refused("a new pod with the name of a deleted pod", codes.Unauthenticated, "no valid token of the pod", a.plugin, late, a.victim(n, gone.name))
 
 	a.refused("a token for the API server", codes.Unauthenticated, "no valid token of the pod", a.plugin,
 		mine.token(t, "--bound-object-kind=Pod", "--bound-object-name="+mine.name, "--bound-object-uid="+mine.uid), mine)
-	a.refused("a token of no pod", codes.Unauthenticated, "not bound to a pod", a.plugin, mine.token(t, "--audience=step-csi"), mine)
+	a.refused("a token that is not bound to a pod", codes.Unauthenticated, "not bound to a pod", a.plugin, mine.token(t, "--audience=step-csi"), mine)
 	a.refused("an expired token", codes.Unauthenticated, "expired", a.plugin, resign(t, token, clusterKey(t), func(c map[string]any) {
 		c["iat"], c["nbf"], c["exp"] = time.Now().Add(-2*time.Hour).Unix(), time.Now().Add(-2*time.Hour).Unix(), time.Now().Add(-time.Hour).Unix()
 	}), mine)
-	a.refused("a token of tomorrow", codes.Unauthenticated, "no valid token of the pod", a.plugin, resign(t, token, clusterKey(t), func(c map[string]any) {
+	a.refused("a token that is not valid yet", codes.Unauthenticated, "no valid token of the pod", a.plugin, resign(t, token, clusterKey(t), func(c map[string]any) {
 		c["nbf"] = time.Now().Add(24 * time.Hour).Unix()
 	}), mine)
 	own, err := issuer.ECDSAP256.Generate()
 	must(t, err)
-	a.refused("a token by one's own key", codes.Unauthenticated, "no valid token of the pod", a.plugin, resign(t, token, own.Signer, func(map[string]any) {}), mine)
+	a.refused("a token signed with the attacker's key", codes.Unauthenticated, "no valid token of the pod", a.plugin, resign(t, token, own.Signer, func(map[string]any) {}), mine)
 	parts := strings.Split(token, ".")
 	parts[1] = base64.RawURLEncoding.EncodeToString([]byte(strings.Replace(decode(t, parts[1]), mine.uid, distant.uid, 1)))
-	a.refused("a changed token", codes.Unauthenticated, "no valid token of the pod", a.plugin, strings.Join(parts, "."), mine)
-	a.refused("a pod that is claimed to be another", codes.PermissionDenied, "not that of the pod", a.plugin, token, distant)
-	a.refused("a pod of another node", codes.PermissionDenied, "another node", a.plugin, distant.bound(t), distant)
+	a.refused("a modified token", codes.Unauthenticated, "no valid token of the pod", a.plugin, strings.Join(parts, "."), mine)
+	a.refused("the token of another pod", codes.PermissionDenied, "not that of the pod", a.plugin, token, distant)
+	a.refused("a pod on another node", codes.PermissionDenied, "another node", a.plugin, distant.bound(t), distant)
 
-	a.refused("a pod that calls by itself", codes.PermissionDenied, "only node plugins", token, token, mine)
+	a.refused("a pod as the caller", codes.PermissionDenied, "only node plugins", token, token, mine)
 	plugin := a.victim(identity, pluginPod(t))
 	a.refused("the plugin's account without its pod", codes.Unauthenticated, "the caller's token", plugin.token(t, "--audience=step-csi"), token, mine)
 	a.refused("the plugin's token for another audience", codes.Unauthenticated, "the caller's token",
 		plugin.token(t, "--bound-object-kind=Pod", "--bound-object-name="+plugin.name, "--bound-object-uid="+plugin.uid), token, mine)
-	a.refused("the plugin itself", codes.PermissionDenied, "the node plugin itself", a.plugin, a.plugin, plugin)
+	a.refused("a certificate for the plugin itself", codes.PermissionDenied, "the node plugin itself", a.plugin, a.plugin, plugin)
 }
 
-// A pod's spec cannot make another pod of it, nor take an authority's name.
+// A pod's spec cannot change the pod's identity, and cannot request a CA's or the
+// authority's name.
 func attackPods(t *testing.T) {
 	const n = "attack-pods"
 	namespace(t, n, "baseline")
@@ -213,7 +214,7 @@ func attackPods(t *testing.T) {
 	}}
 	forged.start(t)
 	if leaf := forged.files(t); len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://cluster.local/ns/"+n+"/sa/default" || leaf.Subject.CommonName != "forged-0" {
-		t.Errorf("%s, %s", leaf.Subject, leaf.URIs)
+		t.Errorf("the certificate has the subject %s and the URIs %s", leaf.Subject, leaf.URIs)
 	}
 	for name, words := range map[string][]string{
 		"step-csi-ra": {"step-csi-ra." + identity, "reserved"},
@@ -226,9 +227,9 @@ func attackPods(t *testing.T) {
 	}
 }
 
-// With everything that the node plugin's pod has, in mode ra: its files, its
-// environment, its token, and the kubelet's credential, nobody gets a certificate
-// for a pod of another node.
+// In mode ra, an attacker has all that a node has: the plugin's files, environment and
+// token, and the kubelet's credential. The attacker gets no certificate for a pod on
+// another node.
 func compromisedNode(t *testing.T) {
 	const n = "compromised"
 	namespace(t, n, "baseline")
@@ -240,7 +241,7 @@ func compromisedNode(t *testing.T) {
 	}
 	a := newAttacker(t)
 	distant := a.victim(n, "distant")
-	// The kubelet's own credential gives it no token of that pod.
+	// The node's own credentials do not allow a token of that pod.
 	for _, who := range []string{"kubelet", "kube-proxy"} {
 		out, err := tool("exec", "kubectl", "--kubeconfig", "/run/cluster/state/config/"+who, "-n", n, "create", "token", distant.account,
 			"--audience=step-csi", "--bound-object-kind=Pod", "--bound-object-name="+distant.name, "--bound-object-uid="+distant.uid)
@@ -248,23 +249,23 @@ func compromisedNode(t *testing.T) {
 			t.Errorf("%s got a token: %v: %s", who, err, out)
 		}
 	}
-	// Nor does the plugin's: it is none for the API server.
+	// The plugin's token is not valid for the API server.
 	if out, err := command("kubectl", "--token", a.plugin, "--kubeconfig", "/dev/null", "auth", "whoami"); err == nil {
-		t.Errorf("the plugin's token opens the API server: %s", out)
+		t.Errorf("the API server accepts the plugin's token: %s", out)
 	}
-	a.refused("its own token for that pod", codes.Unauthenticated, "no valid token of the pod", a.plugin, "e30.e30.e30", distant)
-	a.refused("its own token as that pod's", codes.PermissionDenied, "", a.plugin, a.plugin, distant)
-	// Not even with a stolen token of that pod.
+	a.refused("a forged token for that pod", codes.Unauthenticated, "no valid token of the pod", a.plugin, "e30.e30.e30", distant)
+	a.refused("the plugin's token for that pod", codes.PermissionDenied, "", a.plugin, a.plugin, distant)
+	// A stolen token of that pod does not help either.
 	a.refused("a stolen token", codes.PermissionDenied, "another node", a.plugin, distant.bound(t), distant)
 }
 
-// loot is all that there is of the plugin on its node: files and environment.
+// loot returns the plugin's files and environment on its node.
 func loot(t *testing.T) string {
 	t.Helper()
 	return node(t, `find /var/lib/kubelet/pods/`+pluginUID(t)+` /var/lib/kubelet/plugins/`+driverName+` -type f -exec cat {} +; for d in /proc/[0-9]*; do case "$(tr '\0' ' ' < $d/cmdline)" in /step-csi\ node*) cat $d/environ; esac; done`)
 }
 
-// In mode node, beside that, the node has the password, and with it any name.
+// In mode node, the node also has the password, and with it can request any name.
 func nodeMode(t *testing.T) {
 	p := witness(t, "node-mode")
 	leaf := p.files(t)
@@ -276,7 +277,7 @@ func nodeMode(t *testing.T) {
 	fresh.files(t)
 	password := pluginFile(t, "issuers/default/password")
 	if !strings.Contains(loot(t), password) {
-		t.Error("the password is not among what the node has")
+		t.Error("the plugin's files on the node do not contain the password")
 	}
 	out := kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc", `
 		printf %s '`+password+`' > /tmp/stolen
@@ -284,14 +285,14 @@ func nodeMode(t *testing.T) {
 			--ca-url https://step-ca.flexstack-identity.svc.cluster.local:9000 --root /home/step/certs/root_ca.crt 2>&1
 		step certificate inspect --short /tmp/db.crt; rm /tmp/stolen /tmp/db.*`)
 	if !strings.Contains(out, "db.prod.svc") {
-		t.Errorf("the password is of no use: %s", out)
+		t.Errorf("step-ca did not sign with the stolen password: %s", out)
 	}
 	must(t, installPlugin())
 	p.waitRotation(t, leaf, 90*time.Second)
 	sawAll(t, p)
 }
 
-// clusterKey is what the API server signs tokens with.
+// clusterKey returns the API server's key for signing tokens.
 func clusterKey(t *testing.T) any {
 	t.Helper()
 	cache, err := os.UserCacheDir()
@@ -308,7 +309,7 @@ func decode(t *testing.T, part string) string {
 	return string(data)
 }
 
-// resign makes another token of one.
+// resign returns the token with changed claims, signed with the key.
 func resign(t *testing.T, token string, key any, change func(claims map[string]any)) string {
 	t.Helper()
 	parts := strings.Split(token, ".")

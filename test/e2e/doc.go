@@ -1,4 +1,4 @@
-// Package e2e runs step-csi in a real Kubernetes: the image, the chart, the
-// examples and a step-ca, by helm and kubectl, as users do. `make e2e` runs it,
-// `make e2e SCENARIO=rotation` one scenario of it.
+// Package e2e tests step-csi in a real Kubernetes, with helm and kubectl: the image, the
+// chart, the examples and a step-ca. `make e2e` runs all scenarios, and
+// `make e2e SCENARIO=rotation` runs one.
 package e2e

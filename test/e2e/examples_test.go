@@ -12,8 +12,8 @@ import (
 	"github.com/flexstack/step-csi/test/logs"
 )
 
-// example applies an example with short lifetimes, and checks at the end that
-// nothing in it was restarted.
+// example applies an example with short lifetimes. At the end, it checks that no
+// container was restarted.
 func example(t *testing.T, name string) (namespace string) {
 	t.Helper()
 	directory := "deploy/examples/" + name
@@ -38,7 +38,7 @@ func example(t *testing.T, name string) (namespace string) {
 	return namespace
 }
 
-// waitLog waits for a line with all the words, among those of the last seconds.
+// waitLog waits for a recent log line that contains all the words.
 func waitLog(t *testing.T, limit time.Duration, namespace, deployment string, words ...string) string {
 	t.Helper()
 	var line string
@@ -57,40 +57,40 @@ func waitLog(t *testing.T, limit time.Duration, namespace, deployment string, wo
 			line = strings.TrimSpace(candidate)
 			return nil
 		}
-		return fmt.Errorf("%s says no line with %q, but:\n%s", deployment, words, out)
+		return fmt.Errorf("%s has logged no line with %q; its log is:\n%s", deployment, words, out)
 	})
 	return line
 }
 
-// changes waits until what is shown is not what it was at first.
+// changes waits until show returns a different text than at first.
 func changes(t *testing.T, limit time.Duration, show func() (string, error)) {
 	t.Helper()
 	var first string
 	eventually(t, 30*time.Second, func() (err error) {
 		if first, err = show(); err == nil && strings.TrimSpace(first) == "" {
-			err = errors.New("nothing is shown")
+			err = errors.New("the text is empty")
 		}
 		return err
 	})
 	eventually(t, limit, func() error {
 		now, err := show()
 		if err == nil && (now == first || strings.TrimSpace(now) == "") {
-			err = fmt.Errorf("still %q", first)
+			err = fmt.Errorf("got %q, want a text that is neither empty nor %q", now, first)
 		}
 		return err
 	})
 }
 
-// refused checks that a call fails, for the reason that it should fail for.
+// refused checks that a call fails for the given reason.
 func refused(t *testing.T, namespace, deployment, reason string, call ...string) {
 	t.Helper()
 	out, err := command("kubectl", append([]string{"-n", namespace, "exec", "deployment/" + deployment, "--"}, call...)...)
 	if err == nil || !strings.Contains(out+err.Error(), reason) {
-		t.Errorf("%q should be refused with %q: %v\n%s", call, reason, err, out)
+		t.Errorf("%q: got error %v, want one with %q\n%s", call, err, reason, out)
 	}
 }
 
-// since is how many lines with the word a deployment has logged.
+// since returns how often the word is in the logs of a deployment.
 func since(t *testing.T, namespace, deployment, word string) int {
 	t.Helper()
 	return strings.Count(kubectl(t, "-n", namespace, "logs", "deployment/"+deployment, "--all-containers"), word)
@@ -101,7 +101,7 @@ func exampleMTLS(t *testing.T) {
 	for _, pair := range [][2]string{{"a", "b"}, {"b", "a"}, {"b", "c"}, {"c", "b"}} {
 		waitLog(t, 30*time.Second, n, pair[0], "ok: https://"+pair[1]+".", "hello "+pair[0]+"."+n)
 	}
-	// b takes up its new certificate: a sees another serial number.
+	// b uses its new certificate: a sees another serial number.
 	changes(t, time.Minute, func() (string, error) {
 		out, err := command("kubectl", "-n", n, "logs", "deployment/a", "--tail=1")
 		_, theirs, _ := strings.Cut(out, "theirs ")
@@ -112,7 +112,7 @@ func exampleMTLS(t *testing.T) {
 	if after := since(t, n, "b", "error:"); after != before {
 		t.Errorf("calls failed during rotations:\n%s", kubectl(t, "-n", n, "logs", "deployment/b"))
 	}
-	// Without a certificate nobody gets in, with the right roots or not.
+	// b rejects a client without a certificate, even if the client has the right roots.
 	p := pod{namespace: n, name: "stranger"}
 	must(t, applyText(strings.ReplaceAll(strings.ReplaceAll(p.manifest(), "docker.io/library/busybox:1.37", "docker.io/curlimages/curl:8.11.1"),
 		`"securityContext": {}`, `"securityContext": {"runAsNonRoot": true, "runAsUser": 100}`)))
@@ -138,7 +138,7 @@ func exampleAPI(t *testing.T) {
 	waitLog(t, 30*time.Second, n, client, "ok")
 }
 
-// apiClient is the deployment that calls.
+// apiClient returns the name of the deployment that calls the API.
 func apiClient(t *testing.T, namespace string) string {
 	t.Helper()
 	for name := range strings.FieldsSeq(kubectl(t, "-n", namespace, "get", "deployments", "-o", "jsonpath={.items[*].metadata.name}")) {
@@ -153,11 +153,12 @@ func apiClient(t *testing.T, namespace string) string {
 func exampleNATS(t *testing.T) {
 	n := example(t, "nats")
 	waitLog(t, 30*time.Second, n, "orders", "ok")
-	// billing, whose certificate maps it to a user that may only listen, hears it.
+	// billing receives the messages. Its certificate maps it to a user that may only
+	// subscribe.
 	eventually(t, 30*time.Second, func() error {
 		out, err := command("kubectl", "-n", n, "logs", "deployment/billing", "--tail=20")
 		if err == nil && !strings.Contains(out, "received: ") {
-			err = fmt.Errorf("billing hears nothing:\n%s", out)
+			err = fmt.Errorf("billing has received nothing:\n%s", out)
 		}
 		return err
 	})
@@ -165,8 +166,8 @@ func exampleNATS(t *testing.T) {
 	refused(t, n, "billing", "ermissions", append(append([]string{"nats"}, tls...), "publish", "orders.new", "x")...)
 	for _, server := range []string{"nats", "nats-mapped"} {
 		refused(t, n, "orders", "tls", "nats", "--server", "tls://"+server+".example-nats.svc:4222", "--tlsca", "/etc/nats/certs/ca.crt", "publish", "orders.new", "x")
-		// The server takes the new certificate up; its monitoring says until when
-		// the one that it serves is valid.
+		// The server uses the new certificate. Its monitoring shows the expiry of the
+		// served certificate.
 		name := kubectl(t, "-n", n, "get", "pods", "-l", "app="+server, "-o", "jsonpath={.items[0].metadata.name}")
 		changes(t, time.Minute, func() (string, error) {
 			out, err := command("kubectl", "get", "--raw", "/api/v1/namespaces/"+n+"/pods/"+name+":8222/proxy/varz")
@@ -193,7 +194,7 @@ func exampleNginx(t *testing.T) {
 	n := example(t, "nginx")
 	waitLog(t, 30*time.Second, n, "client", "ok: ", "hello CN=client."+n)
 	before := since(t, n, "client", "error:")
-	// The master process stays; its workers have the new certificate.
+	// The master process stays. Its workers have the new certificate.
 	master := func() string { return kubectl(t, "-n", n, "exec", "deployment/nginx", "--", "cat", "/tmp/nginx.pid") }
 	first := master()
 	for range 2 {
@@ -205,7 +206,7 @@ func exampleNginx(t *testing.T) {
 	waitLog(t, 30*time.Second, n, "nginx", logs.Reloaded)
 	waitLog(t, 30*time.Second, n, "client", "ok: ")
 	if now := master(); now != first {
-		t.Errorf("nginx was process %s, and is %s", first, now)
+		t.Errorf("nginx was restarted: its process was %s and is now %s", first, now)
 	}
 	if after := since(t, n, "client", "error:"); after != before {
 		t.Errorf("calls failed during rotations:\n%s", kubectl(t, "-n", n, "logs", "deployment/client"))

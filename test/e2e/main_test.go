@@ -20,15 +20,15 @@ import (
 const (
 	identity   = "flexstack-identity" // the guide's namespace, for step-ca and the plugin
 	pluginTag  = "ghcr.io/flexstack/step-csi:dev"
-	otherTag   = "ghcr.io/flexstack/step-csi:other" // another version of it
+	otherTag   = "ghcr.io/flexstack/step-csi:other" // stands for another version
 	reloadTag  = "ghcr.io/flexstack/step-csi-reload:dev"
 	guideFile  = "deploy/examples/values/guide.yaml"
 	chart      = "deploy/charts/step-csi"
 	driverName = "csi.step-ca.io"
 )
 
-// TestE2E runs the scenarios: first those that do not disturb each other, side
-// by side, then the others, one by one.
+// TestE2E runs the scenarios: first the independent ones in parallel, then the others
+// one by one.
 func TestE2E(t *testing.T) {
 	t.Run("together", func(t *testing.T) {
 		for name, scenario := range map[string]func(*testing.T){
@@ -81,13 +81,12 @@ func TestE2E(t *testing.T) {
 	}
 }
 
-// watched says how long a scenario took, and keeps what helps to understand a
-// failure.
+// watched prints how long a scenario took, and saves the logs if it failed.
 func watched(t *testing.T, scenario func(*testing.T)) {
 	fmt.Printf("--> %s\n", t.Name())
 	begin := time.Now()
 	t.Cleanup(func() { fmt.Printf("<-- %s: %.1f s\n", t.Name(), time.Since(begin).Seconds()) })
-	defer func() { // before the scenario's own cleaning up
+	defer func() { // before the scenario's own cleanup
 		if t.Failed() {
 			keepLogs(t)
 		}
@@ -95,7 +94,7 @@ func watched(t *testing.T, scenario func(*testing.T)) {
 	scenario(t)
 }
 
-// cluster is the one that all scenarios use; it is set once, by TestMain.
+// cluster is the cluster of all scenarios. TestMain sets it once.
 var cluster struct {
 	name, tool string
 	env        []string
@@ -116,7 +115,8 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// runAll sets up the cluster, step-ca and the plugin, as the README says.
+// runAll sets up the cluster, step-ca and the plugin as the README describes, and runs
+// the scenarios.
 func runAll(m *testing.M) (status int, err error) {
 	if err := os.Chdir("../.."); err != nil {
 		return 1, err
@@ -187,7 +187,7 @@ func buildImages(plugin, reload string) error {
 	return nil
 }
 
-// startCluster starts it, or starts it again with its state.
+// startCluster starts the cluster, or restarts it with its state.
 func startCluster() error {
 	up := exec.Command(cluster.tool, "--name", cluster.name, "--owner", fmt.Sprint(os.Getpid()), "up")
 	up.Stderr = os.Stderr
@@ -200,7 +200,7 @@ func startCluster() error {
 		variable := strings.TrimSpace(strings.TrimPrefix(line, "export "))
 		cluster.env = append(cluster.env, strings.ReplaceAll(variable, "$PATH", os.Getenv("PATH")))
 	}
-	// Programs are looked up in this process's path.
+	// exec.Command looks up programs in this process's PATH.
 	for _, variable := range cluster.env {
 		if path, ok := strings.CutPrefix(variable, "PATH="); ok {
 			os.Setenv("PATH", path)
@@ -212,7 +212,7 @@ func startCluster() error {
 func stopCluster() error {
 	_, err := tool("down")
 	if left, _ := filepath.Glob("/sys/fs/cgroup/*/step-csi-" + cluster.name); len(left) > 0 {
-		err = errors.Join(err, fmt.Errorf("left: %s", left))
+		err = errors.Join(err, fmt.Errorf("control groups are left: %s", left))
 	}
 	return err
 }
@@ -221,8 +221,8 @@ func tool(args ...string) (string, error) {
 	return command(cluster.tool, append([]string{"--name", cluster.name}, args...)...)
 }
 
-// installCA does what deploy/step-ca/README.md says, and gives the claim its
-// volume.
+// installCA runs the commands of deploy/step-ca/README.md, and makes a volume for the
+// claim.
 func installCA() error {
 	if _, err := tool("exec", "sh", "-c", "mkdir -p /var/lib/kubelet/step-ca && chown 1000:1000 /var/lib/kubelet/step-ca"); err != nil {
 		return err
@@ -232,14 +232,14 @@ func installCA() error {
 		return err
 	}
 	_, err := shellBlock("deploy/step-ca/README.md", "# A step-ca", func(script string) string {
-		script, _, _ = strings.Cut(script, "helm install") // with this version's image, later
+		script, _, _ = strings.Cut(script, "helm install") // installPlugin installs this version's image later
 		return script
 	})
 	return err
 }
 
-// shellBlock runs the first shell block of a document after a mark, so that the
-// document is true.
+// shellBlock runs the first shell block after a mark in a document, and so tests the
+// document.
 func shellBlock(document, mark string, change func(string) string) (string, error) {
 	text, err := os.ReadFile(document)
 	if err != nil {
@@ -260,7 +260,7 @@ func installPlugin(values ...string) error {
 	return err
 }
 
-// command returns what it prints; its error holds what it complained of.
+// command returns the program's standard output. Its error contains standard error.
 func command(name string, args ...string) (string, error) {
 	return commandWith(nil, name, args...)
 }
@@ -295,8 +295,8 @@ const podLogs = `kubectl get pods -A --no-headers -o custom-columns=:metadata.na
 	kubectl -n "$namespace" logs "$name" --all-containers --tail=100
 done`
 
-// keepLogs writes what the plugin, the kubelet and the pods have to say into a
-// directory, and the end of the plugin's log to the screen.
+// keepLogs writes the logs of the plugin, the kubelet and the pods into a directory,
+// and the end of the plugin's log into the test's log.
 func keepLogs(t *testing.T) {
 	logs, err := logsDirectory()
 	if err != nil {
@@ -329,5 +329,5 @@ func keepLogs(t *testing.T) {
 			t.Logf("the end of the plugin's log:\n%s", out[max(0, len(out)-3000):])
 		}
 	}
-	t.Logf("logs are kept in %s", directory)
+	t.Logf("the logs are in %s", directory)
 }

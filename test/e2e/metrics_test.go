@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// A pod's series are there while the pod is. The API server reads them, as any
-// Prometheus would, at the port that the chart gives the pods.
+// A pod's series exist as long as the pod. The API server's proxy reads the metrics at
+// the port that the chart sets, like Prometheus.
 func metrics(t *testing.T) {
 	namespace(t, "metrics", "baseline")
 	p := pod{namespace: "metrics", name: "measured", attributes: map[string]string{"service-names": "measured"}}
@@ -21,35 +21,34 @@ func metrics(t *testing.T) {
 	series := fmt.Sprintf(`step_csi_certificate_expiration_timestamp_seconds{issuer="default",namespace="metrics",pod="measured",volume="tls"} %s`,
 		strconv.FormatFloat(float64(p.files(t).NotAfter.Unix()), 'g', -1, 64))
 	if text := metricsOf(t, "step-csi"); !strings.Contains(text, series+"\n") {
-		t.Errorf("no %s in\n%s", series, text)
+		t.Errorf("the series %s is missing in the metrics:\n%s", series, text)
 	}
 	if text := metricsOf(t, "step-csi-ra"); !strings.Contains(text, "step_csi_ra_certificate_expiration_timestamp_seconds 1") {
-		t.Errorf("the authority's:\n%s", text)
+		t.Errorf("the expiry of the authority's certificate is missing in its metrics:\n%s", text)
 	}
 	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now")
 	eventually(t, 60*time.Second, func() error {
 		if text := metricsOf(t, "step-csi"); strings.Contains(text, p.name) || !strings.Contains(text, "\nstep_csi_volumes{") {
-			return fmt.Errorf("the pod is gone, and the metrics are\n%s", text)
+			return fmt.Errorf("after the pod's deletion, the metrics are\n%s", text)
 		}
 		return nil
 	})
 }
 
-// metricsOf are those of a pod of the plugin or the authority.
+// metricsOf returns the metrics of a pod of the plugin or the authority.
 func metricsOf(t *testing.T, name string) string {
 	t.Helper()
 	pods := strings.Fields(kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name="+name, "-o", "jsonpath={.items[*].metadata.name}"))
 	if len(pods) == 0 {
-		t.Fatalf("no pod of %s", name)
+		t.Fatalf("%s has no pod", name)
 	}
 	return kubectl(t, "get", "--raw", "/api/v1/namespaces/"+identity+"/pods/"+pods[0]+":9808/proxy/metrics")
 }
 
-// monitoringKinds is the module with the definitions of Prometheus' operator.
+// monitoringKinds is the module with the CRDs of the Prometheus operator.
 const monitoringKinds = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 
-// installMonitoringKinds makes the API server know PodMonitors and
-// PrometheusRules with all their fields.
+// installMonitoringKinds installs the CRDs PodMonitor and PrometheusRule.
 func installMonitoringKinds(t *testing.T) {
 	t.Helper()
 	out, err := command("go", "mod", "download", "-json", monitoringKinds)

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// rootRotation walks through docs/root-rotation.md, and back. A pod that reads
-// its files all the time never misses one, and is never restarted.
+// rootRotation runs the steps of docs/root-rotation.md. A pod that reads its files
+// continuously never misses a file, and is never restarted.
 func rootRotation(t *testing.T) {
 	must(t, installPlugin("--set", "issuers.default.roots.refresh=2s"))
 	t.Cleanup(func() { _ = installPlugin() })
@@ -23,11 +23,11 @@ func rootRotation(t *testing.T) {
 	}
 	roots := func(count int) {
 		t.Helper()
-		// The authority asks the CA every 30 s.
+		// The authority fetches the CA's roots every 30 s.
 		eventually(t, 90*time.Second, func() error {
 			out, err := p.exec("cat", "/etc/tls/ca.crt")
 			if got := strings.Count(out, "BEGIN CERTIFICATE"); err == nil && got != count {
-				err = fmt.Errorf("%d roots, not %d", got, count)
+				err = fmt.Errorf("ca.crt has %d roots, want %d", got, count)
 			}
 			return err
 		})
@@ -40,11 +40,11 @@ func rootRotation(t *testing.T) {
 	eventually(t, 90*time.Second, func() error {
 		leaf = p.files(t)
 		if name := leaf.Issuer.CommonName; name != "FlexStack Intermediate CA 2" {
-			return fmt.Errorf("issued by %s", name)
+			return fmt.Errorf("the certificate is still issued by %s", name)
 		}
 		return nil
 	})
-	// Whoever starts now knows both by the configuration.
+	// New processes trust both roots by their configuration.
 	kubectl(t, "-n", identity, "rollout", "restart", "deployment/step-csi-ra", "daemonset/step-csi")
 	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-csi-ra", "--timeout=120s")
 	waitPlugin(t)

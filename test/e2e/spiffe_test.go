@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// spiffeService is a service with a service account of its own. Its certificate
-// has no name but the SPIFFE ID.
+// spiffeService is a service with its own service account. Its certificate's only name
+// is the SPIFFE ID.
 const spiffeService = `
 apiVersion: v1
 kind: ServiceAccount
@@ -50,8 +50,8 @@ spec:
           csi: {driver: %[3]s, readOnly: true, volumeAttributes: %[4]s}
 `
 
-// Two services know each other by SPIFFE ID, through rotations; a third, of the
-// same namespace and CA, is a stranger to them.
+// Two services authenticate each other by SPIFFE ID, also during rotations. They reject
+// a third service of the same namespace and CA.
 func spiffe(t *testing.T) {
 	namespace(t, "spiffe", "restricted")
 	start := func(name, peer string) {
@@ -66,7 +66,7 @@ func spiffe(t *testing.T) {
 	waitLog(t, 90*time.Second, "spiffe", "a", "ok: hello "+id+"a", "from "+id+"b")
 	waitLog(t, 30*time.Second, "spiffe", "b", "ok: hello "+id+"b", "from "+id+"a")
 	before := since(t, "spiffe", "a", "error") + since(t, "spiffe", "b", "error")
-	for _, service := range []string{"a", "b"} { // its peer's serial number
+	for _, service := range []string{"a", "b"} { // the serial number of its peer changes
 		changes(t, time.Minute, func() (string, error) {
 			out, err := command("kubectl", "-n", "spiffe", "logs", "deployment/"+service, "--tail=1")
 			_, theirs, _ := strings.Cut(out, "from ")
@@ -81,7 +81,7 @@ func spiffe(t *testing.T) {
 	waitLog(t, 90*time.Second, "spiffe", "stranger", "error: ", "tls: bad certificate")
 	waitLog(t, 30*time.Second, "spiffe", "a", `unexpected ID "`+id+`stranger"`)
 	if calls := since(t, "spiffe", "stranger", "ok: "); calls > 0 {
-		t.Errorf("the stranger was let in %d times", calls)
+		t.Errorf("a accepted %d calls of the stranger", calls)
 	}
 	waitLog(t, 30*time.Second, "spiffe", "b", "ok: hello "+id+"b", "from "+id+"a")
 	if restarts := kubectl(t, "-n", "spiffe", "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); restarts != "0 0 0" {

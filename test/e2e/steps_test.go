@@ -39,7 +39,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// eventually tries until there is no error.
+// eventually retries until try succeeds, and fails the test after the limit.
 func eventually(t *testing.T, limit time.Duration, try func() error) {
 	t.Helper()
 	err := soon(limit, try)
@@ -60,7 +60,7 @@ func soon(limit time.Duration, try func() error) error {
 	}
 }
 
-// namespace makes one for the test, with a Pod Security level.
+// namespace makes a namespace for the test, with a Pod Security level.
 func namespace(t *testing.T, name, level string) {
 	t.Helper()
 	must(t, applyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": %q, "labels": {"pod-security.kubernetes.io/enforce": %q}}}`, name, level)))
@@ -75,12 +75,12 @@ func namespace(t *testing.T, name, level string) {
 type pod struct {
 	namespace, name string
 	attributes      map[string]string
-	script          string // what it runs; it sleeps if empty
-	security        string // JSON of its securityContext
+	script          string // the command; the pod sleeps if empty
+	security        string // JSON of the securityContext
 	mountReadOnly   bool
 }
 
-// short is for a certificate that is renewed after about 8 s.
+// short returns the attributes of a certificate that is renewed after about 8 s.
 func short(more ...string) map[string]string {
 	attributes := map[string]string{"duration": "5m", "renew-before": "4m52s"}
 	for i := 0; i+1 < len(more); i += 2 {
@@ -128,7 +128,7 @@ func (p pod) uid(t *testing.T) string {
 	return kubectl(t, "-n", p.namespace, "get", "pod", p.name, "-o", "jsonpath={.metadata.uid}")
 }
 
-// files reads the volume from inside the pod, and verifies it.
+// files reads the volume inside the pod, and verifies the certificate.
 func (p pod) files(t *testing.T) *x509.Certificate {
 	t.Helper()
 	leaf, err := p.tryFiles()
@@ -143,7 +143,7 @@ func (p pod) tryFiles() (*x509.Certificate, error) {
 	}
 	parts := strings.Split(out, "===")
 	if len(parts) != 3 {
-		return nil, fmt.Errorf("three files, not %d", len(parts))
+		return nil, fmt.Errorf("got %d files, want 3", len(parts))
 	}
 	pair, err := tls.X509KeyPair([]byte(parts[0]), []byte(parts[1]))
 	if err != nil {
@@ -151,20 +151,20 @@ func (p pod) tryFiles() (*x509.Certificate, error) {
 	}
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
 	if !roots.AppendCertsFromPEM([]byte(parts[2])) {
-		return nil, errors.New("no roots")
+		return nil, errors.New("ca.crt contains no certificate")
 	}
 	intermediates.AppendCertsFromPEM([]byte(parts[0]))
 	_, err = pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	return pair.Leaf, err
 }
 
-// waitRotation waits until the pod sees another certificate than this one.
+// waitRotation waits until the pod sees a certificate other than old.
 func (p pod) waitRotation(t *testing.T, old *x509.Certificate, limit time.Duration) *x509.Certificate {
 	t.Helper()
 	var leaf *x509.Certificate
 	eventually(t, limit, func() (err error) {
 		if leaf, err = p.tryFiles(); err == nil && leaf.SerialNumber.Cmp(old.SerialNumber) == 0 {
-			err = fmt.Errorf("%s still has certificate %x", p.name, old.SerialNumber)
+			err = fmt.Errorf("%s still has the certificate with the serial number %x", p.name, old.SerialNumber)
 		}
 		return err
 	})
@@ -176,8 +176,8 @@ func (p pod) restarts(t *testing.T) string {
 	return kubectl(t, "-n", p.namespace, "get", "pod", p.name, "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
 }
 
-// waitEvent waits for an event of the pod that holds all the words, as `kubectl
-// describe pod` shows it.
+// waitEvent waits until the pod's events in `kubectl describe pod` contain all the
+// words.
 func (p pod) waitEvent(t *testing.T, limit time.Duration, words ...string) {
 	t.Helper()
 	eventually(t, limit, func() error {
@@ -188,14 +188,14 @@ func (p pod) waitEvent(t *testing.T, limit time.Duration, words ...string) {
 		_, events, _ := strings.Cut(out, "Events:")
 		for _, word := range words {
 			if !strings.Contains(events, word) {
-				return fmt.Errorf("no event with %q, but:\n%s", word, events)
+				return fmt.Errorf("no event contains %q; the events are:\n%s", word, events)
 			}
 		}
 		return nil
 	})
 }
 
-// noVolumes waits until no volume is mounted any more.
+// noVolumes waits until no volume is mounted.
 func noVolumes(t *testing.T, limit time.Duration) {
 	t.Helper()
 	eventually(t, limit, func() error {
@@ -207,7 +207,7 @@ func noVolumes(t *testing.T, limit time.Duration) {
 	})
 }
 
-// onNode is what the node still has of a pod: its directories and mounts.
+// onNode returns the directories and mounts of a pod on the node.
 func onNode(uid string) (string, error) {
 	return tool("exec", "sh", "-c", fmt.Sprintf(`ls -d /var/lib/kubelet/pods/%s 2>/dev/null; grep %s /proc/self/mountinfo; true`, uid, uid))
 }
@@ -220,7 +220,7 @@ func gone(uid string) error {
 	return err
 }
 
-// witness is a pod that reads its files all the time, and says when it cannot.
+// witness starts a pod that reads its files continuously, and logs when it cannot.
 func witness(t *testing.T, name string) pod {
 	t.Helper()
 	p := pod{namespace: name, name: "witness", mountReadOnly: true, attributes: short("service-names", "witness"), script: `
@@ -244,7 +244,7 @@ func sawAll(t *testing.T, p pod) {
 	}
 }
 
-// killPlugin kills the plugin's process without warning.
+// killPlugin kills the plugin's process by SIGKILL.
 func killPlugin(t *testing.T) {
 	t.Helper()
 	node(t, `for d in /proc/[0-9]*; do case "$(tr '\0' ' ' < $d/cmdline)" in /step-csi\ node*) kill -9 ${d#/proc/}; exit 0;; esac; done; exit 1`)

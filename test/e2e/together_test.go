@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Every manifest goes through the real API server, which knows all fields.
+// The real API server validates every manifest with all fields.
 func validation(t *testing.T) {
 	installMonitoringKinds(t)
 	namespace(t, "validation", "privileged")
@@ -37,14 +37,13 @@ func allKustomizations(t *testing.T) []string {
 	must(t, err)
 	all := strings.Fields(found)
 	if len(all) < 6 {
-		t.Fatalf("only %d kustomizations: %s", len(all), all)
+		t.Fatalf("found only %d kustomizations: %s", len(all), all)
 	}
 	return all
 }
 
-// serverSide has the API server validate all objects without keeping them. The
-// namespaces that they are in have to exist, so all go into one; some objects
-// have their namespace fixed.
+// serverSide makes the API server validate all objects in a dry run. The namespace of
+// an object must exist, so serverSide moves all objects into one namespace.
 func serverSide(t *testing.T, what, manifests string) {
 	t.Helper()
 	for object := range strings.SplitSeq(manifests, "\n---") {
@@ -64,7 +63,7 @@ func serverSide(t *testing.T, what, manifests string) {
 	}
 }
 
-// What the README tells newcomers to type.
+// The pod of the README's quick start gets its files.
 func quickStart(t *testing.T) {
 	out, err := shellBlock("README.md", "**3. A pod.**", func(script string) string { return script })
 	if err != nil || !strings.Contains(out, "tls.key -> ..data/tls.key") {
@@ -72,7 +71,7 @@ func quickStart(t *testing.T) {
 	}
 }
 
-// The certificate of the guide's step 3, at the path of its step 4.
+// The pod has the certificate of the guide's step 3 at the path of its step 4.
 func guide(t *testing.T) {
 	p := pod{namespace: "default", name: "my-service-0", attributes: map[string]string{"service-names": "my-service"}}
 	t.Cleanup(func() { kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now") })
@@ -81,13 +80,13 @@ func guide(t *testing.T) {
 	names := []string{"my-service", "my-service.default", "my-service.default.svc", "my-service.default.svc.cluster.local"}
 	slices.Sort(leaf.DNSNames)
 	if !slices.Equal(leaf.DNSNames, names) {
-		t.Errorf("DNS names %q", leaf.DNSNames)
+		t.Errorf("got the DNS names %q, want %q", leaf.DNSNames, names)
 	}
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://cluster.local/ns/default/sa/default" {
-		t.Errorf("URIs %s", leaf.URIs)
+		t.Errorf("got the URIs %s", leaf.URIs)
 	}
 	if lifetime := time.Until(leaf.NotAfter); lifetime < 23*time.Hour || lifetime > 24*time.Hour {
-		t.Errorf("valid for another %s", lifetime)
+		t.Errorf("the certificate is valid for another %s, want just below 24h", lifetime)
 	}
 	// The guide's step 7.
 	for _, file := range []string{"tls.crt", "ca.crt"} {
@@ -97,19 +96,19 @@ func guide(t *testing.T) {
 		must(t, err)
 	}
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "step", "certificate", "verify", "/tmp/tls.crt", "--roots", "/tmp/ca.crt")
-	// The volume is read-only although the mount does not ask for that.
+	// The volume is read-only even if the container's mount is not.
 	for _, attempt := range []string{"touch /etc/tls/x", "rm /etc/tls/tls.key", "echo x > /etc/tls/tls.crt", "mkdir /etc/tls/..data/x"} {
 		if out, err := p.exec("sh", "-c", "{ "+attempt+"; } 2>&1"); err == nil || !strings.Contains(out, "Read-only file system") {
 			t.Errorf("%s: %v: %s", attempt, err, out)
 		}
 	}
-	// Nor can root on the node write it, past the container's own mount.
+	// Root on the node cannot write to the volume either.
 	if out := node(t, "touch /var/lib/kubelet/pods/"+p.uid(t)+"/volumes/kubernetes.io~csi/tls/mount/x 2>&1; true"); !strings.Contains(out, "Read-only file system") {
-		t.Errorf("on the node: %q", out)
+		t.Errorf("root on the node writes to the volume: %q", out)
 	}
-	// Nothing of it is a Secret.
+	// No Secret holds the certificate.
 	if secrets := kubectl(t, "-n", "default", "get", "secrets", "-o", "name"); secrets != "" {
-		t.Errorf("secrets: %s", secrets)
+		t.Errorf("found the Secrets %s", secrets)
 	}
 }
 
@@ -130,17 +129,17 @@ func nonRoot(t *testing.T) {
 	}
 }
 
-// The pod sees its files replaced, twice, and is not restarted.
+// The pod sees its files replaced twice, without a restart.
 func rotation(t *testing.T) {
 	p := witness(t, "rotation")
 	first := p.files(t)
 	second := p.waitRotation(t, first, time.Minute)
 	third := p.waitRotation(t, second, time.Minute)
 	if !third.NotAfter.After(first.NotAfter) {
-		t.Errorf("valid until %s, and after two rotations until %s", first.NotAfter, third.NotAfter)
+		t.Errorf("the first certificate is valid until %s, and the third until %s", first.NotAfter, third.NotAfter)
 	}
 	if fmt.Sprint(first.PublicKey) == fmt.Sprint(second.PublicKey) {
-		t.Error("the key is the old one")
+		t.Error("the renewed certificate has the old key")
 	}
 	sawAll(t, p)
 }
@@ -157,7 +156,7 @@ func deletion(t *testing.T) {
 	eventually(t, 30*time.Second, func() error { return gone(uid) })
 }
 
-// What is wrong stands in the pod's events, with what to change.
+// The pod's events say why a request is rejected, and what to change.
 func refusals(t *testing.T) {
 	namespace(t, "refusals", "baseline")
 	for name, test := range map[string]struct {
@@ -174,7 +173,7 @@ func refusals(t *testing.T) {
 		must(t, applyText(p.manifest()))
 		p.waitEvent(t, 30*time.Second, test.words...)
 		if phase := kubectl(t, "-n", p.namespace, "get", "pod", name, "-o", "jsonpath={.status.phase}"); phase != "Pending" {
-			t.Errorf("%s: the pod is %s", name, phase)
+			t.Errorf("%s: the pod is %s, want Pending", name, phase)
 		}
 	}
 }
@@ -185,8 +184,8 @@ func helmTest(t *testing.T) {
 	}
 }
 
-// The optional objects are accepted, and the plugin still works; whether they are
-// enforced is up to the cluster's network.
+// The API server accepts the NetworkPolicies. The test does not show that they are
+// enforced: that depends on the cluster's network.
 func networkPolicy(t *testing.T) {
 	rendered, err := command("helm", "template", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "networkPolicy.enabled=true", "--show-only", "templates/networkpolicy.yaml")
 	must(t, err)
@@ -195,11 +194,11 @@ func networkPolicy(t *testing.T) {
 	out, err := command("kubectl", "-n", identity, "describe", "networkpolicy")
 	must(t, err)
 	if !strings.Contains(out, "9000/TCP") {
-		t.Errorf("the CA's port is not let through:\n%s", out)
+		t.Errorf("the NetworkPolicies do not allow the CA's port:\n%s", out)
 	}
 }
 
-// A second cluster beside this one does not disturb it, and leaves nothing.
+// A second cluster on the machine does not disturb the first, and leaves nothing.
 func twoClusters(t *testing.T) {
 	second := cluster.name + "-2"
 	run := func(args ...string) string {
@@ -214,7 +213,7 @@ func twoClusters(t *testing.T) {
 		run("down")
 		left, err := command("sh", "-c", "ls -d /sys/fs/cgroup/*/step-csi-"+second+" 2>/dev/null; grep "+second+" /proc/mounts; true")
 		if err != nil || left != "" {
-			t.Errorf("left: %v: %s", err, left)
+			t.Errorf("the second cluster has left control groups or mounts: %v: %s", err, left)
 		}
 		if after := interfaces(t); after != before {
 			t.Errorf("network interfaces:\n%s\nbefore:\n%s", after, before)
@@ -225,7 +224,7 @@ func twoClusters(t *testing.T) {
 	if out, err := command("kubectl", "--kubeconfig", config, "get", "csidrivers,pods,namespaces", "-A", "-o", "name"); err != nil || strings.Contains(out, driverName) || strings.Contains(out, identity) {
 		t.Errorf("the second cluster has objects of the first: %v: %s", err, out)
 	}
-	// Its kubelet leaves the first one's pods alone.
+	// The second cluster's kubelet does not touch the first cluster's pods.
 	p := pod{namespace: "default", name: "beside-another-cluster"}
 	t.Cleanup(func() { kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now") })
 	p.start(t)

@@ -22,13 +22,13 @@ const (
 	layerType    = "application/vnd.oci.image.layer.v1.tar"
 )
 
-// archive is an OCI layout as a tar.
+// archive is an OCI layout in a tar file.
 type archive struct {
 	*tar.Writer
 	written map[string]bool
 }
 
-// writeArchive writes all images, over the same layers.
+// writeArchive writes all images. They share the layers.
 func writeArchive(path string, layers []string) error {
 	file, err := os.Create(path)
 	if err != nil {
@@ -112,7 +112,7 @@ func (a *archive) blobFile(media, path string) (object, error) {
 	return a.add(media, hex.EncodeToString(hash.Sum(nil)), size, file)
 }
 
-// add writes a blob once, and describes it.
+// add writes a blob, unless it is already written, and returns its descriptor.
 func (a *archive) add(media, sum string, size int64, content io.Reader) (object, error) {
 	descriptor := object{"mediaType": media, "digest": "sha256:" + sum, "size": size}
 	if a.written[sum] {

@@ -1,8 +1,8 @@
-// Command images makes the images that the end-to-end tests run beside step-csi:
-// step-ca, NATS, PostgreSQL, nginx, curl and the examples' application, under the names
-// of the public ones, from Debian's packages and Go modules, without a registry;
-// and a program that speaks SPIFFE. It prints the path of an OCI archive that
-// holds them all.
+// Command images makes the other images of the end-to-end tests, without a registry:
+// step-ca, NATS, PostgreSQL, nginx, curl, the examples' application, and a program that
+// uses SPIFFE. The images have the names of the public images, but are made from
+// Debian's packages and Go modules. The command prints the path of an OCI archive with
+// all images.
 package main
 
 import (
@@ -23,16 +23,17 @@ import (
 	"time"
 )
 
-// packages are Debian's, beside the essential ones.
+// packages are the Debian packages besides the essential ones.
 const packages = "postgresql-15,nginx-light,curl,openssl,busybox-static"
 
-// excluded are files of those that nothing here uses.
+// excluded are files of the packages that no test uses.
 var excluded = []string{"/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/i18n/*", "/usr/lib/x86_64-linux-gnu/libLLVM*", "/usr/lib/llvm*", "/usr/lib/*/libz3*"}
 
-// postgresPasswd is the user of the official image of PostgreSQL.
+// postgresPasswd is the user postgres of the official PostgreSQL image.
 const postgresPasswd = "postgres:x:999:999::/var/lib/postgresql:/bin/bash\n"
 
-// programs are built from the directory, relative to the repository.
+// programs are the Go programs in the images. Directories are relative to the
+// repository.
 var programs = []struct{ directory, target, tags string }{
 	{"test/realca/module", "tool", ""}, // step-ca and step
 	{"test/e2e/images/nats", "tool", ""},
@@ -41,7 +42,7 @@ var programs = []struct{ directory, target, tags string }{
 	{".", "./cmd/step-csi-reload", ""},
 }
 
-// image is a name and a configuration; all have the same files.
+// image is a name and a configuration. All images have the same files.
 type image struct {
 	name       string
 	user       string
@@ -68,7 +69,7 @@ var images = []image{
 	{name: "ghcr.io/flexstack/step-csi-spiffe:test", user: "65532:65532", env: []string{path}, entrypoint: []string{"/usr/local/bin/spiffe"}},
 }
 
-// applets are the names that busybox goes by.
+// applets are the commands that busybox provides.
 var applets = strings.Fields("sh ls cat sleep id stat wc sha256sum wget env readlink date true touch mkdir rm head tail sort grep ps kill test cp seq")
 
 func main() {
@@ -80,12 +81,12 @@ func main() {
 	fmt.Println(archive)
 }
 
-// build returns the archive from the cache, where its name is a hash of all that
-// it is made of, or makes it.
+// build returns the archive, and makes it if it is not in the cache. Its name is a hash
+// of all sources.
 func build(begin time.Time) (string, error) {
 	top, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
-		return "", fmt.Errorf("run it inside the repository: %w", err)
+		return "", fmt.Errorf("run this command inside the repository: %w", err)
 	}
 	if err := os.Chdir(strings.TrimSpace(string(top))); err != nil {
 		return "", err
@@ -111,7 +112,7 @@ func build(begin time.Time) (string, error) {
 		return "", err
 	}
 	archive := filepath.Join(cache, key+".tar")
-	// The time says when it was last used.
+	// The modification time is the time of the last use.
 	if err := os.Chtimes(archive, time.Time{}, begin); err == nil {
 		return archive, nil
 	}
@@ -121,7 +122,7 @@ func build(begin time.Time) (string, error) {
 	}
 	defer os.RemoveAll(work)
 	say := func(what string) { fmt.Fprintf(os.Stderr, "  %s: %.0f s\n", what, time.Since(begin).Seconds()) }
-	fmt.Fprintln(os.Stderr, "Making the images of the tests, once: about 5 min on two cores.")
+	fmt.Fprintln(os.Stderr, "Making the images of the tests. The first time, this takes about 5 min on two cores.")
 	base, err := debian(cache)
 	if err != nil {
 		return "", err
@@ -143,7 +144,7 @@ func build(begin time.Time) (string, error) {
 	return archive, os.Rename(made, archive)
 }
 
-// sourceKey hashes the sources, the Go version and what is taken from Debian.
+// sourceKey hashes the sources, the Go version and the list of Debian packages.
 func sourceKey() (string, error) {
 	hash := sha256.New()
 	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, packages, excluded, images)
@@ -163,8 +164,8 @@ func sourceKey() (string, error) {
 	return hex.EncodeToString(hash.Sum(nil)[:8]), nil
 }
 
-// removeOld removes archives that nobody has used since then; another checkout
-// may use those of other sources now.
+// removeOld removes archives that were last used before since. It keeps newer ones,
+// because another checkout may use them.
 func removeOld(cache, base string, since time.Time) error {
 	archives, err := filepath.Glob(filepath.Join(cache, "*.tar"))
 	for _, archive := range archives {
@@ -176,8 +177,8 @@ func removeOld(cache, base string, since time.Time) error {
 	return err
 }
 
-// debian makes the root file system, unless it is there. Its packages are those
-// of the day.
+// debian makes the root file system, unless it is in the cache. It installs the current
+// packages.
 func debian(cache string) (string, error) {
 	sum := sha256.Sum256(fmt.Append(nil, packages, excluded))
 	base := filepath.Join(cache, "debian-"+hex.EncodeToString(sum[:8])+".tar")
@@ -186,13 +187,13 @@ func debian(cache string) (string, error) {
 	}
 	program, err := exec.LookPath("mmdebstrap")
 	if err != nil {
-		return "", errors.New("it takes mmdebstrap and root; on Debian or Ubuntu: apt-get install mmdebstrap")
+		return "", errors.New("mmdebstrap is missing; on Debian or Ubuntu: apt-get install mmdebstrap")
 	}
 	args := []string{"--quiet", "--variant=essential", "--include=" + packages, "--format=tar"}
 	for _, pattern := range excluded {
 		args = append(args, "--dpkgopt=path-exclude="+pattern)
 	}
-	// A cluster that nobody starts takes time and space.
+	// Without this, the package creates a database cluster that no test uses.
 	args = append(args, "--essential-hook=mkdir -p $1/etc/postgresql-common && echo 'create_main_cluster = false' > $1/etc/postgresql-common/createcluster.conf",
 		"bookworm", base+".part")
 	command := exec.Command(program, args...)
@@ -203,7 +204,7 @@ func debian(cache string) (string, error) {
 	return base, os.Rename(base+".part", base)
 }
 
-// buildPrograms writes the second layer: programs, entrypoints, users.
+// buildPrograms writes the second layer: programs, entrypoints and users.
 func buildPrograms(work, base, layer string) error {
 	bin := filepath.Join(work, "bin")
 	for _, p := range programs {
@@ -263,7 +264,7 @@ func buildPrograms(work, base, layer string) error {
 	return errors.Join(l.directory("home/step", 1000), l.directory("var/lib/postgresql/data", 999), l.directory("var/run/postgresql", 999))
 }
 
-// layer is a tar without times.
+// layer is a tar file without modification times.
 type layer struct {
 	*tar.Writer
 	to *os.File

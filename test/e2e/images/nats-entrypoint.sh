@@ -1,4 +1,4 @@
 #!/bin/sh
-# As that of the official image: flags are those of the server.
+# Like the entrypoint of the official image: flags are passed to the server.
 case "${1:--}" in -*) set -- nats-server "$@" ;; esac
 exec "$@"

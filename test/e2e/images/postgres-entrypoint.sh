@@ -1,6 +1,6 @@
 #!/bin/bash
-# What the examples need of the official image's entrypoint: a new database is
-# set up, with the scripts of /docker-entrypoint-initdb.d, before the server runs.
+# The part of the official image's entrypoint that the examples need. It sets up a new
+# database with the scripts of /docker-entrypoint-initdb.d before the server starts.
 set -eu
 if [ "${1:-}" != postgres ]; then exec "$@"; fi
 if [ ! -s "$PGDATA/PG_VERSION" ]; then

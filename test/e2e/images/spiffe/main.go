@@ -1,8 +1,8 @@
-// Command spiffe is a service that knows its peers by SPIFFE ID alone, with
-// go-spiffe, out of the files of a volume at /etc/tls.
+// Command spiffe is a service that authenticates its peers only by SPIFFE ID. It uses
+// go-spiffe with the files of a volume at /etc/tls.
 //
-// It serves on :8443, and calls the address PEER once a second. Both are for the
-// one SPIFFE ID in PEER_ID.
+// It serves on :8443, and calls the address PEER once a second. As client and as peer,
+// it accepts only the SPIFFE ID in PEER_ID.
 package main
 
 import (
@@ -32,7 +32,7 @@ func run() error {
 		return fmt.Errorf("PEER_ID: %w", err)
 	}
 	own, only := volume("/etc/tls"), tlsconfig.AuthorizeID(peer)
-	// Without keep-alive each call is a handshake.
+	// Without keep-alive, each call makes a handshake.
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		TLSClientConfig: tlsconfig.MTLSClientConfig(own, own, only), DisableKeepAlives: true,
 	}}
@@ -42,12 +42,12 @@ func run() error {
 	return server.ListenAndServeTLS("", "")
 }
 
-// volume is the directory of a volume. It is read for each handshake, and so has
-// always what was renewed last.
+// volume is the directory of a volume. The service reads it for each handshake, and so
+// always uses the newest certificate.
 type volume string
 
-// GetX509SVID implements x509svid.Source. Between the certificate and its key
-// there may be a rotation; the second time there is none.
+// GetX509SVID implements x509svid.Source. It retries once, because a rotation may
+// happen between reading the certificate and reading the key.
 func (v volume) GetX509SVID() (svid *x509svid.SVID, err error) {
 	for range 2 {
 		if svid, err = x509svid.Load(string(v)+"/tls.crt", string(v)+"/tls.key"); err == nil {
@@ -57,8 +57,8 @@ func (v volume) GetX509SVID() (svid *x509svid.SVID, err error) {
 	return nil, err
 }
 
-// GetX509BundleForTrustDomain implements x509bundle.Source. The roots are those
-// of the volume's own trust domain.
+// GetX509BundleForTrustDomain implements x509bundle.Source. The volume has the roots
+// of its own trust domain.
 func (v volume) GetX509BundleForTrustDomain(domain spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	svid, err := v.GetX509SVID()
 	if err != nil {
@@ -99,7 +99,7 @@ func call(client *http.Client, url string) (string, error) {
 	return fmt.Sprintf("%s from %s", strings.TrimSpace(string(body)), name(answer.TLS.PeerCertificates[0])), err
 }
 
-// name is the SPIFFE ID, which the handshake has verified, with the beginning of
+// name returns the SPIFFE ID, which the handshake has verified, and the first digits of
 // the serial number.
 func name(c *x509.Certificate) string {
 	return fmt.Sprintf("%s %.8s", c.URIs[0], c.SerialNumber.Text(16))
