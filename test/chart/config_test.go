@@ -15,9 +15,9 @@ import (
 	"github.com/flexstack/step-csi/issuer/policy"
 )
 
-// The plugin gets as far as the kubelet's directory with what is in
-// /etc/step-csi, and the authority as far as its listener, so they have accepted
-// their configurations and found their files.
+// With the chart's files, the plugin fails only at the kubelet's directory, and the
+// authority only at its listener. So both accept their configurations and find their
+// files.
 func TestConfigurationsAreAccepted(t *testing.T) {
 	for _, file := range append(valueFiles(t), os.DevNull) {
 		for _, mode := range []string{"ra", "node"} {
@@ -38,7 +38,8 @@ func TestConfigurationsAreAccepted(t *testing.T) {
 	}
 }
 
-// The above would not notice if they did not look at their configuration.
+// The plugin and the authority reject a configuration with a missing file. So the test
+// above fails for an incomplete configuration.
 func TestIncompleteConfigurationsAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		mode  string
@@ -94,7 +95,7 @@ func pluginFiles(t *testing.T, objects map[string]object) string {
 func authorityFiles(t *testing.T, objects map[string]object) string {
 	t.Helper()
 	directory := configFiles(t, objects["ra/Deployment"], objects["ra/ConfigMap"])
-	// There is no cluster here, whose address pods find in their environment.
+	// Outside a cluster, the environment does not have the API server's address.
 	own := config(t, objects["ra/ConfigMap"])
 	file, err := filepath.Abs("testdata/root_ca.crt")
 	if err != nil {
@@ -111,8 +112,8 @@ func authorityFiles(t *testing.T, objects map[string]object) string {
 	return directory
 }
 
-// configFiles makes the files of the volume "config" as the kubelet does, with
-// contents of the right kind for what is not in the chart's ConfigMap.
+// configFiles makes the files of the volume "config" like the kubelet. Files that are
+// not in the chart's ConfigMap get sample contents.
 func configFiles(t *testing.T, workload, configMap object) string {
 	t.Helper()
 	directory := t.TempDir()
@@ -126,7 +127,7 @@ func configFiles(t *testing.T, workload, configMap object) string {
 			switch filepath.Base(path) {
 			case "step-csi.yaml":
 				if at(configMap, "metadata", "name") != at(source, "configMap", "name") {
-					t.Fatal("the volume has another ConfigMap than its own")
+					t.Fatal("the volume refers to a ConfigMap that is not the chart's")
 				}
 				content = at(configMap, "data", item.key).(string)
 			case "ca.crt":
@@ -181,14 +182,14 @@ func TestDefaultPolicyIsThePluginsOwn(t *testing.T) {
 		got[i].Expression, got[i].MessageExpression = tidy(got[i].Expression), tidy(got[i].MessageExpression)
 	}
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("values.yaml has\n%+v\nand the plugin\n%+v", got, want)
+		t.Errorf("values.yaml has the policy\n%+v\nbut the plugin's default is\n%+v", got, want)
 	}
 }
 
-// tidy leaves out how the text is broken into lines.
+// tidy removes line breaks and indentation.
 func tidy(cel string) string { return strings.Join(strings.Fields(cel), " ") }
 
-// An empty list is left to the program, which has the same one.
+// With an empty list, the program uses its own default policy.
 func TestEmptyPolicyIsAccepted(t *testing.T) {
 	empty := []string{"--set-json", "policy.validations=[]"}
 	if err := startAuthority(authorityFiles(t, render(t, empty...))); !refusedForTheAddress(err) {
@@ -199,9 +200,9 @@ func TestEmptyPolicyIsAccepted(t *testing.T) {
 	}
 }
 
-// The two configurations and the objects fit together: the plugin calls a name
-// that the authority has, at the port where it is, for issuers that it knows, and
-// recognizes it by the right root; and the authority knows the plugin.
+// The two configurations and the objects fit together. The plugin calls the authority
+// by one of its names and at its port, requests only its issuers, and trusts the right
+// root. The authority accepts the plugin's service account.
 func TestPluginAndAuthorityFit(t *testing.T) {
 	for _, file := range append(valueFiles(t), os.DevNull, "testdata/no-default.yaml") {
 		t.Run(filepath.Base(file), func(t *testing.T) {
@@ -210,7 +211,7 @@ func TestPluginAndAuthorityFit(t *testing.T) {
 			asks, answers := config(t, objects["ConfigMap"]), config(t, objects["ra/ConfigMap"])
 			for _, key := range []string{"clusterDomain", "trustDomain"} {
 				if at(asks, key) != at(answers, key) {
-					t.Errorf("%s is %v and %v", key, at(asks, key), at(answers, key))
+					t.Errorf("%s is %v for the plugin and %v for the authority", key, at(asks, key), at(answers, key))
 				}
 			}
 			if at(asks, "policy", "allowShortNames") != at(answers, "policy", "allowShortNames") || at(asks, "policy", "validations") != nil {
@@ -218,37 +219,37 @@ func TestPluginAndAuthorityFit(t *testing.T) {
 			}
 			name := at(answers, "authority", "names").([]any)[0].(string)
 			if want := fmt.Sprintf("%s.step-ca.svc.%s", at(objects["ra/Service"], "metadata", "name"), at(answers, "clusterDomain")); name != want {
-				t.Errorf("the authority is %s, not %s", name, want)
+				t.Errorf("the authority's name is %s, want %s", name, want)
 			}
 			port := at(objects["ra/Service"], "spec", "ports").([]any)[0].(object)["port"]
 			container := at(objects["ra/Deployment"], "spec", "template", "spec", "containers").([]any)[0]
 			if listens := at(container, "ports").([]any)[0].(object)["containerPort"]; listens != port || !slices.Contains(at(container, "args").([]any), any(fmt.Sprintf("--listen=:%v", port))) {
-				t.Errorf("the Service has the port %v, the container %v and %v", port, listens, at(container, "args"))
+				t.Errorf("the Service has the port %v, but the container has %v and %v", port, listens, at(container, "args"))
 			}
 			signs := at(answers, "authority", "issuer").(string)
 			if at(answers, "issuers", signs) == nil {
-				t.Errorf("it has no issuer %s", signs)
+				t.Errorf("the authority has no issuer %s", signs)
 			}
 			if account := fmt.Sprintf("step-ca/%s", at(objects["DaemonSet"], "spec", "template", "spec", "serviceAccountName")); at(answers, "authority", "plugin") != account {
-				t.Errorf("it knows the plugin as %v, not as %s", at(answers, "authority", "plugin"), account)
+				t.Errorf("the authority accepts the service account %v, but the plugin has %s", at(answers, "authority", "plugin"), account)
 			}
 			if !reflect.DeepEqual(keys(at(asks, "issuers")), keys(at(answers, "issuers"))) {
-				t.Errorf("the plugin has the issuers %v", keys(at(asks, "issuers")))
+				t.Errorf("the plugin has the issuers %v, but the authority has %v", keys(at(asks, "issuers")), keys(at(answers, "issuers")))
 			}
 			for issuer, own := range at(asks, "issuers").(object) {
 				if want := (object{"type": "ra", "name": issuer, "tokenFile": "token"}); !reflect.DeepEqual(at(own, "provisioner"), want) {
 					t.Errorf("%s: %v", issuer, at(own, "provisioner"))
 				}
 				if at(own, "url") != fmt.Sprintf("https://%s:%v", name, port) {
-					t.Errorf("%s: it calls %s", issuer, at(own, "url"))
+					t.Errorf("%s: the plugin calls %s", issuer, at(own, "url"))
 				}
 				for _, key := range []string{"fingerprint", "caBundleFile"} {
 					if at(own, key) != at(answers, "issuers", signs, key) {
-						t.Errorf("%s: %s is %v, and that of the CA which signs for the authority %v", issuer, key, at(own, key), at(answers, "issuers", signs, key))
+						t.Errorf("%s: the plugin's %s is %v, but the CA that signs the authority's certificate has %v", issuer, key, at(own, key), at(answers, "issuers", signs, key))
 					}
 				}
 				if !reflect.DeepEqual(at(own, "duration"), at(answers, "issuers", issuer, "duration")) {
-					t.Errorf("%s: the lifetimes are not the authority's", issuer)
+					t.Errorf("%s: the plugin's lifetimes differ from the authority's", issuer)
 				}
 			}
 		})
@@ -266,7 +267,7 @@ func config(t *testing.T, configMap object) object {
 
 func keys(o any) []string { return slices.Sorted(maps.Keys(o.(object))) }
 
-// An issuer's own policy is where the signing is.
+// An issuer's own policy is in the configuration of the program that calls the CA.
 func TestPolicyOfAnIssuer(t *testing.T) {
 	own := []string{"--set-json", `issuers.default.policy.validations=[{"expression":"false","message":"nobody"}]`}
 	want := []any{object{"expression": "false", "message": "nobody"}}
@@ -277,6 +278,6 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 		}
 	}
 	if got := at(config(t, render(t, own...)["ConfigMap"]), "issuers", "default", "policy"); got != nil {
-		t.Errorf("the plugin has %v", got)
+		t.Errorf("in mode ra, the plugin has the policy %v", got)
 	}
 }

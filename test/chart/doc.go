@@ -1,3 +1,3 @@
-// Package chart tests the Helm chart, its examples, and what is generated from
-// it (see `make generate`), with helm itself and with step-csi's own parser.
+// Package chart tests the Helm chart, its examples, and the files that `make generate`
+// makes from the chart. It uses helm and step-csi's own parser.
 package chart

@@ -11,8 +11,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// TestGenerated compares what is generated from the chart with what is in the
-// repository; with -update, as in `make generate`, it writes it there.
+// TestGenerated compares the generated files with the repository. With -update, as in
+// `make generate`, it writes the files.
 func TestGenerated(t *testing.T) {
 	files := map[string]string{chart + "/README.md": readme(t)}
 	for name, content := range kustomization(t) {
@@ -32,7 +32,7 @@ func TestGenerated(t *testing.T) {
 	}
 }
 
-// readme describes the values by their comments.
+// readme generates the chart's README from the comments of the values.
 func readme(t *testing.T) string {
 	t.Helper()
 	directory := t.TempDir()
@@ -45,7 +45,7 @@ func readme(t *testing.T) string {
 	return read(t, directory+"/README.md")
 }
 
-// kustomizeFiles are the objects by the files that they are in.
+// kustomizeFiles are the kinds of the objects in each file.
 var kustomizeFiles = map[string][]string{
 	"csidriver.yaml": {"CSIDriver"},
 	"node.yaml":      {"ServiceAccount", "DaemonSet"},
@@ -53,10 +53,9 @@ var kustomizeFiles = map[string][]string{
 		"ra/Service", "ra/Deployment", "ra/PodDisruptionBudget"},
 }
 
-// kustomization is the chart with its default values, but for what is only of
-// use to Helm. The configurations are files of their own; kustomize puts their
-// hashes into the names of the ConfigMaps, so that the pods restart when they
-// change.
+// kustomization renders the chart with its default values, without the parts that only
+// Helm uses. The configurations are separate files. kustomize adds their hashes to the
+// names of the ConfigMaps, so that a changed configuration restarts the pods.
 func kustomization(t *testing.T) map[string]string {
 	t.Helper()
 	objects := render(t)
@@ -84,7 +83,7 @@ configMapGenerator:
 	return withObjects(t, files, kustomizeFiles, objects)
 }
 
-// withObjects adds the files that have objects of the chart, by kind.
+// withObjects adds the files with the chart's objects of these kinds.
 func withObjects(t *testing.T, files map[string]string, kindsOf map[string][]string, objects map[string]object) map[string]string {
 	t.Helper()
 	for file, kinds := range kindsOf {
@@ -107,7 +106,7 @@ func withObjects(t *testing.T, files map[string]string, kindsOf map[string][]str
 	return files
 }
 
-// monitoring is what the operator of Prometheus takes.
+// monitoring generates the objects for the Prometheus operator.
 func monitoring(t *testing.T) map[string]string {
 	t.Helper()
 	return withObjects(t, map[string]string{
@@ -124,8 +123,8 @@ resources:
 	}, render(t, "--set", "monitoring.podMonitor.enabled=true,monitoring.prometheusRule.enabled=true"))
 }
 
-// kustomize makes the same objects of it as Helm, and the pods have the
-// ConfigMaps by the names that kustomize gives them.
+// kustomize makes the same objects as Helm, and the pods refer to the ConfigMaps by the
+// names that kustomize generates.
 func TestKustomize(t *testing.T) {
 	text, err := command(".", kustomize, "build", root+"/deploy/kustomize")
 	if err != nil {
@@ -134,7 +133,7 @@ func TestKustomize(t *testing.T) {
 	got, want := objects(t, text), render(t)
 	delete(want, "hook")
 	if !slices.Equal(slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want))) {
-		t.Errorf("it has %v, not %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+		t.Errorf("kustomize makes %v, but Helm makes %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 	}
 	if err := startPlugin(pluginFiles(t, got)); !refusedForTheDirectory(err) {
 		t.Error(err)

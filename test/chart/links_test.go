@@ -16,7 +16,7 @@ var (
 	heading = regexp.MustCompile(`^#{1,6} +(.*)$`)
 )
 
-// Every relative link in the documentation leads to a file of the repository, and
+// Every relative link in the documentation points to a file of the repository, and
 // every anchor to a heading of that file.
 func TestLinks(t *testing.T) {
 	checked := 0
@@ -39,11 +39,11 @@ func TestLinks(t *testing.T) {
 		}
 	}
 	if checked < 100 {
-		t.Errorf("only %d relative links found", checked)
+		t.Errorf("found only %d relative links", checked)
 	}
 }
 
-// broken returns what is wrong with a relative link of the page, or nothing.
+// broken returns why a relative link of the page is broken, or an empty string.
 func broken(t *testing.T, page string, target *url.URL) string {
 	file := page
 	if target.Path != "" {

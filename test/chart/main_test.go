@@ -41,8 +41,8 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// build takes the tools from the module that pins them: go tool keeps what it
-// has built, so that the next run does not have to.
+// build finds the tools in the module that pins them. go tool caches the built tools
+// for the next run.
 func build(directory string) error {
 	for name, path := range map[string]*string{"helm": &helm, "helm-docs": &helmDocs, "kustomize": &kustomize} {
 		out, err := command(root+"/test/cluster/helm", "go", "tool", "-n", name)
@@ -56,7 +56,7 @@ func build(directory string) error {
 	return err
 }
 
-// command returns what the program prints; the error has what it complains about.
+// command returns the program's standard output. The error contains all output.
 func command(directory, name string, args ...string) (string, error) {
 	c := exec.Command(name, args...)
 	c.Dir = directory
@@ -79,8 +79,8 @@ func template(args ...string) (string, error) {
 // object is a Kubernetes object, or anything else of YAML.
 type object = map[string]any
 
-// render renders the chart into its objects, by kind; those of the authority have
-// ra/ before the kind, and those of hooks have the kind hook.
+// render renders the chart into its objects, by kind. The authority's objects have the
+// prefix ra/, and hooks have the kind "hook".
 func render(t *testing.T, args ...string) map[string]object {
 	t.Helper()
 	text, err := template(args...)
@@ -116,7 +116,7 @@ func objects(t *testing.T, text string) map[string]object {
 	return all
 }
 
-// at returns what is at the path of keys, or nil.
+// at returns the value at the path of keys, or nil.
 func at(o any, path ...string) any {
 	for _, key := range path {
 		m, _ := o.(object)
@@ -125,12 +125,12 @@ func at(o any, path ...string) any {
 	return o
 }
 
-// valueFiles are the examples, and the one that changes every value.
+// valueFiles returns the examples, and the file that changes every value.
 func valueFiles(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob(root + "/deploy/examples/values/*.yaml")
 	if err != nil || len(files) < 3 {
-		t.Fatal("no examples", err)
+		t.Fatal("too few examples: ", len(files), err)
 	}
 	return append(files, allValues)
 }

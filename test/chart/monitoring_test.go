@@ -13,10 +13,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// alertFiles are the alerts, in the format of Prometheus.
+// alertFiles are the files with the alerts, in Prometheus' format.
 var alertFiles = []string{chart + "/alerts/plugin.yaml", chart + "/alerts/authority.yaml"}
 
-// promtool fails the test where there is none: alerts that nobody has tried are
+// promtool runs promtool. Without promtool, the test fails, because untested alerts are
 // worse than none.
 func promtool(t *testing.T, args ...string) {
 	t.Helper()
@@ -28,12 +28,12 @@ func promtool(t *testing.T, args ...string) {
 	}
 }
 
-// Each alert fires when it should, says the right thing, and is silent otherwise.
+// Each alert fires when it should, with the right text, and is silent otherwise.
 func TestAlerts(t *testing.T) {
 	promtool(t, append([]string{"check", "rules", "--lint-fatal"}, alertFiles...)...)
 	tests, err := filepath.Glob("testdata/alerts/*.yaml")
 	if err != nil || len(tests) == 0 {
-		t.Fatal("no tests of alerts", err)
+		t.Fatal("found no tests of alerts", err)
 	}
 	promtool(t, append([]string{"test", "rules"}, tests...)...)
 	var tested strings.Builder
@@ -49,7 +49,7 @@ func TestAlerts(t *testing.T) {
 			}
 		}
 		if !strings.Contains(manual, "### "+name+"\n") {
-			t.Errorf("%s is not described", name)
+			t.Errorf("docs/monitoring.md does not describe %s", name)
 		}
 		for _, path := range [][]string{{"labels", "severity"}, {"annotations", "summary"}, {"annotations", "description"}} {
 			if text, _ := at(rule, path...).(string); text == "" {
@@ -57,12 +57,12 @@ func TestAlerts(t *testing.T) {
 			}
 		}
 		if url := at(rule, "annotations", "runbook_url"); url != "https://github.com/flexstack/step-csi/blob/main/docs/monitoring.md#"+strings.ToLower(name) {
-			t.Errorf("%s: %v", name, url)
+			t.Errorf("%s: wrong runbook_url %v", name, url)
 		}
 	}
 }
 
-// rules are those of the files.
+// rules returns the rules of all alert files.
 func rules(t *testing.T) (all []object) {
 	t.Helper()
 	for _, file := range alertFiles {
@@ -77,7 +77,7 @@ func rules(t *testing.T) (all []object) {
 	return all
 }
 
-// What the operator gets are the files: those of the authority in mode ra only.
+// The PrometheusRule has the alerts of all files, but the authority's only in mode ra.
 func TestPrometheusRule(t *testing.T) {
 	var want []any
 	for _, file := range alertFiles {
@@ -95,8 +95,8 @@ func TestPrometheusRule(t *testing.T) {
 	}
 }
 
-// The PodMonitors select the pods, at a port that these have, and call the jobs
-// what the alerts call them.
+// The PodMonitors select the right pods at an existing port, and use the job names of
+// the alerts.
 func TestPodMonitors(t *testing.T) {
 	jobs := regexp.MustCompile(`job="([^"]*)"`)
 	for file, want := range map[string]string{"plugin": "step-csi", "authority": "step-csi-ra"} {
@@ -125,7 +125,7 @@ func TestPodMonitors(t *testing.T) {
 				t.Errorf("%s: %v", kind, job)
 			}
 			if at(endpoint, "honorLabels") != true {
-				t.Errorf("%s: the namespaces of certificates would be the plugin's", kind)
+				t.Errorf("%s: without honorLabels, the label namespace would be the plugin's namespace", kind)
 			}
 		}
 	}

@@ -15,10 +15,10 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-var errNotRoot = errors.New("the plugin starts as root only: run the tests as make test does")
+var errNotRoot = errors.New("the plugin needs root: run this test with make test")
 
-// Without podInfoOnMount, pods could write their own identity. Tokens of pods are
-// for the authority; the kubelet brings new ones by its republishing.
+// Without podInfoOnMount, users could set a pod's identity. The authority needs the
+// tokens of pods. With requiresRepublish, the kubelet sends new tokens.
 func TestCSIDriver(t *testing.T) {
 	tokens := []any{object{"audience": issuer.TokenAudience, "expirationSeconds": 3600.0}}
 	for _, c := range []struct {
@@ -46,7 +46,7 @@ func TestCSIDriver(t *testing.T) {
 	}
 }
 
-// The Secret with the password is in one place: a source of one volume.
+// Only one source of one volume refers to the Secret with the password.
 func TestPasswordIsOnlyInTheVolume(t *testing.T) {
 	const secret = "very-own-secret"
 	for mode, kind := range map[string]string{"ra": "ra/Deployment", "node": "DaemonSet"} {
@@ -61,18 +61,18 @@ func TestPasswordIsOnlyInTheVolume(t *testing.T) {
 			}
 		}
 		if n := strings.Count(text(t, objects), secret); found != 1 || n != 1 {
-			t.Errorf("mode %s: the Secret is %d times in the volume, and %d times in all", mode, found, n)
+			t.Errorf("mode %s: the Secret is in %d sources of the volume, and in %d places in all", mode, found, n)
 		}
 		if objects["Secret"] != nil || objects["ra/Secret"] != nil {
-			t.Error("the chart has a Secret")
+			t.Error("the chart makes a Secret")
 		}
 	}
 }
 
 var aSecret = regexp.MustCompile(`"secret\w*":`)
 
-// In mode ra nodes have no password, also where the root is in the same Secret:
-// what they have of Secrets are roots. They have a token of their own instead.
+// In mode ra, nodes have no password, even if the root is in the same Secret: they get
+// only roots from Secrets. They have their own token instead.
 func TestNodesHaveNoPassword(t *testing.T) {
 	for _, file := range append(valueFiles(t), os.DevNull) {
 		objects := render(t, "--values", file, "--set", "mode=ra")
@@ -84,7 +84,7 @@ func TestNodesHaveNoPassword(t *testing.T) {
 		for _, source := range configSources(objects["DaemonSet"]) {
 			for _, i := range items(source) {
 				if slices.Contains(passwords, any(i.path)) {
-					t.Errorf("%s: it has %s", file, i.path)
+					t.Errorf("%s: the plugin has %s", file, i.path)
 				}
 			}
 			if files := items(source); at(source, "secret") != nil && len(files) == 1 && filepath.Base(files[0].path) == "ca.crt" && files[0].key != "password" {
@@ -95,15 +95,15 @@ func TestNodesHaveNoPassword(t *testing.T) {
 			}
 		}
 		if n := len(aSecret.FindAllString(text(t, objects["DaemonSet"]), -1)); n != roots {
-			t.Errorf("%s: %d Secrets, and %d with roots", file, n, roots)
+			t.Errorf("%s: the plugin refers to %d Secrets, but only %d have roots", file, n, roots)
 		}
 		if want := []any{object{"audience": issuer.TokenAudience, "expirationSeconds": 3600.0, "path": "token"}}; !reflect.DeepEqual(tokens, want) {
-			t.Errorf("%s: tokens %v", file, tokens)
+			t.Errorf("%s: the plugin has the tokens %v", file, tokens)
 		}
 	}
 	for _, source := range configSources(render(t, "--set", "mode=node")["DaemonSet"]) {
 		if at(source, "serviceAccountToken") != nil {
-			t.Error("mode node has a token that nobody asks for")
+			t.Error("the plugin has an unused token in mode node")
 		}
 	}
 }
@@ -117,27 +117,27 @@ func text(t *testing.T, o any) string {
 	return string(data)
 }
 
-// Nothing of the authority is there in mode node.
+// Mode node has no objects of the authority.
 func TestModeNodeHasNoAuthority(t *testing.T) {
 	objects := render(t, "--set", "mode=node", "--set", "networkPolicy.enabled=true")
 	if got, want := slices.Sorted(maps.Keys(objects)), []string{"CSIDriver", "ConfigMap", "DaemonSet", "NetworkPolicy", "ServiceAccount", "hook"}; !slices.Equal(got, want) {
-		t.Errorf("it has %v", got)
+		t.Errorf("the chart makes %v, want %v", got, want)
 	}
 }
 
-// What the plugin may do, and what it sees of the node.
+// The plugin has the rights and the host paths that it needs, and no others.
 func TestDaemonSet(t *testing.T) {
 	objects := render(t)
 	spec := at(objects["DaemonSet"], "spec", "template", "spec").(object)
 	containers := spec["containers"].([]any)
 	if len(containers) != 1 || spec["initContainers"] != nil {
-		t.Fatalf("%d containers", len(containers))
+		t.Fatalf("the pod has %d containers, want 1 and no init containers", len(containers))
 	}
 	if spec["automountServiceAccountToken"] != false || spec["hostNetwork"] == true || spec["hostPID"] == true || spec["hostIPC"] == true {
-		t.Error("it has a token, or namespaces of the node")
+		t.Error("the pod mounts a token of its service account, or uses namespaces of the node")
 	}
 	if objects["ClusterRole"] != nil || objects["Role"] != nil {
-		t.Error("it has rights")
+		t.Error("the plugin has RBAC roles")
 	}
 	want := object{
 		"privileged": true, "readOnlyRootFilesystem": true, "runAsUser": 0.0, "runAsGroup": 0.0,
@@ -156,13 +156,13 @@ func TestDaemonSet(t *testing.T) {
 	for _, m := range at(containers[0], "volumeMounts").([]any) {
 		path, name := at(m, "mountPath").(string), at(m, "name").(string)
 		if at(m, "subPath") != nil {
-			t.Errorf("%s: the kubelet does not renew what is mounted by subPath", path)
+			t.Errorf("%s: the kubelet does not update a mount with subPath", path)
 		}
 		if hostPaths[name] == "" {
 			continue
 		}
 		if hostPaths[name] != path {
-			t.Errorf("%s of the node is mounted at %s; the kubelet and the plugin have to use the same names", hostPaths[name], path)
+			t.Errorf("the host path %s is mounted at %s, but the kubelet and the plugin must use the same paths", hostPaths[name], path)
 		}
 		propagation[path] = at(m, "mountPropagation")
 	}
@@ -171,12 +171,11 @@ func TestDaemonSet(t *testing.T) {
 		"/var/lib/kubelet/plugins":          "HostToContainer",
 		"/var/lib/kubelet/plugins_registry": nil,
 	}); !reflect.DeepEqual(propagation, want) {
-		t.Errorf("of the node it has %v", propagation)
+		t.Errorf("the host paths have the mount propagation %v, want %v", propagation, want)
 	}
 }
 
-// A changed configuration restarts the pods that read it; the chart's version
-// restarts none.
+// A changed configuration restarts the pods that read it. Other values restart no pods.
 func TestChecksumOfTheConfiguration(t *testing.T) {
 	annotations := func(kind string, args ...string) any {
 		return at(render(t, args...)[kind], "spec", "template", "metadata", "annotations")
@@ -195,14 +194,14 @@ func TestChecksumOfTheConfiguration(t *testing.T) {
 	} {
 		for kind, changes := range map[string]bool{"DaemonSet": c.plugin, "ra/Deployment": c.authority} {
 			if got := !reflect.DeepEqual(annotations(kind), annotations(kind, "--set", c.value)); got != changes {
-				t.Errorf("%s restarts the %s: %v", c.value, kind, got)
+				t.Errorf("%s: restart of the %s is %v, want %v", c.value, kind, got, changes)
 			}
 		}
 	}
 }
 
-// Labels of the user cannot take the pods away from their owner, and each owner
-// has no pods but its own.
+// A user's labels cannot break the selectors: each selector matches all of its own pods
+// and no others.
 func TestSelectors(t *testing.T) {
 	const long = "a-name-that-is-as-long-as-the-name-of-an-object-can-be-in-all-1"
 	for _, args := range [][]string{
@@ -275,7 +274,7 @@ func TestHelmTest(t *testing.T) {
 	}
 }
 
-// What is installed says who holds the password.
+// The notes after an installation say which pods hold the password.
 func TestNotes(t *testing.T) {
 	for mode, want := range map[string][]string{
 		"ra":   {"in mode ra", "step-csi-ra holds the password", "rollout status deployment/step-csi-ra", "app.kubernetes.io/name=step-csi-ra,"},
@@ -297,14 +296,14 @@ func TestNotes(t *testing.T) {
 	}
 }
 
-// With every value changed, what is rendered has nothing of the defaults: each
-// value is used in all the places that it belongs to.
+// With every value changed, no default is left in the rendered objects: the templates
+// use each value everywhere.
 func TestNoDefaultIsLeft(t *testing.T) {
 	text := mustTemplate(t, "--values", allValues)
 	for _, value := range []string{"9808", "8443", "/var/lib/kubelet", "csi.step-ca.io", "cluster.local", "step-certificates", "ghcr.io"} {
 		for line := range strings.Lines(text) {
 			if strings.Contains(line, value) {
-				t.Errorf("%s: %s", value, strings.TrimSpace(line))
+				t.Errorf("the default %s is left in: %s", value, strings.TrimSpace(line))
 			}
 		}
 	}

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The authority passes the Pod Security level restricted, whose rules these are
+// The authority meets the rules of the Pod Security level restricted
 // (https://kubernetes.io/docs/concepts/security/pod-security-standards/).
 func TestAuthorityIsRestricted(t *testing.T) {
 	for _, file := range append(valueFiles(t), os.DevNull) {
@@ -17,7 +17,7 @@ func TestAuthorityIsRestricted(t *testing.T) {
 				t.Errorf("%s: %s is %v", file, key, spec[key])
 			}
 		}
-		// The group lets it read the files of the volume.
+		// The authority reads the files of the volume by its group.
 		want := object{
 			"runAsNonRoot": true, "runAsUser": 65532.0, "runAsGroup": 65532.0, "fsGroup": 65532.0,
 			"seccompProfile": object{"type": "RuntimeDefault"},
@@ -38,7 +38,7 @@ func TestAuthorityIsRestricted(t *testing.T) {
 	}
 }
 
-// It may have tokens reviewed, and nothing else.
+// The authority may only create TokenReviews.
 func TestRightsOfTheAuthority(t *testing.T) {
 	for _, file := range []string{os.DevNull, allValues} {
 		objects := render(t, "--values", file, "--set", "mode=ra")
@@ -53,36 +53,36 @@ func TestRightsOfTheAuthority(t *testing.T) {
 			t.Errorf("%s: %v", file, got)
 		}
 		if account == at(objects["DaemonSet"], "spec", "template", "spec", "serviceAccountName") {
-			t.Errorf("%s: the plugin has the rights, too", file)
+			t.Errorf("%s: the plugin has the authority's service account", file)
 		}
 		wantRole := object{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": at(objects["ra/ClusterRole"], "metadata", "name")}
 		if got := objects["ra/ClusterRoleBinding"]["roleRef"]; !reflect.DeepEqual(got, wantRole) {
 			t.Errorf("%s: %v", file, got)
 		}
 		if at(pod, "automountServiceAccountToken") != true {
-			t.Errorf("%s: it has no token to ask with", file)
+			t.Errorf("%s: the authority has no token for the API server", file)
 		}
 		for kind := range objects {
 			if slices.Contains([]string{"ClusterRole", "Role", "ra/Role", "ClusterRoleBinding", "RoleBinding", "ra/RoleBinding"}, kind) {
-				t.Errorf("%s: there is a %s", file, kind)
+				t.Errorf("%s: the chart makes a %s", file, kind)
 			}
 		}
 	}
 }
 
-// There is always one that answers: not all at once are on one node, drained, or
-// replaced, and one that goes serves until the nodes know the others.
+// A replica always answers. The replicas are spread over nodes, are not all drained or
+// replaced at once, and a stopping replica serves until the nodes know the others.
 func TestAuthorityStays(t *testing.T) {
 	objects := render(t)
 	spec := at(objects["ra/Deployment"], "spec").(object)
 	if spec["replicas"].(float64) < 2 {
-		t.Errorf("%v replicas", spec["replicas"])
+		t.Errorf("the authority has %v replicas, want at least 2", spec["replicas"])
 	}
 	if want := (object{"type": "RollingUpdate", "rollingUpdate": object{"maxUnavailable": 0.0, "maxSurge": 1.0}}); !reflect.DeepEqual(spec["strategy"], want) {
 		t.Errorf("strategy: %v", spec["strategy"])
 	}
 	if got := at(objects["ra/PodDisruptionBudget"], "spec", "maxUnavailable"); got != 1.0 {
-		t.Errorf("%v can be away", got)
+		t.Errorf("maxUnavailable is %v, want 1", got)
 	}
 	pod := at(spec, "template", "spec")
 	spread := at(pod, "topologySpreadConstraints").([]any)
@@ -90,10 +90,10 @@ func TestAuthorityStays(t *testing.T) {
 		t.Errorf("spread: %v", spread)
 	}
 	container := at(pod, "containers").([]any)[0]
-	// Caches of DNS keep answers for 30 s, as kubeadm sets CoreDNS up; calls take up to 25 s.
+	// With kubeadm, CoreDNS caches answers for 30 s. Calls take up to 25 s.
 	pause, all := at(container, "lifecycle", "preStop", "sleep", "seconds"), at(pod, "terminationGracePeriodSeconds").(float64)
 	if pause != 30.0 || all-30 < 25 {
-		t.Errorf("of %v s to stop, it still serves for %v", all, pause)
+		t.Errorf("the grace period is %v s, and preStop takes %v s of it", all, pause)
 	}
 	for probe, path := range map[string]string{"livenessProbe": "/livez", "readinessProbe": "/readyz"} {
 		if got := at(container, probe, "httpGet"); !reflect.DeepEqual(got, object{"path": path, "port": "http"}) {
@@ -102,7 +102,7 @@ func TestAuthorityStays(t *testing.T) {
 	}
 }
 
-// Nodes see all replicas that are ready.
+// The headless Service lets nodes see all ready replicas.
 func TestServiceIsHeadless(t *testing.T) {
 	spec := at(render(t)["ra/Service"], "spec").(object)
 	if spec["clusterIP"] != "None" || spec["publishNotReadyAddresses"] != false {
@@ -110,8 +110,7 @@ func TestServiceIsHeadless(t *testing.T) {
 	}
 }
 
-// The replicas' own labels are added to a constraint that has no selector, and
-// only there.
+// The chart adds a selector of the replicas only to constraints without a selector.
 func TestSpread(t *testing.T) {
 	constraints := at(render(t, "--values", allValues)["ra/Deployment"], "spec", "template", "spec", "topologySpreadConstraints")
 	want := []any{object{
@@ -123,7 +122,7 @@ func TestSpread(t *testing.T) {
 	}
 }
 
-// Who may talk to whom.
+// The NetworkPolicies allow exactly these connections.
 func TestNetworkPolicies(t *testing.T) {
 	pods := func(name string) any {
 		return []any{object{"podSelector": object{"matchLabels": object{"app.kubernetes.io/name": name, "app.kubernetes.io/instance": "step-csi"}}}}

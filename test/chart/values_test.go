@@ -13,7 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// allValues sets every value of values.yaml to something else.
+// allValues changes every value of values.yaml.
 const allValues = "testdata/all.yaml"
 
 func TestLint(t *testing.T) {
@@ -24,14 +24,14 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// Each value is in testdata/all.yaml, has a line in the README, and changes
-// what is rendered: either alone, or as one of all.
+// Each value is in testdata/all.yaml, is described in the README, and changes the
+// rendered objects: either alone, or together with all other values.
 func TestEveryValue(t *testing.T) {
 	defaults, all := leaves(t, chart+"/values.yaml"), leaves(t, allValues)
 	byDefault, withAll := mustTemplate(t), mustTemplate(t, "--values", allValues)
-	all["mode"] = "node"                            // has no use for many of them
-	all["hostNetwork"] = true                       // refused together with the NetworkPolicy
-	const only = "issuers.default.provisioner.type" // has one value so far
+	all["mode"] = "node"                            // ignores many values
+	all["hostNetwork"] = true                       // is rejected together with the NetworkPolicy
+	const only = "issuers.default.provisioner.type" // allows only one value
 	delete(defaults, only)
 	delete(all, only)
 	readme := read(t, chart+"/README.md")
@@ -43,24 +43,24 @@ func TestEveryValue(t *testing.T) {
 				t.Fatalf("%s does not change it", allValues)
 			}
 			if !described(readme, path) {
-				t.Error("README.md does not describe it: does its comment in values.yaml begin with # --?")
+				t.Error("README.md does not describe this value: its comment in values.yaml must begin with # --")
 			}
-			// Refused alone is an effect, too.
+			// An error is an effect, too.
 			if alone, err := template("--values", valueFile(t, path, changed)); err == nil && alone == byDefault &&
 				mustTemplate(t, "--values", allValues, "--values", valueFile(t, path, without(defaults[path], changed))) == withAll {
-				t.Error("it has no effect")
+				t.Error("this value has no effect")
 			}
 		})
 	}
 	for path := range all {
 		if _, there := defaults[path]; !there && !strings.HasPrefix(path, "issuers.second.") {
-			t.Errorf("%s has %s, which values.yaml has not", allValues, path)
+			t.Errorf("%s has %s, but values.yaml does not", allValues, path)
 		}
 	}
 }
 
-// without is the default value, for Helm to lay over the changed one. It does not
-// empty objects: their keys get another value.
+// without returns the default value, which Helm merges over the changed value. An empty
+// object would not override the changed keys, so without gives them another value.
 func without(byDefault, changed any) any {
 	keys, isObject := changed.(object)
 	if empty, _ := byDefault.(object); empty == nil || len(empty) > 0 || !isObject {
@@ -82,8 +82,8 @@ func mustTemplate(t *testing.T, args ...string) string {
 	return out
 }
 
-// described tells whether the README's table has the value, or the object that
-// it is in, with a description.
+// described tells whether the README's table describes the value, or an object that
+// contains it.
 func described(readme, path string) bool {
 	for {
 		for line := range strings.Lines(readme) {
@@ -99,8 +99,8 @@ func described(readme, path string) bool {
 	}
 }
 
-// leaves are the values of a file by their dotted paths. Lists, empty objects,
-// and objects with keys of the user's are leaves.
+// leaves returns the values of a file by their dotted paths. Lists, empty objects, and
+// objects with the user's own keys are leaves.
 func leaves(t *testing.T, file string) map[string]any {
 	t.Helper()
 	var values object
@@ -122,14 +122,14 @@ func leaves(t *testing.T, file string) map[string]any {
 	return all
 }
 
-// free tells whether the keys of the object are not the chart's.
+// free tells whether users choose the keys of the object.
 func free(path string) bool {
 	last := path[strings.LastIndex(path, ".")+1:]
 	return slices.Contains([]string{"nodeSelector", "affinity", "requests", "limits", "labels"}, last) ||
 		strings.HasSuffix(strings.ToLower(last), "annotations") || strings.HasSuffix(last, "Labels")
 }
 
-// valueFile writes a file with the one value.
+// valueFile writes a file with only this value.
 func valueFile(t *testing.T, path string, value any) string {
 	t.Helper()
 	keys := strings.Split(path, ".")
@@ -186,10 +186,10 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"one port for two", `ra: {port: 9808}`, "ra.port and httpPort are the same"},
 		{"limit without a burst", `ra: {limits: {pod: {rate: 1, burst: null}}}`, "missing property 'burst'"},
 		{"limit of nothing", `ra: {limits: {node: {rate: 0}}}`, "/ra/limits/node/rate"},
-		{"no replica can be away", `ra: {podDisruptionBudget: {maxUnavailable: 0}}`, "/ra/podDisruptionBudget/maxUnavailable"},
+		{"no replica may be unavailable", `ra: {podDisruptionBudget: {maxUnavailable: 0}}`, "/ra/podDisruptionBudget/maxUnavailable"},
 		{"no time to stop", `ra: {terminationGracePeriodSeconds: 1}`, "/ra/terminationGracePeriodSeconds"},
 		{"unknown issuer of the authority", `ra: {issuer: edge}`, "ra.issuer: edge is none of the issuers"},
-		{"no account to know the plugin by", `serviceAccount: {create: false}`, "serviceAccount.name: name the service account"},
+		{"no account for the plugin", `serviceAccount: {create: false}`, "serviceAccount.name: name the service account"},
 		{"no account for the authority", `ra: {serviceAccount: {create: false}}`, "ra.serviceAccount.name: name the service account"},
 		{"misspelt key of an issuer's policy", `issuers: {default: {policy: {allowShortNames: true}}}`, "'allowShortNames' not allowed"},
 		{"NetworkPolicy on the node's network", `{hostNetwork: true, networkPolicy: {enabled: true}}`, "'not' failed"},
@@ -202,16 +202,16 @@ func TestWrongValuesAreRefused(t *testing.T) {
 			}
 			_, err := template("--values", file)
 			if err == nil {
-				t.Fatal("it is accepted")
+				t.Fatal("helm accepts these values")
 			}
 			if !strings.Contains(err.Error(), c.reason) {
-				t.Errorf("the reason is not %q:\n%v", c.reason, err)
+				t.Errorf("the error does not contain %q:\n%v", c.reason, err)
 			}
 		})
 	}
 }
 
-// Tokens say on which node a pod is since Kubernetes 1.30.
+// Mode ra needs Kubernetes 1.30, which puts the pod's node into tokens.
 func TestKubernetesIsTooOld(t *testing.T) {
 	if _, err := template("--kube-version", "1.29.9"); err == nil || !strings.Contains(err.Error(), "mode ra needs Kubernetes 1.30") {
 		t.Error(err)
@@ -219,7 +219,7 @@ func TestKubernetesIsTooOld(t *testing.T) {
 	mustTemplate(t, "--kube-version", "1.29.9", "--set", "mode=node")
 }
 
-// What a parent chart hands down is no mistake.
+// The chart accepts global values, which a parent chart may pass.
 func TestGlobalValuesAreAccepted(t *testing.T) {
 	mustTemplate(t, "--set", "global.x=1")
 }
