@@ -26,7 +26,8 @@ import (
 	"github.com/flexstack/step-csi/test/sandbox"
 )
 
-// lifetime is that of the demo's certificates. Real ones are valid for hours or days.
+// lifetime is the lifetime of the demo's certificates. Real certificates are valid for
+// hours or days.
 const lifetime = 12 * time.Second
 
 func main() {
@@ -65,7 +66,7 @@ func run(ctx context.Context, binary string) (err error) {
 	defer ca.Stop()
 	detail("%s, root fingerprint %s…", ca.URL(), ca.Fingerprint()[:16])
 
-	step("Start the node plugin as a process of its own")
+	step("Start the node plugin as a separate process")
 	p, err := startPlugin(ctx, binary, directory, ca)
 	if err != nil {
 		return err
@@ -107,7 +108,7 @@ func show(ctx context.Context, p *plugin, ca *embeddedca.CA) error {
 
 // talkThroughRotation makes requests until both certificates have been renewed.
 func talkThroughRotation(ctx context.Context, p *plugin, server, client pod) error {
-	step("Mutual TLS between them, a new connection for each request, until both certificates have been renewed")
+	step("Mutual TLS between the pods, with a new connection for each request, until both certificates have been renewed")
 	s, err := serve(p.target(server))
 	if err != nil {
 		return err

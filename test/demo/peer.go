@@ -20,7 +20,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// load reads all files of a volume from one set, as programs should.
+// load reads all files of a volume from one set, as all programs should.
 func load(path string) (*tls.Certificate, *x509.CertPool, error) {
 	set, err := filepath.EvalSymlinks(filepath.Join(path, "..data"))
 	if err != nil {
@@ -41,7 +41,7 @@ func load(path string) (*tls.Certificate, *x509.CertPool, error) {
 	return &pair, roots, nil
 }
 
-// serial is the serial number of the certificate in the volume.
+// serial returns the serial number of the certificate in the volume.
 func serial(path string) string {
 	pair, _, err := load(path)
 	if err != nil {

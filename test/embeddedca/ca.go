@@ -1,6 +1,6 @@
-// Package embeddedca runs a real step-ca (its authority and its HTTP API) inside
-// the process, on loopback, without files. It is for the demo and for tests: its
-// keys are lost when the process ends.
+// Package embeddedca runs a real step-ca (its authority and its HTTP API) inside the
+// process, on loopback, without files. Use it only for the demo and tests: its keys are
+// lost when the process ends.
 package embeddedca
 
 import (
@@ -29,17 +29,17 @@ import (
 	"go.step.sm/crypto/minica"
 )
 
-// Config describes the CA. The zero value is a CA as step-ca sets it up, except that
-// the minimum lifetime is one second: tests wait for renewals.
+// Config describes the CA. The zero value is a CA with step-ca's defaults, except for
+// the minimum lifetime of one second, because tests wait for renewals.
 type Config struct {
-	// Name is the beginning of the common names of root and intermediate.
+	// Name is the prefix of the common names of root and intermediate.
 	Name string
-	// Provisioner and Password are those of the JWK provisioner; admin and
-	// "password" if empty.
+	// Provisioner and Password belong to the JWK provisioner. The defaults are
+	// "admin" and "password".
 	Provisioner, Password string
 	// Host is a DNS name of the CA, besides localhost and 127.0.0.1.
 	Host string
-	// Federated are the roots of the CAs that this one is federated with.
+	// Federated are the roots of the CAs that this CA is federated with.
 	Federated []*x509.Certificate
 }
 
@@ -91,8 +91,8 @@ func newProvisioner(c Config) (*provisioner.JWK, error) {
 	}, nil
 }
 
-// newKey returns a public key, and the private key encrypted as step-ca does it,
-// with fewer rounds of PBKDF2: step-ca's 600000 take each client a tenth of a second.
+// newKey returns a public key, and the private key encrypted like step-ca does, but with
+// fewer rounds of PBKDF2: step-ca's 600000 rounds take each client a tenth of a second.
 func newKey(password string) (public *jose.JSONWebKey, private string, err error) {
 	key, err := jose.GenerateJWK("EC", "P-256", "ES256", "sig", "", 0)
 	if err != nil {
@@ -123,8 +123,8 @@ func newKey(password string) (public *jose.JSONWebKey, private string, err error
 // Resume serves again, on the same address, after Stop.
 func (ca *CA) Resume() error { return ca.resume((*authority.Authority).GetTLSCertificate) }
 
-// ResumeExpired is Resume with an expired serving certificate, as of a CA that could
-// not renew it.
+// ResumeExpired is Resume with an expired serving certificate, like that of a CA that
+// could not renew it.
 func (ca *CA) ResumeExpired() error {
 	return ca.resume(func(*authority.Authority) (*tls.Certificate, error) { return ca.expiredCertificate() })
 }

@@ -28,7 +28,7 @@ const (
 	epoch    = 1700000000 // neither 0 nor now, so the build must take it from SOURCE_DATE_EPOCH
 )
 
-// expectation is what an image must be.
+// expectation describes an image as it must be.
 type expectation struct {
 	title      string
 	variable   string // prefix of build.sh's variables for this image
@@ -111,7 +111,7 @@ func copySource(t *testing.T) string {
 	}
 	for path := range strings.SplitSeq(strings.TrimRight(string(out), "\x00"), "\x00") {
 		content, err := os.ReadFile(filepath.Join("../..", path))
-		if errors.Is(err, os.ErrNotExist) { // removed, and not committed
+		if errors.Is(err, os.ErrNotExist) { // removed, but not committed
 			continue
 		}
 		to := filepath.Join(root, path)
@@ -122,7 +122,7 @@ func copySource(t *testing.T) string {
 	return root
 }
 
-// image is the content of a docker archive.
+// image is one image of a docker archive.
 type image struct {
 	id     string // digest of the configuration, which contains the digests of the layers
 	config []byte
@@ -158,7 +158,7 @@ func load(t *testing.T, archive, name string) image {
 	return i
 }
 
-// entries are the files of a tar archive.
+// entries iterates over the files of a tar archive.
 func entries(t *testing.T, r io.Reader) func(yield func(*tar.Header, []byte) bool) {
 	return func(yield func(*tar.Header, []byte) bool) {
 		t.Helper()
@@ -215,7 +215,7 @@ func checkConfiguration(t *testing.T, i image, want expectation) {
 func checkFiles(t *testing.T, i image, want expectation) map[string][]byte {
 	t.Helper()
 	if len(i.layers) != 1 {
-		t.Fatalf("%d layers", len(i.layers))
+		t.Fatalf("the image has %d layers, want 1", len(i.layers))
 	}
 	if size := len(i.layers[0]); size > want.maxSize {
 		t.Errorf("the layer has %d bytes, more than %d", size, want.maxSize)

@@ -50,7 +50,8 @@ func (p *pipe) isDead() bool {
 	return p.dead
 }
 
-// join sets the server's side. It closes that and returns false if the client has gone.
+// join sets the server's side. If the pipe is over, join closes the server's side and
+// returns false.
 func (p *pipe) join(server *net.TCPConn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,4 +1,4 @@
-// Package proxy is a TCP proxy on loopback that fails on demand. It stands for the
+// Package proxy is a TCP proxy on loopback that fails on demand. It simulates the
 // network between a real client and a real server.
 package proxy
 
@@ -39,9 +39,9 @@ var (
 	// ResetAnswer forwards requests, and resets the connection instead of forwarding
 	// the answer.
 	ResetAnswer = Fault{kind: resetAnswer}
-	// Blackhole accepts connections and drops all data, in both directions, also of
-	// existing connections. These stay dead afterwards, as after a power failure or
-	// after a firewall has lost its state.
+	// Blackhole accepts connections and drops all data, in both directions, also on
+	// existing connections. These connections stay dead afterwards, as after a power
+	// failure or after a firewall has lost its state.
 	Blackhole = Fault{kind: blackhole}
 )
 
@@ -139,7 +139,7 @@ func (p *Proxy) accept(listener net.Listener) {
 	for {
 		client, err := listener.Accept()
 		if err != nil {
-			return // it was closed
+			return // the listener was closed
 		}
 		p.connections.Add(1)
 		p.running.Go(func() { p.serve(client.(*net.TCPConn)) })

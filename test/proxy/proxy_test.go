@@ -13,7 +13,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// startEcho starts a server that sends back what it gets, and a proxy to it.
+// startEcho starts a server that echoes all data, and a proxy to it.
 func startEcho(t *testing.T) *Proxy {
 	t.Helper()
 	before := goleak.IgnoreCurrent()
@@ -56,7 +56,7 @@ func dial(t *testing.T, p *Proxy) net.Conn {
 	return connection
 }
 
-// say sends the text and returns what comes back.
+// say sends the text and returns the answer.
 func say(connection net.Conn, text string) (string, error) {
 	return sayWithin(connection, text, 10*time.Second)
 }
@@ -96,7 +96,7 @@ func TestDelay(t *testing.T) {
 	begin := time.Now()
 	expectBack(t, c, "slow")
 	if took := time.Since(begin); took < 300*time.Millisecond {
-		t.Errorf("there and back took %s", took)
+		t.Errorf("the round trip took %s", took)
 	}
 }
 
@@ -128,7 +128,7 @@ func TestReset(t *testing.T) {
 	}
 	_, err := say(before, "during")
 	expectReset(err)
-	during, err := net.Dial("tcp", p.Address()) // which may come to know of it, too
+	during, err := net.Dial("tcp", p.Address()) // may already fail with the reset
 	if err == nil {
 		defer during.Close()
 		_, err = say(during, "during")
@@ -146,11 +146,11 @@ func TestResetAnswer(t *testing.T) {
 		t.Errorf("got %q, %v", back, err)
 	}
 	if _, answered := p.Bytes(); answered != int64(len("during")) {
-		t.Error("the server has not got it")
+		t.Error("the server has not received the request")
 	}
 }
 
-// What was swallowed does not come back, and neither does its connection.
+// Dropped data stays lost, and its connection stays dead.
 func TestBlackhole(t *testing.T) {
 	p := startEcho(t)
 	before := dial(t, p)
@@ -193,11 +193,11 @@ func TestAnotherTarget(t *testing.T) {
 	}
 	expectBack(t, dial(t, p), "after")
 	if sent, _ := other.Bytes(); sent != int64(len("after")) {
-		t.Errorf("the other got %d bytes", sent)
+		t.Errorf("the other server received %d bytes", sent)
 	}
 }
 
-// A proxy that is closed while data is held up ends, and leaves nothing.
+// Close ends the proxy while it delays data, and leaves no goroutines.
 func TestCloseEndsEverything(t *testing.T) {
 	p := startEcho(t)
 	c := dial(t, p)

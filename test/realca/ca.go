@@ -1,5 +1,5 @@
-// Package realca builds the real step-ca program, from a module of its own, and runs
-// it as a process with files and a database, on loopback.
+// Package realca builds the real step-ca program from a separate module, and runs it as
+// a process with files and a database, on loopback.
 package realca
 
 import (
@@ -27,14 +27,14 @@ import (
 	"go.step.sm/crypto/pemutil"
 )
 
-// CA is a running step-ca. It has one JWK provisioner, see Provisioner. Lifetimes are
-// step-ca's defaults, except that the shortest is one second: tests wait for
+// CA is a running step-ca with one JWK provisioner, see Provisioner. Lifetimes are
+// step-ca's defaults, except for the minimum of one second, because tests wait for
 // renewals.
 type CA struct {
 	program   string
 	address   string
 	directory string
-	pki       *minica.CA // the first one
+	pki       *minica.CA // as set up by Start
 	process   *exec.Cmd
 	log       bytes.Buffer
 }
@@ -43,10 +43,10 @@ type CA struct {
 func Build(directory string) (program string, err error) {
 	program = filepath.Join(directory, "step-ca")
 	build := exec.Command("go", "build", "-trimpath", "-o", program, "github.com/smallstep/certificates/cmd/step-ca")
-	// The program has a module of its own, beside this package.
+	// The program's module is in a directory of this package.
 	_, here, _, _ := runtime.Caller(0)
 	build.Dir = filepath.Join(filepath.Dir(here), "module")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // it would need a smart card library
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // with cgo, step-ca needs a smart card library
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build step-ca: %w\n%s", err, out)
 	}
@@ -80,8 +80,8 @@ func (ca *CA) Resume() error {
 	return ca.wait()
 }
 
-// freeAddress returns an address with a port above the kernel's ephemeral ones, so
-// that the port is still free when the CA is started again.
+// freeAddress returns an address with a port above the kernel's ephemeral ports, so
+// that the port is still free when the CA restarts.
 func freeAddress() (address string, err error) {
 	for range 1000 {
 		var listener net.Listener
@@ -95,7 +95,7 @@ func freeAddress() (address string, err error) {
 
 func (ca *CA) path(name string) string { return filepath.Join(ca.directory, name) }
 
-// write writes what `step ca init` does.
+// write writes the same files as `step ca init`.
 func (ca *CA) write() error {
 	name, password := ca.Provisioner()
 	key, encrypted, err := jose.GenerateDefaultKeyPair([]byte(password))
@@ -136,11 +136,11 @@ func (ca *CA) writePKI(signing *minica.CA, roots ...*x509.Certificate) error {
 	return nil
 }
 
-// PKI is what the CA was set up with.
+// PKI returns the PKI that Start made.
 func (ca *CA) PKI() *minica.CA { return ca.pki }
 
-// Serve makes the CA sign by the intermediate of one PKI and answer the roots, as
-// an administrator does: with new files, a line in ca.json, and SIGHUP.
+// Serve makes the CA sign with another intermediate and return other roots, like an
+// administrator: with new files, a line in ca.json, and SIGHUP.
 func (ca *CA) Serve(signing *minica.CA, roots ...*x509.Certificate) error {
 	if err := ca.writePKI(signing, roots...); err != nil {
 		return err
@@ -170,8 +170,8 @@ func (ca *CA) Serve(signing *minica.CA, roots ...*x509.Certificate) error {
 	return ca.waitFor(signing.Intermediate, len(roots))
 }
 
-// waitFor waits until the CA shows a certificate of the intermediate, and answers
-// so many roots.
+// waitFor waits until the intermediate has signed the CA's own certificate, and the CA
+// returns this number of roots.
 func (ca *CA) waitFor(intermediate *x509.Certificate, roots int) (err error) {
 	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
 		if err = ca.shows(intermediate, roots); err == nil {
@@ -197,7 +197,7 @@ func (ca *CA) shows(intermediate *x509.Certificate, roots int) error {
 		return err
 	}
 	if n := len(listed.Certificates); n != roots {
-		return fmt.Errorf("it has %d roots", n)
+		return fmt.Errorf("step-ca returns %d roots, want %d", n, roots)
 	}
 	return answer.TLS.PeerCertificates[0].CheckSignatureFrom(intermediate)
 }
@@ -225,10 +225,10 @@ func (ca *CA) end(signal syscall.Signal) {
 	}
 }
 
-// DatabaseDirectory is where its database lies.
+// DatabaseDirectory returns the directory of the database.
 func DatabaseDirectory(directory string) string { return filepath.Join(directory, "db") }
 
-// Log is what the process has printed. Call it after Stop.
+// Log returns the output of the process. Call it after Stop.
 func (ca *CA) Log() string { return ca.log.String() }
 
 // URL of the CA.

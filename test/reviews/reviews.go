@@ -1,5 +1,5 @@
-// Package reviews is an API server that answers only TokenReviews, from a table. How
-// tokens are made and verified is tested with the real API server, in test/e2e.
+// Package reviews is an API server that answers only TokenReviews, from a table.
+// test/e2e tests how the real API server makes and verifies tokens.
 package reviews
 
 import (
@@ -85,7 +85,7 @@ func (s *Server) RootPEM() []byte {
 // Asked returns the number of reviews so far.
 func (s *Server) Asked() int64 { return s.asked.Load() }
 
-// Hang makes the server accept requests and not answer them, until it is turned off.
+// Hang(true) makes the server accept requests without an answer, until Hang(false).
 func (s *Server) Hang(on bool) { s.hang.Store(on) }
 
 // Bind makes the token valid, bound to the pod, for the audience step-csi.

@@ -14,9 +14,9 @@ import (
 
 const marker = "STEP_CSI_SANDBOX"
 
-// Enter runs the program again, in the sandbox, and exits with that process's exit
-// status. In the sandbox, Enter returns. Call it first in main or TestMain. It needs
-// root: without, it prints an error and exits.
+// Enter runs the program again in the sandbox, and exits with the exit status of that
+// process. In the sandbox, Enter returns. Call Enter first in main or TestMain. Without
+// root, it prints an error and exits.
 func Enter() {
 	if os.Getenv(marker) == "1" {
 		if err := settle(); err != nil {
