@@ -1,10 +1,10 @@
-// Command app is a service that talks mutual TLS in both directions, with files
-// that are replaced while it runs. Copy from it what your service needs: it is
-// the standard library alone.
+// Command app is a service that uses mutual TLS as a server and as a client. It reloads
+// its certificate files while it runs. It uses only the standard library: copy the parts
+// that your service needs.
 //
-// TLS_CERT, TLS_KEY and TLS_CA name the files. It serves /hello and /health on
-// :8443, and /healthz for probes in plain HTTP on :8080. It calls each URL in
-// PEERS, separated by commas, once a second.
+// TLS_CERT, TLS_KEY and TLS_CA name the files. The service serves /hello and /health on
+// :8443, and /healthz for probes in plain HTTP on :8080. Once a second, it calls each of
+// the comma-separated URLs in PEERS.
 package main
 
 import (
@@ -52,7 +52,7 @@ func run() error {
 	service := http.NewServeMux()
 	service.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	service.HandleFunc("GET /hello", func(w http.ResponseWriter, r *http.Request) {
-		// There is a verified certificate: the handshake has seen to that.
+		// The handshake has verified the client's certificate.
 		fmt.Fprintf(w, "hello %s\n", strings.Join(names(r.TLS.PeerCertificates[0]), " "))
 	})
 	server := &http.Server{Addr: ":8443", Handler: service, TLSConfig: serverConfig(id), ReadHeaderTimeout: 5 * time.Second}
@@ -74,8 +74,7 @@ func parsePeers(list string) (peers []string, err error) {
 	return peers, nil
 }
 
-// identity is a service's certificate, key and roots, as they are in the files
-// now.
+// identity is a service's current certificate, key and roots.
 type identity struct {
 	certificate, key, roots string // paths
 
@@ -89,9 +88,9 @@ type material struct {
 	roots       *x509.CertPool
 }
 
-// load reads the files again if they have changed. They change as one, by the
-// link ..data beside them, so that this costs one readlink. Files that change
-// while they are read do not fit each other: those from before stay until the
+// load reads the files again if they have changed. The driver replaces all files at once
+// by the link ..data beside them, so the check costs one readlink. If the files change
+// while load reads them, they do not match: load then keeps the previous ones until the
 // next call.
 func (id *identity) load() (*material, error) {
 	id.mu.Lock()
@@ -105,7 +104,7 @@ func (id *identity) load() (*material, error) {
 		}
 	}
 	if err != nil && id.loaded != nil {
-		log.Printf("the certificate stays: %v", err)
+		log.Printf("keeping the previous certificate: %v", err)
 		return id.loaded, nil
 	}
 	return id.loaded, err
@@ -127,8 +126,8 @@ func (id *identity) read() (*material, error) {
 	return &material{certificate, roots}, nil
 }
 
-// serverConfig makes the configuration anew for each handshake. A client without
-// a certificate of these roots gets no further.
+// serverConfig makes a new configuration for each handshake. It rejects clients without
+// a certificate from these roots.
 func serverConfig(id *identity) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -147,8 +146,8 @@ func serverConfig(id *identity) *tls.Config {
 	}
 }
 
-// newClient makes a client that lasts: each connection is made with the files as
-// they are then. Those that are there need not be closed at a rotation.
+// newClient makes a client that you can keep. Each new connection uses the current
+// files. A rotation does not affect existing connections.
 func newClient(id *identity) *http.Client {
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
 		m, err := id.load()
@@ -162,7 +161,8 @@ func newClient(id *identity) *http.Client {
 		}}
 		return dialer.DialContext(ctx, network, address)
 	}
-	// Do not copy DisableKeepAlives: it is here for each line to show a rotation.
+	// Do not copy DisableKeepAlives: it makes each call use the newest certificate, so that
+	// the log shows rotations.
 	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialTLSContext: dial, DisableKeepAlives: true}}
 }
 
@@ -195,7 +195,7 @@ func call(client *http.Client, id *identity, url string) (string, error) {
 	return fmt.Sprintf("%s (mine %s, theirs %s)", strings.TrimSpace(string(body)), serial(m.certificate.Leaf), serial(answer.TLS.PeerCertificates[0])), err
 }
 
-// names are those that the CA has verified: DNS names, then the SPIFFE ID.
+// names returns the names in the certificate: DNS names, then the SPIFFE ID.
 func names(c *x509.Certificate) []string {
 	all := slices.Clone(c.DNSNames)
 	for _, uri := range c.URIs {
@@ -204,5 +204,5 @@ func names(c *x509.Certificate) []string {
 	return all
 }
 
-// serial is the number's beginning, for a log line.
+// serial returns the first digits of the serial number, for a log line.
 func serial(c *x509.Certificate) string { return fmt.Sprintf("%.8s", c.SerialNumber.Text(16)) }
