@@ -1,11 +1,11 @@
 # The commands of this repository. `make help` lists them.
 
 GO     ?= go
-# Leaves out the databases of step-ca, which nothing here needs.
+# Leaves out step-ca's databases, which this repository does not use.
 TAGS   := nobadger,nobbolt,nomysql,nopgx
 # -buildvcs puts the commit into `step-csi version` and `step-csi-reload --version`.
 BUILD  := $(GO) build -trimpath -buildvcs=auto -tags $(TAGS)
-# Programs for tests have their own modules.
+# Programs that only tests use have their own modules.
 MODULES := . test/cluster test/cluster/coredns test/cluster/helm test/e2e/images/nats test/realca/module
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
@@ -20,7 +20,7 @@ demo: build ## Run the plugin with a real step-ca and two mTLS peers, 15 s (need
 	@CGO_ENABLED=0 $(BUILD) -o bin/step-csi-demo ./test/demo
 	@$(SUDO) bin/step-csi-demo
 
-# -count 1: some tests run binaries that they build, which the test cache ignores.
+# -count 1: the test cache does not notice changes of binaries that tests build and run.
 .PHONY: test
 test: ## Run every test (needs root for mounts)
 	@$(SUDO) test/setup.sh test
@@ -42,14 +42,14 @@ cluster: bin/step-csi-cluster ## Start a real one-node Kubernetes here (needs ro
 	@$(SUDO) bin/step-csi-cluster up
 
 .PHONY: cluster-down
-cluster-down: bin/step-csi-cluster ## Remove that cluster
+cluster-down: bin/step-csi-cluster ## Stop and remove the cluster of make cluster
 	@$(SUDO) bin/step-csi-cluster down
 
 .PHONY: bin/step-csi-cluster
 bin/step-csi-cluster:
 	@CGO_ENABLED=0 $(GO) build -C test/cluster -o ../../bin/step-csi-cluster .
 
-# -parallel 4: two cores cannot run more at once.
+# -parallel 4: two cores cannot run more scenarios at once.
 .PHONY: e2e
 e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one (needs root)
 	@$(SUDO) test/setup.sh e2e

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Installs what `make test` ("test") or `make e2e` ("e2e") needs and this machine
-# lacks, where apt-get can.
+# Installs missing packages for `make test` ("test") or `make e2e` ("e2e"), if the
+# machine has apt-get.
 set -eu
 missing=
 need() { # program package
 	command -v "$1" >/dev/null || [ -e "$1" ] || missing="$missing $2"
 }
-need openssl openssl # a second opinion on certificates
+need openssl openssl # checks certificates independently
 case $1 in
 test)
-	need promtool prometheus # with promtool: what the alerts are tried in
+	need promtool prometheus # promtool tests the alerts
 	;;
 e2e)
 	need buildah buildah
@@ -25,5 +25,5 @@ command -v apt-get >/dev/null || { echo "make $1: install$missing" >&2; exit 1; 
 echo "Installing$missing"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null
-# Without services: nothing here runs on the machine itself.
+# Without recommended packages: no service must run on the machine itself.
 apt-get install -qqy --no-install-recommends $missing >/dev/null

@@ -10,7 +10,7 @@
 #   PLATFORM              such as linux/arm64        (this machine's)
 #   BASE                  image to build in. "local" uses this machine's Go and no
 #                         registry; it needs go, buildah and busybox-static
-#   BUILDER               docker, podman or buildah  (the first that works)
+#   BUILDER               docker, podman or buildah  (the first one that works)
 #   GOPROXY               source of Go modules       (Go's own)
 #   IMAGE_ARCHIVE         file to save the image to, as a docker archive (none)
 #   RELOAD_IMAGE_ARCHIVE  file to save the reload image to (none)
@@ -66,7 +66,7 @@ build_image() {
 		--build-arg BASE="$BASE" --build-arg VERSION="$VERSION" --build-arg REVISION="$REVISION" --tag "$image" --file Dockerfile .
 }
 
-# save_images calls save IMAGE ARCHIVE for each archive that the user wants.
+# save_images calls save IMAGE ARCHIVE for each requested archive.
 save_images() {
 	[ -z "${IMAGE_ARCHIVE:-}" ] || save "$IMAGE" "$IMAGE_ARCHIVE"
 	[ -z "${RELOAD_IMAGE_ARCHIVE:-}" ] || save "$RELOAD_IMAGE" "$RELOAD_IMAGE_ARCHIVE"
@@ -113,7 +113,7 @@ buildah)
 	if [ "$BASE" = local ]; then
 		command -v go >/dev/null || fail "BASE=local uses this machine's Go, but Go is not installed; see https://go.dev/dl/"
 		[ -x /bin/busybox ] || fail "BASE=local needs a static busybox; on Debian or Ubuntu: apt-get install busybox-static"
-		# Works inside a container, too, and does not touch the machine's own storage.
+		# This storage also works inside a container, and keeps the machine's own unchanged.
 		store=${XDG_CACHE_HOME:-$HOME/.cache}/step-csi/buildah
 		mkdir -p "$store"
 		exec 9>"$store/lock"
