@@ -10,7 +10,7 @@
 #   PLATFORM              such as linux/arm64        (this machine's)
 #   BASE                  image to build in. "local" uses this machine's Go and no
 #                         registry; it needs go, buildah and busybox-static
-#   BUILDER               docker, podman or buildah  (the first one that works)
+#   BUILDER               docker, podman or buildah  (the first that works)
 #   GOPROXY               source of Go modules       (Go's own)
 #   IMAGE_ARCHIVE         file to save the image to, as a docker archive (none)
 #   RELOAD_IMAGE_ARCHIVE  file to save the reload image to (none)
