@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -211,6 +212,26 @@ func TestResultsOfSigning(t *testing.T) {
 				expectSeries(t, scrape(t, registry, "step_csi_issuer_last_"), times)
 			})
 		})
+	}
+}
+
+// The manual explains every result, and no other.
+func TestResultsAreDocumented(t *testing.T) {
+	manual, err := os.ReadFile("../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(manual), "| result | meaning |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	rows := strings.Count(table, "\n") - 1 // without the line below the headings
+	want := len(issuer.Outcomes()) - 1     // without Unsupported
+	for _, o := range issuer.Outcomes() {
+		if o != issuer.Unsupported && !strings.Contains(table, "\n| `"+o.Label()+"` |") {
+			t.Errorf("%s is missing", o.Label())
+		}
+	}
+	if rows != want {
+		t.Errorf("%d rows, not %d", rows, want)
 	}
 }
 
