@@ -36,30 +36,30 @@ import (
 	"github.com/flexstack/step-csi/test/realca"
 )
 
-// The attack suite, at the plugin: each case is one call that tries to obtain
-// a name which is not the pod's own, or to reach what is not its own. It fails
-// with the right code, and leaves nothing: no mount, no directory, no file, and
-// the CA is not asked to sign.
+// TestAttack sends publish requests that try to obtain a name that belongs to
+// someone else, or to reach another pod's files. Each request must fail with the
+// expected code and leave nothing behind: no mount, no directory, no file and no
+// call to the CA.
 func TestAttack(t *testing.T) {
 	s := newScene(t)
 	for kind, attempts := range map[string][]attempt{
-		"DNS names of others":       foreignNameAttacks,
-		"DNS names spelt in a way":  spellingAttacks,
-		"DNS names that are none":   malformedNameAttacks,
-		"wildcards":                 wildcardAttacks,
-		"variables":                 variableAttacks,
-		"namespaces called a thing": namespaceAttacks,
-		"IP addresses":              addressAttacks,
-		"e-mail addresses":          mailboxAttacks,
-		"URIs":                      uriAttacks,
-		"common names":              commonNameAttacks,
-		"keys":                      keyAttacks,
-		"the pod's identity":        identityAttacks,
-		"file names":                fileAttacks,
-		"groups and modes":          modeAttacks,
-		"lifetimes, keys, issuers":  lifetimeAttacks,
-		"target paths":              targetAttacks,
-		"targets that are taken":    takenTargetAttacks,
+		"DNS names of others":      foreignNameAttacks,
+		"unusual spellings":        spellingAttacks,
+		"malformed DNS names":      malformedNameAttacks,
+		"wildcards":                wildcardAttacks,
+		"variables":                variableAttacks,
+		"ambiguous namespaces":     namespaceAttacks,
+		"IP addresses":             addressAttacks,
+		"e-mail addresses":         mailboxAttacks,
+		"URIs":                     uriAttacks,
+		"common names":             commonNameAttacks,
+		"keys":                     keyAttacks,
+		"the pod's identity":       identityAttacks,
+		"file names":               fileAttacks,
+		"groups and modes":         modeAttacks,
+		"lifetimes, keys, issuers": lifetimeAttacks,
+		"target paths":             targetAttacks,
+		"targets that are taken":   takenTargetAttacks,
 	} {
 		t.Run(kind, func(t *testing.T) {
 			for _, a := range attempts {
@@ -69,7 +69,7 @@ func TestAttack(t *testing.T) {
 	}
 }
 
-// Nor does any call reach a volume that is another pod's, or what is no volume.
+// No other call reaches another pod's volume, or a path that is not a volume.
 func TestAttackOtherCalls(t *testing.T) {
 	s := newScene(t)
 	full := filepath.Join(s.n.KubeletDir, "pods/uid-full/volumes/kubernetes.io~secret/token")
@@ -126,9 +126,9 @@ func (s *scene) health(t *testing.T, id, path string) error {
 	return err
 }
 
-// Some attempts do no harm: what they ask for is not heard, and the pod gets
-// what is its own.
-func TestAttackIsNotHeard(t *testing.T) {
+// The plugin ignores some attempts: the publish succeeds, and the pod gets only its
+// own names and a read-only tmpfs.
+func TestAttackIsIgnored(t *testing.T) {
 	s := newScene(t)
 	for name, change := range map[string]func(*forgery){
 		"names in a key of the kubelet's": withPod("dns-names", "db.prod"),
@@ -150,19 +150,19 @@ func TestAttackIsNotHeard(t *testing.T) {
 			defer s.n.Unpublish(attacker)
 			leaf := read(t, f.TargetPath).leaf()
 			if len(leaf.DNSNames) > 0 || leaf.Subject.CommonName != attacker.Name || len(leaf.URIs) != 1 || leaf.URIs[0].Path != "/ns/shop/sa/web" {
-				t.Errorf("%q, %q, %q", leaf.Subject.CommonName, leaf.DNSNames, leaf.URIs)
+				t.Errorf("common name %q, DNS names %q, URIs %q", leaf.Subject.CommonName, leaf.DNSNames, leaf.URIs)
 			}
 			var mounted syscall.Statfs_t
 			node.Must(t, syscall.Statfs(f.TargetPath, &mounted))
 			if want := int64(syscall.MS_RDONLY | syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC); mounted.Flags&want != want || mounted.Type != unix.TMPFS_MAGIC {
-				t.Errorf("mounted as %#x with the flags %#x", mounted.Type, mounted.Flags)
+				t.Errorf("file system type %#x, mount flags %#x", mounted.Type, mounted.Flags)
 			}
 		})
 	}
 }
 
-// Whoever has changed what a volume asks for, while it is mounted, waits for the
-// renewal: it is refused, and the volume stays as it is.
+// A republish changes the attributes of a mounted volume to forbidden names: the
+// renewal is denied, and the volume stays unchanged.
 func TestAttackByRepublish(t *testing.T) {
 	s := newScene(t)
 	s.n.Publish(attacker)
@@ -184,31 +184,31 @@ func TestAttackByRepublish(t *testing.T) {
 	})
 }
 
-// attempt is a change of a request that is fine: that of pod web-0 in namespace
-// shop with the service account web.
+// attempt is one change to a valid request, that of pod web-0 in namespace shop with
+// service account web.
 type attempt struct {
 	name    string
 	change  func(*forgery)
 	code    codes.Code
-	message string // a part of it
+	message string // a part of the expected error
 }
 
-// forgery is the request while it is changed.
+// forgery is the request that an attempt changes.
 type forgery struct {
 	*csi.NodePublishVolumeRequest
 	t *testing.T
 	s *scene
 }
 
-// scene is a node with a volume of another pod on it.
+// scene is a node on which another pod's volume is mounted.
 type scene struct {
 	ca      *embeddedca.CA
 	n       *node.Node
 	other   node.Pod
-	outside string // a directory beside the kubelet's
+	outside string // a directory next to the kubelet's
 }
 
-// attacker is the pod that all attempts are made for.
+// attacker is the pod that sends all attempts.
 var attacker = node.Pod{Name: "web-0"}
 
 func newScene(t *testing.T) *scene {
@@ -218,11 +218,11 @@ func newScene(t *testing.T) *scene {
 	node.Must(t, os.Mkdir(s.outside, 0o755))
 	s.n.Publish(s.other)
 	t.Cleanup(func() { s.n.Unpublish(s.other) })
-	// What is no attack is done, and seen by its traces.
+	// Check that traces notices an ordinary publish.
 	before := s.traces(t)
 	s.n.Publish(attacker)
 	if traces := minus(s.traces(t), before); len(traces) < 5 {
-		t.Fatalf("the traces of a volume: %q", traces)
+		t.Fatalf("a publish left too few traces: %q", traces)
 	}
 	s.n.Unpublish(attacker)
 	return s
@@ -237,22 +237,23 @@ func (s *scene) expect(t *testing.T, a attempt) {
 	})
 }
 
-// withoutTraces does something that has to change nothing.
+// withoutTraces runs do and checks that it changed no file and no mount, and did not
+// reach the CA.
 func (s *scene) withoutTraces(t *testing.T, do func()) {
 	t.Helper()
 	before, signs := s.traces(t), s.ca.Signs()
 	do()
 	after := s.traces(t)
 	if more := s.ca.Signs() - signs; more != 0 {
-		t.Errorf("the CA was asked to sign %d times", more)
+		t.Errorf("the CA received %d signing requests", more)
 	}
 	if !slices.Equal(before, after) {
-		t.Errorf("left behind: %q; taken away: %q", minus(after, before), minus(before, after))
+		t.Errorf("added: %q; removed: %q", minus(after, before), minus(before, after))
 		s.n.Unpublish(attacker)
 	}
 }
 
-// traces are all mounts, and all files of the node with their contents.
+// traces lists all mounts, and all files of the node with their contents.
 func (s *scene) traces(t *testing.T) []string {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -279,7 +280,7 @@ func minus(all, others []string) []string {
 
 const kubeletKeys = "csi.storage.k8s.io/"
 
-// with writes a volume attribute, or what the kubelet would have written.
+// with sets a volume attribute, or a key that only the kubelet sets.
 func with(key, value string) func(*forgery) {
 	return func(f *forgery) { f.VolumeContext[key] = value }
 }
@@ -299,13 +300,14 @@ func both(changes ...func(*forgery)) func(*forgery) {
 	}
 }
 
-// withDNSIn is for a pod of another namespace.
+// withDNSIn requests DNS names for a pod in another namespace.
 func withDNSIn(namespace, names string) func(*forgery) {
 	return both(withPod("pod.namespace", namespace), withDNS(names))
 }
 
-// path fills in the kubelet's directory, the targets of the attacker and of the
-// other pod, and the directory outside.
+// path replaces the placeholders KUBELET, OWN, OTHER and OUTSIDE: the kubelet's
+// directory, the target paths of the attacker and of the other pod, and the
+// directory outside.
 func (s *scene) path(template string) string {
 	return strings.NewReplacer(
 		"KUBELET", s.n.KubeletDir, "OWN", s.n.Target(attacker), "OTHER", s.n.Target(s.other), "OUTSIDE", s.outside,
@@ -320,7 +322,8 @@ func withID(id func(*scene) string) func(*forgery) {
 	return func(f *forgery) { f.VolumeId = id(f.s) }
 }
 
-// put makes room at the path until the end of the case.
+// put moves away the file or directory at path until the test ends, so that the
+// caller can create another one.
 func (f *forgery) put(path string) string {
 	away := path + ".away"
 	if err := os.Rename(path, away); err == nil {
@@ -330,12 +333,12 @@ func (f *forgery) put(path string) string {
 	return path
 }
 
-// linked puts a symbolic link there.
+// linked replaces from with a symbolic link to to.
 func linked(from, to string) func(*forgery) {
 	return func(f *forgery) { node.Must(f.t, os.Symlink(f.s.path(to), f.put(f.s.path(from)))) }
 }
 
-// mounted puts a mount at the target.
+// mounted creates a mount at the target path.
 func mounted(source, kind string, flags uintptr) func(*forgery) {
 	return func(f *forgery) {
 		node.Must(f.t, os.Mkdir(f.put(f.TargetPath), 0o755))
@@ -690,13 +693,13 @@ var takenTargetAttacks = []attempt{
 	{"a directory of the host", mounted("/etc", "", syscall.MS_BIND), codes.Unavailable, "something else is mounted there"},
 }
 
-// middleman is between the plugin and the real step-ca. It has got a certificate
-// for the CA's address from the CA itself, reads what is sent, and keeps it from
-// the CA if it wants to.
+// middleman is a proxy between the plugin and the real step-ca. It serves with a
+// certificate for the CA's address that the CA itself issued, records every signing
+// request, and can withhold requests from the CA.
 type middleman struct {
 	*realca.CA
 	server *httptest.Server
-	asks   chan []byte // requests to sign
+	asks   chan []byte // signing requests
 	keeps  atomic.Bool
 }
 
@@ -729,8 +732,8 @@ func interpose(t *testing.T, ca *realca.CA) *middleman {
 	return m
 }
 
-// servingCertificate is one for the CA's own address, as only a policy that lets
-// pods have it would give out.
+// servingCertificate issues a certificate for the CA's own address, which only a
+// policy without reserved names allows.
 func servingCertificate(t *testing.T, ca *realca.CA) tls.Certificate {
 	t.Helper()
 	signer, err := stepca.New(stepca.Config{
@@ -749,7 +752,7 @@ func servingCertificate(t *testing.T, ca *realca.CA) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{c.Chain[0].Raw, c.Chain[1].Raw}, PrivateKey: c.Key.Signer}
 }
 
-// sign sends a request to sign to the CA.
+// sign sends a signing request to the CA.
 func (m *middleman) sign(t *testing.T, ask []byte) (status int, answer string) {
 	t.Helper()
 	roots := x509.NewCertPool()
@@ -763,9 +766,8 @@ func (m *middleman) sign(t *testing.T, ask []byte) (status int, answer string) {
 	return response.StatusCode, string(body)
 }
 
-// Whoever can read what the plugin sends to the CA, and write to the CA, gets
-// nothing with it: neither by sending it again, nor with a CSR of his own. The
-// CA's database remembers what was used.
+// An attacker who can read the plugin's requests to the CA, and reach the CA, gains
+// nothing: the CA accepts each token once, and only with the plugin's CSR.
 func TestAttackBetweenPluginAndCA(t *testing.T) {
 	t.Parallel()
 	ca := startRealCA(t)
@@ -806,10 +808,10 @@ func TestAttackBetweenPluginAndCA(t *testing.T) {
 		{"the same once more", unused, http.StatusUnauthorized, "authorization"},
 	} {
 		if status, answer := m.sign(t, test.ask); status != test.status || !strings.Contains(answer, test.message) {
-			t.Errorf("%s: status %d: %s", test.name, status, answer)
+			t.Errorf("%s: got status %d: %s", test.name, status, answer)
 		}
 	}
 	if mounted := n.Mounts(); len(mounted) > 0 {
-		t.Errorf("mounted: %q", mounted)
+		t.Errorf("still mounted: %q", mounted)
 	}
 }
