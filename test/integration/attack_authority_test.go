@@ -259,7 +259,7 @@ func TestAttackAuthority(t *testing.T) {
 		{"a comma in a name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop,db.prod")})}}}), codes.InvalidArgument, "DNS name"},
 		{"an empty name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("")})}}}), codes.InvalidArgument, "DNS name"},
 		// Other fields of the request.
-		{"an issuer that there is not", func(a *attack) { a.request.Issuer = "../default" }, codes.NotFound, "no such issuer"},
+		{"an unknown issuer", func(a *attack) { a.request.Issuer = "../default" }, codes.NotFound, "no such issuer"},
 		{"no lifetime", func(a *attack) { a.request.DurationSeconds = 0 }, codes.PermissionDenied, "duration"},
 		{"a negative lifetime", func(a *attack) { a.request.DurationSeconds = -3600 }, codes.PermissionDenied, "duration"},
 		{"a long lifetime", func(a *attack) { a.request.DurationSeconds = 25 * 3600 }, codes.PermissionDenied, "duration"},

@@ -84,13 +84,13 @@ func TestAttackOtherCalls(t *testing.T) {
 		code     codes.Code
 		message  string
 	}{
-		{"end another's volume", s.unpublish, own, "OTHER", codes.AlreadyExists, "another volume is mounted"},
-		{"end a part of another's volume", s.unpublish, own, "OTHER/..data", codes.Internal, "symbolic link"},
-		{"end a file of another's volume", s.unpublish, own, "OTHER/tls.key", codes.Internal, "symbolic link"},
-		{"end another's volume through a link", s.unpublish, other, "KUBELET/link", codes.Internal, "symbolic link"},
-		{"end another's volume by dots", s.unpublish, other, "OWN/../../../../../uid-db-0/volumes/kubernetes.io~csi/tls/mount", codes.InvalidArgument, "not below the kubelet's directory"},
-		{"end another's volume without saying which", s.unpublish, "", "OTHER", codes.InvalidArgument, "volume_id is missing"},
-		{"end another's renewal", s.unpublish, other, "OWN", codes.OK, ""},
+		{"unpublish another's volume", s.unpublish, own, "OTHER", codes.AlreadyExists, "another volume is mounted"},
+		{"unpublish a part of another's volume", s.unpublish, own, "OTHER/..data", codes.Internal, "symbolic link"},
+		{"unpublish a file of another's volume", s.unpublish, own, "OTHER/tls.key", codes.Internal, "symbolic link"},
+		{"unpublish another's volume through a link", s.unpublish, other, "KUBELET/link", codes.Internal, "symbolic link"},
+		{"unpublish another's volume by dots", s.unpublish, other, "OWN/../../../../../uid-db-0/volumes/kubernetes.io~csi/tls/mount", codes.InvalidArgument, "not below the kubelet's directory"},
+		{"unpublish another's volume without saying which", s.unpublish, "", "OTHER", codes.InvalidArgument, "volume_id is missing"},
+		{"stop another's renewal", s.unpublish, other, "OWN", codes.OK, ""},
 		{"remove a directory outside", s.unpublish, own, "OUTSIDE", codes.InvalidArgument, "not below the kubelet's directory"},
 		{"remove a directory outside by dots", s.unpublish, own, "KUBELET/../outside", codes.InvalidArgument, "not below the kubelet's directory"},
 		{"remove the kubelet's directory", s.unpublish, own, "KUBELET", codes.InvalidArgument, "not below the kubelet's directory"},
@@ -98,11 +98,11 @@ func TestAttackOtherCalls(t *testing.T) {
 		{"remove a volume of another driver", s.unpublish, own, "KUBELET/pods/uid-full/volumes/kubernetes.io~secret/token", codes.Internal, "not empty"},
 		{"remove a file", s.unpublish, own, "KUBELET/pods/uid-full/volumes/kubernetes.io~secret/token/token", codes.Internal, "not a directory"},
 		{"remove the plugin's socket", s.unpublish, own, "KUBELET/plugins/" + node.Driver + "/csi.sock", codes.Internal, "not a directory"},
-		{"measure another's volume", s.stats, own, "OTHER", codes.NotFound, "no such volume"},
-		{"measure a directory by another's id", s.stats, other, "KUBELET/pods", codes.NotFound, "no such volume"},
-		{"measure a directory outside", s.stats, other, "/etc", codes.NotFound, "no such volume"},
-		{"ask after another's volume", s.health, own, "OTHER", codes.NotFound, "no such volume"},
-		{"ask after a directory by another's id", s.health, other, "KUBELET/pods", codes.NotFound, "no such volume"},
+		{"stats of another's volume", s.stats, own, "OTHER", codes.NotFound, "no such volume"},
+		{"stats of a directory by another's id", s.stats, other, "KUBELET/pods", codes.NotFound, "no such volume"},
+		{"stats of a directory outside", s.stats, other, "/etc", codes.NotFound, "no such volume"},
+		{"health of another's volume", s.health, own, "OTHER", codes.NotFound, "no such volume"},
+		{"health of a directory by another's id", s.health, other, "KUBELET/pods", codes.NotFound, "no such volume"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s.withoutTraces(t, func() { expect(t, test.call(t, test.id, s.path(test.path)), test.code, test.message) })
@@ -518,8 +518,8 @@ var uriAttacks = []attempt{
 	{"the path in upper case", withURI("spiffe://cluster.local/ns/SHOP/sa/web"), codes.PermissionDenied, "is not allowed"},
 	{"a slash at the end", withURI("spiffe://cluster.local/ns/shop/sa/db/"), codes.InvalidArgument, "empty segment"},
 	{"two slashes", withURI("spiffe://cluster.local/ns//shop/sa/web"), codes.InvalidArgument, "empty segment"},
-	{"a way up", withURI("spiffe://cluster.local/ns/shop/sa/web/../admin"), codes.InvalidArgument, "dot segment"},
-	{"a way to nowhere", withURI("spiffe://cluster.local/ns/./shop/sa/web"), codes.InvalidArgument, "dot segment"},
+	{"a dot-dot segment", withURI("spiffe://cluster.local/ns/shop/sa/web/../admin"), codes.InvalidArgument, "dot segment"},
+	{"a dot segment", withURI("spiffe://cluster.local/ns/./shop/sa/web"), codes.InvalidArgument, "dot segment"},
 	{"a percent-encoded letter", withURI("spiffe://cluster.local/ns/shop/sa/%77eb"), codes.InvalidArgument, "percent-encoding"},
 	{"a percent-encoded slash", withURI("spiffe://cluster.local/ns/shop/sa/web%2f..%2fadmin"), codes.InvalidArgument, "percent-encoding"},
 	{"a percent-encoded NUL", withURI("spiffe://cluster.local/ns/shop/sa/admin%00"), codes.InvalidArgument, "percent-encoding"},
@@ -583,14 +583,14 @@ var keyAttacks = []attempt{
 var identityAttacks = []attempt{
 	{"no namespace", func(f *forgery) { delete(f.VolumeContext, kubeletKeys+"pod.namespace") }, codes.InvalidArgument, "pod.namespace is missing"},
 	{"an empty namespace", withPod("pod.namespace", ""), codes.InvalidArgument, "pod.namespace is missing"},
-	{"a way out of the namespace", withPod("pod.namespace", "kube-system/../shop"), codes.InvalidArgument, "not a Kubernetes name"},
+	{"a path out of the namespace", withPod("pod.namespace", "kube-system/../shop"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a NUL in the namespace", withPod("pod.namespace", "prod\x00shop"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a newline after the namespace", withPod("pod.namespace", "prod\n"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a namespace in upper case", withPod("pod.namespace", "PROD"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a namespace of two labels", withDNSIn("prod.svc", "db.prod.svc"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a namespace of all", withDNSIn("*", "db.*"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"no pod", func(f *forgery) { delete(f.VolumeContext, kubeletKeys+"pod.name") }, codes.InvalidArgument, "pod.name is missing"},
-	{"a way out of the pod", withPod("pod.name", "../db-0"), codes.InvalidArgument, "not a Kubernetes name"},
+	{"a path out of the pod", withPod("pod.name", "../db-0"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a UID that is a path", withPod("pod.uid", "../uid-db-0"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a UID that is a host", withPod("pod.uid", "example.com"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a service account that is a path", withPod("serviceAccount.name", "web/../admin"), codes.InvalidArgument, "not a Kubernetes name"},
@@ -601,7 +601,7 @@ var identityAttacks = []attempt{
 }
 
 var fileAttacks = []attempt{
-	{"a way up", with("certificate-file", "../tls.crt"), codes.InvalidArgument, "plain file name"},
+	{"a dot-dot segment", with("certificate-file", "../tls.crt"), codes.InvalidArgument, "plain file name"},
 	{"an absolute path", with("privatekey-file", "/etc/ssl/private/tls.key"), codes.InvalidArgument, "plain file name"},
 	{"a directory", with("ca-file", "a/b"), codes.InvalidArgument, "plain file name"},
 	{"the link to the files", with("privatekey-file", "..data"), codes.InvalidArgument, "the driver uses such names"},
@@ -624,7 +624,7 @@ var modeAttacks = []attempt{
 	{"a negative group of the pod", func(f *forgery) {
 		f.VolumeCapability.GetMount().VolumeMountGroup = "-1"
 	}, codes.InvalidArgument, "volume_mount_group"},
-	{"everything for everybody", with("file-mode", "0777"), codes.InvalidArgument, "not an octal mode"},
+	{"all permissions for everybody", with("file-mode", "0777"), codes.InvalidArgument, "not an octal mode"},
 	{"writable for everybody", with("file-mode", "0446"), codes.InvalidArgument, "not an octal mode"},
 	{"executable", with("file-mode", "0555"), codes.InvalidArgument, "not an octal mode"},
 	{"setuid", with("file-mode", "4444"), codes.InvalidArgument, "not an octal mode"},
@@ -642,15 +642,15 @@ var lifetimeAttacks = []attempt{
 	{"negative", with("duration", "-1h"), codes.InvalidArgument, "not a duration above zero"},
 	{"none", with("duration", "0s"), codes.InvalidArgument, "not a duration above zero"},
 	{"that never stops renewing", with("duration", "1ns"), codes.InvalidArgument, "not between"},
-	{"renewed at once", with("renew-before", "1h"), codes.InvalidArgument, "not shorter than the duration"},
-	{"renewed never", with("renew-before", "-1h"), codes.InvalidArgument, "not a duration above zero"},
+	{"renewed immediately", with("renew-before", "1h"), codes.InvalidArgument, "not shorter than the duration"},
+	{"never renewed", with("renew-before", "-1h"), codes.InvalidArgument, "not a duration above zero"},
 	{"of a weak key", with("key-type", "rsa-1024"), codes.InvalidArgument, "not one of"},
 	{"of a key that takes long to make", with("key-type", "rsa-16384"), codes.InvalidArgument, "not one of"},
 	{"an encoding of another key", with("key-encoding", "pkcs1"), codes.InvalidArgument, "pkcs1 is for RSA keys"},
 	{"an issuer that is a path", with("issuer", "../default"), codes.InvalidArgument, "is not an issuer"},
 	{"an issuer in upper case", with("issuer", "Default"), codes.InvalidArgument, "is not an issuer"},
 	{"an issuer with a NUL", with("issuer", "default\x00"), codes.InvalidArgument, "is not an issuer"},
-	{"an issuer that there is not", with("issuer", "prod"), codes.InvalidArgument, "is not an issuer"},
+	{"an unknown issuer", with("issuer", "prod"), codes.InvalidArgument, "is not an issuer"},
 	{"no names", with("spiffe", "false"), codes.InvalidArgument, "without a name"},
 	{"a switch that is no boolean", with("spiffe", "0"), codes.InvalidArgument, "not one of true, false"},
 }
@@ -660,7 +660,7 @@ var targetAttacks = []attempt{
 	{"a system directory", withTarget("/etc"), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"outside by dots", withTarget("KUBELET/../outside"), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"outside by a process's root", withTarget("/proc/self/rootOUTSIDE"), codes.InvalidArgument, "not below the kubelet's directory"},
-	{"beside, by the same beginning", withTarget("KUBELET-2/mount"), codes.InvalidArgument, "not below the kubelet's directory"},
+	{"a sibling with the same prefix", withTarget("KUBELET-2/mount"), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"another pod's by dots", withTarget("KUBELET/pods/uid-web-0/../uid-db-0/volumes/kubernetes.io~csi/tls/mount"), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"the own with a dot", withTarget("OWN/."), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"the own with two slashes", withTarget("KUBELET//pods/uid-web-0/volumes/kubernetes.io~csi/tls/mount"), codes.InvalidArgument, "not below the kubelet's directory"},
@@ -683,13 +683,13 @@ var takenTargetAttacks = []attempt{
 	{"a link to outside", linked("OWN", "OUTSIDE"), codes.Unavailable, "symbolic link"},
 	{"a link to nowhere", linked("OWN", "OUTSIDE/none"), codes.Unavailable, "symbolic link"},
 	{"a link to another volume", linked("OWN", "OTHER"), codes.Unavailable, "symbolic link"},
-	{"a link instead of its parent to outside", linked("KUBELET/pods/uid-web-0/volumes/kubernetes.io~csi/tls", "OUTSIDE"), codes.Unavailable, "symbolic link"},
-	{"a link instead of the pod to another", linked("KUBELET/pods/uid-web-0", "uid-db-0"), codes.Unavailable, "symbolic link"},
+	{"its parent is a link to outside", linked("KUBELET/pods/uid-web-0/volumes/kubernetes.io~csi/tls", "OUTSIDE"), codes.Unavailable, "symbolic link"},
+	{"its pod is a link to another pod", linked("KUBELET/pods/uid-web-0", "uid-db-0"), codes.Unavailable, "symbolic link"},
 	{"a file", func(f *forgery) { node.Must(f.t, os.WriteFile(f.put(f.TargetPath), nil, 0o600)) }, codes.Unavailable, "not a directory"},
 	{"a pipe", func(f *forgery) { node.Must(f.t, syscall.Mkfifo(f.put(f.TargetPath), 0o600)) }, codes.Unavailable, "not a directory"},
 	{"a foreign tmpfs", mounted("foreign", "tmpfs", 0), codes.Unavailable, "something else is mounted there"},
 	{"a tmpfs with the driver's name", mounted(node.Driver, "tmpfs", 0), codes.Unavailable, "something else is mounted there"},
-	{"another volume once more", mounted("OTHER", "", syscall.MS_BIND), codes.AlreadyExists, "another volume is mounted"},
+	{"a bind mount of another volume", mounted("OTHER", "", syscall.MS_BIND), codes.AlreadyExists, "another volume is mounted"},
 	{"a directory of the host", mounted("/etc", "", syscall.MS_BIND), codes.Unavailable, "something else is mounted there"},
 }
 
@@ -805,7 +805,7 @@ func TestAttackBetweenPluginAndCA(t *testing.T) {
 		{"a token with the thief's CSR", carrying(own, next()), http.StatusForbidden, "fingerprint"},
 		{"a token with a CSR for other names", carrying(foreign, next()), http.StatusForbidden, "fingerprint"},
 		{"no attack: a token with its CSR", unused, http.StatusCreated, "CERTIFICATE"},
-		{"the same once more", unused, http.StatusUnauthorized, "authorization"},
+		{"a replay of the same request", unused, http.StatusUnauthorized, "authorization"},
 	} {
 		if status, answer := m.sign(t, test.ask); status != test.status || !strings.Contains(answer, test.message) {
 			t.Errorf("%s: got status %d: %s", test.name, status, answer)

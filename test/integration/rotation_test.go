@@ -187,7 +187,7 @@ func talk(address, volume string) error {
 	return err
 }
 
-// configOf reads the files of one generation of the volume.
+// configOf reads the files of one set of the volume.
 func configOf(volume string) (*tls.Config, error) {
 	set, err := filepath.EvalSymlinks(filepath.Join(volume, "..data"))
 	if err != nil {

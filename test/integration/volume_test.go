@@ -31,7 +31,7 @@ type files struct {
 // read parses the volume at path and checks that its three files match.
 func read(t testing.TB, path string) files {
 	t.Helper()
-	// Follow ..data once, so that all files are of one generation.
+	// Follow ..data once, so that all files are of one set.
 	set, err := filepath.EvalSymlinks(filepath.Join(path, "..data"))
 	node.Must(t, err)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(set, "tls.crt"), filepath.Join(set, "tls.key"))
