@@ -1,4 +1,4 @@
-// Package cmd tests what the programs import.
+// Package cmd tests which packages the programs import.
 package cmd
 
 import (
@@ -9,7 +9,7 @@ import (
 
 const module = "github.com/flexstack/step-csi/"
 
-// Users get no test code.
+// The programs contain no test code.
 func TestNoTestPackages(t *testing.T) {
 	for _, path := range imports(t, "./...") {
 		if strings.HasPrefix(path, module+"test/") {
@@ -33,7 +33,7 @@ func TestReloadIsSmall(t *testing.T) {
 	}
 }
 
-// imports lists the packages that are linked, without the standard library.
+// imports lists the linked packages, without the standard library.
 func imports(t *testing.T, pattern string) []string {
 	t.Helper()
 	list := exec.Command("go", "list", "-deps", "-tags", "nobadger,nobbolt,nomysql,nopgx", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", pattern)

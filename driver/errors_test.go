@@ -29,7 +29,7 @@ func TestCodes(t *testing.T) {
 		{issuer.Unavailable, codes.Unavailable},
 		// The CA has not answered in time.
 		{fmt.Errorf("%w: %w", issuer.Unavailable, context.DeadlineExceeded), codes.Unavailable},
-		// The kubelet waits no more.
+		// The kubelet no longer waits.
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{context.Canceled, codes.Canceled},
 		{errConflict, codes.AlreadyExists},
@@ -37,7 +37,7 @@ func TestCodes(t *testing.T) {
 		{errors.New("anything else"), codes.Internal},
 	} {
 		if got := code(test.err); got != test.want {
-			t.Errorf("%v: %s instead of %s", test.err, got, test.want)
+			t.Errorf("%v: got %s, want %s", test.err, got, test.want)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
-func TestTroubleTellsTheCondition(t *testing.T) {
+func TestTrouble(t *testing.T) {
 	now := time.Now()
 	day := renewal.Validity{Issued: now, NotAfter: now.Add(24 * time.Hour)}
 	failing := schedule.State{Validity: day, Err: errors.New("no route to host"), Failures: 3, Next: now.Add(22 * time.Hour)}

@@ -37,7 +37,7 @@ func TestLocksSerialiseOneVolumeOnly(t *testing.T) {
 		}
 		wg.Wait()
 		if most != 1 || time.Since(begin) != 5*time.Second || len(l.held) != 0 {
-			t.Errorf("%d at once, in %s, %d locks left", most, time.Since(begin), len(l.held))
+			t.Errorf("%d holders at once, took %s, %d locks remain", most, time.Since(begin), len(l.held))
 		}
 		release, err := l.acquire(t.Context(), "a")
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,10 +22,10 @@ import (
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
-// signer is a Signer that nobody calls.
+// signer is a Signer that the tests never call.
 type signer struct{ issuer.Signer }
 
-// measured is a driver with the issuers default and other, which are not called.
+// measured returns a driver with the issuers default and other, and its metrics.
 func measured(t testing.TB) (*Driver, *prometheus.Registry) {
 	t.Helper()
 	i, err := issuer.New(issuer.Config{Signer: signer{}, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
@@ -42,12 +43,12 @@ func measured(t testing.TB) (*Driver, *prometheus.Registry) {
 	return d, registry
 }
 
-// show makes these volumes the ones that the collector sees.
+// show makes the collector report these volumes.
 func (d *Driver) show(volumes ...volumeSnapshot) {
 	d.collector.volumes = func() []volumeSnapshot { return volumes }
 }
 
-// mounted is a volume that was issued now, for a day.
+// mounted returns a volume with a certificate issued now, for one day.
 func mounted(pod, volume string) volumeSnapshot {
 	now := time.Now()
 	v := renewal.Validity{Issued: now, NotAfter: now.Add(24 * time.Hour)}
@@ -57,7 +58,7 @@ func mounted(pod, volume string) volumeSnapshot {
 	}
 }
 
-// scrape returns the series with the prefix, as Prometheus would read them.
+// scrape returns the series with the prefix, as Prometheus reads them.
 func scrape(t testing.TB, registry *prometheus.Registry, prefix string) map[string]float64 {
 	t.Helper()
 	answer := httptest.NewRecorder()
@@ -84,17 +85,17 @@ func expectSeries(t *testing.T, got, want map[string]float64) {
 	t.Helper()
 	for series, value := range want {
 		if is, there := got[series]; !there || is != value {
-			t.Errorf("%s: got %v (%v), not %v", series, is, there, value)
+			t.Errorf("%s: got %v (present: %v), want %v", series, is, there, value)
 		}
 	}
 	for series := range got {
 		if _, wanted := want[series]; !wanted {
-			t.Errorf("%s is not wanted", series)
+			t.Errorf("unexpected series %s", series)
 		}
 	}
 }
 
-// The names and types follow the rules of Prometheus.
+// The names and types follow the conventions of Prometheus.
 func TestMetricsAreWellNamed(t *testing.T) {
 	d, registry := measured(t)
 	d.show(mounted("web-0", "tls"))
@@ -108,12 +109,12 @@ func TestMetricsAreWellNamed(t *testing.T) {
 	}
 	for _, family := range families {
 		if !strings.HasPrefix(family.GetName(), "step_csi_") {
-			t.Errorf("%s has not the prefix", family.GetName())
+			t.Errorf("%s lacks the prefix", family.GetName())
 		}
 	}
 }
 
-// A volume has its series for as long as it is registered, and no longer.
+// A volume has its series only while it is registered.
 func TestSeriesOfAVolume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, registry := measured(t)
@@ -133,8 +134,8 @@ func TestSeriesOfAVolume(t *testing.T) {
 	})
 }
 
-// Two volumes of the same labels are one series, the newer's: a scrape never fails for
-// them.
+// Two volumes with the same labels are one series, that of the newer volume, so that
+// the scrape does not fail.
 func TestVolumesOfTheSameLabels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, registry := measured(t)
@@ -158,7 +159,7 @@ func TestCountsOfVolumes(t *testing.T) {
 		good, failing, hanging, unfit := mounted("web-0", "a"), mounted("web-1", "b"), mounted("web-2", "c"), mounted("web-3", "d")
 		failing.state.Failures = 3
 		hanging.state.Validity.Issued, hanging.state.Validity.NotAfter = time.Now().Add(-20*time.Hour), time.Now().Add(4*time.Hour)
-		unfit.labels.issuer, unfit.unmanaged = "old", true // not configured any more
+		unfit.labels.issuer, unfit.unmanaged = "old", true // no longer configured
 		d.show(good, failing, hanging, unfit)
 		want := map[string]float64{}
 		for issuer, counts := range map[string][4]float64{"default": {3, 1, 2, 0}, "other": {}, "old": {1, 0, 0, 1}} {
@@ -184,12 +185,12 @@ func TestResultsOfSigning(t *testing.T) {
 				for _, o := range issuer.Outcomes() {
 					series := fmt.Sprintf(`step_csi_signings_total{issuer="default",operation="renew",result=%q}`, o.Label())
 					if got, there := scrape(t, registry, series)[series]; there != (o != issuer.Unsupported) || (got == 1) != (o == want) {
-						t.Errorf("%s: %v, %v", o, got, there)
+						t.Errorf("%s: value %v, present %v", o, got, there)
 					}
 				}
 				const took = `step_csi_signing_duration_seconds_sum{issuer="default",operation="renew"}`
 				if got := scrape(t, registry, took)[took]; got != 1 {
-					t.Errorf("it took %v s", got)
+					t.Errorf("the duration is %v s, want 1 s", got)
 				}
 				now := float64(time.Now().Unix())
 				answer := func(when, name, call string) string {
@@ -214,6 +215,26 @@ func TestResultsOfSigning(t *testing.T) {
 	}
 }
 
+// The manual explains every result, and no other.
+func TestResultsAreDocumented(t *testing.T) {
+	manual, err := os.ReadFile("../docs/monitoring.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(manual), "| result | meaning |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	rows := strings.Count(table, "\n") - 1 // without the line below the headings
+	want := len(issuer.Outcomes()) - 1     // without Unsupported
+	for _, o := range issuer.Outcomes() {
+		if o != issuer.Unsupported && !strings.Contains(table, "\n| `"+o.Label()+"` |") {
+			t.Errorf("%s is missing", o.Label())
+		}
+	}
+	if rows != want {
+		t.Errorf("%d rows, not %d", rows, want)
+	}
+}
+
 func TestNameInPod(t *testing.T) {
 	for target, want := range map[string]string{
 		"pods/uid/volumes/kubernetes.io~csi/tls/mount": "tls",
@@ -226,7 +247,7 @@ func TestNameInPod(t *testing.T) {
 	}
 }
 
-// The CA decides how many roots it has, and may send the same one twice.
+// The number of roots is up to the CA, which may also send the same root twice.
 func TestRootsAreBounded(t *testing.T) {
 	var roots []*x509.Certificate
 	for i := range 100 {
@@ -238,11 +259,11 @@ func TestRootsAreBounded(t *testing.T) {
 	}
 	for _, root := range first {
 		if root.NotAfter.Unix() >= 1000+mostRoots/2 {
-			t.Errorf("one expires at %v", root.NotAfter)
+			t.Errorf("a root that expires later was selected: %v", root.NotAfter)
 		}
 	}
 	if got := firstToExpire(roots[:1]); len(got) != 1 {
-		t.Errorf("of one: %d", len(got))
+		t.Errorf("%d roots from a list with one root", len(got))
 	}
 }
 

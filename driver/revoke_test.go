@@ -14,12 +14,12 @@ import (
 
 var errAway = fmt.Errorf("%w: away", issuer.Unavailable)
 
-func TestRevocationIsTriedForABoundedTime(t *testing.T) {
+func TestRevocationRetriesForABoundedTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin, tries := time.Now(), 0
 		err := persist(t.Context(), func(context.Context) error { tries++; return errAway })
 		if took := time.Since(begin); took > revocationLimit || took < revocationLimit-maxRevocationRetry || tries < 8 || tries > 15 {
-			t.Errorf("%d tries in %s", tries, took)
+			t.Errorf("%d attempts in %s", tries, took)
 		}
 		if !errors.Is(err, errAway) || !strings.Contains(err.Error(), "no more retries after 5m0s") {
 			t.Error(err)
@@ -27,7 +27,7 @@ func TestRevocationIsTriedForABoundedTime(t *testing.T) {
 	})
 }
 
-func TestRevocationAtACAThatHangs(t *testing.T) {
+func TestRevocationWhileCAHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
 		err := persist(t.Context(), func(ctx context.Context) error {
@@ -35,7 +35,7 @@ func TestRevocationAtACAThatHangs(t *testing.T) {
 			return fmt.Errorf("%w: %w", issuer.Unavailable, ctx.Err())
 		})
 		if took := time.Since(begin); took != revocationLimit || !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s, %v", took, err)
+			t.Errorf("took %s, error %v", took, err)
 		}
 	})
 }
@@ -51,23 +51,24 @@ func TestRevocationSucceedsOrCannot(t *testing.T) {
 				return want
 			})
 			if tries != 4 || !errors.Is(err, want) {
-				t.Errorf("%d tries, %v", tries, err)
+				t.Errorf("%d attempts, error %v", tries, err)
 			}
 		})
 	}
 }
 
-// What is under way when the plugin stops may end; nothing is begun any more.
+// A call in flight may finish when the plugin stops, within revocationGrace. No new
+// call starts.
 func TestRevocationWhileThePluginStops(t *testing.T) {
 	for name, test := range map[string]struct {
 		answersAfter, stopsAfter, want time.Duration
 		err                            string
 	}{
-		"it ends in time":      {5 * time.Second, time.Second, 5 * time.Second, "<nil>"},
-		"it does not":          {time.Hour, time.Second, time.Second + revocationGrace, "the plugin stops"},
-		"between two of them":  {0, 500 * time.Millisecond, 500 * time.Millisecond, "the plugin stops"},
-		"it has no time left":  {time.Hour, revocationLimit - time.Second, revocationLimit, "deadline"},
-		"the stop comes first": {3 * time.Second, 0, 3 * time.Second, "<nil>"},
+		"the call finishes":     {5 * time.Second, time.Second, 5 * time.Second, "<nil>"},
+		"the call hangs":        {time.Hour, time.Second, time.Second + revocationGrace, "the plugin stops"},
+		"between two calls":     {0, 500 * time.Millisecond, 500 * time.Millisecond, "the plugin stops"},
+		"the limit comes first": {time.Hour, revocationLimit - time.Second, revocationLimit, "deadline"},
+		"the stop comes first":  {3 * time.Second, 0, 3 * time.Second, "<nil>"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -86,7 +87,7 @@ func TestRevocationWhileThePluginStops(t *testing.T) {
 					}
 				})
 				if took := time.Since(begin); took != test.want || !strings.Contains(fmt.Sprint(err), test.err) {
-					t.Errorf("%s, %v", took, err)
+					t.Errorf("took %s, error %v", took, err)
 				}
 			})
 		})

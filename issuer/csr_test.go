@@ -19,7 +19,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-func TestReadCSRIsNewCSRBackwards(t *testing.T) {
+func TestReadCSRReversesNewCSR(t *testing.T) {
 	for _, keyType := range issuer.KeyTypes() {
 		req := request()
 		req.KeyType = keyType
@@ -61,7 +61,8 @@ func TestReadCSROfFewNames(t *testing.T) {
 	}
 }
 
-// What a policy that sees the Request would not see does not get in.
+// ReadCSR rejects CSR contents that Request cannot represent, because the policy
+// would not see them.
 func TestReadCSRRefusesMore(t *testing.T) {
 	extension := func(id asn1.ObjectIdentifier, value any) pkix.Extension {
 		der, err := asn1.Marshal(value)
@@ -94,18 +95,18 @@ func TestReadCSRRefusesMore(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, req, err := issuer.ReadCSR(der, time.Hour); err == nil {
-			t.Errorf("%s: accepted as %+v", name, req)
+			t.Errorf("%s: ReadCSR accepted it as %+v", name, req)
 		}
 	}
 }
 
-// encodedCSR is a CSR in parts, each in DER.
+// encodedCSR is a CSR as its DER-encoded parts.
 type encodedCSR struct {
 	version int
 	subject []byte
-	// attributes are the elements of the SET.
+	// attributes are the elements of the attribute SET.
 	attributes [][]byte
-	// more comes after the attributes.
+	// more follows the attributes.
 	more []byte
 }
 
@@ -117,7 +118,7 @@ var (
 	oidPassword   = []byte{6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 13, 1, 9, 7}
 )
 
-// The tags of DER.
+// DER tags.
 const (
 	octets     = 4
 	utf8String = 12
@@ -134,7 +135,7 @@ const (
 	registered = 0x88
 )
 
-// der encodes a value out of its parts.
+// der encodes a value from its encoded parts.
 func der(tag byte, parts ...[]byte) []byte {
 	contents := bytes.Join(parts, nil)
 	encoded, err := asn1.Marshal(asn1.RawValue{Class: int(tag >> 6), Tag: int(tag & 0x1f), IsCompound: tag&0x20 != 0, Bytes: contents})
@@ -177,7 +178,7 @@ func (c encodedCSR) sign(t *testing.T) []byte {
 	return der(sequence, tbs, der(sequence, []byte{6, 3, 0x2b, 0x65, 0x70}), der(3, []byte{0}, signature))
 }
 
-// normalCSR is how this release of Go encodes one.
+// normalCSR is the encoding of the current Go release.
 func normalCSR() encodedCSR {
 	return encodedCSR{
 		subject: der(sequence, der(set, attribute(text(printable, "web.shop")))),
@@ -188,7 +189,7 @@ func normalCSR() encodedCSR {
 	}
 }
 
-// Another release of Go may encode the same differently.
+// Another Go release may encode the same CSR differently.
 func TestReadCSRInOtherEncodings(t *testing.T) {
 	want := request()
 	want.IPAddresses = want.IPAddresses[:1]
@@ -212,7 +213,7 @@ func TestReadCSRInOtherEncodings(t *testing.T) {
 		if err == nil && name == "as here" {
 			again, err := issuer.NewCSR(got, issuer.PrivateKey{Signer: ed25519.NewKeyFromSeed(make([]byte, 32))})
 			if err != nil || !bytes.Equal(again.RawSubject, csr.RawSubject) || !reflect.DeepEqual(again.Extensions, csr.Extensions) {
-				t.Errorf("Go encodes it differently: %v", err)
+				t.Errorf("the current Go release encodes the CSR differently: %v", err)
 			}
 		}
 	}
@@ -273,7 +274,7 @@ func TestReadCSRRefusesWhatCouldHideMore(t *testing.T) {
 		c := normalCSR()
 		change(&c)
 		if _, req, err := issuer.ReadCSR(c.sign(t), time.Hour); err == nil {
-			t.Errorf("%s: accepted as %+v", name, req)
+			t.Errorf("%s: ReadCSR accepted it as %+v", name, req)
 		}
 	}
 }
@@ -293,7 +294,7 @@ func TestReadCSRRefusesKeysAndSignatures(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, _, err := issuer.ReadCSR(csr.Raw, time.Hour); err == nil {
-			t.Errorf("a %T of an unknown size is accepted", key)
+			t.Errorf("ReadCSR accepted a %T of an unsupported size", key)
 		}
 	}
 	key, err := issuer.ECDSAP256.Generate()
@@ -307,11 +308,11 @@ func TestReadCSRRefusesKeysAndSignatures(t *testing.T) {
 	der := csr.Raw
 	der[len(der)-1] ^= 1
 	if _, _, err := issuer.ReadCSR(der, time.Hour); err == nil {
-		t.Error("a CSR that its key has not signed is accepted")
+		t.Error("ReadCSR accepted a CSR whose signature is not by its key")
 	}
 	for _, der := range [][]byte{nil, {}, []byte("CSR"), append(csr.Raw, 0)} {
 		if _, _, err := issuer.ReadCSR(der, time.Hour); err == nil {
-			t.Errorf("%x is accepted", der)
+			t.Errorf("ReadCSR accepted %x", der)
 		}
 	}
 }

@@ -21,12 +21,12 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// hostileSigner signs what it is asked to, and then as its spoil wants it.
+// hostileSigner signs the request, but spoil changes the certificate first.
 type hostileSigner struct {
 	ca    *minica.CA
 	roots []*x509.Certificate
 	spoil func(*x509.Certificate)
-	// answer replaces the answer, where it is set.
+	// answer replaces the chain, if set.
 	answer func(leaf *x509.Certificate) []*x509.Certificate
 }
 
@@ -104,7 +104,7 @@ func TestIssue(t *testing.T) {
 	}
 	again, err := issue(t, s, allowAll, c.Key)
 	if err != nil || again.Key != c.Key {
-		t.Errorf("the key was not kept: %v", err)
+		t.Errorf("the issuer did not reuse the key: %v", err)
 	}
 }
 
@@ -140,16 +140,16 @@ func TestHostileAnswersAreRefused(t *testing.T) {
 			s.spoil = test.spoil
 			_, err := issue(t, s, allowAll, issuer.PrivateKey{})
 			if err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got %v, want something with %q", err, test.want)
+				t.Errorf("got %v, want an error with %q", err, test.want)
 			}
 			if errors.Is(err, issuer.Denied) || errors.Is(err, issuer.Unavailable) {
-				t.Errorf("a wrong answer is neither a refusal nor an absence: %v", err)
+				t.Errorf("a wrong answer counts as denied or unavailable: %v", err)
 			}
 		})
 	}
 }
 
-// addOtherName puts a user principal name (of Microsoft's) beside the names.
+// addOtherName adds a Microsoft user principal name to the SANs.
 func addOtherName(c *x509.Certificate) {
 	names := []asn1.RawValue{{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: []byte{0x06, 0x01, 0x2a, 0xa0, 0x03, 0x0c, 0x01, 'x'}}}
 	add := func(tag int, value []byte) {
@@ -204,7 +204,8 @@ func TestHostileChainsAreRefused(t *testing.T) {
 	}
 }
 
-// Every answer is verified by the roots of now, whatever was verified before.
+// The issuer verifies every answer with the current roots, whatever it verified
+// before.
 func TestEveryChainIsVerified(t *testing.T) {
 	s, other := newSigner(t), newSigner(t)
 	i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
@@ -225,12 +226,12 @@ func TestEveryChainIsVerified(t *testing.T) {
 	}
 	s.ca = other.ca
 	if _, err := issue(); err == nil {
-		t.Error("a leaf of another CA passed with the intermediate of before")
+		t.Error("a leaf of another CA passed with the previous intermediate")
 	}
 	s.ca = genuine
 	s.roots = []*x509.Certificate{other.ca.Root}
 	if _, err := issue(); err == nil {
-		t.Error("the intermediate passed after its root had gone")
+		t.Error("the intermediate passed after the removal of its root")
 	}
 	s.roots = []*x509.Certificate{genuine.Root, other.ca.Root}
 	if _, err := issue(); err != nil {
@@ -242,16 +243,16 @@ func TestEveryChainIsVerified(t *testing.T) {
 	}
 }
 
-// What is in the answer but no part of the chain does not reach the pod, and
-// what is fine though different passes.
-func TestAnswersThatAreFine(t *testing.T) {
+// Certificates outside the chain do not reach the pod, and harmless differences from
+// the request pass.
+func TestAcceptableAnswers(t *testing.T) {
 	other := newSigner(t)
 	s := newSigner(t)
 	s.answer = func(leaf *x509.Certificate) []*x509.Certificate {
 		return []*x509.Certificate{leaf, other.ca.Intermediate, s.ca.Root, s.ca.Intermediate}
 	}
 	if c, err := issue(t, s, allowAll, issuer.PrivateKey{}); err != nil || len(c.Chain) != 2 || !c.Chain[1].Equal(s.ca.Intermediate) {
-		t.Errorf("a chain with more around it: %v", err)
+		t.Errorf("an answer with additional certificates: %v", err)
 	}
 	for name, spoil := range map[string]func(*x509.Certificate){
 		"no common name": func(c *x509.Certificate) { c.Subject = pkix.Name{Organization: []string{"Shop"}} },
@@ -266,11 +267,11 @@ func TestAnswersThatAreFine(t *testing.T) {
 	}
 }
 
-// The policy is asked before a key is made and before the CA is.
+// The issuer evaluates the policy before it creates a key or calls the CA.
 func TestPolicyComesFirst(t *testing.T) {
 	deny := func(context.Context, issuer.Pod, issuer.Request) error { return issuer.Denied }
 	s := newSigner(t)
-	s.spoil = func(*x509.Certificate) { t.Error("the CA was asked") }
+	s.spoil = func(*x509.Certificate) { t.Error("the CA received a request") }
 	if _, err := issue(t, s, deny, issuer.PrivateKey{}); !errors.Is(err, issuer.Denied) {
 		t.Errorf("got %v", err)
 	}
@@ -293,7 +294,7 @@ func TestPrivateKeysDoNotPrint(t *testing.T) {
 		}
 		for _, text := range []string{
 			fmt.Sprint(key), fmt.Sprintf("%+v", key), fmt.Sprintf("%#v", key), fmt.Sprintf("%x", key), fmt.Sprintf("%d", key),
-			// Without the time, which has digits, too.
+			// Skip the time, which also contains digits.
 			strings.ReplaceAll(fmt.Sprintf("%+v", &issuer.Credential{Key: key}), fmt.Sprint(time.Time{}), ""), string(encoded),
 		} {
 			if !strings.Contains(text, "[private key]") || strings.ContainsAny(text, "0123456789") {

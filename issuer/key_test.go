@@ -7,17 +7,17 @@ import (
 	"testing"
 )
 
-// RSA keys leave half of the cores to other work: other keys do not wait for them.
+// At most half of the cores generate RSA keys, so that other keys need not wait.
 func TestRSAKeysAreBounded(t *testing.T) {
 	g := NewKeyGenerator()
 	if cap(g.rsa) != max(1, runtime.GOMAXPROCS(0)/2) {
-		t.Errorf("%d at a time", cap(g.rsa))
+		t.Errorf("%d RSA keys at a time", cap(g.rsa))
 	}
 	for range cap(g.rsa) {
-		g.rsa <- struct{}{} // keys that take long
+		g.rsa <- struct{}{} // slow keys in progress
 	}
 	if key, err := g.Generate(t.Context(), ECDSAP256); err != nil || !ECDSAP256.Matches(key.Signer) {
-		t.Errorf("an ECDSA key waited: %v", err)
+		t.Errorf("an ECDSA key waited for RSA keys: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -26,6 +26,6 @@ func TestRSAKeysAreBounded(t *testing.T) {
 	}
 	<-g.rsa
 	if key, err := g.Generate(t.Context(), RSA2048); err != nil || !RSA2048.Matches(key.Signer) || len(g.rsa) != cap(g.rsa)-1 {
-		t.Errorf("when one is done: %v", err)
+		t.Errorf("after one RSA key is done: %v", err)
 	}
 }

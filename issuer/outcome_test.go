@@ -9,7 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// Every outcome has a row of the table, with a label and a text of its own.
+// Every outcome has a row in the table, with its own label and text.
 func TestOutcomes(t *testing.T) {
 	labels, texts := map[string]bool{}, map[string]bool{}
 	for _, o := range Outcomes() {
@@ -21,16 +21,16 @@ func TestOutcomes(t *testing.T) {
 			t.Errorf("%v: codes %v and %v", o, o.CSICode(), o.RACode())
 		}
 		if o.Answered() && o.IsDown() {
-			t.Errorf("%v: an issuer that is down has not answered", o)
+			t.Errorf("%v: the outcome says that the issuer is down and that it answered", o)
 		}
 	}
 	if len(labels) != int(Failed)+1 {
-		t.Errorf("%d rows", len(labels))
+		t.Errorf("%d rows in the table", len(labels))
 	}
 }
 
-// A pod without a token, or over its own rate limit, says nothing about the issuer;
-// neither does a caller that gave up.
+// A pod without a token, a pod over its rate limit and a caller that gave up say
+// nothing about the issuer's availability.
 func TestOneVolumeDoesNotTakeTheIssuerDown(t *testing.T) {
 	for _, o := range []Outcome{Denied, Throttled, NoPodToken, Canceled, InvalidAnswer, Failed} {
 		if o.IsDown() {
@@ -58,6 +58,6 @@ func TestEnded(t *testing.T) {
 	defer cancel()
 	<-expired.Done()
 	if Ended(canceled) != Canceled || Ended(expired) != Unavailable {
-		t.Errorf("%v and %v", Ended(canceled), Ended(expired))
+		t.Errorf("canceled context: %v; expired context: %v", Ended(canceled), Ended(expired))
 	}
 }

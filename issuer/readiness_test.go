@@ -14,7 +14,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/panics"
 )
 
-// panickingSigner panics as often as it is told to.
+// panickingSigner panics in its first calls.
 type panickingSigner struct {
 	*changingSigner
 	panics int
@@ -55,9 +55,9 @@ func TestConnectRetriesAfterAPanic(t *testing.T) {
 		go r.Connect(ctx, "default", i)
 		synctest.Wait()
 		if err := r.Err(); err == nil || !strings.Contains(err.Error(), "issuer default: ") || !strings.Contains(err.Error(), "defect of step-csi") {
-			t.Errorf("after a panic: %v", err)
+			t.Errorf("the readiness after a panic: %v", err)
 		}
-		pass(4 * time.Second) // two waits
+		pass(4 * time.Second) // two pauses of the backoff
 		if err := r.Err(); err != nil || panics.Total()-before != 2 {
 			t.Errorf("%d panics: %v", panics.Total()-before, err)
 		}

@@ -18,7 +18,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// log is what has happened so far.
+// log records events from several goroutines.
 type log[T any] struct {
 	mu     sync.Mutex
 	events []T
@@ -36,7 +36,7 @@ func (l *log[T]) all() []T {
 	return slices.Clone(l.events)
 }
 
-// changingSigner answers roots as a CA that changes its own.
+// changingSigner is a signer whose roots can change, and which can be unavailable.
 type changingSigner struct {
 	*hostileSigner
 	store *trust.Store
@@ -58,7 +58,7 @@ func (s *changingSigner) RefreshRoots(ctx context.Context) (issuer.Roots, error)
 	return s.Roots(ctx)
 }
 
-// following runs test beside FollowRoots, which asks every five minutes.
+// following runs test while FollowRoots requests the roots every five minutes.
 func following(t *testing.T, test func(s *changingSigner, i *issuer.Issuer, fresh *log[issuer.Roots])) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newChangingSigner(t)
@@ -84,11 +84,11 @@ func pass(d time.Duration) {
 	synctest.Wait()
 }
 
-func TestRootsAreAskedForOnATimer(t *testing.T) {
+func TestRootsAreRequestedOnATimer(t *testing.T) {
 	following(t, func(s *changingSigner, _ *issuer.Issuer, fresh *log[issuer.Roots]) {
 		pass(24 * time.Hour)
 		if len(s.asked.all()) < 270 || len(s.asked.all()) > 310 || len(fresh.all()) != len(s.asked.all()) {
-			t.Errorf("asked %d times, answered %d times", len(s.asked.all()), len(fresh.all()))
+			t.Errorf("%d requests, %d answers", len(s.asked.all()), len(fresh.all()))
 		}
 		spread := map[time.Duration]bool{}
 		asked := s.asked.all()
@@ -96,32 +96,33 @@ func TestRootsAreAskedForOnATimer(t *testing.T) {
 			between := asked[i+1].Sub(asked[i])
 			spread[between] = true
 			if between < 4*time.Minute || between > 6*time.Minute {
-				t.Errorf("%s between two", between)
+				t.Errorf("the pause between two requests is %s", between)
 			}
 		}
 		if len(spread) < 100 {
-			t.Errorf("only %d different pauses: nodes would ask together", len(spread))
+			t.Errorf("only %d different pauses: the nodes would send their requests together", len(spread))
 		}
 	})
 }
 
-// A CA that is away is asked no more often, and what was known stays.
-func TestRootsStayWhileTheCAIsAway(t *testing.T) {
+// While the CA is down, the plugin sends no more requests than usual and keeps the
+// known roots.
+func TestRootsStayDuringAnOutage(t *testing.T) {
 	following(t, func(s *changingSigner, _ *issuer.Issuer, fresh *log[issuer.Roots]) {
 		s.away.Store(true)
 		pass(time.Hour)
 		if len(s.asked.all()) > 16 || len(fresh.all()) != 1 {
-			t.Errorf("asked %d times, answered %d times", len(s.asked.all()), len(fresh.all()))
+			t.Errorf("%d requests, %d answers", len(s.asked.all()), len(fresh.all()))
 		}
 		s.away.Store(false)
 		pass(6 * time.Minute)
 		if len(fresh.all()) < 2 {
-			t.Error("not asked when it is back")
+			t.Error("no request after the outage")
 		}
 	})
 }
 
-// Whoever has a certificate from a root that is new brings the news.
+// A certificate under an unknown root makes the issuer request the roots.
 func TestAnswersBringNewRoots(t *testing.T) {
 	following(t, func(s *changingSigner, i *issuer.Issuer, fresh *log[issuer.Roots]) {
 		next, err := minica.New()
@@ -129,7 +130,7 @@ func TestAnswersBringNewRoots(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.roots = []*x509.Certificate{s.ca.Root, next.Root}
-		for range 3 { // together they are asked for once
+		for range 3 { // these cause one request
 			if _, err := i.Issue(t.Context(), issuer.Applicant{}, request(), issuer.PrivateKey{}); err != nil {
 				t.Fatal(err)
 			}

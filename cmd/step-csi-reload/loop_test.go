@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// fakeVolume is a loop whose contents a test changes. It records when the loop acted,
-// in seconds from the start.
+// fakeVolume is a loop whose contents the test changes. It records when the loop
+// acted, in seconds since the start.
 type fakeVolume struct {
 	*loop
 	ctx     context.Context
@@ -56,7 +56,8 @@ func (v *fakeVolume) act(context.Context) error {
 	return nil
 }
 
-// expect runs the loop during the function, and compares when the loop acted.
+// expect runs the loop during the function and compares the times when the loop
+// acted.
 func (v *fakeVolume) expect(t *testing.T, want []float64, during func()) {
 	t.Helper()
 	if !v.await(v.ctx) {
@@ -88,7 +89,7 @@ func TestOnceForSeveralChanges(t *testing.T) {
 	})
 }
 
-// Continuous changes do not postpone the action for ever.
+// Continuous changes do not postpone the action forever.
 func TestContinuousChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newFakeVolume(t)
@@ -229,7 +230,7 @@ func TestActionPanics(t *testing.T) {
 	})
 }
 
-// A panic while the files are read is handled like files that cannot be read.
+// A panic while reading the files is handled like unreadable files.
 func TestReadPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := newFakeVolume(t)

@@ -15,7 +15,7 @@ func TestCommandLine(t *testing.T) {
 		{"--help", 0, "Usage: step-csi-reload", ""},
 		{"--version", 0, "step-csi-reload ", ""},
 		{"", 2, "", "step-csi-reload: name a directory"},
-		{"reload --dir /tls --signal HUP true", 2, "", "step-csi-reload: name a directory"}, // as in step-csi reload
+		{"reload --dir /tls --signal HUP true", 2, "", "step-csi-reload: name a directory"}, // typed as "step-csi reload"
 		{"--dir /tls --signal NONE true", 2, "", `unknown signal "NONE"`},
 		{"--dir /tls --exec", 2, "", "name the command"},
 		{"--dir /tls --url localhost", 2, "", "--url: not a URL"},
@@ -28,7 +28,7 @@ func TestCommandLine(t *testing.T) {
 		args := strings.Fields(strings.ReplaceAll(test.args, "testdata", directory))
 		var stdout, stderr bytes.Buffer
 		if status := run(t.Context(), args, &stdout, &stderr); status != test.status {
-			t.Errorf("%q: exit status %d instead of %d", args, status, test.status)
+			t.Errorf("%q: exit status %d, want %d", args, status, test.status)
 		}
 		if !strings.Contains(stdout.String(), test.stdout) || !strings.Contains(stderr.String(), test.stderr) {
 			t.Errorf("%q: stdout %q, stderr %q", args, &stdout, &stderr)
@@ -39,7 +39,7 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// Users rely on these flags: they are in the help, and the program accepts them.
+// Users rely on these flags: the help lists them, and the program accepts them.
 func TestFlags(t *testing.T) {
 	args := []string{"--dir", "/a", "--dir", "/b", "--signal", "SIGUSR1", "--pid-file", "/pid", "--debounce", "2s", "--timeout", "3s"}
 	c, err := parse(args)
@@ -64,7 +64,7 @@ func TestFlags(t *testing.T) {
 	}
 	for _, name := range []string{"dir", "signal", "pid-file", "process-name", "exec", "url", "method", "debounce", "timeout", "version"} {
 		if !strings.Contains(usage, "  --"+name+" ") {
-			t.Errorf("no --%s in the help", name)
+			t.Errorf("the help lacks --%s", name)
 		}
 	}
 }

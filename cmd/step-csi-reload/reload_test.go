@@ -28,7 +28,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// replace replaces all files of a volume at once, as a CSI driver does.
+// replace replaces all files of a volume at once, like a CSI driver.
 func replace(t *testing.T, directory string, files map[string]string) {
 	t.Helper()
 	set, err := os.MkdirTemp(directory, "..set-")
@@ -74,13 +74,13 @@ func TestContents(t *testing.T) {
 	}
 	replace(t, one, map[string]string{"tls.crt": "a", "tls.key": "b"})
 	if read() != first {
-		t.Error("the first contents again have another digest")
+		t.Error("the digest differs for the same contents")
 	}
 	replace(t, two, map[string]string{"ca.crt": "d"})
 	if read() == first {
 		t.Error("no change in the second directory")
 	}
-	// A plain directory, without the link.
+	// A directory without the link ..data.
 	plain := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(plain, "tls.crt"), []byte("a"), 0o400))
 	must(t, os.Mkdir(filepath.Join(plain, "other"), 0o700))
@@ -124,7 +124,7 @@ func TestCall(t *testing.T) {
 		}
 	}
 	if len(asked) != 4 || !strings.HasPrefix(asked[0], "PUT /") {
-		t.Errorf("asked %q", asked)
+		t.Errorf("the server received %q", asked)
 	}
 	server.Close()
 	if err := call(t.Context(), http.MethodPost, u); err == nil || strings.Contains(err.Error(), "secret") {
@@ -146,7 +146,7 @@ func TestExecute(t *testing.T) {
 			t.Errorf("%q: %v", test.command, err)
 		}
 	}
-	// A command that hangs is killed, with the processes that it has started.
+	// A command that hangs is killed, together with the processes that it started.
 	file := filepath.Join(t.TempDir(), "pid")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -166,9 +166,9 @@ func TestExecute(t *testing.T) {
 	}
 }
 
-// send does not send HUP to a process that HUP would kill.
+// send does not send SIGHUP to a process that SIGHUP would kill.
 func TestSendOnlyToHandlers(t *testing.T) {
-	// Under nohup, children would ignore HUP for good. They do not inherit a handler.
+	// Under nohup, children ignore SIGHUP for good. They do not inherit a handler.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP)
 	defer signal.Stop(signals)
@@ -190,7 +190,7 @@ func TestSendOnlyToHandlers(t *testing.T) {
 	if err := send(syscall.SIGHUP, helpless); err == nil || !strings.Contains(err.Error(), "does not handle SIGHUP") {
 		t.Errorf("the process without a handler: %v", err)
 	}
-	must(t, send(syscall.SIGTERM, helpless)) // TERM is meant to end a process
+	must(t, send(syscall.SIGTERM, helpless)) // SIGTERM is meant to end a process
 	if err := wait(helpless.Pid); !errors.Is(err, exitStatus(143)) {
 		t.Error(err)
 	}
@@ -219,7 +219,7 @@ func TestPIDFile(t *testing.T) {
 	}
 }
 
-// Of a server whose workers have the same name, only the server is found.
+// The search finds only the server, and not its workers with the same name.
 func TestFindProcesses(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "step-csi-named-test") // longer than the kernel's 15 characters
 	shell, err := exec.LookPath("bash")
@@ -292,7 +292,7 @@ func TestSidecar(t *testing.T) {
 		select {
 		case <-calls:
 		case <-time.After(30 * time.Second):
-			t.Fatalf("not called: %s", why)
+			t.Fatalf("no call: %s", why)
 		}
 	}
 	files := map[string]string{"tls.crt": "1"}
@@ -318,8 +318,8 @@ func TestSidecar(t *testing.T) {
 	}
 }
 
-// A panic of fsnotify is logged, and the files are polled. A Watcher that New did not
-// make panics.
+// A panic in fsnotify is logged, and step-csi-reload polls the files instead. A
+// Watcher that NewWatcher did not create panics.
 func TestWatchPanics(t *testing.T) {
 	var logged strings.Builder
 	log := slog.New(slog.NewTextHandler(&logged, nil))
@@ -327,6 +327,6 @@ func TestWatchPanics(t *testing.T) {
 		t.Error("the directory counts as watched")
 	}
 	if text := logged.String(); !strings.Contains(text, `msg="Recovered a panic"`) || !strings.Contains(text, "fsnotify.(*Watcher).Add") {
-		t.Errorf("the log has no panic with its stack: %s", text)
+		t.Errorf("the log lacks the panic and its stack: %s", text)
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Without capabilities to keep, harden drops all. The test hardens another process,
-// because this cannot be undone.
+// Without a capability to keep, harden drops all capabilities. The test hardens a
+// child process, because hardening cannot be undone.
 func TestHardenWithoutAnyCapability(t *testing.T) {
 	if os.Getenv("STEP_CSI_HARDEN") == "" {
 		child := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
@@ -24,7 +24,7 @@ func TestHardenWithoutAnyCapability(t *testing.T) {
 		}
 		return
 	}
-	for range 2 { // once more does no harm
+	for range 2 { // harden is idempotent
 		if err := harden(); err != nil {
 			t.Fatal(err)
 		}
@@ -40,7 +40,7 @@ func TestHardenWithoutAnyCapability(t *testing.T) {
 		}
 		for _, want := range []string{"CapInh:\t0+", "CapPrm:\t0+", "CapEff:\t0+", "CapAmb:\t0+", "NoNewPrivs:\t1"} {
 			if !regexp.MustCompile(`(?m)^` + want + `$`).Match(status) {
-				t.Errorf("%s: no %q in\n%s", path, want, status)
+				t.Errorf("%s: lacks %q:\n%s", path, want, status)
 			}
 		}
 	}

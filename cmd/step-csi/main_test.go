@@ -88,8 +88,8 @@ issuers:
 	}
 }
 
-// The error for a wrong configuration has the file, the key and the reason.
-func TestWrongConfigurations(t *testing.T) {
+// The error for an invalid configuration names the file, the key and the reason.
+func TestInvalidConfigurations(t *testing.T) {
 	for name, test := range map[string]struct{ old, new, want string }{
 		"not YAML":              {"policy:", "policy: [", "yaml"},
 		"unknown key":           {"trustDomain", "trustDomian", `"trustDomian"`},
@@ -165,8 +165,8 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// The help lists the flags, and its configuration works.
-func TestHelpIsTrue(t *testing.T) {
+// The help lists all flags, and its example configuration is valid.
+func TestHelp(t *testing.T) {
 	for command, flags := range map[string][]string{
 		"node":   {"config", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"},
 		"ra":     {"config", "listen", "http-address", "v"},
@@ -178,7 +178,7 @@ func TestHelpIsTrue(t *testing.T) {
 		}
 		for _, name := range flags {
 			if !strings.Contains(help.String(), "  --"+name+" ") {
-				t.Errorf("no --%s in the help of %s", name, command)
+				t.Errorf("the help of %s lacks --%s", command, name)
 			}
 		}
 	}
@@ -217,7 +217,7 @@ func TestAuthorityConfiguration(t *testing.T) {
 		got.Plugin.String() != "step-ca/step-csi" || got.Limits.Node.Burst != 50 {
 		t.Errorf("%+v", got)
 	}
-	// No pod can have the name of an authority, in any form.
+	// The policy denies every form of the registration authority's name.
 	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
 	for _, name := range []string{"step-csi-ra.step-ca.svc.cluster.local", "step-csi-ra.step-ca.svc", "step-csi-ra.step-ca", "*.step-ca.svc", "step-certificates.step-ca.svc.cluster.local"} {
 		err := c.issuers["default"].allow(t.Context(), pod, issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, name))})
@@ -230,7 +230,8 @@ func TestAuthorityConfiguration(t *testing.T) {
 	}
 }
 
-// No pod can have the CA's name in any form, whichever form the configuration has.
+// The policy denies every form of the CA's name, whichever form the configuration
+// uses.
 func TestNamesOfTheCA(t *testing.T) {
 	pod := issuer.Pod{Namespace: "step-ca", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
 	other := pod
@@ -273,7 +274,7 @@ func TestNamesOfTheCA(t *testing.T) {
 	}
 }
 
-func TestWrongAuthorities(t *testing.T) {
+func TestInvalidAuthorities(t *testing.T) {
 	for name, test := range map[string]struct{ old, new, want string }{
 		"none":                {authorityPart, "", "authority: is missing"},
 		"signs not by itself": {"type: jwk, name: admin, passwordFile: password", "type: ra, tokenFile: password", "issuers.default.provisioner.type"},
@@ -293,13 +294,14 @@ func TestWrongAuthorities(t *testing.T) {
 				err = tryServer(c)
 			}
 			if err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got %v, want something with %q", err, test.want)
+				t.Errorf("got %v, want an error with %q", err, test.want)
 			}
 		})
 	}
 }
 
-// tryServer makes all of the authority but its way to the API server.
+// tryServer creates the registration authority's server without its connection to
+// the API server.
 func tryServer(c *config) error {
 	checked, err := c.serverConfig(&server.TokenReview{}, prometheus.NewRegistry())
 	if err != nil {
@@ -312,15 +314,15 @@ func tryServer(c *config) error {
 	return err
 }
 
-// A node plugin with an issuer of type ra has a token and no password.
-func TestIssuerAtAnAuthority(t *testing.T) {
+// An issuer of type ra has a token file and no password file.
+func TestIssuerOfTypeRA(t *testing.T) {
 	const jwk = "{type: jwk, name: admin, passwordFile: password}"
 	for name, test := range map[string]struct{ provisioner, want string }{
 		"fine":                {"{type: ra, tokenFile: password}", ""},
 		"no token":            {"{type: ra}", "provisioner.tokenFile"},
 		"no such token":       {"{type: ra, tokenFile: none}", "provisioner.tokenFile: open"},
 		"password as well":    {"{type: ra, tokenFile: password, passwordFile: password}", "provisioner.passwordFile"},
-		"token for nobody":    {"{type: jwk, name: admin, passwordFile: password, tokenFile: password}", "provisioner.tokenFile"},
+		"unused token":        {"{type: jwk, name: admin, passwordFile: password, tokenFile: password}", "provisioner.tokenFile"},
 		"policy at the node":  {"{type: ra, tokenFile: password}\n    policy: {validations: [{expression: 'true'}]}", "issuers.default.policy"},
 		"authority at a node": {"{type: ra, tokenFile: password}", "authority: is for step-csi ra"},
 	} {
@@ -330,7 +332,7 @@ func TestIssuerAtAnAuthority(t *testing.T) {
 		}
 		_, err := loadConfig(write(t, text), (*configFile).node)
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
-			t.Errorf("%s: got %v, want something with %q", name, err, test.want)
+			t.Errorf("%s: got %v, want an error with %q", name, err, test.want)
 		}
 	}
 }
@@ -362,9 +364,9 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 	}
 }
 
-// The configurations in the documentation work, its policy does what it says, and it
-// describes every attribute.
-func TestDocumentationIsTrue(t *testing.T) {
+// The configurations in the documentation are valid, its policy allows and denies
+// what the text says, and it describes every attribute.
+func TestDocumentation(t *testing.T) {
 	page := func(name string) string {
 		t.Helper()
 		text, err := os.ReadFile("../../docs/" + name)

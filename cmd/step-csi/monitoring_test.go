@@ -39,7 +39,8 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// Both commands have these metrics, and their names follow the rules of Prometheus.
+// Both commands have these metrics, and their names follow the conventions of
+// Prometheus.
 func TestCommonMetrics(t *testing.T) {
 	registry := newRegistry()
 	problems, err := testutil.GatherAndLint(registry)
@@ -50,14 +51,14 @@ func TestCommonMetrics(t *testing.T) {
 	healthHandler(nil, registry).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, want := range []string{`step_csi_build_info{goversion="` + runtime.Version() + `",version="` + release() + `"} 1`, "\ngo_goroutines ", "\nprocess_open_fds "} {
 		if !strings.Contains(answer.Body.String(), want) {
-			t.Errorf("no %q in\n%s", want, answer.Body)
+			t.Errorf("the metrics lack %q:\n%s", want, answer.Body)
 		}
 	}
 }
 
 func TestHealthAddress(t *testing.T) {
 	if h, err := newHealth("", nil, nil); h != nil || err != nil {
-		t.Errorf("off by default: %v, %v", h, err)
+		t.Errorf("without an address: %v, %v", h, err)
 	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -65,7 +66,7 @@ func TestHealthAddress(t *testing.T) {
 	}
 	defer taken.Close()
 	if _, err := newHealth(taken.Addr().String(), nil, nil); err == nil || !strings.Contains(err.Error(), "--http-address "+taken.Addr().String()) {
-		t.Errorf("a taken address: %v", err)
+		t.Errorf("an address in use: %v", err)
 	}
 }
 
@@ -95,7 +96,7 @@ func TestHealthStops(t *testing.T) {
 	stop()
 	select {
 	case <-stopped:
-		t.Error("it stopped with a request in flight")
+		t.Error("the server stopped with a request in flight")
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(release)

@@ -13,7 +13,7 @@ import (
 	"go.step.sm/crypto/pemutil"
 )
 
-// svid and go-spiffe agree about each certificate.
+// svid and go-spiffe agree about every certificate.
 func TestSVID(t *testing.T) {
 	ca, err := minica.New()
 	if err != nil {
@@ -45,7 +45,7 @@ func TestSVID(t *testing.T) {
 	const sign = x509.KeyUsageDigitalSignature
 	for name, test := range map[string]struct {
 		change func(leaf *x509.Certificate)
-		want   string // the ID, or something of the error
+		want   string // the ID, or a part of the error
 	}{
 		"by default":         {func(*x509.Certificate) {}, "spiffe://cluster.local/ns/shop/sa/web"},
 		"of RSA":             {usage(sign | x509.KeyUsageKeyEncipherment), "spiffe://cluster.local/ns/shop/sa/web"},
@@ -82,11 +82,11 @@ func TestSVID(t *testing.T) {
 			}
 			id, err := svid(signed)
 			if err == nil && id != test.want || err != nil && !strings.Contains(err.Error(), test.want) {
-				t.Errorf("%q, %v; wanted %q", id, err, test.want)
+				t.Errorf("got %q, %v; want %q", id, err, test.want)
 			}
 			theirs, theirErr := x509svid.Parse([]byte(encodeCertificate(signed)), pem.EncodeToMemory(encodedKey))
 			if (err == nil) != (theirErr == nil) || err == nil && id != theirs.ID.String() {
-				t.Errorf("%q, %v, and to go-spiffe: %v", id, err, theirErr)
+				t.Errorf("svid: %q, %v; go-spiffe: %v", id, err, theirErr)
 			}
 		})
 	}

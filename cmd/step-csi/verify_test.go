@@ -21,7 +21,7 @@ import (
 	"go.step.sm/crypto/pemutil"
 )
 
-// issued writes a volume's files into a directory.
+// issued writes the files of a volume into a directory.
 func issued(t *testing.T, ca *minica.CA, notAfter time.Time, usages ...x509.ExtKeyUsage) string {
 	t.Helper()
 	key, err := keyutil.GenerateDefaultSigner()
@@ -88,7 +88,7 @@ func TestVerify(t *testing.T) {
 	for name, test := range map[string]struct {
 		directory string
 		change    func(directory string)
-		want      string // in the error; empty for none
+		want      string // a part of the error; empty for none
 	}{
 		"good":    {directory: issued(t, ca, soon, both...)},
 		"expired": {directory: issued(t, ca, time.Now().Add(-time.Minute), both...), want: "expired"},
@@ -125,15 +125,15 @@ func TestVerify(t *testing.T) {
 			err := run(t.Context(), []string{"verify", test.directory}, &out, &out)
 			switch {
 			case test.want == "" && (err != nil || !strings.Contains(out.String(), "web.shop.svc") || !strings.Contains(out.String(), "verified ")):
-				t.Errorf("%v, and it printed:\n%s", err, &out)
+				t.Errorf("error %v; output:\n%s", err, &out)
 			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(out.String(), "verified ")):
-				t.Errorf("%v, wanted something with %q; it printed:\n%s", err, test.want, &out)
+				t.Errorf("got %v, want an error with %q; output:\n%s", err, test.want, &out)
 			}
 		})
 	}
 }
 
-// Other names of files, and every line that is printed.
+// Verify accepts other file names. The test checks every line of the output.
 func TestVerifyPrints(t *testing.T) {
 	ca, err := minica.New()
 	if err != nil {
@@ -165,7 +165,7 @@ key file      /\S+/key, mode 0600
 verified      the key is the certificate's, and the chain ends at a root of /\S+/roots
 $`)
 	if !want.Match(out.Bytes()) {
-		t.Errorf("it printed:\n%s\nand not:\n%s", &out, want)
+		t.Errorf("output:\n%s\nwant:\n%s", &out, want)
 	}
 }
 

@@ -32,13 +32,13 @@ func config() attributes.Config {
 
 const spiffeID = "spiffe://example.org/ns/shop/sa/front"
 
-// namesOf returns the names of a request but the SPIFFE ID and the common name.
+// namesOf returns the names of a request, except the SPIFFE ID and the common name.
 func namesOf(r issuer.Request) []string {
 	return slices.DeleteFunc(r.AlternativeNames(), func(name string) bool { return name == spiffeID })
 }
 
-// nameCases are values of one name attribute, with the names that they give or
-// a part of the error. Names are separated by blanks.
+// nameCases are values of one name attribute, each with the resulting names or a
+// part of the error. Names are separated by spaces.
 var nameCases = []struct{ key, value, want, wrong string }{
 	{"dns-names", "a.example.com", "a.example.com", ""},
 	{"dns-names", " a.example.com ,\tb.example.com\n", "a.example.com b.example.com", ""},
@@ -187,15 +187,15 @@ func TestNames(t *testing.T) {
 func wantError(t *testing.T, what string, err error, want string) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("%.90q: the error is %v, without %q", what, err, want)
+		t.Errorf("%.90q: got %v, want an error with %q", what, err, want)
 		return
 	}
 	if text := err.Error(); len(text) > 2000 || strings.Contains(text, "\n") || !utf8.ValidString(text) {
-		t.Errorf("%.90q: an error that does not fit into an event: %.200q", what, text)
+		t.Errorf("%.90q: the error does not fit into an event: %.200q", what, text)
 	}
 }
 
-// fullRequest has each attribute, none with its default.
+// fullRequest sets every attribute to a value that is not the default.
 func fullRequest() map[string]string {
 	return map[string]string{
 		"issuer":            "short",
@@ -270,7 +270,7 @@ func withoutNames(a attributes.Attributes) attributes.Attributes {
 	return a
 }
 
-// otherCases are changes to the full request, with a part of the error.
+// otherCases are changes to the full request, each with a part of the error.
 var otherCases = []struct{ key, value, wrong string }{
 	{"issuer", "other", `issuer: "other" is not an issuer in the plugin's configuration; it has default, short`},
 	{"issuer", "", "issuer: the value is empty"},
@@ -406,7 +406,7 @@ func TestErrorsHaveOneOrder(t *testing.T) {
 	}
 	for range 20 {
 		if _, err := attributes.Parse(values, pod, "", config()); err.Error() != first.Error() {
-			t.Fatalf("%v\nafter\n%v", err, first)
+			t.Fatalf("the order of the errors differs: %v\nafter\n%v", err, first)
 		}
 	}
 }
@@ -482,7 +482,7 @@ func TestShortNames(t *testing.T) {
 	}
 }
 
-func TestServiceNamesThatAreNoHosts(t *testing.T) {
+func TestInvalidServiceNames(t *testing.T) {
 	p := pod
 	p.Namespace = "42"
 	_, err := attributes.Parse(map[string]string{"service-names": "web"}, p, "", config())
@@ -493,7 +493,7 @@ func TestServiceNamesThatAreNoHosts(t *testing.T) {
 	wantError(t, "a long domain", err, "service-names:")
 }
 
-// TestVariablesAddNothing gives the pod names that no API server accepts.
+// TestVariablesAddNothing uses pod names that no API server accepts.
 func TestVariablesAddNothing(t *testing.T) {
 	for name, wrong := range map[string]string{
 		"a,b":          "is not a DNS name",
@@ -544,7 +544,7 @@ func TestDefaultCommonName(t *testing.T) {
 func TestGroupAndMode(t *testing.T) {
 	for _, c := range []struct {
 		mountGroup, attribute, mode string
-		group                       int // -1 for none
+		group                       int // -1 if unset
 		want                        os.FileMode
 	}{
 		{"", "", "", -1, 0o444},
@@ -574,7 +574,7 @@ func TestGroupAndMode(t *testing.T) {
 	wantError(t, "mount group", err, `volume_mount_group: "wheel" is not a group ID`)
 }
 
-// TestDocumentation compares the package's comment with the keys.
+// TestDocumentation compares the package comment with the keys.
 func TestDocumentation(t *testing.T) {
 	source, err := os.ReadFile("attributes.go")
 	if err != nil {
@@ -588,6 +588,6 @@ func TestDocumentation(t *testing.T) {
 		}
 	}
 	if !slices.Equal(documented, attributes.Keys()) {
-		t.Errorf("documented are %q, known are %q", documented, attributes.Keys())
+		t.Errorf("the package comment has the keys %q, the code has %q", documented, attributes.Keys())
 	}
 }

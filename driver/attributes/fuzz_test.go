@@ -22,7 +22,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// FuzzParse writes attributes as lines of key=value.
+// FuzzParse takes attributes as lines of key=value.
 func FuzzParse(f *testing.F) {
 	add := func(values map[string]string) {
 		var lines []string
@@ -62,7 +62,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		if _, _, err := attributes.Identity(contextOf(p), p.Node); err != nil {
-			return // Not a pod that reaches Parse.
+			return // Parse never gets such a pod.
 		}
 		checkRest(t, got, c)
 		checkTypedNames(t, got.Request)
@@ -85,7 +85,7 @@ func contextOf(p issuer.Pod) map[string]string {
 
 func checkMessage(t *testing.T, text string) {
 	if text == "" || len(text) > 4096 || strings.Contains(text, "\n") || !utf8.ValidString(text) {
-		t.Errorf("%d bytes of error: %q", len(text), text)
+		t.Errorf("the error has %d bytes: %q", len(text), text)
 	}
 }
 
@@ -103,7 +103,7 @@ func checkRest(t *testing.T, a attributes.Attributes, c attributes.Config) {
 	}
 	slices.Sort(files)
 	if len(slices.Compact(files)) != 3 {
-		t.Errorf("two of the files are %q", files)
+		t.Errorf("two files have the same name: %q", files)
 	}
 	if a.Mode&^fs.FileMode(0o444) != 0 || a.Mode&0o400 == 0 || a.Group != nil && *a.Group < 0 {
 		t.Errorf("mode %o, group %v", a.Mode, a.Group)
@@ -141,24 +141,24 @@ func checkTypedNames(t *testing.T, r issuer.Request) {
 	}
 	for _, list := range [][]string{names.Texts(r.DNSNames), names.Texts(r.IPAddresses), names.Texts(r.URIs), names.Texts(r.EmailAddresses)} {
 		if sorted := slices.Sorted(slices.Values(list)); len(slices.Compact(sorted)) != len(list) {
-			t.Errorf("one comes twice: %q", list)
+			t.Errorf("a name appears twice: %q", list)
 		}
 	}
 }
 
-// checkSorting does with the names what step-ca does.
+// checkSorting sorts the names into types like step-ca does, and compares the
+// result.
 func checkSorting(t *testing.T, r issuer.Request) {
 	all := r.AlternativeNames()
 	dns, ips, emails, uris := x509util.SplitSANs(all)
 	if len(all) == 0 || len(all) > 100 ||
 		!slices.Equal(dns, names.Texts(r.DNSNames)) || !slices.Equal(names.Texts(ips), names.Texts(r.IPAddresses)) ||
 		!slices.Equal(emails, names.Texts(r.EmailAddresses)) || !slices.Equal(names.Texts(uris), names.Texts(r.URIs)) {
-		t.Errorf("%q are sorted into %q, %q, %q, %q", all, dns, ips, emails, uris)
+		t.Errorf("step-ca sorts %q into %q, %q, %q, %q", all, dns, ips, emails, uris)
 	}
 }
 
-// checkCSR makes sure that the registration authority reads the same names in the
-// CSR.
+// checkCSR checks that the registration authority reads the same names from the CSR.
 func checkCSR(t *testing.T, r issuer.Request, key issuer.PrivateKey) {
 	t.Helper()
 	csr, err := issuer.NewCSR(r, key)
@@ -172,7 +172,7 @@ func checkCSR(t *testing.T, r issuer.Request, key issuer.PrivateKey) {
 	}
 }
 
-// checkIdempotence writes the result as attributes, and parses those.
+// checkIdempotence writes the result as attributes and parses them again.
 func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c attributes.Config) {
 	r := want.Request
 	values := map[string]string{
@@ -201,7 +201,7 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 	}
 	maps.DeleteFunc(values, func(_, value string) bool { return value == "" })
 	if size, _ := json.Marshal(values); len(size) > 8<<10 {
-		return // Normal forms may be longer: xn--.
+		return // A normal form can exceed the limits, for example as xn--.
 	}
 	got, err := attributes.Parse(values, p, "", c)
 	if err != nil || !reflect.DeepEqual(got, want) {

@@ -33,11 +33,11 @@ func TestIdentity(t *testing.T) {
 		t.Errorf("the user's attributes: %q", user)
 	}
 	if !maps.Equal(given, volumeContext()) {
-		t.Errorf("the request was changed: %q", given)
+		t.Errorf("the function changed the request: %q", given)
 	}
 }
 
-func TestIdentityThatTheKubeletDoesNotGive(t *testing.T) {
+func TestInvalidIdentity(t *testing.T) {
 	const prefix = "csi.storage.k8s.io/"
 	for _, c := range []struct{ key, value, wrong string }{
 		{"pod.name", "", "pod.name is missing: the CSIDriver object needs podInfoOnMount: true"},
@@ -51,7 +51,7 @@ func TestIdentityThatTheKubeletDoesNotGive(t *testing.T) {
 		{"pod.namespace", "a.b", "is not a Kubernetes name"},
 		{"pod.namespace", "shop/sa/root", "is not a Kubernetes name"},
 		{"pod.uid", "a b", "is not a Kubernetes name"},
-		{"pod.uid", "d41d8cd98f00b204e9800998ecf8427e", ""}, // a static pod's
+		{"pod.uid", "d41d8cd98f00b204e9800998ecf8427e", ""}, // the UID of a static pod
 		{"serviceAccount.name", "a,b", "is not a Kubernetes name"},
 		{"serviceAccount.name", "../x", "is not a Kubernetes name"},
 		{"serviceAccount.name", "a\n", "is not a Kubernetes name"},
@@ -105,11 +105,11 @@ func TestToken(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, got.Reveal(), err)
 		}
 		if want := test.want != ""; got.ValidAt(expiry.Add(-time.Second)) != want || got.ValidAt(expiry) {
-			t.Errorf("%s: valid at the wrong time", name)
+			t.Errorf("%s: the token's validity is wrong", name)
 		}
 	}
 	if _, err := attributes.Token(map[string]string{tokens: "eyJhbGciOi"}, nil, "step-csi"); err == nil || strings.Contains(err.Error(), "eyJ") {
-		t.Errorf("rubbish: %v", err)
+		t.Errorf("an invalid value: %v", err)
 	}
 }
 

@@ -9,8 +9,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// A key that is kept is read back as it was written, whatever is wiped on the
-// way.
+// ReadKey returns the key that Encode encoded, although both wipe their buffers.
 func TestReadKeyIsTheEncodedOne(t *testing.T) {
 	for _, test := range []struct {
 		keyType  issuer.KeyType
@@ -35,7 +34,7 @@ func TestReadKeyIsTheEncodedOne(t *testing.T) {
 		write(t, root, all)
 		got, err := payload.ReadKey(root, a.PrivateKeyFile)
 		if err != nil || !got.Signer.(interface{ Equal(crypto.PrivateKey) bool }).Equal(key.Signer) {
-			t.Errorf("%s: another key, %v", test.keyType, err)
+			t.Errorf("%s: ReadKey returned another key; error %v", test.keyType, err)
 		}
 	}
 }

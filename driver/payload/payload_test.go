@@ -41,7 +41,7 @@ func write(t *testing.T, root *os.Root, all []payload.File) {
 	}
 }
 
-// A caller knows whether the new set is in use.
+// ErrCleanUp tells the caller that the new set is in use.
 func TestFailedCleanUp(t *testing.T) {
 	root := openRoot(t)
 	write(t, root, files("tls.crt", "1"))
@@ -56,7 +56,7 @@ func TestFailedCleanUp(t *testing.T) {
 	}
 }
 
-// visible is what a program sees that lists the directory.
+// visible returns the files that a program sees when it lists the directory.
 func visible(t *testing.T, root *os.Root) map[string]string {
 	t.Helper()
 	content := map[string]string{}
@@ -98,8 +98,9 @@ func TestWriteAndReplace(t *testing.T) {
 	}
 }
 
-// A reader that has resolved ..data once can finish, until the rotation after.
-func TestTheSetBeforeStays(t *testing.T) {
+// The previous set stays for one rotation, so that a reader that has resolved ..data
+// can finish.
+func TestPreviousSetStays(t *testing.T) {
 	root := openRoot(t)
 	write(t, root, files("tls.crt", "1"))
 	first, err := root.Readlink("..data")
@@ -112,7 +113,7 @@ func TestTheSetBeforeStays(t *testing.T) {
 	}
 	write(t, root, files("tls.crt", "3"))
 	if _, err := root.Stat(first); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the first set is still there: %v", err)
+		t.Errorf("the first set still exists: %v", err)
 	}
 	if n := len(sets(t, root)); n != 2 {
 		t.Errorf("%d sets", n)
@@ -137,7 +138,7 @@ func TestLeftoversOfACrashAreCleared(t *testing.T) {
 	}
 	for _, name := range []string{"..2020_01_01_00_00_00.half", "..data_tmp"} {
 		if _, err := root.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s is still there", name)
+			t.Errorf("%s still exists", name)
 		}
 	}
 }
@@ -147,31 +148,32 @@ func TestAFailedWriteChangesNothing(t *testing.T) {
 	write(t, root, files("tls.crt", "1"))
 	before := sets(t, root)
 	if err := payload.Write(root, files("tls.crt", "2", "no/such/directory", "x"), open); err == nil {
-		t.Fatal("it did not fail")
+		t.Fatal("Write did not fail")
 	}
 	if got, want := visible(t, root), map[string]string{"tls.crt": "1"}; !maps.Equal(got, want) {
-		t.Errorf("got %v", got)
+		t.Errorf("the visible files are %v", got)
 	}
 	if after := sets(t, root); !slices.Equal(before, after) {
-		t.Errorf("%v, and then %v", before, after)
+		t.Errorf("sets before %v, after %v", before, after)
 	}
 }
 
-func TestModeWhateverTheUmask(t *testing.T) {
+func TestModeIgnoresUmask(t *testing.T) {
 	root := openRoot(t)
 	if err := payload.Write(root, files("tls.key", "k"), payload.Access{Mode: 0o440, Group: nil}); err != nil {
 		t.Fatal(err)
 	}
 	info, err := root.Stat("tls.key")
 	if err != nil || info.Mode() != 0o440 {
-		t.Errorf("%v, %v", info.Mode(), err)
+		t.Errorf("tls.key: mode %v, error %v", info.Mode(), err)
 	}
 	if info, err := root.Stat("..data"); err != nil || info.Mode().Perm() != 0o755 {
-		t.Errorf("%v, %v", info.Mode(), err)
+		t.Errorf("..data: mode %v, error %v", info.Mode(), err)
 	}
 }
 
-// A Write that was killed before the swap has left new names, which lead nowhere.
+// A Write that was killed before the swap leaves links with new names, which point
+// to no file. The next Write removes them.
 func TestNamesLeftByACrashAreCleared(t *testing.T) {
 	root := openRoot(t)
 	write(t, root, files("tls.crt", "1"))
@@ -182,11 +184,11 @@ func TestNamesLeftByACrashAreCleared(t *testing.T) {
 	}
 	write(t, root, files("server.pem", "2"))
 	if got, want := visible(t, root), map[string]string{"server.pem": "2"}; !maps.Equal(got, want) {
-		t.Errorf("got %v", got)
+		t.Errorf("the visible files are %v", got)
 	}
 }
 
-// Whoever follows ..data once reads a certificate and a key of one set.
+// A reader that resolves ..data once gets a certificate and a key of the same set.
 func TestReadersNeverSeeHalfASet(t *testing.T) {
 	root := openRoot(t)
 	write(t, root, files("tls.crt", "0", "tls.key", "0"))
@@ -207,12 +209,12 @@ func TestReadersNeverSeeHalfASet(t *testing.T) {
 				}
 				certificate, err1 := root.ReadFile(set + "/tls.crt")
 				key, err2 := root.ReadFile(set + "/tls.key")
-				// More than one rotation between the two calls.
+				// The directory is already removed if two rotations happened since Readlink.
 				if errors.Is(err1, fs.ErrNotExist) || errors.Is(err2, fs.ErrNotExist) {
 					continue
 				}
 				if err := errors.Join(err1, err2); err != nil || string(certificate) != string(key) {
-					t.Errorf("%q with %q, %v", certificate, key, err)
+					t.Errorf("certificate %q with key %q, error %v", certificate, key, err)
 					return
 				}
 			}

@@ -15,39 +15,40 @@ func TestBreaker(t *testing.T) {
 	var b Breaker
 	b.Observe(Renewal, now, now, fmt.Errorf("%w: another name", issuer.Denied))
 	if b.IsOpen() {
-		t.Fatal("a denial opened it")
+		t.Fatal("a denial opened the breaker")
 	}
 	b.Observe(Publish, now, now.Add(time.Second), away)
 	first := b.ProbeAt(v, now)
 	if !b.IsOpen() || b.failures != 1 || !first.After(now) {
-		t.Fatalf("%+v", b)
+		t.Fatalf("the breaker after the first failure: %+v", b)
 	}
-	// Another call of the same moment, and pods, which come at the kubelet's pace.
+	// These failures do not count: the first call began before the last failure, and
+	// publishes follow the kubelet's pace.
 	b.Observe(Renewal, now, now.Add(2*time.Second), away)
 	b.Observe(Publish, now.Add(3*time.Second), now.Add(4*time.Second), away)
 	if b.failures != 1 || !b.ProbeAt(v, now).Equal(first) {
-		t.Errorf("%+v", b)
+		t.Errorf("the breaker after failures that do not count: %+v", b)
 	}
 	began := now.Add(5 * time.Second)
 	for range 20 { // probes
 		b.Observe(Renewal, began, began.Add(time.Second), away)
 		if pause := b.ProbeAt(v, began).Sub(began); pause > 5*time.Minute+time.Second {
-			t.Errorf("%d failures: %s", b.failures, pause)
+			t.Errorf("after %d failures, the pause is %s", b.failures, pause)
 		}
 		began = began.Add(time.Minute)
 	}
 	if b.failures != 21 {
 		t.Errorf("%d failures", b.failures)
 	}
-	// Neither says that the CA works again: the registration authority denies also
-	// while its CA is down.
+	// These outcomes do not show that the CA works again. The registration authority,
+	// for example, also denies requests while its CA is down.
 	for _, o := range []issuer.Outcome{issuer.Denied, issuer.Canceled, issuer.NoPodToken, issuer.Throttled} {
 		if b.Observe(Renewal, began, began, fmt.Errorf("%w: a test", o)) || !b.IsOpen() {
-			t.Errorf("%v closed it", o)
+			t.Errorf("%v closed the breaker", o)
 		}
 	}
 	if !b.Observe(Publish, began, began, nil) || b.IsOpen() || b.Observe(Publish, began, began, nil) {
-		t.Error("a success does not close it, once")
+		t.Error("a success must close the breaker, and report that once")
 	}
 }
 
@@ -57,6 +58,6 @@ func TestRejectedCallerOpensTheBreaker(t *testing.T) {
 	now := time.Now()
 	b.Observe(Renewal, now, now, fmt.Errorf("%w: its token has expired", issuer.CallerRejected))
 	if !b.IsOpen() {
-		t.Error("it is closed")
+		t.Error("the breaker is closed")
 	}
 }

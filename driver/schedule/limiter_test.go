@@ -11,8 +11,9 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// publish makes many calls at a time, each of which takes so long, and returns the
-// largest number at a time.
+// publish makes count calls concurrently. Each call takes as long as takes returns
+// for the current number of calls. publish returns the largest number of concurrent
+// calls.
 func publish(t *testing.T, l *Limiter, count int, takes func(at int) time.Duration) (most int) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
@@ -46,30 +47,31 @@ func TestPublishesAreBounded(t *testing.T) {
 		begin := time.Now()
 		most := publish(t, l, 640, func(int) time.Duration { return time.Second })
 		if took := time.Since(begin); most != mostCalls || took != 10*time.Second {
-			t.Errorf("%d at a time, in %s", most, took)
+			t.Errorf("%d concurrent calls, took %s", most, took)
 		}
 		if l.calls != [2]int{} || l.Waiting(Publish) != 0 {
-			t.Errorf("left: %+v", l)
+			t.Errorf("the limiter still counts calls: %+v", l)
 		}
 	})
 }
 
-// An overloaded CA gets fewer concurrent calls, and more again when it is faster.
+// The limiter lowers the number of concurrent calls for an overloaded CA, and raises
+// it when the CA is faster.
 func TestLimitFollowsTheCA(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLimiter()
 		if most := publish(t, l, 200, func(int) time.Duration { return 7 * time.Second }); most != mostCalls || l.limit != 1 {
-			t.Errorf("%d at a time at first, %d in the end", most, l.limit)
+			t.Errorf("at most %d concurrent calls, final limit %d", most, l.limit)
 		}
 		publish(t, l, 200, func(int) time.Duration { return time.Millisecond })
 		if l.limit != mostCalls {
-			t.Errorf("limit %d at a fast CA", l.limit)
+			t.Errorf("the limit for a fast CA is %d", l.limit)
 		}
 	})
 }
 
-// A caller that gives up, and a fault on this side, say nothing about the CA, however
-// long they took.
+// A canceled call and a local failure say nothing about the CA's load, however long
+// they took.
 func TestCanceledCallsDoNotLowerTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, outcome := range []issuer.Outcome{issuer.Canceled, issuer.Failed, issuer.NoPodToken, issuer.CallerRejected} {
@@ -108,24 +110,24 @@ func TestGiveUpWaiting(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := hold(ctx, "late", 0); issuer.OutcomeOf(err) != issuer.Unavailable {
-			t.Errorf("got %v", err)
+			t.Errorf("at the deadline: %v", err)
 		}
 		canceled, cancel := context.WithCancel(t.Context())
 		cancel()
 		if err := hold(canceled, "canceled", 0); issuer.OutcomeOf(err) != issuer.Canceled {
-			t.Errorf("got %v", err)
+			t.Errorf("with a canceled context: %v", err)
 		}
 		if err := hold(t.Context(), "second", 0); err != nil {
 			t.Error(err)
 		}
 		if !slices.Equal(order, []string{"first", "second"}) || l.calls != [2]int{} || l.Waiting(Publish) != 0 {
-			t.Errorf("%q, left: %+v", order, l)
+			t.Errorf("order %q, limiter %+v", order, l)
 		}
 	})
 }
 
-// Renewals take half of the calls, and none that a pod waits for; but one always may
-// begin, and no pod waits for a renewal.
+// Renewals use at most half of the slots, and fewer while publishes wait. One
+// renewal can always run. A publish never waits for a renewal.
 func TestRenewalsLeaveRoomForPods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -139,25 +141,25 @@ func TestRenewalsLeaveRoomForPods(t *testing.T) {
 		}
 		acquire(Renewal, 10)
 		if l.calls[Renewal] != 4 {
-			t.Errorf("%d renewals of 8 calls", l.calls[Renewal])
+			t.Errorf("%d renewals with a limit of 8", l.calls[Renewal])
 		}
 		acquire(Publish, 10)
 		if l.calls != [2]int{8, 4} || l.Waiting(Publish) != 2 {
-			t.Errorf("%v with pods, %d of which wait", l.calls, l.Waiting(Publish))
+			t.Errorf("calls %v with publishes, %d publishes wait", l.calls, l.Waiting(Publish))
 		}
 		for range 4 {
 			l.release(Renewal, time.Now(), issuer.Canceled)
 		}
 		if l.calls[Renewal] != 1 {
-			t.Errorf("%d renewals while pods wait", l.calls[Renewal])
+			t.Errorf("%d renewals while publishes wait", l.calls[Renewal])
 		}
 		cancel()
 		synctest.Wait()
 	})
 }
 
-// A call that is abandoned before its answer costs the CA as much as any other. So
-// none begins that has no time left for the answer, however many wait.
+// A call whose caller gives up costs the CA as much as any other call. So no call
+// begins without enough time for the answer, however many calls wait.
 func TestNoCallBeginsTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLimiter()
@@ -184,7 +186,7 @@ func TestNoCallBeginsTooLate(t *testing.T) {
 		begin := time.Now()
 		all.Wait()
 		if took := time.Since(begin); begun != 12 || late != 0 || took > 100*time.Second {
-			t.Errorf("%d begun, %d of them too late, in %s", begun, late, took)
+			t.Errorf("%d calls began, %d of them too late, took %s", begun, late, took)
 		}
 	})
 }

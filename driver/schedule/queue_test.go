@@ -19,7 +19,7 @@ func TestQueueIsInOrder(t *testing.T) {
 	for i, el := range all {
 		if i%3 == 0 {
 			q.remove(el)
-			q.remove(el) // once more does nothing
+			q.remove(el) // a second remove has no effect
 		}
 	}
 	q.remove(nil)
@@ -33,18 +33,19 @@ func TestQueueIsInOrder(t *testing.T) {
 		q.remove(first)
 	}
 	if count != 666 {
-		t.Errorf("%d elements", count)
+		t.Errorf("%d elements, want 666", count)
 	}
 }
 
-// due is an entry whose certificate has so much of its window left.
+// due returns an entry that is overdue by over, a fraction of its window between due
+// time and expiry.
 func due(pod string, window time.Duration, over float64, now time.Time) *Entry {
 	at := now.Add(-time.Duration(over * float64(window)))
 	return &Entry{pod: pod, due: at, validity: renewal.Validity{NotAfter: at.Add(window)}}
 }
 
-// The one that is latest within its own window comes first, and not the one that
-// expires first; and no pod is served twice while another one waits.
+// The entry that is latest relative to its own window comes first, not the entry
+// that expires first. No pod is served twice while another pod waits.
 func TestBacklogIsFair(t *testing.T) {
 	now := time.Now()
 	var b Backlog
@@ -62,7 +63,7 @@ func TestBacklogIsFair(t *testing.T) {
 	var got []string
 	for e := b.next(now); e != nil; e = b.next(now) {
 		if b.next(now) != e {
-			t.Fatal("it changes before it is removed")
+			t.Fatal("next returned another entry before the first was removed")
 		}
 		got = append(got, names[e])
 		for _, el := range b.pods[e.pod].elements {
@@ -74,7 +75,7 @@ func TestBacklogIsFair(t *testing.T) {
 	}
 	want := []string{"expired", "long, nearly over", "greedy 0", "short, half over", "greedy 1", "greedy 2"}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("got %q", got)
+		t.Errorf("the order is %q", got)
 	}
 }
 

@@ -20,7 +20,8 @@ const day = 24 * time.Hour
 
 var errAway = fmt.Errorf("%w: no route to host", issuer.Unavailable)
 
-// node is a scheduler with certificates, in virtual time, and the calls that it made.
+// node is a scheduler with certificates, in virtual time. It records the calls to
+// the CA.
 type node struct {
 	*Scheduler
 	t    *testing.T
@@ -28,7 +29,7 @@ type node struct {
 	done chan struct{}
 
 	mu      sync.Mutex
-	away    error // what the CA answers; nil if it signs
+	away    error // the CA's error; nil if it signs
 	takes   time.Duration
 	asked   []call
 	entries map[string]*Entry
@@ -39,7 +40,7 @@ type call struct {
 	at   time.Time
 }
 
-// virtually runs the test in virtual time, with a node whose scheduler runs.
+// virtually runs the test in virtual time, with a running scheduler.
 func virtually(t *testing.T, test func(n *node)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -66,7 +67,7 @@ func (n *node) end() {
 	<-n.done
 }
 
-// ask is a call to the CA, whose errors have the shape of an issuer's.
+// ask calls the CA through the scheduler. Its errors look like those of an issuer.
 func (n *node) ask(ctx context.Context, p Priority, name string) error {
 	return n.Call(ctx, p, func(ctx context.Context) error { return n.answer(ctx, name) })
 }
@@ -88,8 +89,8 @@ func issuedAt(at time.Time, lifetime time.Duration, name string) renewal.Validit
 	return renewal.Validity{Issued: at, NotAfter: at.Add(lifetime), Spread: renewal.SpreadOf(name)}
 }
 
-// keep adds a certificate of that validity, of a pod of its own. Its later ones live
-// for as long.
+// keep adds a certificate with that validity, for its own pod. Renewed certificates
+// have the same lifetime.
 func (n *node) keep(name string, v renewal.Validity) *Entry { return n.keepOf(name, name, v) }
 
 func (n *node) keepOf(pod, name string, v renewal.Validity) *Entry {
@@ -108,7 +109,7 @@ func (n *node) answers(err error) {
 	n.away = err
 }
 
-// calls returns the calls so far, and forgets them.
+// calls returns the recorded calls and clears the record.
 func (n *node) calls() []call {
 	synctest.Wait()
 	n.mu.Lock()
@@ -126,7 +127,7 @@ func names(calls []call) []string {
 	return all
 }
 
-// mostWithin is the largest number of calls in a window of that length.
+// mostWithin is the largest number of calls in any window of this length.
 func mostWithin(calls []call, window time.Duration) int {
 	most := 0
 	for first, c := range calls {
@@ -145,7 +146,7 @@ func TestRenewsInTime(t *testing.T) {
 		for range 30 * 24 {
 			time.Sleep(time.Hour)
 			if left := time.Until(i.State().Validity.NotAfter); left < 6*time.Hour {
-				t.Errorf("%s are left", left)
+				t.Errorf("the certificate has only %s left", left)
 			}
 		}
 		if calls := len(n.calls()); calls < 39 || calls > 51 {
@@ -154,7 +155,7 @@ func TestRenewsInTime(t *testing.T) {
 	})
 }
 
-// What was published together is not renewed together.
+// Certificates that were issued together are not renewed together.
 func TestRenewalsAreSpread(t *testing.T) {
 	virtually(t, func(n *node) {
 		for i := range 110 {
@@ -169,7 +170,7 @@ func TestRenewalsAreSpread(t *testing.T) {
 	})
 }
 
-// A process that takes over renews when its predecessor would have.
+// A restarted plugin renews at the same times as before.
 func TestRestartKeepsTheSpread(t *testing.T) {
 	virtually(t, func(n *node) {
 		begin := time.Now()
@@ -198,7 +199,7 @@ func TestOutage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			virtually(t, func(n *node) {
 				begin := time.Now()
-				for i := range 110 { // ages of all kinds
+				for i := range 110 { // certificates of all ages
 					name := fmt.Sprint(i)
 					n.keep(name, issuedAt(begin.Add(-time.Duration(i)*14*time.Hour/110), day, name))
 				}
@@ -207,20 +208,20 @@ func TestOutage(t *testing.T) {
 				n.answers(errAway)
 				time.Sleep(outage)
 				during := n.calls()
-				// Not a hot loop: a certificate that is about to expire is tried for
-				// more often, at most 80 times in its last 40 min.
+				// A certificate that is about to expire is retried more often, but at most
+				// 80 times in its last 40 minutes.
 				if most := mostWithin(during, time.Minute); most > 90 {
 					t.Errorf("%d calls in a minute", most)
 				}
 				if least := int(outage / renewal.SlowestRetry); len(during) < least {
-					t.Errorf("%d calls, not %d", len(during), least)
+					t.Errorf("%d calls, want at least %d", len(during), least)
 				}
 				expiring := map[string]time.Time{}
 				now := time.Now()
 				for name, i := range n.entries {
 					s := i.State()
 					if !s.Validity.Due().After(now.Add(-5*time.Minute)) && (s.Err == nil || s.Failures == 0 || s.Next.Sub(now) > renewal.SlowestRetry) {
-						t.Errorf("%s is due and says %+v", name, s)
+						t.Errorf("%s is due, but its state is %+v", name, s)
 					}
 					if s.Validity.NotAfter.After(now) {
 						expiring[name] = s.Validity.NotAfter
@@ -230,13 +231,13 @@ func TestOutage(t *testing.T) {
 				time.Sleep(16 * time.Minute)
 				n.settled()
 				if calls := n.calls(); len(calls) > 0 && calls[0].at.Sub(now) > renewal.SlowestRetry {
-					t.Errorf("asked again only after %s", calls[0].at.Sub(now))
+					t.Errorf("the first call came only %s after the outage", calls[0].at.Sub(now))
 				} else if most := mostWithin(calls, time.Minute); most > 35 {
-					t.Errorf("%d calls in a minute when the CA was back", most)
+					t.Errorf("%d calls in a minute after the outage", most)
 				}
 				for name, at := range expiring {
 					if v := n.entries[name].State().Validity; v.NotAfter.Equal(at) && time.Now().After(at) {
-						t.Errorf("%s expired %s after the CA was back", name, at.Sub(now))
+						t.Errorf("%s expired %s after the outage", name, at.Sub(now))
 					}
 				}
 			})
@@ -244,7 +245,7 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// settled fails if something is overdue.
+// settled fails the test if a certificate is overdue.
 func (n *node) settled() {
 	n.t.Helper()
 	for name, i := range n.entries {
@@ -254,8 +255,8 @@ func (n *node) settled() {
 	}
 }
 
-// Whoever starts late, or finds the CA back, begins with what is about to expire,
-// and goes on with what has expired.
+// After a late start or an outage, the scheduler first renews the certificates that
+// are about to expire, and then the expired ones.
 func TestMostUrgentFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := &node{Scheduler: New(), t: t, entries: map[string]*Entry{}}
@@ -279,8 +280,9 @@ func TestMostUrgentFirst(t *testing.T) {
 	})
 }
 
-// One that always fails is not in the way of the others, whatever it says.
-func TestOneThatFailsIsNotInTheWay(t *testing.T) {
+// A certificate whose renewal always fails does not delay the others, whatever the
+// error.
+func TestFailingCertificateDoesNotDelayOthers(t *testing.T) {
 	for name, err := range map[string]error{"denied": issuer.Denied, "500": errAway} {
 		t.Run(name, func(t *testing.T) {
 			virtually(t, func(n *node) {
@@ -304,15 +306,15 @@ func TestOneThatFailsIsNotInTheWay(t *testing.T) {
 					}
 				}
 				if bad < 10 || bad > 120 {
-					t.Errorf("%d tries of the bad one", bad)
+					t.Errorf("%d attempts for the failing certificate", bad)
 				}
 			})
 		})
 	}
 }
 
-// A renewal that has no token waits for one, without giving up, and comes as soon
-// as there is one. It tells nothing about the CA.
+// A renewal without a pod token keeps retrying, and runs as soon as a token arrives.
+// The missing token says nothing about the CA.
 func TestWaitsForAToken(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.keep("other", issuedAt(time.Now(), 3*time.Hour, "other"))
@@ -320,16 +322,16 @@ func TestWaitsForAToken(t *testing.T) {
 		n.answers(fmt.Errorf("%w: expired", issuer.NoPodToken))
 		time.Sleep(2*time.Hour + 30*time.Minute)
 		if calls := len(n.calls()); calls < 4 || calls > 60 {
-			t.Errorf("%d tries without a token", calls)
+			t.Errorf("%d attempts without a token", calls)
 		}
 		if s := i.State(); !errors.Is(s.Err, issuer.NoPodToken) {
-			t.Errorf("it says %v", s.Err)
+			t.Errorf("the state's error is %v", s.Err)
 		}
 		n.answers(nil)
 		i.TokenArrived()
 		time.Sleep(2 * pace)
 		if got := names(n.calls()); !slices.Equal(got, []string{"a"}) {
-			t.Errorf("when the token came, %q were renewed", got)
+			t.Errorf("after the token arrived, the calls were %q", got)
 		}
 	})
 }
@@ -359,8 +361,8 @@ func TestFirstCertificatesGoAheadOfTheBacklog(t *testing.T) {
 	})
 }
 
-// While first certificates fail, renewals go on finding out for themselves.
-func TestFailingPodsDoNotPutOffRenewals(t *testing.T) {
+// Publishes that keep failing do not postpone the renewals.
+func TestFailingPublishesDoNotPostponeRenewals(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.keep("a", issuedAt(time.Now(), day, "a"))
 		for range 20 * 60 * 30 {
@@ -368,13 +370,13 @@ func TestFailingPodsDoNotPutOffRenewals(t *testing.T) {
 			time.Sleep(2 * time.Second)
 		}
 		if calls := n.calls(); len(calls) == 0 {
-			t.Error("not renewed")
+			t.Error("the certificate was not renewed")
 		}
 	})
 }
 
-// moveDue sets when entries are due, as a clock that jumps does: nothing wakes the
-// scheduler.
+// moveDue changes when the entries are due, like a jump of the clock: nothing wakes
+// the scheduler.
 func (n *node) moveDue(due time.Time) {
 	n.Scheduler.mu.Lock()
 	defer n.Scheduler.mu.Unlock()
@@ -385,8 +387,8 @@ func (n *node) moveDue(due time.Time) {
 	}
 }
 
-// A clock that was set is noticed within a minute; so is a machine that was suspended:
-// the wall clock went on, and timers did not.
+// The scheduler notices a jump of the clock within a minute. A suspended machine
+// causes one too: the wall clock advances, but timers do not.
 func TestSleepsNoLongerThanAMinute(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.keep("a", issuedAt(time.Now(), day, "a"))
@@ -394,13 +396,13 @@ func TestSleepsNoLongerThanAMinute(t *testing.T) {
 		n.moveDue(time.Now())
 		time.Sleep(time.Minute)
 		if calls := n.calls(); len(calls) != 1 {
-			t.Errorf("%d renewals", len(calls))
+			t.Errorf("%d renewals, want 1", len(calls))
 		}
 	})
 }
 
-// After the machine was suspended for a night, what is due does not begin all at once:
-// other nodes may have been, too.
+// After the machine was suspended for a night, the overdue renewals are paced,
+// because other nodes may have been suspended too.
 func TestBacklogIsPaced(t *testing.T) {
 	virtually(t, func(n *node) {
 		for i := range 60 {
@@ -419,9 +421,9 @@ func TestBacklogIsPaced(t *testing.T) {
 }
 
 // A pod with many short-lived volumes delays no other pod.
-func TestGreedyPodDelaysNobody(t *testing.T) {
+func TestGreedyPodDelaysNoOtherPod(t *testing.T) {
 	virtually(t, func(n *node) {
-		n.takes = 2 * time.Second // a CA that is slow
+		n.takes = 2 * time.Second // the CA is slow
 		for i := range 40 {
 			n.keepOf("greedy", fmt.Sprint("greedy-", i), issuedAt(time.Now(), 5*time.Minute, fmt.Sprint(i)))
 		}
@@ -441,7 +443,7 @@ func TestGreedyPodDelaysNobody(t *testing.T) {
 	})
 }
 
-// A certificate that the CA gives for an instant does not make a hot loop.
+// A certificate with a very short lifetime does not cause a busy loop.
 func TestLeastInterval(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.keep("a", issuedAt(time.Now(), time.Millisecond, "a"))
@@ -452,7 +454,7 @@ func TestLeastInterval(t *testing.T) {
 	})
 }
 
-// A panic about one certificate is a failure of its own, and is retried.
+// A panic in a renewal counts as a failure of this certificate, and is retried.
 func TestPanicIsAFailure(t *testing.T) {
 	virtually(t, func(n *node) {
 		before, tries := panics.Total(), 0
@@ -466,15 +468,15 @@ func TestPanicIsAFailure(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		n.settled()
 		if s := e.State(); tries < 3 || s.Failures != 0 || panics.Total() != before+2 {
-			t.Errorf("%d tries, %d panics, %+v", tries, panics.Total()-before, s)
+			t.Errorf("%d attempts, %d panics, state %+v", tries, panics.Total()-before, s)
 		}
 		if n.limiter.calls != [2]int{} {
-			t.Errorf("calls left: %v", n.limiter.calls)
+			t.Errorf("the limiter still counts calls: %v", n.limiter.calls)
 		}
 	})
 }
 
-// The token of one pod, and the rate limit of one pod, do not stop the others.
+// A pod without a valid token, or over its rate limit, does not stop other pods.
 func TestOutcomesOfOnePodDoNotStopOthers(t *testing.T) {
 	for _, outcome := range []issuer.Outcome{issuer.Throttled, issuer.NoPodToken, issuer.Canceled, issuer.Denied} {
 		virtually(t, func(n *node) {
@@ -483,7 +485,7 @@ func TestOutcomesOfOnePodDoNotStopOthers(t *testing.T) {
 				_ = n.Call(n.t.Context(), Publish, func(context.Context) error { return fmt.Errorf("%w: a test", outcome) })
 			}
 			if n.breaker.IsOpen() || n.limiter.limit < 8 {
-				t.Errorf("%v: open: %v, limit %d", outcome, n.breaker.IsOpen(), n.limiter.limit)
+				t.Errorf("%v: breaker open: %v, limit %d", outcome, n.breaker.IsOpen(), n.limiter.limit)
 			}
 		})
 	}
@@ -492,16 +494,16 @@ func TestOutcomesOfOnePodDoNotStopOthers(t *testing.T) {
 func TestEndsAtOnce(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.mu.Lock()
-		n.takes = 48 * time.Hour // a CA that hangs
+		n.takes = 48 * time.Hour // the CA hangs
 		n.mu.Unlock()
 		i := n.keep("a", issuedAt(time.Now(), 3*time.Hour, "a"))
 		n.keep("b", issuedAt(time.Now(), 3*time.Hour, "b"))
-		time.Sleep(2*time.Hour + 30*time.Minute) // in the middle of both renewals
+		time.Sleep(2*time.Hour + 30*time.Minute) // during both renewals
 		begin := time.Now()
 		n.Remove(i)
 		n.end()
 		if took := time.Since(begin); took > 0 || len(n.calls()) != 2 {
-			t.Errorf("it took %s", took)
+			t.Errorf("the stop took %s", took)
 		}
 	})
 }
@@ -516,12 +518,12 @@ func TestGoneIsForgotten(t *testing.T) {
 		time.Sleep(day)
 		synctest.Wait()
 		if tries != 1 || len(n.waiting.elements)+len(n.urgent.elements)+n.backlog.size != 0 {
-			t.Errorf("%d tries, left: %d waiting, %d due", tries, len(n.waiting.elements), n.backlog.size)
+			t.Errorf("%d attempts; remaining entries: %d waiting, %d due", tries, len(n.waiting.elements), n.backlog.size)
 		}
 	})
 }
 
-// An entry that is removed leaves nothing, whatever it waited for.
+// Remove removes an entry from every queue.
 func TestRemovedIsForgotten(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.answers(errAway)
@@ -536,7 +538,7 @@ func TestRemovedIsForgotten(t *testing.T) {
 		n.Remove(waiting)
 		synctest.Wait()
 		if len(n.waiting.elements)+len(n.urgent.elements)+n.backlog.size+len(n.backlog.pods) != 0 || n.backlog.next(time.Now()) != nil || len(n.backlog.round) != 0 {
-			t.Errorf("left: %d waiting, %d urgent, %d due of %d pods", len(n.waiting.elements), len(n.urgent.elements), n.backlog.size, len(n.backlog.pods))
+			t.Errorf("remaining entries: %d waiting, %d urgent, %d due of %d pods", len(n.waiting.elements), len(n.urgent.elements), n.backlog.size, len(n.backlog.pods))
 		}
 	})
 }

@@ -42,7 +42,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// attached makes a volume with one file at the target "mount".
+// attached mounts a volume with one file at the target "mount".
 func attached(t *testing.T, d *tmpfs.Directory) {
 	t.Helper()
 	tree, err := tmpfs.Create(options())
@@ -132,7 +132,7 @@ func TestCloneWritesAndTheMountStaysReadOnly(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 	if err := os.Remove(filepath.Join(path, "mount", "second")); !errors.Is(err, unix.EROFS) {
-		t.Errorf("through the path: %v", err)
+		t.Errorf("write through the mount: %v", err)
 	}
 	if b, err := tmpfs.Record(target); err != nil || string(b) != "changed" {
 		t.Errorf("%q, %v", b, err)
@@ -142,7 +142,7 @@ func TestCloneWritesAndTheMountStaysReadOnly(t *testing.T) {
 func TestListFindsWholeVolumesOnly(t *testing.T) {
 	d, path := openDirectory(t)
 	attached(t, d)
-	// What a subPath mount of the kubelet looks like.
+	// The kubelet mounts a subPath like this.
 	bound := filepath.Join(path, "bound")
 	must(t, os.WriteFile(bound, nil, 0o600))
 	must(t, syscall.Mount(filepath.Join(path, "mount", "file"), bound, "", syscall.MS_BIND, ""))
@@ -157,7 +157,7 @@ func TestListFindsWholeVolumesOnly(t *testing.T) {
 	}
 }
 
-func TestRecordOfWhatIsNotOurs(t *testing.T) {
+func TestRecordOfForeignMount(t *testing.T) {
 	d, path := openDirectory(t)
 	made, err := d.Make("plain")
 	must(t, err)
@@ -167,7 +167,7 @@ func TestRecordOfWhatIsNotOurs(t *testing.T) {
 	made.Close()
 	again, err := d.Make("plain")
 	must(t, err)
-	again.Abandon() // what was there before stays
+	again.Abandon() // Abandon keeps a directory that existed before
 	again.Close()
 	must(t, syscall.Mount("other", filepath.Join(path, "plain"), "tmpfs", 0, ""))
 	t.Cleanup(func() { must(t, syscall.Unmount(filepath.Join(path, "plain"), 0)) })
@@ -191,9 +191,9 @@ func TestDetachWhileAFileIsOpen(t *testing.T) {
 		t.Errorf("%q, %v", paths, err)
 	}
 	if _, err := file.Read(make([]byte, 1)); err != nil {
-		t.Errorf("the process that had it open: %v", err)
+		t.Errorf("read from the file that was open: %v", err)
 	}
-	// Gone, a second time.
+	// Remove is idempotent.
 	must(t, d.Remove("mount"))
 	must(t, os.Mkdir(filepath.Join(path, "mount"), 0o755)) // for the cleanup
 }
@@ -205,7 +205,7 @@ func TestNoSymbolicLinkIsFollowed(t *testing.T) {
 	must(t, os.Symlink(elsewhere, filepath.Join(path, "link")))
 	must(t, os.Mkdir(filepath.Join(path, "real"), 0o755))
 	must(t, os.Symlink(elsewhere, filepath.Join(path, "real", "mount")))
-	// Not even one that stays below the directory.
+	// A link is not followed even if its target is below the directory.
 	must(t, os.MkdirAll(filepath.Join(path, "other", "mount"), 0o755))
 	must(t, os.Symlink("other", filepath.Join(path, "inner")))
 	for _, relative := range []string{"link/mount", "link", "real/mount", "../x", "real/../../x", "inner", "inner/mount"} {
@@ -213,11 +213,11 @@ func TestNoSymbolicLinkIsFollowed(t *testing.T) {
 			t.Errorf("%s opened as %s", relative, f.Name())
 		}
 		if _, err := d.Make(relative); err == nil {
-			t.Errorf("%s made", relative)
+			t.Errorf("Make created %s", relative)
 		}
 	}
 	if err := d.Remove("link/mount"); err == nil {
-		t.Error("removed through a link")
+		t.Error("Remove followed a link")
 	}
 }
 
@@ -232,7 +232,7 @@ func TestSizeIsBounded(t *testing.T) {
 		t.Errorf("2 MiB into 1 MiB: %v", err)
 	}
 	if err := tree.SetRecord(make([]byte, tmpfs.MaxRecord+1)); err == nil {
-		t.Error("a record that is too long was taken")
+		t.Error("SetRecord accepted a record that is too long")
 	}
 	must(t, tree.SetRecord(make([]byte, tmpfs.MaxRecord-512)))
 }

@@ -31,12 +31,12 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// pausingSigner is a CA whose answers can be held back.
+// pausingSigner is a CA whose answers the test can hold back.
 type pausingSigner struct {
 	ca    *minica.CA
 	store *trust.Store
 	roots atomic.Pointer[[]*x509.Certificate]
-	// paused is called after the CA has signed, and before its answer arrives.
+	// paused runs after the CA has signed and before its answer arrives.
 	paused func()
 }
 
@@ -50,7 +50,8 @@ func (s *pausingSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]*x
 	return []*x509.Certificate{leaf, s.ca.Intermediate}, err
 }
 
-// Roots are those of the answer to Sign, as the registration authority sends them.
+// Roots returns the roots from the time of the answer to Sign, like a registration
+// authority, and then pauses.
 func (s *pausingSigner) Roots(context.Context) (issuer.Roots, error) {
 	answered := issuer.Roots{Own: *s.roots.Load()}
 	if s.paused != nil {
@@ -65,13 +66,13 @@ func (s *pausingSigner) RefreshRoots(context.Context) (issuer.Roots, error) {
 
 func (s *pausingSigner) Trust() *trust.Store { return s.store }
 
-// fixture is a node with one issuer, and a volume on it.
+// fixture is a node with one issuer and one volume.
 type fixture struct {
 	t      *testing.T
 	node   *volume.Node
 	signer *pausingSigner
 	spec   volume.Spec
-	path   string // of the target
+	path   string // the target path
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -121,7 +122,7 @@ func (f *fixture) create() *volume.Volume {
 	return v
 }
 
-// check returns what is in the volume, and checks it.
+// check runs volume.Check and returns the contents of the volume.
 func (f *fixture) check() *volume.Contents {
 	f.t.Helper()
 	root, err := os.OpenRoot(f.path)
@@ -134,7 +135,7 @@ func (f *fixture) check() *volume.Contents {
 
 var usual = payload.Names{Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt"}
 
-// addRoot makes the CA answer another root, too, and the issuer know it.
+// addRoot adds a root to the CA and makes the issuer learn it.
 func (f *fixture) addRoot() {
 	f.t.Helper()
 	other, err := minica.New()
@@ -144,14 +145,14 @@ func (f *fixture) addRoot() {
 	f.follow()
 }
 
-// follow is one answer to the question for the roots.
+// follow makes the issuer request the roots once.
 func (f *fixture) follow() {
 	ctx, stop := context.WithCancel(f.t.Context())
 	f.node.Issuers["default"].FollowRoots(ctx, time.Hour, func(issuer.Roots, error) { stop() })
 }
 
-// A renewal whose answer waits while the roots are replaced does not write the older
-// roots of its answer.
+// The roots change while a renewal waits for its answer. The renewal must not write
+// the older roots of its answer.
 func TestRenewalDoesNotWriteOlderRoots(t *testing.T) {
 	f := newFixture(t)
 	v := f.create()
@@ -159,21 +160,21 @@ func TestRenewalDoesNotWriteOlderRoots(t *testing.T) {
 		f.signer.paused = nil
 		f.addRoot()
 		if changed, err := v.ReplaceRoots(); err != nil || !changed {
-			t.Errorf("%v, %v", changed, err)
+			t.Errorf("ReplaceRoots: changed %v, error %v", changed, err)
 		}
 	}
 	first := f.check().Leaf
 	must(t, v.Renew(t.Context()))
 	if contents := f.check(); len(contents.Roots) != 2 || contents.Leaf.Equal(first) {
-		t.Errorf("%d roots", len(contents.Roots))
+		t.Errorf("%d roots, want 2, with a new certificate", len(contents.Roots))
 	}
 	if changed, err := v.ReplaceRoots(); err != nil || changed {
-		t.Errorf("once more: %v, %v", changed, err)
+		t.Errorf("the second ReplaceRoots: changed %v, error %v", changed, err)
 	}
 }
 
-// Roots that change between the answer of a publish and the mount are those of the
-// volume, or replaced as soon as it is known.
+// The roots change between the CA's answer to a publish and the mount, or between
+// the mount and the registration. The volume gets the new roots in both cases.
 func TestPublishDoesNotMissNewRoots(t *testing.T) {
 	f := newFixture(t)
 	f.signer.paused = func() {
@@ -182,17 +183,17 @@ func TestPublishDoesNotMissNewRoots(t *testing.T) {
 	}
 	v := f.create()
 	if contents := f.check(); len(contents.Roots) != 2 {
-		t.Errorf("%d roots", len(contents.Roots))
+		t.Errorf("%d roots after the mount, want 2", len(contents.Roots))
 	}
-	f.addRoot() // after it was mounted, and before it was registered
+	f.addRoot() // after the mount, before the registration
 	v.Keep(t.Context())
 	if contents := f.check(); len(contents.Roots) != 3 {
-		t.Errorf("%d roots", len(contents.Roots))
+		t.Errorf("%d roots after the registration, want 3", len(contents.Roots))
 	}
 }
 
-// What the issuer's peer is verified by is in an extended attribute. When only that
-// changes, no program has anything to reload.
+// An extended attribute has the roots that verify the issuer's peer. When only that
+// attribute changes, the files stay the same, so that programs do not reload.
 func TestTrustAloneChangesNoFile(t *testing.T) {
 	f := newFixture(t)
 	v := f.create()
@@ -200,28 +201,29 @@ func TestTrustAloneChangesNoFile(t *testing.T) {
 	must(t, err)
 	f.signer.store.Follow([]*x509.Certificate{f.signer.ca.Root})
 	if changed, err := v.ReplaceRoots(); err != nil || changed {
-		t.Errorf("%v, %v", changed, err)
+		t.Errorf("ReplaceRoots: changed %v, error %v", changed, err)
 	}
 	if now, err := os.Readlink(filepath.Join(f.path, payload.DataLink)); err != nil || now != set {
-		t.Errorf("the files were swapped: %v", err)
+		t.Errorf("the volume has a new set of files: %v", err)
 	}
 	target, err := f.node.Targets.Open("mount")
 	must(t, err)
 	defer target.Close()
 	if data, err := tmpfs.Trust(target); err != nil || !strings.Contains(string(data), `"roots":["`) {
-		t.Errorf("%s, %v", data, err)
+		t.Errorf("extended attribute %s, error %v", data, err)
 	}
 }
 
-// When the names of the previous attributes cannot be removed, the new certificate is
-// the mounted one all the same, also for the record and for a revocation.
+// The old file names cannot be removed after a change of the attributes. The new
+// certificate is mounted all the same, so the record and a later revocation must be
+// about it.
 func TestFailedCleanUpKeepsTheRecordRight(t *testing.T) {
 	f := newFixture(t)
 	f.create()
 	f.spec.Attributes = map[string]string{"certificate-file": "server.pem"}
 	v, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec)
 	must(t, err)
-	// A directory in the place of the old name cannot be removed as a file is.
+	// Removing the file fails, because a directory has its name.
 	target, err := f.node.Targets.Open("mount")
 	must(t, err)
 	defer target.Close()
@@ -247,19 +249,19 @@ func TestFailedCleanUpKeepsTheRecordRight(t *testing.T) {
 	}
 }
 
-// A volume that something hides is gone, and comes back when it is adopted.
+// A volume under another mount counts as gone, until it is adopted again.
 func TestHiddenVolume(t *testing.T) {
 	f := newFixture(t)
 	v := f.create()
 	must(t, unix.Mount("foreign", f.path, "tmpfs", 0, ""))
 	if err := v.Renew(t.Context()); !errors.Is(err, volume.ErrGone) {
-		t.Errorf("renewed: %v", err)
+		t.Errorf("Renew under a foreign mount: %v", err)
 	}
 	if _, err := v.Close(); err == nil {
-		t.Error("closed under a foreign mount")
+		t.Error("Close succeeded under a foreign mount")
 	}
 	if _, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec); !errors.Is(err, tmpfs.ErrForeign) {
-		t.Errorf("adopted: %v", err)
+		t.Errorf("Adopt under a foreign mount: %v", err)
 	}
 	must(t, unix.Unmount(f.path, 0))
 	again, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec)
@@ -267,17 +269,17 @@ func TestHiddenVolume(t *testing.T) {
 	before := f.check().Leaf
 	must(t, again.Renew(t.Context()))
 	if f.check().Leaf.Equal(before) {
-		t.Error("not renewed")
+		t.Error("Renew did not replace the certificate")
 	}
 	if revocation, err := again.Close(); err != nil || revocation != nil {
-		t.Errorf("%v, %v", revocation, err)
+		t.Errorf("Close: revocation %v, error %v", revocation, err)
 	}
 	if _, err := os.ReadFile(filepath.Join(f.path, "tls.crt")); err == nil {
 		t.Error("still mounted")
 	}
 }
 
-// Check finds each way in which a volume can be broken.
+// Check detects every kind of damage to a volume.
 func TestCheck(t *testing.T) {
 	for name, test := range map[string]struct {
 		damage func(root *os.Root) error
@@ -320,7 +322,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// replaced puts a plain file in the place of a link.
+// replaced replaces a link with a regular file.
 func replaced(name string) func(*os.Root) error {
 	return func(r *os.Root) error {
 		data, err := r.ReadFile(name)
@@ -336,7 +338,7 @@ func rewritten(name string, change func(string) string) func(*os.Root) error {
 	}
 }
 
-// anotherKey is an Ed25519 key, in PKCS #8.
+// anotherKey is an Ed25519 key in PKCS #8.
 const anotherKey = `-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC
 -----END PRIVATE KEY-----

@@ -14,7 +14,7 @@ func TestWaitsDoubleUpToTheMaximum(t *testing.T) {
 	for range 2 {
 		for i, most := range []time.Duration{1, 2, 4, 5, 5} {
 			if wait := b.Next(); wait <= most*time.Second/2 || wait > most*time.Second {
-				t.Errorf("wait %d is %s, not between %s and %s", i, wait, most*time.Second/2, most*time.Second)
+				t.Errorf("wait %d is %s, want between %s and %s", i, wait, most*time.Second/2, most*time.Second)
 			}
 		}
 		b.Reset()
@@ -36,13 +36,13 @@ func TestSleep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
 		if !backoff.Sleep(t.Context(), time.Minute) || time.Since(begin) != time.Minute {
-			t.Errorf("slept for %s", time.Since(begin))
+			t.Errorf("Sleep took %s", time.Since(begin))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begin = time.Now()
 		if backoff.Sleep(ctx, time.Minute) || time.Since(begin) != time.Second {
-			t.Errorf("slept for %s after the end of the context", time.Since(begin))
+			t.Errorf("Sleep took %s with a canceled context", time.Since(begin))
 		}
 	})
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// text makes a Parse function of a Parse function, for tests of all types.
+// text adapts the Parse function of any type to strings.
 func text[T fmt.Stringer](parse func(string) (T, error)) func(string) (string, error) {
 	return func(s string) (string, error) {
 		value, err := parse(s)
@@ -150,7 +150,7 @@ func TestParse(t *testing.T) {
 		case test.wrong == "" && (err != nil || got != test.want):
 			t.Errorf("%s %.90q: %q, %v, want %q", test.kind, test.in, got, err, test.want)
 		case test.wrong != "" && (err == nil || !strings.Contains(err.Error(), test.wrong)):
-			t.Errorf("%s %.90q: %q and the error %v, want one with %q", test.kind, test.in, got, err, test.wrong)
+			t.Errorf("%s %.90q: got %q and the error %v, want an error with %q", test.kind, test.in, got, err, test.wrong)
 		case err != nil && (got != names.IP{}.String() && got != "" || len(err.Error()) > 400):
 			t.Errorf("%s %.90q: the value %q, an error of %d bytes", test.kind, test.in, got, len(err.Error()))
 		}
@@ -168,7 +168,7 @@ func TestSPIFFEID(t *testing.T) {
 		t.Errorf("%s, %t, %+v", id, ok, uri.URL())
 	}
 	if _, ok := names.Must(names.ParseURI("https://example.org")).SPIFFEID(); ok {
-		t.Error("https is a SPIFFE ID")
+		t.Error("an https URI counts as a SPIFFE ID")
 	}
 	for _, account := range []string{"../../other/sa/web", "a/b", "", "a b"} {
 		if id, err := names.PodSPIFFEID(domain, "shop", account); err == nil {
@@ -206,7 +206,7 @@ func TestCheckTotal(t *testing.T) {
 }
 
 func TestKubernetesNames(t *testing.T) {
-	for text, want := range map[string][2]bool{ // as a label, as a subdomain
+	for text, want := range map[string][2]bool{ // whether valid as a label, as a subdomain
 		"web-0":                  {true, true},
 		"a.b-c":                  {false, true},
 		strings.Repeat("a", 63):  {true, true},
@@ -227,7 +227,7 @@ func TestKubernetesNames(t *testing.T) {
 	}
 }
 
-// FuzzParse requires that every name has one spelling: parsing it again changes
+// FuzzParse checks that every name has one spelling: parsing a parsed name changes
 // nothing.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{

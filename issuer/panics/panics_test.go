@@ -12,7 +12,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/panics"
 )
 
-// logging returns a context whose logger writes into the buffer.
+// logging returns a context whose logger writes to the buffer.
 func logging(t *testing.T) (context.Context, *bytes.Buffer) {
 	log := &bytes.Buffer{}
 	return klog.NewContext(t.Context(), textlogger.NewLogger(textlogger.NewConfig(textlogger.Output(log)))), log
@@ -30,11 +30,11 @@ func TestPanicBecomesAnError(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	if got := panics.Total() - before; got != 1 {
-		t.Errorf("%d panics were counted", got)
+		t.Errorf("counted %d panics", got)
 	}
 	for _, want := range []string{`"Panic recovered"`, `err="token abc"`, `in="renew the volume"`, "TestPanicBecomesAnError"} {
 		if strings.Count(log.String(), want) == 0 {
-			t.Errorf("the log has no %s:\n%s", want, log)
+			t.Errorf("the log lacks %s:\n%s", want, log)
 		}
 	}
 	if count := strings.Count(log.String(), "Panic recovered"); count != 1 {

@@ -15,7 +15,7 @@ func TestDefaultCompiles(t *testing.T) {
 	newPolicy(t, testConfig(Default()...))
 }
 
-// A change turns the valid pod and request of a test into the one it is about.
+// change modifies the test's valid pod and request.
 type change func(*issuer.Pod, *texts)
 
 func dns(names ...string) change {
@@ -47,7 +47,7 @@ func commonName(name string) change {
 	return func(_ *issuer.Pod, r *texts) { r.CommonName = name }
 }
 
-// podAsCommonName is what a pod without DNS names gets.
+// podAsCommonName sets the common name that a pod without DNS names gets.
 func podAsCommonName(name string) change {
 	return func(p *issuer.Pod, r *texts) { p.Name, r.CommonName, r.DNSNames = name, name, nil }
 }
@@ -103,9 +103,9 @@ func TestDefaultAllows(t *testing.T) {
 func TestDefaultDenies(t *testing.T) {
 	tests := map[string]struct {
 		change change
-		want   string // in the message
+		want   string // a part of the message
 	}{
-		// Other namespaces and other domains.
+		// Names in other namespaces and other domains.
 		"another namespace, short form":                {dns("web.other"), "web.other is not allowed: a pod in namespace prod may have <x>.prod, <x>.prod.svc and <x>.prod.svc.cluster.local"},
 		"another namespace, svc form":                  {dns("web.other.svc"), "web.other.svc is not allowed"},
 		"another namespace, full form":                 {dns("web.other.svc.cluster.local"), "is not allowed"},
@@ -143,7 +143,7 @@ func TestDefaultDenies(t *testing.T) {
 		"a namespace that is a number: an address":     {dnsIn("1", "127.1"), "ends in a number"},
 		"a namespace that is a hex number: an address": {dnsIn("0x1", "10.0x1"), "ends in a number"},
 
-		// Spellings.
+		// Unusual spellings.
 		"an upper-case letter":                  {dns("Web.prod"), "write it as"},
 		"upper case in the namespace":           {dns("web.PROD"), "write it as"},
 		"a trailing dot":                        {dns("web.prod."), "leave out the dot"},
@@ -190,7 +190,7 @@ func TestDefaultDenies(t *testing.T) {
 		"an IPv4 address as a wildcard":         {dns("*.0.0.1"), "ends in a number"},
 		"an IPv6 address":                       {dns("::1"), "is an IP address"},
 
-		// Other types of names.
+		// Names of other types.
 		"an IPv4 address as such":           {ips("10.0.0.1"), "IP address 10.0.0.1 is not allowed"},
 		"an IPv6 address as such":           {ips("2001:db8::1"), "is not allowed"},
 		"a loopback address":                {ips("127.0.0.1"), "is not allowed"},
@@ -251,7 +251,7 @@ func TestDefaultDenies(t *testing.T) {
 		"a common name with a second attribute":  {commonName("web.prod, o=admin"), "is not allowed"},
 		"a common name that looks alike":         {commonName("wеb.prod"), "is not allowed"},
 
-		// Identities that no API server gives.
+		// Identities that no API server issues.
 		"no namespace":              {pod(func(p *issuer.Pod) { p.Namespace = "" }), "namespace"},
 		"a namespace of two labels": {dnsIn("other.svc", "web.other.svc"), "namespace"},
 		"a wildcard namespace":      {pod(func(p *issuer.Pod) { p.Namespace = "*" }), "namespace"},
@@ -273,8 +273,8 @@ func TestDefaultDenies(t *testing.T) {
 	}
 }
 
-// TestNormalFormIsBeforeCEL makes sure that even a policy that allows
-// everything does not let ambiguous names through.
+// TestNormalFormIsBeforeCEL checks that even a policy that allows everything rejects
+// ambiguous names.
 func TestNormalFormIsBeforeCEL(t *testing.T) {
 	p := newPolicy(t, testConfig(Validation{Expression: "true"}))
 	for name, change := range map[string]change{
@@ -315,8 +315,7 @@ func TestAllowShortNames(t *testing.T) {
 	}
 }
 
-// owner is the namespace that a name belongs to, by reading its labels from
-// the right.
+// owner returns the namespace that owns a name. It reads the labels from the right.
 func owner(name, clusterDomain string) string {
 	labels := strings.Split(name, ".")
 	domain := strings.Split(clusterDomain, ".")
@@ -335,9 +334,9 @@ func owner(name, clusterDomain string) string {
 	return ""
 }
 
-// TestOwners goes through all names of up to four labels, bare and below the
-// cluster domain, out of labels that have been chosen to be mistaken for each
-// other: a namespace has a name exactly if it owns it.
+// TestOwners checks all names of up to four labels, without and with the cluster
+// domain, from labels that are easy to confuse: the policy allows a name to a
+// namespace if and only if the namespace owns the name.
 func TestOwners(t *testing.T) {
 	labels := []string{"svc", "cluster", "k8s", "com", "a", "*"}
 	for _, domain := range []string{"cluster.k8s", "k8s", "svc.cluster"} {
@@ -363,7 +362,7 @@ func TestOwners(t *testing.T) {
 	}
 }
 
-// allNames yields all names of 1 to depth labels, and those below domain.
+// allNames yields all names of 1 to depth labels, without and with the domain.
 func allNames(labels []string, depth int, domain string) func(func(string) bool) {
 	return func(yield func(string) bool) {
 		level := []string{""}
@@ -383,8 +382,8 @@ func allNames(labels []string, depth int, domain string) func(func(string) bool)
 	}
 }
 
-// FuzzDefault demands that a pod gets nothing but its own, whatever it asks for.
-// Lists have a line for each name.
+// FuzzDefault checks that a pod gets only its own names, whatever it requests. Lists
+// have one name per line.
 func FuzzDefault(f *testing.F) {
 	for _, seed := range []struct{ namespace, pod, dns, ips, uris, emails, commonName string }{
 		{"prod", "web-0", "web.prod\nweb.prod.svc.cluster.local", "", "spiffe://example.org/ns/prod/sa/web", "", "web.prod"},
@@ -424,7 +423,7 @@ func FuzzDefault(f *testing.F) {
 		req.URIs, req.IPAddresses = lines(uris), lines(ips)
 		if err := req.check(t, p, pod); err != nil {
 			if strings.Contains(err.Error(), "cannot be evaluated") {
-				t.Fatalf("not a plain denial: %v", err)
+				t.Fatalf("the error is not only a denial: %v", err)
 			}
 			return
 		}
@@ -433,7 +432,7 @@ func FuzzDefault(f *testing.F) {
 	})
 }
 
-// lines are those of the text; none if it is empty.
+// lines returns the lines of the text; none if the text is empty.
 func lines(text string) []string {
 	if text == "" {
 		return nil
@@ -441,8 +440,8 @@ func lines(text string) []string {
 	return strings.Split(text, "\n")
 }
 
-// checkOwnNames reads each DNS name as the most generous reader would: in any
-// case and script, and with or without a dot at the end.
+// checkOwnNames reads each DNS name as the most lenient client could: ignoring case
+// and script, with or without a trailing dot.
 func checkOwnNames(t *testing.T, pod issuer.Pod, req texts) {
 	for _, name := range req.DNSNames {
 		host, wildcard := strings.CutPrefix(strings.TrimSuffix(strings.ToLower(name), "."), "*.")
@@ -451,32 +450,32 @@ func checkOwnNames(t *testing.T, pod issuer.Pod, req texts) {
 			read = "*." + read
 		}
 		if err != nil || read != name || owner(read, "cluster.local") != pod.Namespace {
-			t.Errorf("namespace %q has got %q, which reads %q (%v) and belongs to %q", pod.Namespace, name, read, err, owner(read, "cluster.local"))
+			t.Errorf("namespace %q got %q, which reads as %q (%v) and belongs to %q", pod.Namespace, name, read, err, owner(read, "cluster.local"))
 		}
 		for i, c := range []byte(name) {
 			star := c == '*' && i == 0 && wildcard
 			if !star && c != '-' && c != '.' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
-				t.Errorf("%q has a %q at %d", name, c, i)
+				t.Errorf("%q contains %q at %d", name, c, i)
 			}
 		}
 	}
 }
 
-// checkOwnIdentity is about all other names.
+// checkOwnIdentity checks all other names.
 func checkOwnIdentity(t *testing.T, pod issuer.Pod, req texts) {
 	for _, uri := range req.URIs {
 		if uri != "spiffe://example.org/ns/"+pod.Namespace+"/sa/"+pod.ServiceAccount {
-			t.Errorf("%+v has got %q", pod, uri)
+			t.Errorf("%+v got the URI %q", pod, uri)
 		}
 	}
 	if len(req.IPAddresses) > 0 || len(req.EmailAddresses) > 0 {
-		t.Errorf("%+v has got %q, %q", pod, req.IPAddresses, req.EmailAddresses)
+		t.Errorf("%+v got the IP addresses %q and the e-mail addresses %q", pod, req.IPAddresses, req.EmailAddresses)
 	}
 	allowed := append([]string{"", pod.UID}, req.DNSNames...)
 	if strings.Contains(pod.Name, "-") && !strings.Contains(pod.Name, ".") {
 		allowed = append(allowed, pod.Name)
 	}
 	if !slices.Contains(allowed, req.CommonName) {
-		t.Errorf("%+v with %q has got the common name %q", pod, req.DNSNames, req.CommonName)
+		t.Errorf("%+v with the DNS names %q got the common name %q", pod, req.DNSNames, req.CommonName)
 	}
 }

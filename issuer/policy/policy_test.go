@@ -26,7 +26,7 @@ func testPod() issuer.Pod {
 	}
 }
 
-// texts is a request before it is parsed.
+// texts is a request as text, before parsing.
 type texts struct {
 	CommonName                                  string
 	DNSNames, IPAddresses, URIs, EmailAddresses []string
@@ -40,7 +40,7 @@ func testRequest() texts {
 	}
 }
 
-// parse does what issuer.ReadCSR does with the names in a CSR.
+// parse parses the names like issuer.ReadCSR does.
 func (r texts) parse() (issuer.Request, error) {
 	req := issuer.Request{Duration: 24 * time.Hour, KeyType: issuer.ECDSAP256}
 	var failed [5]error
@@ -54,8 +54,8 @@ func (r texts) parse() (issuer.Request, error) {
 	return req, errors.Join(failed[:]...)
 }
 
-// check parses the request and asks the policy. An error of the policy must be a
-// denial.
+// check parses the request and evaluates the policy. Every error of the policy must
+// be a denial.
 func (r texts) check(t testing.TB, p *Policy, pod issuer.Pod) error {
 	t.Helper()
 	req, err := r.parse()
@@ -143,11 +143,11 @@ func TestNewRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := New(testConfig(Validation{Expression: "true"}, test.validation))
 			if err == nil {
-				t.Fatal("accepted")
+				t.Fatal("New accepted the configuration")
 			}
 			for _, want := range test.want {
 				if !strings.Contains(err.Error(), want) {
-					t.Errorf("the error does not say %q:\n%v", want, err)
+					t.Errorf("the error does not contain %q:\n%v", want, err)
 				}
 			}
 		})
@@ -169,7 +169,7 @@ func TestNewRefusesNoDomains(t *testing.T) {
 		c := testConfig()
 		change(&c)
 		if _, err := New(c); err == nil {
-			t.Errorf("accepted %+v", c)
+			t.Errorf("New accepted %+v", c)
 		}
 	}
 }
@@ -177,7 +177,7 @@ func TestNewRefusesNoDomains(t *testing.T) {
 func TestCheckCustom(t *testing.T) {
 	tests := map[string]struct {
 		validations []Validation
-		want        string // in the denial; empty if allowed
+		want        string // a part of the denial; empty if allowed
 	}{
 		"every variable has its value": {validations: []Validation{
 			{Expression: `pod.namespace == 'prod' && pod.name == 'web-0' && pod.uid.startsWith('0b6c') && pod.serviceAccount == 'web' && pod.node == 'node-1'`},
@@ -268,8 +268,8 @@ func TestCheckCostLimit(t *testing.T) {
 	}
 }
 
-// TestCheckLargest checks the largest requests that get as far as CEL by the
-// default list: neither the start nor the evaluation hits the limit.
+// TestCheckLargest checks the largest requests that reach CEL: neither the
+// compilation nor the evaluation of the default policy exceeds the cost limit.
 func TestCheckLargest(t *testing.T) {
 	label := strings.Repeat("a", 63)
 	req := testRequest()
@@ -312,9 +312,8 @@ func TestCheckConcurrently(t *testing.T) {
 	wg.Wait()
 }
 
-// TestSizesAreKnown makes sure that the cost estimate knows the bounds of
-// every variable: a string or list without one would make it refuse nearly
-// every expression.
+// TestSizesAreKnown checks that every variable has a declared maximum size. A string
+// or list without one would make the cost estimate reject nearly every expression.
 func TestSizesAreKnown(t *testing.T) {
 	env, err := newEnvironment()
 	if err != nil {
@@ -344,7 +343,7 @@ func BenchmarkCheck(b *testing.B) {
 	}
 }
 
-// Kubernetes lets the labels of object names be longer than those of DNS names.
+// Kubernetes allows longer labels in object names than DNS does.
 func TestLongObjectNames(t *testing.T) {
 	p := newPolicy(t, testConfig())
 	pod := issuer.Pod{Namespace: "prod", Name: strings.Repeat("a", 100) + "-0", UID: "uid-0", ServiceAccount: strings.Repeat("b", 70), Node: "node-1"}

@@ -9,8 +9,9 @@ import (
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// A pod with the name of a CA or of the registration authority could impersonate
-// it, so no form of such a name is for pods, whichever form the configuration has.
+// A pod with the name of a CA or of the registration authority could impersonate it.
+// The policy denies every form of a reserved name, whichever form the configuration
+// uses.
 func TestReservedNames(t *testing.T) {
 	dns := func(name string) change {
 		return func(_ *issuer.Pod, r *texts) { r.DNSNames = append(r.DNSNames, name) }
@@ -52,7 +53,7 @@ func TestReservedNames(t *testing.T) {
 	}
 }
 
-// The forms of a Service are not those of other hosts.
+// Only hosts in the cluster have the additional forms of a Service's name.
 func TestReservedHostsOutsideOfTheCluster(t *testing.T) {
 	c := testConfig(Validation{Expression: "true"})
 	c.Reserved = names.Must(names.ParseAll(names.ParseHost, "ca.example.com", "10.0.0.1", "web-0.ca.prod.svc", "ra.svc.svc.cluster.local"))
@@ -97,7 +98,7 @@ func TestExpressionsSeeTheIssuer(t *testing.T) {
 	}
 }
 
-// An administrator's own policy decides about common names that are no host names.
+// A custom policy may allow common names that are not host names.
 func TestCommonNamesOfPeople(t *testing.T) {
 	for name, validations := range map[string][]Validation{
 		"":             nil,

@@ -19,7 +19,7 @@ func explained(t *testing.T, call string, err error) error {
 	return s.explain(t.Context(), call, err)
 }
 
-// What the registration authority decides is what the node plugin gets to know.
+// The node plugin gets the outcome that the registration authority decided.
 func TestOutcomesTravel(t *testing.T) {
 	for _, want := range issuer.Outcomes() {
 		if want == issuer.OK {
@@ -27,12 +27,12 @@ func TestOutcomesTravel(t *testing.T) {
 		}
 		err := explained(t, callSign, Status(want.RACode(), fmt.Errorf("%w: because of a test", want)))
 		if got := issuer.OutcomeOf(err); got != want || !strings.Contains(err.Error(), "because of a test") {
-			t.Errorf("%v became %v: %v", want, got, err)
+			t.Errorf("sent %v, received %v: %v", want, got, err)
 		}
 	}
 }
 
-// Older versions, and proxies, answer a code alone.
+// Older versions and proxies send only a gRPC code.
 func TestOutcomesOfCodes(t *testing.T) {
 	for _, test := range []struct {
 		call string
@@ -58,6 +58,6 @@ func TestOutcomesOfCodes(t *testing.T) {
 		}
 	}
 	if got := issuer.OutcomeOf(explained(t, callSign, errors.New("no status"))); got != issuer.Unavailable {
-		t.Errorf("no status: %v", got)
+		t.Errorf("an error without a gRPC status: %v", got)
 	}
 }

@@ -38,7 +38,7 @@ func TestWrongConfigurationIsRefused(t *testing.T) {
 		c := config()
 		test.change(&c)
 		if _, err := ra.New(c); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%s: got %v, want something with %q", name, err, test.want)
+			t.Errorf("%s: got %v, want an error with %q", name, err, test.want)
 		}
 	}
 }
@@ -53,7 +53,8 @@ func newSigner(t *testing.T, c ra.Config) *ra.Signer {
 	return s
 }
 
-// The plugin's own token is not the pod's: the operator must look at the plugin.
+// If the plugin cannot read its own token, the error must be about the plugin, and
+// not about the pod's token: the operator has to fix the plugin.
 func TestUnreadableOwnTokenIsTheCallers(t *testing.T) {
 	c := config()
 	c.Token = func() ([]byte, error) { return nil, fs.ErrNotExist }
@@ -63,7 +64,8 @@ func TestUnreadableOwnTokenIsTheCallers(t *testing.T) {
 	}
 }
 
-// Without a token there is nothing to ask; without an authority, nobody.
+// Sign fails without a valid pod token, and when the registration authority is
+// unreachable.
 func TestSignWithoutTokenOrAuthority(t *testing.T) {
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	s := newSigner(t, config())
@@ -93,7 +95,8 @@ func TestSignWithoutTokenOrAuthority(t *testing.T) {
 	if err := s.Connect(t.Context()); issuer.OutcomeOf(err) != issuer.Unavailable {
 		t.Errorf("connect: %v", err)
 	}
-	// A caller that gives up says nothing about the registration authority.
+	// A caller that gives up says nothing about the registration authority's
+	// availability.
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Connect(canceled); issuer.OutcomeOf(err) != issuer.Canceled {

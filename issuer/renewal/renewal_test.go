@@ -65,8 +65,8 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// Whenever the trouble begins, there are eight tries before expiry.
-func TestEightTriesBeforeExpiry(t *testing.T) {
+// Whenever an outage begins, at least eight attempts fit in before the expiry.
+func TestEightAttemptsBeforeExpiry(t *testing.T) {
 	for _, lifetime := range []time.Duration{10 * time.Second, 5 * time.Minute, 24 * time.Hour, 30 * 24 * time.Hour} {
 		v := Validity{Issued: start, NotAfter: start.Add(lifetime)}
 		v.Spread = 1
@@ -79,12 +79,12 @@ func TestEightTriesBeforeExpiry(t *testing.T) {
 			tries++
 		}
 		if tries < triesBeforeExpiry {
-			t.Errorf("%s: %d tries", lifetime, tries)
+			t.Errorf("lifetime %s: %d attempts", lifetime, tries)
 		}
 	}
 }
 
-// Serial numbers that follow each other spread evenly.
+// Consecutive serial numbers spread evenly.
 func TestSpreadOf(t *testing.T) {
 	const count, parts = 10000, 10
 	var found [parts]int
@@ -93,10 +93,10 @@ func TestSpreadOf(t *testing.T) {
 	}
 	for i, n := range found {
 		if n < count/parts*8/10 || n > count/parts*12/10 {
-			t.Errorf("%d in part %d", n, i)
+			t.Errorf("%d serial numbers in part %d", n, i)
 		}
 	}
 	if SpreadOf("1") != SpreadOf("1") {
-		t.Error("not the same again")
+		t.Error("SpreadOf is not deterministic")
 	}
 }

@@ -22,15 +22,15 @@ import (
 	"github.com/flexstack/step-csi/test/embeddedca"
 )
 
-// theft is a one-time token that somebody has got hold of on its way, with the
-// CSR it was sent with. The CA has seen neither.
+// theft is a one-time token that an attacker intercepted together with its CSR. The
+// CA has seen neither.
 type theft struct {
 	token string
 	csr   *x509.CertificateRequest
 	key   issuer.PrivateKey // the thief's
 }
 
-// steal keeps what the call sends from the CA.
+// steal intercepts the token and the CSR that call sends to the CA.
 func steal(t *testing.T, ca *embeddedca.CA, call func() error) *theft {
 	t.Helper()
 	var body struct {
@@ -54,7 +54,7 @@ func steal(t *testing.T, ca *embeddedca.CA, call func() error) *theft {
 	return &theft{token: body.OTT, csr: body.CSR.CertificateRequest, key: key}
 }
 
-// csrFor is the thief's own for the names.
+// csrFor returns a CSR with the thief's key.
 func (th *theft) csrFor(t *testing.T, change func(*x509.CertificateRequest)) *x509.CertificateRequest {
 	t.Helper()
 	template := ownCSR()
@@ -70,7 +70,7 @@ func (th *theft) csrFor(t *testing.T, change func(*x509.CertificateRequest)) *x5
 	return csr
 }
 
-// ownCSR is the template of a CSR for the names of request.
+// ownCSR returns the template of a CSR with the names of request.
 func ownCSR() *x509.CertificateRequest {
 	r := request()
 	return &x509.CertificateRequest{
@@ -78,7 +78,7 @@ func ownCSR() *x509.CertificateRequest {
 	}
 }
 
-// rewritten makes the token one with other claims, and its old signature.
+// rewritten changes the claims of the token and keeps its signature.
 func rewritten(old, new string) func(*testing.T, *theft) string {
 	return func(t *testing.T, th *theft) string {
 		parts := strings.Split(th.token, ".")
@@ -91,13 +91,13 @@ func rewritten(old, new string) func(*testing.T, *theft) string {
 	}
 }
 
-// unsigned is the token with the algorithm that signs nothing.
+// unsigned replaces the token's algorithm with "none".
 func unsigned(_ *testing.T, th *theft) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"JWT"}`)) + "." + strings.Split(th.token, ".")[1] + "."
 }
 
-// forged is the token with a signature by the thief's key, under the name of the
-// provisioner's.
+// forged signs the token's claims with the thief's key, under the key ID of the
+// provisioner.
 func forged(t *testing.T, th *theft) string {
 	t.Helper()
 	parsed, err := jose.ParseSigned(th.token)
@@ -120,8 +120,7 @@ func forged(t *testing.T, th *theft) string {
 	return token
 }
 
-// post sends what it likes to the CA, and returns the status, and what the CA
-// answers.
+// post sends a body to the CA and returns the status and the answer.
 func post(t *testing.T, ca *embeddedca.CA, path string, body map[string]any) (status int, answer string) {
 	t.Helper()
 	roots := x509.NewCertPool()
@@ -147,9 +146,8 @@ func signWith(token string, csr *x509.CertificateRequest) map[string]any {
 	return map[string]any{"csr": api.NewCertificateRequest(csr), "ott": token}
 }
 
-// The attack suite, at the CA: a token that was stolen is of no use but for the
-// CSR which it was made for, once. Whoever could read it cannot use that: the
-// key is the pod's.
+// A stolen token is valid once, and only for the CSR that it was made for. The thief
+// cannot use that certificate, because only the pod has the key.
 func TestAttackWithAStolenToken(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
@@ -198,7 +196,7 @@ func TestAttackWithAStolenToken(t *testing.T) {
 	}
 }
 
-// authorityCSR asks for a certificate of a CA.
+// authorityCSR requests a CA certificate.
 func authorityCSR(t *testing.T, th *theft) *x509.CertificateRequest {
 	t.Helper()
 	return th.csrFor(t, func(r *x509.CertificateRequest) {
@@ -206,8 +204,8 @@ func authorityCSR(t *testing.T, th *theft) *x509.CertificateRequest {
 	})
 }
 
-// A token that was not used yet is good once, for what it was made for. Then it
-// is of no use, be the second who sends it the thief or its owner.
+// A token that was not used yet is valid once. Its second use fails, for the thief
+// and for the owner.
 func TestAttackByReplay(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
@@ -216,17 +214,17 @@ func TestAttackByReplay(t *testing.T) {
 		return err
 	})
 	if status, answer := post(t, ca, "/1.0/sign", signWith(th.token, th.csr)); status != http.StatusCreated {
-		t.Fatalf("status %d: %s", status, answer)
+		t.Fatalf("the first use: status %d: %s", status, answer)
 	}
 	for range 2 {
 		if status, answer := post(t, ca, "/1.0/sign", signWith(th.token, th.csr)); status != http.StatusUnauthorized {
-			t.Errorf("status %d: %s", status, answer)
+			t.Errorf("a replay: status %d: %s", status, answer)
 		}
 	}
 }
 
-// A token is for one CA: another one of the same name, with a provisioner of the
-// same name and the same password, does not take it.
+// A token is valid for one CA only. Another CA rejects it, even if the CA's name,
+// the provisioner's name and the password are the same.
 func TestAttackAtAnotherCA(t *testing.T) {
 	ca, other := startCA(t), startCA(t)
 	s := newSigner(t, configFor(ca))
@@ -239,7 +237,7 @@ func TestAttackAtAnotherCA(t *testing.T) {
 	}
 }
 
-// A token to revoke with signs nothing.
+// A token for a revocation cannot sign, and is valid for its serial number only.
 func TestAttackWithARevocation(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
@@ -248,17 +246,17 @@ func TestAttackWithARevocation(t *testing.T) {
 		r.Subject.CommonName, r.DNSNames, r.URIs = "1234", []string{"1234"}, nil
 	})
 	if status, answer := post(t, ca, "/1.0/sign", signWith(revocation.token, csr)); status != http.StatusUnauthorized {
-		t.Errorf("status %d: %s", status, answer)
+		t.Errorf("sign with the token: status %d: %s", status, answer)
 	}
 	again := steal(t, ca, func() error { return s.Revoke(t.Context(), issuer.Revocation{Serial: "1234"}) })
 	if status, answer := post(t, ca, "/1.0/revoke", map[string]any{"ott": again.token, "serial": "5678", "passive": true}); status != http.StatusForbidden {
-		t.Errorf("status %d: %s", status, answer)
+		t.Errorf("revoke another serial number: status %d: %s", status, answer)
 	}
 }
 
-// What somebody who could answer for the CA adds to a request does not get to
-// the pod: neither a longer life, nor what a template might put into it.
-func TestAttackOnTheWay(t *testing.T) {
+// An attacker who modifies requests to the CA cannot change the pod's certificate:
+// the issuer rejects other validity periods, and template data has no effect.
+func TestAttackModifiedRequest(t *testing.T) {
 	ca := startCA(t)
 	i := newIssuer(t, newSigner(t, configFor(ca)))
 	for name, test := range map[string]struct {
@@ -290,7 +288,7 @@ func TestAttackOnTheWay(t *testing.T) {
 	})
 }
 
-// rewriting changes a field of all requests to sign on their way.
+// rewriting changes one field of all signing requests before the CA receives them.
 func rewriting(t *testing.T, ca *embeddedca.CA, key string, value any) {
 	ca.Intercept(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -13,7 +13,7 @@ import (
 	"github.com/flexstack/step-csi/test/proxy"
 )
 
-// behindProxy is the configuration for a CA that is reached through the proxy.
+// behindProxy returns a proxy in front of the CA, and the configuration to use it.
 func behindProxy(t *testing.T, ca *embeddedca.CA) (*proxy.Proxy, stepca.Config) {
 	t.Helper()
 	p, err := proxy.Start(ca.Address())
@@ -33,13 +33,13 @@ func set(t *testing.T, p *proxy.Proxy, f proxy.Fault) {
 	}
 }
 
-// A connection whose other end is gone without a word is noticed while it is waited
-// for, and the sign goes over another one.
+// The signer detects a connection whose peer disappeared silently while it waits for
+// the answer, and signs over a new connection.
 func TestDeadConnectionIsReplaced(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	p, c := behindProxy(t, ca)
-	c.Timeout = 0 // as it is in production
+	c.Timeout = 0 // as in production
 	s := newSigner(t, c)
 	if err := s.Connect(t.Context()); err != nil {
 		t.Fatal(err)
@@ -57,13 +57,12 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 	}
 	set(t, p, proxy.None)
 	if err := <-signed; err != nil || p.Connections() != connections+1 || ca.Signs() != 1 {
-		t.Errorf("%d more connections, %d signs: %v", p.Connections()-connections, ca.Signs(), err)
+		t.Errorf("%d more connections, %d signing requests: %v", p.Connections()-connections, ca.Signs(), err)
 	}
 }
 
-// Whatever is asked of a CA that does not answer, the answer is that, in time; and
-// once it is back, what was dead is in nobody's way for longer than it takes to
-// notice.
+// While the CA does not answer, every call fails with Unavailable, in time. After
+// the outage, dead connections delay calls only until the signer detects them.
 func TestEveryCallIsBounded(t *testing.T) {
 	t.Parallel()
 	for _, connected := range []bool{false, true} {
@@ -98,14 +97,14 @@ func TestEveryCallIsBounded(t *testing.T) {
 					break
 				}
 				if time.Since(begin) > 15*time.Second {
-					t.Fatalf("it is back, and still: %v", err)
+					t.Fatalf("the CA answers again, but Sign fails: %v", err)
 				}
 			}
 		})
 	}
 }
 
-// A caller that gives up says nothing about the CA.
+// A canceled call says nothing about the CA's availability.
 func TestCanceledCallIsNoOutage(t *testing.T) {
 	t.Parallel()
 	p, c := behindProxy(t, startCA(t))
@@ -124,8 +123,8 @@ func TestCanceledCallIsNoOutage(t *testing.T) {
 	}
 }
 
-// Wherever the answer breaks off, the CA was not available: it has not refused, and
-// it has not signed. One sign makes no more than a few connections.
+// Wherever the connection breaks, the outcome is Unavailable or a success, and never
+// a denial. One Sign opens only a few connections.
 func TestConnectionsThatBreak(t *testing.T) {
 	t.Parallel()
 	p, c := behindProxy(t, startCA(t))

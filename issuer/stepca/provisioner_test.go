@@ -10,8 +10,8 @@ import (
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// A token carries all names as strings, and step-ca guesses their types. Names that
-// it would guess wrong do not parse.
+// A token carries all names as strings, and step-ca guesses their types. The parser
+// rejects the names whose type step-ca would guess wrong.
 func TestStepCAGuessesTypesOfNames(t *testing.T) {
 	var req issuer.Request
 	for _, text := range []string{

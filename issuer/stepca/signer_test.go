@@ -81,7 +81,7 @@ func request() issuer.Request {
 	}
 }
 
-// signingRequest is for tests below the issuer.
+// signingRequest is for tests that call the signer without the issuer.
 func signingRequest(t *testing.T) issuer.SigningRequest {
 	t.Helper()
 	req := request()
@@ -114,7 +114,7 @@ func TestIssueWithEveryKeyType(t *testing.T) {
 				t.Errorf("chain of %d, %d roots", len(got.Chain), len(got.Roots.Own))
 			}
 			if lifetime := time.Until(got.Leaf().NotAfter); lifetime > time.Hour || lifetime < 59*time.Minute {
-				t.Errorf("it lives %s", lifetime)
+				t.Errorf("the lifetime is %s", lifetime)
 			}
 		})
 	}
@@ -143,7 +143,7 @@ func TestForeignCAIsNotTrusted(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 			if n := ca.Signs(); n != 0 {
-				t.Errorf("it was asked to sign %d times", n)
+				t.Errorf("the CA received %d signing requests", n)
 			}
 		})
 	}
@@ -170,7 +170,7 @@ func TestWrongConfigurationIsRefused(t *testing.T) {
 			c := configFor(ca)
 			test.change(&c)
 			if _, err := stepca.New(c); err == nil || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got %v, want something with %q", err, test.want)
+				t.Errorf("got %v, want an error with %q", err, test.want)
 			}
 		})
 	}
@@ -191,13 +191,13 @@ func TestWrongProvisionerOrPassword(t *testing.T) {
 			test.change(&c)
 			err := newSigner(t, c).Connect(t.Context())
 			if !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("got %v, want something with %q", err, test.want)
+				t.Errorf("got %v, want an error with %q", err, test.want)
 			}
 		})
 	}
 }
 
-// listing makes the CA answer its provisioners as change wants them.
+// listing makes the CA change its list of provisioners with change.
 func listing(ca *embeddedca.CA, change func(provisioners []any) []any) {
 	ca.Intercept(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -217,8 +217,8 @@ func listing(ca *embeddedca.CA, change func(provisioners []any) []any) {
 	})
 }
 
-// Entries that are not what they should be are skipped; those without a key once
-// crashed the plugin of every node.
+// The signer skips malformed entries in the list. An entry without a key once
+// crashed the plugin on every node.
 func TestMalformedProvisionersAreSkipped(t *testing.T) {
 	ca := startCA(t)
 	malformed := []any{
@@ -234,11 +234,12 @@ func TestMalformedProvisionersAreSkipped(t *testing.T) {
 	}
 	listing(ca, func([]any) []any { return malformed })
 	if err := newSigner(t, configFor(ca)).Connect(t.Context()); !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), `no JWK provisioner "admin"`) {
-		t.Errorf("only malformed ones: %v", err)
+		t.Errorf("a list of malformed provisioners only: %v", err)
 	}
 }
 
-// A panic in a call that several callers share fails this call, and not the process.
+// A panic in a call that several callers share fails this call, and does not crash
+// the process.
 func TestPanicInASharedCall(t *testing.T) {
 	ca := startCA(t)
 	c := configFor(ca)
@@ -259,7 +260,8 @@ func TestPanicInASharedCall(t *testing.T) {
 	}
 }
 
-// Five signs take one connection, and fetch the roots and the key once.
+// Five signing requests use one connection, and request the roots and the
+// provisioner's key once.
 func TestConnectionAndKeyAreReused(t *testing.T) {
 	ca := startCA(t)
 	var gets atomic.Int64
@@ -284,10 +286,10 @@ func TestConnectionAndKeyAreReused(t *testing.T) {
 		}
 	}
 	if len(peers) != 1 {
-		t.Errorf("signed over %d connections", len(peers))
+		t.Errorf("the signing requests used %d connections", len(peers))
 	}
 	if n := gets.Load(); n != 3 { // the pinned root, all roots, the provisioners
-		t.Errorf("%d requests beside the signs", n)
+		t.Errorf("%d requests in addition to the signing requests", n)
 	}
 }
 
@@ -305,7 +307,8 @@ func TestReplacedProvisionerKeyIsNoticed(t *testing.T) {
 	}
 }
 
-// A CA that is restarted with another key breaks the kept connection first.
+// The CA restarts with another provisioner key, which also breaks the open
+// connection.
 func TestReplacedKeyBehindABrokenConnection(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
@@ -315,7 +318,7 @@ func TestReplacedKeyBehindABrokenConnection(t *testing.T) {
 	if err := ca.ReplaceProvisioner("another password"); err != nil {
 		t.Fatal(err)
 	}
-	s.Close() // so that the one break is the one below
+	s.Close() // so that only the interception below breaks a connection
 	var calls atomic.Int64
 	ca.Intercept(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -335,7 +338,7 @@ func TestRefusals(t *testing.T) {
 	s := newSigner(t, configFor(ca))
 	tooLong := signingRequest(t)
 	tooLong.Request.Duration = 48 * time.Hour
-	// The token is bound to the CSR: another CSR does not pass with it.
+	// The token is bound to its CSR, so the CA rejects other names.
 	otherNames := signingRequest(t)
 	otherNames.Request.DNSNames = names.Must(names.ParseAll(names.ParseDNSName, "db.shop"))
 	for name, test := range map[string]struct {
@@ -354,8 +357,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// A one-time token is bound to its CSR: whoever gets hold of it cannot have
-// another key signed for the same names.
+// A one-time token is bound to its CSR: a thief cannot get another key signed for
+// the same names.
 func TestTokenIsBoundToTheCSR(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
@@ -383,7 +386,7 @@ func TestTokenIsBoundToTheCSR(t *testing.T) {
 	}
 }
 
-// A CA without a database cannot revoke, and asking again does not help.
+// A CA without a database cannot revoke, and a retry does not help.
 func TestRevokeWithoutDatabase(t *testing.T) {
 	s := newSigner(t, configFor(startCA(t)))
 	err := s.Revoke(t.Context(), issuer.Revocation{Serial: "1234"})
@@ -392,7 +395,7 @@ func TestRevokeWithoutDatabase(t *testing.T) {
 	}
 }
 
-// answering makes the CA answer signs, and nothing else, by f.
+// answering makes f answer the signing requests, instead of the CA.
 func answering(ca *embeddedca.CA, f http.HandlerFunc) {
 	ca.Intercept(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -442,12 +445,12 @@ func TestBadAnswersAreUnavailability(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 			if d := time.Since(start); d > 10*time.Second {
-				t.Errorf("it took %s", d)
+				t.Errorf("Sign took %s", d)
 			}
 		})
 	}
 	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil {
-		t.Errorf("after all that: %v", err)
+		t.Errorf("Sign after the bad answers: %v", err)
 	}
 }
 
@@ -460,9 +463,8 @@ func endless(w http.ResponseWriter) {
 	}
 }
 
-// A connection that breaks is no reason to fail: the second try has a token of
-// its own.
-func TestBrokenConnectionIsTriedOnceMore(t *testing.T) {
+// Sign retries after a broken connection, with a new token.
+func TestRetryAfterBrokenConnection(t *testing.T) {
 	ca := startCA(t)
 	s := newSigner(t, configFor(ca))
 	if err := s.Connect(t.Context()); err != nil {
@@ -471,7 +473,7 @@ func TestBrokenConnectionIsTriedOnceMore(t *testing.T) {
 	var calls atomic.Int64
 	ca.Intercept(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			next.ServeHTTP(w, r) // the token is spent
+			next.ServeHTTP(w, r) // the CA has now used the token
 			if r.Method == http.MethodPost && calls.Add(1) == 1 {
 				panic(http.ErrAbortHandler)
 			}
@@ -493,7 +495,7 @@ func TestUnreachableThenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil {
-		t.Errorf("after it came back: %v", err)
+		t.Errorf("Sign after the outage: %v", err)
 	}
 }
 
@@ -510,8 +512,8 @@ func TestCallersStopWaitingWithTheirContext(t *testing.T) {
 	}
 }
 
-// The answer's chain is checked against roots that the CA answered over a
-// verified connection, whatever comes with the answer.
+// The signer uses the roots that the CA returns over a verified connection, whatever
+// the answer to Sign contains.
 func TestRootsComeFromTheCA(t *testing.T) {
 	ca := startCA(t)
 	roots, err := newSigner(t, configFor(ca)).Roots(t.Context())
@@ -520,7 +522,8 @@ func TestRootsComeFromTheCA(t *testing.T) {
 	}
 }
 
-// A federated CA is one for the pods, and never one for the CA itself.
+// Pods trust the roots of federated CAs if the configuration says so. The signer
+// never trusts them for its connection to the CA.
 func TestFederationIsOptedIn(t *testing.T) {
 	other := startCA(t)
 	ca, err := embeddedca.Start(embeddedca.Config{Federated: []*x509.Certificate{other.Root()}})
@@ -538,19 +541,19 @@ func TestFederationIsOptedIn(t *testing.T) {
 		}
 		want := []*x509.Certificate{ca.Root()}
 		if !trust.Same(s.Trust().Trusted(), want) {
-			t.Error("the CA is verified by a federated root")
+			t.Error("the signer trusts a federated root for its connection to the CA")
 		}
 		if federation {
 			want = append(want, other.Root())
 		}
 		if !trust.Same(roots.All(), want) {
-			t.Errorf("with federation %v: %d roots", federation, len(roots.All()))
+			t.Errorf("federation %v: %d roots", federation, len(roots.All()))
 		}
 	}
 }
 
-// While roots are rotated, both fingerprints may be configured, whichever of them
-// the CA has.
+// During a rotation of the root, the configuration can have both fingerprints,
+// whichever root the CA uses.
 func TestSeveralFingerprints(t *testing.T) {
 	ca, other := startCA(t), startCA(t)
 	c := configFor(ca)
@@ -565,6 +568,6 @@ func TestSeveralFingerprints(t *testing.T) {
 }
 
 func TestMain(m *testing.M) {
-	// step-ca's database, where it is built in, starts glog's daemon.
+	// step-ca's database, if built in, starts glog's daemon.
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
 }

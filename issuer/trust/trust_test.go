@@ -38,7 +38,7 @@ func pinned(t *testing.T, roots ...*x509.Certificate) *trust.Store {
 func expect(t *testing.T, what string, got []*x509.Certificate, want ...*x509.Certificate) {
 	t.Helper()
 	if !trust.Same(got, want) {
-		t.Errorf("%s: %d certificates, not those %d", what, len(got), len(want))
+		t.Errorf("%s: %d certificates, which are not the %d expected ones", what, len(got), len(want))
 	}
 }
 
@@ -71,7 +71,7 @@ func TestTheNextProcessRestoresTheState(t *testing.T) {
 	a, b := newRoot(t), newRoot(t)
 	first := pinned(t, a)
 	if l := first.State(); len(l.Roots) > 0 {
-		t.Errorf("a new store has %d roots", len(l.Roots))
+		t.Errorf("the state of a new store has %d roots", len(l.Roots))
 	}
 	first.Follow([]*x509.Certificate{a})
 	early := first.State()
@@ -84,7 +84,7 @@ func TestTheNextProcessRestoresTheState(t *testing.T) {
 	next.Restore(early)
 	expect(t, "the newest", next.Trusted(), b)
 	if l := next.State(); !l.Since.Equal(late.Since) || l.Anchor != late.Anchor {
-		t.Errorf("since %v instead of %v", l.Since, late.Since)
+		t.Errorf("since %v, want %v", l.Since, late.Since)
 	}
 
 	other := pinned(t, a, b)

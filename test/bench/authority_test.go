@@ -28,10 +28,10 @@ import (
 )
 
 // BenchmarkPublishThroughAuthority publishes through the registration authority,
-// which asks the API server of a real cluster about both tokens. Rounds of it
-// alternate with rounds of publishing with direct signing, which the ratio of the
-// medians is to. No token of a pod is shown twice: the API server remembers
-// tokens for ten seconds.
+// which reviews both tokens at the API server of a real cluster. Its rounds
+// alternate with rounds of publishing with direct signing; of-direct is the ratio of
+// the medians. Each call has a new pod token, because the API server caches token
+// reviews for ten seconds.
 func BenchmarkPublishThroughAuthority(b *testing.B) {
 	kubeconfig := os.Getenv("STEP_CSI_BENCH_KUBECONFIG")
 	if kubeconfig == "" {
@@ -77,7 +77,8 @@ func publishAll(b *testing.B, n *inProcess, callers, count int, requests []*csi.
 	return took
 }
 
-// startAuthority starts the real one, as a process, and returns its URL.
+// startAuthority starts the real registration authority as a process and returns its
+// URL.
 func startAuthority(b *testing.B, ca *realca.CA, api *rest.Config) string {
 	b.Helper()
 	directory := b.TempDir()
@@ -131,8 +132,8 @@ func issuerAt(b *testing.B, ca *realca.CA, url, token string) *issuer.Issuer {
 	return i
 }
 
-// pods are objects in the cluster, on a node that does not exist, so that nobody
-// runs them.
+// pods are Pod objects in the cluster. Their node does not exist, so no kubelet runs
+// them.
 type pods struct {
 	client *kubernetes.Clientset
 	uids   map[string]string
@@ -156,8 +157,8 @@ func newPods(b *testing.B, config *rest.Config) *pods {
 	return p
 }
 
-// authority is how the registration authority reaches the API server: by a token
-// of its own, with the one right that it needs.
+// authority returns the registration authority's access to the API server: its own
+// token, with the one permission that it needs.
 func (p *pods) authority(b *testing.B, config *rest.Config) *rest.Config {
 	b.Helper()
 	const name = "step-csi-ra"
@@ -196,7 +197,7 @@ func (p *pods) make(b *testing.B, namespace, name, account string) {
 	p.uids[name] = string(pod.UID)
 }
 
-// token is a new one, bound to the pod, as the kubelet requests it.
+// token requests a new token bound to the pod, as the kubelet does.
 func (p *pods) token(b *testing.B, namespace, name string) string {
 	b.Helper()
 	account := map[string]string{"step-ca": "plugin", "shop": "web"}[namespace]
@@ -210,7 +211,7 @@ func (p *pods) token(b *testing.B, namespace, name string) string {
 	return answer.Status.Token
 }
 
-// identify makes the request one for the pod, with a new token.
+// identify sets the pod and a new token in the request.
 func (p *pods) identify(b *testing.B, r *csi.NodePublishVolumeRequest, name string) {
 	b.Helper()
 	r.VolumeContext["csi.storage.k8s.io/pod.name"] = name

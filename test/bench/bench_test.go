@@ -1,6 +1,6 @@
-// Package bench compares publishing a volume with the limit: the bare sign by
-// the CA, the real step-ca with its database. Both are measured in turn in the
-// same run, so that the ratio holds on a machine whose speed drifts.
+// Package bench compares publishing a volume with its lower bound: only the signing
+// by the real step-ca with its database. It measures both in turn in the same run,
+// so that the ratio holds on a machine whose speed varies.
 package bench
 
 import (
@@ -43,10 +43,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// atOnce are the numbers of callers.
+// atOnce are the numbers of concurrent callers.
 var atOnce = []int{1, 64}
 
-// times are how long calls took.
+// times are the durations of calls.
 type times []time.Duration
 
 func (t times) percentile(n int) float64 {
@@ -54,7 +54,7 @@ func (t times) percentile(n int) float64 {
 	return float64(t[min(len(t)*n/100, len(t)-1)]) / float64(time.Millisecond)
 }
 
-// measure makes n calls of f from so many callers at once.
+// measure makes n calls of f from that many concurrent callers.
 func measure(callers, n int, f func(i int)) times {
 	took := make(times, n)
 	next := make(chan int)
@@ -76,8 +76,8 @@ func measure(callers, n int, f func(i int)) times {
 	return took
 }
 
-// BenchmarkRawSign is the limit: key, CSR, one-time token and sign, with the
-// client library alone.
+// BenchmarkRawSign measures the lower bound: key, CSR, one-time token and signing,
+// with step-ca's client library only.
 func BenchmarkRawSign(b *testing.B) {
 	raw := newRawSigner(b, startCA(b))
 	for _, callers := range atOnce {
@@ -91,15 +91,15 @@ func BenchmarkRawSign(b *testing.B) {
 	}
 }
 
-// BenchmarkPublish is the CSI call, with the mount attached when it returns.
-// Rounds of it alternate with rounds of the bare sign, which the ratio of the
-// medians is to.
+// BenchmarkPublish measures the CSI call, which returns when the volume is mounted.
+// Its rounds alternate with rounds of raw signing; of-raw is the ratio of the
+// medians.
 func BenchmarkPublish(b *testing.B) {
 	benchmarkPublish(b, func(n *inProcess) csi.NodeServer { return n.driver })
 }
 
-// BenchmarkPublishOverSocket is the same as the kubelet calls it, through gRPC
-// on a unix socket.
+// BenchmarkPublishOverSocket measures the same call over gRPC on a Unix socket, as
+// the kubelet makes it.
 func BenchmarkPublishOverSocket(b *testing.B) {
 	benchmarkPublish(b, func(n *inProcess) csi.NodeServer { return overSocket{client: n} })
 }
@@ -131,7 +131,7 @@ func benchmarkPublish(b *testing.B, way func(*inProcess) csi.NodeServer) {
 	}
 }
 
-// overSocket is a driver that is called through its socket.
+// overSocket calls a driver through its socket.
 type overSocket struct {
 	csi.UnimplementedNodeServer
 	client csi.NodeClient
@@ -154,7 +154,7 @@ func startCA(b *testing.B) *realca.CA {
 
 var sans = []string{"web.shop", "web.shop.svc", "web.shop.svc.cluster.local"}
 
-// rawSigner signs without step-csi.
+// rawSigner signs with the client library only, without step-csi.
 type rawSigner struct {
 	client   *ca.Client
 	signer   jose.Signer
@@ -201,7 +201,7 @@ func (r *rawSigner) sign(b *testing.B) {
 	node.Must(b, err)
 }
 
-// inProcess is a node with the driver in this process.
+// inProcess is a node whose driver runs in this process.
 type inProcess struct {
 	*node.Kubelet
 	driver *driver.Driver
@@ -212,7 +212,7 @@ func startNode(b *testing.B, authority *realca.CA) *inProcess {
 	return startNodeWith(b, directIssuer(b, authority))
 }
 
-// directSigner signs at the CA.
+// directSigner returns a signer that calls the CA directly.
 func directSigner(b *testing.B, authority *realca.CA) *stepca.Signer {
 	b.Helper()
 	provisioner, password := authority.Provisioner()
@@ -225,7 +225,7 @@ func directSigner(b *testing.B, authority *realca.CA) *stepca.Signer {
 	return signer
 }
 
-// directIssuer has the policy that pods have by default.
+// directIssuer returns an issuer with the default policy.
 func directIssuer(b *testing.B, authority *realca.CA) *issuer.Issuer {
 	b.Helper()
 	allow, err := policy.New(policy.Config{
@@ -237,8 +237,8 @@ func directIssuer(b *testing.B, authority *realca.CA) *issuer.Issuer {
 	return i
 }
 
-// startNodeWith has the kubelet's directory in memory: the disk of the machine is
-// not what is measured.
+// startNodeWith keeps the kubelet's directory in memory, so that the machine's disk
+// does not affect the results.
 func startNodeWith(b *testing.B, i *issuer.Issuer) *inProcess {
 	b.Helper()
 	directory := b.TempDir()
@@ -250,7 +250,7 @@ func startNodeWith(b *testing.B, i *issuer.Issuer) *inProcess {
 	return n
 }
 
-// requests are those to publish the volumes of so many pods.
+// requests returns the publish requests of count pods.
 func (n *inProcess) requests(count int) []*csi.NodePublishVolumeRequest {
 	all := make([]*csi.NodePublishVolumeRequest, count)
 	for i := range all {

@@ -12,7 +12,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// callTimeout is how long the plugin waits for an answer of step-ca.
+// callTimeout is how long the plugin waits for an answer from step-ca.
 const callTimeout = 15 * time.Second
 
 var (
@@ -20,30 +20,30 @@ var (
 	errSlow    = fmt.Errorf("%w: no answer in time", issuer.Unavailable)
 )
 
-// queueingCA answers one call after the other, each of which takes it as long. It
-// does not notice that whoever asked has given up: what it then signs, it signs for
-// nobody.
+// queueingCA answers one call at a time, and each call takes the same time. It does
+// not notice that a caller has given up, so it also signs for callers that no longer
+// wait.
 type queueingCA struct {
-	takes time.Duration // a call
+	takes time.Duration // per call
 
 	mu     sync.Mutex
-	away   bool      // it refuses connections
-	hangs  bool      // it takes them, and never answers
-	free   time.Time // when it has answered all so far
+	away   bool      // whether it refuses connections
+	hangs  bool      // whether it accepts connections but never answers
+	free   time.Time // when it will have answered all calls so far
 	roots  issuer.Roots
-	asked  rate // for certificates
-	signed rate // of these, those that came in time
-	rooted rate // asked for roots
+	asked  rate // requests for certificates
+	signed rate // answered within the caller's timeout
+	rooted rate // requests for roots
 }
 
-// set changes the CA.
+// set changes the state of the CA.
 func (ca *queueingCA) set(change func()) {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
 	change()
 }
 
-// sign is a call for a certificate.
+// sign handles a request for a certificate.
 func (ca *queueingCA) sign(ctx context.Context) error {
 	err := ca.answer(ctx, &ca.asked)
 	if err == nil {
@@ -52,7 +52,7 @@ func (ca *queueingCA) sign(ctx context.Context) error {
 	return err
 }
 
-// answer waits until the call is answered, or given up.
+// answer waits until the CA has answered the call, or the caller gives up.
 func (ca *queueingCA) answer(ctx context.Context, asked *rate) error {
 	now := time.Now()
 	ca.mu.Lock()
@@ -85,8 +85,8 @@ func (ca *queueingCA) answer(ctx context.Context, asked *rate) error {
 	return nil
 }
 
-// rootsOf is the CA as a node asks it for roots; certificates are signed by the
-// model above.
+// rootsOf is the CA as a node's issuer uses it to request roots. Certificates do not
+// go through it: queueingCA.sign models them.
 type rootsOf struct {
 	*queueingCA
 	trust *trust.Store
@@ -99,7 +99,7 @@ func (rootsOf) Connect(context.Context) error { return nil }
 
 // Sign implements issuer.Signer.
 func (rootsOf) Sign(context.Context, issuer.SigningRequest) ([]*x509.Certificate, error) {
-	return nil, errors.New("not asked here")
+	return nil, errors.New("rootsOf does not sign")
 }
 
 // Roots implements issuer.Signer.

@@ -20,7 +20,7 @@ const (
 	points      = 380 // of a line
 )
 
-// top is the largest rate of the axis; the smallest is 1. It is logarithmic.
+// top is the largest rate on the logarithmic axis; the smallest is 1.
 const top = 10_000
 
 //go:embed chart.svg.tmpl
@@ -28,21 +28,21 @@ var chartTemplate string
 
 var chart = template.Must(template.New("chart").Parse(chartTemplate))
 
-// panel is a part of the time, drawn.
+// panel is a part of the scenario's time that the chart shows.
 type panel struct {
 	span
 	unit string
 	of   time.Duration // the unit
 }
 
-// hours is all of the time.
+// hours shows the whole time.
 func hours(f *fleet) []panel { return []panel{{span{0, f.now()}, "hours", time.Hour}} }
 
 func minutes(f *fleet, from, to time.Duration) panel {
 	return panel{span{from, min(to, f.now())}, "minutes", time.Minute}
 }
 
-// aroundTheEnd is all of the time, and the end of the outage.
+// aroundTheEnd shows the whole time, and the time around the end of the outage.
 func aroundTheEnd(f *fleet) []panel {
 	back := f.away[0].to
 	return append(hours(f), minutes(f, back-5*time.Minute, back+25*time.Minute))
@@ -70,7 +70,7 @@ type drawnPanel struct {
 	Unit  string
 }
 
-// draw writes the chart of a scenario. seen is the fleet after it.
+// draw writes the chart of a scenario, from the fleet's state after the run.
 func (s scenario) draw(w io.Writer, f *fleet, panels []panel) error {
 	lines := []struct {
 		class, name string
@@ -115,12 +115,12 @@ func (s scenario) draw(w io.Writer, f *fleet, panels []panel) error {
 	})
 }
 
-// mean is the calls in a second.
+// mean is the mean number of calls per second.
 func mean(slots []int32) float64 {
 	return float64(sum(slots)) / (slot * time.Duration(len(slots))).Seconds()
 }
 
-// step is the time between two marks.
+// step is the time between two marks on the time axis.
 func (p panel) step() time.Duration {
 	for _, n := range []time.Duration{1, 2, 5, 10} {
 		if (p.to-p.from)/(n*p.of) <= 16 {
@@ -138,14 +138,14 @@ func (p panel) line(r *rate, value func([]int32) float64) string {
 	var all strings.Builder
 	width := max((p.to-p.from)/points, time.Second)
 	for at := p.from; at < p.to; at += width {
-		slots := make([]int32, width/slot) // also where nothing was counted any more
+		slots := make([]int32, width/slot) // includes slots without calls
 		copy(slots, r.within(span{at, at + width}))
 		fmt.Fprintf(&all, "%s,%s ", p.x(at+width/2), height(value(slots)))
 	}
 	return strings.TrimSpace(all.String())
 }
 
-// height is where a rate is on the axis.
+// height is the position of a rate on the axis.
 func height(rate float64) string {
 	return pixel(plot * (1 - math.Log(min(max(rate, 1), top))/math.Log(top)))
 }

@@ -18,11 +18,11 @@ const (
 	end   = "<!-- end -->\n"
 )
 
-// page is written by one at a time.
+// page serializes writes to docs/fleet.md.
 var page sync.Mutex
 
-// document writes what came out, or makes sure that it was written once for these
-// phases.
+// document writes the results to the docs, or checks that the docs have a chart and
+// a table with these phases.
 func (s scenario) document(t *testing.T, f *fleet) {
 	page.Lock()
 	defer page.Unlock()
@@ -34,7 +34,7 @@ func (s scenario) document(t *testing.T, f *fleet) {
 	before, rest, begins := strings.Cut(string(text), begin+s.name+" -->\n")
 	known, after, ends := strings.Cut(rest, end)
 	if !begins || !ends {
-		t.Fatalf("%s has no place for %s", path, s.name)
+		t.Fatalf("%s has no section %s", path, s.name)
 	}
 	chart := filepath.Join(docs, "fleet", s.name+".svg")
 	if *update && *nodes == allNodes {
@@ -44,16 +44,16 @@ func (s scenario) document(t *testing.T, f *fleet) {
 	}
 	_ = s.svg(t, f)
 	if _, err := os.Stat(chart); err != nil || !strings.Contains(known, "(fleet/"+s.name+".svg)") {
-		t.Errorf("%s does not show the chart: %v; run make fleet", path, err)
+		t.Errorf("%s lacks the chart: %v; run make fleet", path, err)
 	}
 	for _, p := range f.phases {
 		if !strings.Contains(known, "| "+p.name+" |") {
-			t.Errorf("%s does not know %q; run make fleet", path, p.name)
+			t.Errorf("%s lacks the phase %q; run make fleet", path, p.name)
 		}
 	}
 }
 
-// section is the chart and the table of a scenario.
+// section returns the chart and the table of a scenario, in Markdown.
 func (s scenario) section(f *fleet) string {
 	var all strings.Builder
 	all.WriteString("![" + s.title + "](fleet/" + s.name + ".svg)\n\n" +

@@ -13,7 +13,7 @@ import (
 const (
 	allNodes       = 5000
 	volumesPerNode = 110
-	// capacity is what one step-ca on two cores signs in a second.
+	// capacity is how many certificates one step-ca on two cores signs per second.
 	capacity = 1000
 )
 
@@ -26,20 +26,20 @@ type fleet struct {
 
 	phases []*phase
 	panels []panel
-	away   []span // the CA
+	away   []span // when the CA was unavailable
 
 	mu      sync.Mutex
 	expired []time.Duration
-	learnt  map[int]int // nodes that know so many roots
+	learnt  map[int]int // number of roots to nodes that know them
 }
 
-// span is a part of the time since the beginning.
+// span is a period, relative to the start of the scenario.
 type span struct{ from, to time.Duration }
 
 func (s span) has(at time.Duration) bool { return s.from <= at && at < s.to }
 
-// newFleet has so many nodes, without volumes, and a CA that is as much smaller
-// than the real one as the fleet is.
+// newFleet returns a fleet of nodes without volumes. It scales the CA's capacity
+// down with the fleet.
 func newFleet(t *testing.T, nodes int) *fleet {
 	f := &fleet{T: t, begin: time.Now(), learnt: map[int]int{}}
 	r := rate{begin: f.begin}
@@ -50,14 +50,14 @@ func newFleet(t *testing.T, nodes int) *fleet {
 	return f
 }
 
-// second is the time in which the CA of a fleet of so many nodes signs what that of
-// the whole one signs in a second.
+// second is how long the scaled-down CA takes for as many certificates per node as
+// the full CA signs in one second.
 func second(nodes int) time.Duration { return time.Second * allNodes / time.Duration(nodes) }
 
-// now is the time since the beginning.
+// now is the time since the start of the scenario.
 func (f *fleet) now() time.Duration { return time.Since(f.begin) }
 
-// each does something with all nodes at the same time.
+// each calls do for all nodes at the same time.
 func (f *fleet) each(do func(*node)) {
 	var all sync.WaitGroup
 	for _, n := range f.nodes {
@@ -66,10 +66,10 @@ func (f *fleet) each(do func(*node)) {
 	all.Wait()
 }
 
-// sometime is a moment within the duration.
+// sometime is a random time within the duration.
 func sometime(d time.Duration) time.Duration { return time.Duration(rand.Float64() * float64(d)) }
 
-// mount puts certificates into all nodes, each of which is as old as age says.
+// mount gives all nodes certificates, with the ages that age returns.
 func (f *fleet) mount(age func(untilDue time.Duration) time.Duration) {
 	now := time.Now()
 	for _, n := range f.nodes {
@@ -82,8 +82,8 @@ func (f *fleet) mount(age func(untilDue time.Duration) time.Duration) {
 	}
 }
 
-// warmUp is a fleet that has been running for long: the certificates are of all ages
-// between none and due, and the nodes have not been started at the same time.
+// warmUp brings the fleet to the state after a long run: the certificates have
+// random ages, and the nodes started at different times.
 func (f *fleet) warmUp() {
 	f.mount(sometime)
 	f.each(func(n *node) {
@@ -93,12 +93,12 @@ func (f *fleet) warmUp() {
 	time.Sleep(10 * time.Minute)
 }
 
-// settle waits until nothing is overdue, and returns how long that took.
+// settle waits until no renewal is overdue and returns how long that took.
 func (f *fleet) settle() time.Duration {
 	begin := f.now()
 	for f.overdue() {
 		if f.now()-begin > 6*time.Hour {
-			f.Error("there is no end to it")
+			f.Error("renewals are still overdue after 6 hours")
 			break
 		}
 		time.Sleep(5 * time.Second)
@@ -116,7 +116,7 @@ func (f *fleet) overdue() bool {
 	return false
 }
 
-// outage takes the CA away, as set says, until it is put back.
+// outage makes the CA unavailable, as is selects, while meanwhile runs.
 func (f *fleet) outage(is *bool, meanwhile func()) {
 	from := f.now()
 	f.ca.set(func() { *is = true })
@@ -125,7 +125,8 @@ func (f *fleet) outage(is *bool, meanwhile func()) {
 	f.away = append(f.away, span{from, f.now()})
 }
 
-// until is for a certificate that was in use until now.
+// until records that a certificate was in use until now, which may be after its
+// expiry.
 func (f *fleet) until(v renewal.Validity, now time.Time) {
 	if now.Before(v.NotAfter) {
 		return
@@ -135,14 +136,14 @@ func (f *fleet) until(v renewal.Validity, now time.Time) {
 	f.expired = append(f.expired, v.NotAfter.Sub(f.begin))
 }
 
-// knows is for a node that has got other roots.
+// knows records that a node has received new roots.
 func (f *fleet) knows(roots issuer.Roots) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.learnt[len(roots.Own)]++
 }
 
-// end kills all plugins.
+// end kills all plugins and records the certificates that have expired.
 func (f *fleet) end() {
 	f.each((*node).end)
 	now := time.Now()

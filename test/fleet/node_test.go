@@ -17,19 +17,20 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// What the plugin and the kubelet do, by the names that they have there.
+// The timeouts and intervals of the plugin and the kubelet, with the names that they
+// have there.
 const (
 	lifetime       = 24 * time.Hour
 	publishTimeout = 100 * time.Second
 	renewalTimeout = 2 * time.Minute
 	rootsRefresh   = 5 * time.Minute
 
-	// The kubelet's back-off for a volume that could not be mounted.
+	// The kubelet's backoff for a volume that it could not mount.
 	firstRemount   = 500 * time.Millisecond
 	slowestRemount = 122 * time.Second
 )
 
-// volume is a mounted one: what is known of it after a restart.
+// volume is the state of a mounted volume that survives a restart.
 type volume struct {
 	validity renewal.Validity
 }
@@ -40,16 +41,16 @@ type node struct {
 
 	scheduler *schedule.Scheduler
 	stop      context.CancelFunc
-	ends      sync.WaitGroup // what stop ends
+	ends      sync.WaitGroup // the goroutines that stop ends
 
 	mu      sync.Mutex
 	volumes []*volume
-	minute  time.Time // the calls of one minute
+	minute  time.Time // the minute that calls counts
 	calls   int
-	busiest int // the calls of the minute that had most
+	busiest int // the most calls in a minute
 }
 
-// start runs the plugin, which takes over the volumes that are mounted.
+// start runs the plugin, which adopts the mounted volumes.
 func (n *node) start() {
 	ctx, stop := context.WithCancel(klog.NewContext(context.Background(), logr.Discard()))
 	n.scheduler, n.stop = schedule.New(), stop
@@ -60,7 +61,7 @@ func (n *node) start() {
 	n.ends.Go(func() { n.followRoots(ctx) })
 }
 
-// end kills the plugin. Its volumes stay mounted.
+// end kills the plugin. The volumes stay mounted.
 func (n *node) end() {
 	n.stop()
 	n.ends.Wait()
@@ -82,7 +83,7 @@ func (n *node) keep(v *volume) {
 	})
 }
 
-// sign has the CA sign a certificate.
+// sign requests a certificate from the CA.
 func (n *node) sign(ctx context.Context, p schedule.Priority) (issued renewal.Validity, err error) {
 	err = n.scheduler.Call(ctx, p, func(ctx context.Context) error {
 		now := time.Now()
@@ -93,7 +94,7 @@ func (n *node) sign(ctx context.Context, p schedule.Priority) (issued renewal.Va
 	return issued, err
 }
 
-// asks counts the calls of each minute.
+// asks counts the calls per minute.
 func (n *node) asks(now time.Time) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -104,7 +105,7 @@ func (n *node) asks(now time.Time) {
 	n.busiest = max(n.busiest, n.calls)
 }
 
-// overdue tells whether there is a certificate that was due before the limit.
+// overdue tells whether any certificate was due before the limit.
 func (n *node) overdue(limit time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -121,7 +122,7 @@ func issuedAt(now time.Time) renewal.Validity {
 	return renewal.Validity{Issued: now, NotAfter: now.Add(lifetime), Spread: renewal.SpreadOf(serial)}
 }
 
-// startPod is the kubelet, which mounts the volume of a new pod, until it is.
+// startPod is the kubelet: it retries until the volume of a new pod is mounted.
 func (n *node) startPod() {
 	for pause := firstRemount; ; pause = min(2*pause, slowestRemount) {
 		v, err := n.publish()
@@ -150,7 +151,7 @@ func rootsNamed(names ...string) (roots issuer.Roots) {
 	return roots
 }
 
-// followRoots keeps the CA's roots known.
+// followRoots runs the issuer's loop that refreshes the CA's roots.
 func (n *node) followRoots(ctx context.Context) {
 	i, err := issuer.New(issuer.Config{
 		Signer: rootsOf{n.fleet.ca, trust.NewStore("https://ca", trust.Pins{})},

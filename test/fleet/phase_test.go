@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// phase is a part of a scenario, and what happened in it.
+// phase is a part of a scenario, with its measurements.
 type phase struct {
 	span
 	name string
-	// storm is one in which pods want more at a time than the CA signs. It is to be
-	// busy with that, and with nothing that nobody waits for any more.
+	// storm means that the pods request more certificates at a time than the CA can
+	// sign. The CA must not waste time on calls that no caller waits for.
 	storm bool
-	// took is until all was as it should be.
+	// took is how long the fleet needed to recover.
 	took time.Duration
 
-	asked, signed, rooted int // calls
-	// The most in any second, and a tenth of the most in any ten seconds.
+	asked, signed, rooted int // number of calls
+	// The most calls in any second, and a tenth of the most calls in any ten seconds.
 	mostAsked, mostAskedOf10, mostSigned, mostRooted int
-	busiest                                          int // the calls of one node in a minute
+	busiest                                          int // the most calls from one node in a minute
 	expired                                          int
 }
 
@@ -36,7 +36,7 @@ func (f *fleet) phase(name string, run func(p *phase)) {
 	f.phases = append(f.phases, p)
 }
 
-// measure is for after the last phase.
+// measure computes the measurements of all phases, after the last one.
 func (f *fleet) measure() {
 	second := second(len(f.nodes))
 	for _, p := range f.phases {
@@ -52,11 +52,12 @@ func (f *fleet) measure() {
 	}
 }
 
-// leastPause is the most that passes between two tries of a certificate that is about
-// to expire. One that does so this soon after the CA is back may be missed.
+// leastPause is the longest pause between two attempts for a certificate that is
+// about to expire. A certificate that expires this soon after an outage may miss its
+// last attempt.
 const leastPause = time.Second
 
-// check is what has to be true of every scenario.
+// check checks the invariants of every scenario.
 func (f *fleet) check() {
 	for _, p := range f.phases {
 		switch {
@@ -64,18 +65,18 @@ func (f *fleet) check() {
 			f.Errorf("%s: %d calls for %d certificates", p.name, p.asked, p.signed)
 		case p.storm:
 		case p.mostAsked >= capacity:
-			f.Errorf("%s: %d certificates asked for within a second", p.name, p.mostAsked)
-		case p.busiest > 120: // half a second between two is the least, however little time is left
-			f.Errorf("%s: one node asked %d times in a minute", p.name, p.busiest)
+			f.Errorf("%s: %d certificate requests within a second", p.name, p.mostAsked)
+		case p.busiest > 120: // the pause between two attempts is at least half a second
+			f.Errorf("%s: one node made %d calls in a minute", p.name, p.busiest)
 		}
 	}
 	for _, at := range f.expired {
 		if !f.isAway(at) && !f.isAway(at-leastPause) {
-			f.Errorf("a certificate expired after %s, though the CA was there", at)
+			f.Errorf("a certificate expired after %s, while the CA was available", at)
 		}
 	}
 	if f.overdue() {
-		f.Error("there are overdue renewals at the end")
+		f.Error("renewals are overdue at the end")
 	}
 }
 
@@ -88,7 +89,7 @@ func (f *fleet) isAway(at time.Duration) bool {
 	return false
 }
 
-// row is the phase in the table of docs/fleet.md.
+// row returns the phase as a row of the table in docs/fleet.md.
 func (p *phase) row() string {
 	took := ""
 	if p.took > 0 {

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// slot is how finely calls are counted.
+// slot is the resolution at which calls are counted.
 const slot = 100 * time.Millisecond
 
-// rate is how many calls there were, over time.
+// rate counts calls over time.
 type rate struct {
 	begin time.Time
 	slots []int32
@@ -22,13 +22,13 @@ func (r *rate) count(at time.Time) {
 	r.slots[i]++
 }
 
-// within are the slots of that time.
+// within returns the slots of the span.
 func (r *rate) within(s span) []int32 {
 	to := min(int(s.to/slot), len(r.slots))
 	return r.slots[min(int(s.from/slot), to):to]
 }
 
-// sum is the number of calls.
+// sum returns the number of calls.
 func sum(slots []int32) (n int) {
 	for _, s := range slots {
 		n += int(s)
@@ -36,7 +36,8 @@ func sum(slots []int32) (n int) {
 	return n
 }
 
-// most is the largest number of calls within any such window, in steps of a slot.
+// most is the largest number of calls in any window of this length, in steps of a
+// slot.
 func most(slots []int32, window time.Duration) int {
 	width := int(window / slot)
 	inside, largest := 0, 0
@@ -60,6 +61,6 @@ func TestRate(t *testing.T) {
 		t.Errorf("%d calls, %d in a second, %d in ten", sum(all), most(all, time.Second), most(all, 10*time.Second))
 	}
 	if n := sum(r.within(span{time.Second, 2 * time.Second})); n != 2 {
-		t.Errorf("%d in the second second", n)
+		t.Errorf("%d calls in the second second, want 2", n)
 	}
 }

@@ -10,7 +10,7 @@ import (
 
 var nodes = flag.Int("nodes", allNodes/20, "nodes of the fleet; the CA is as much smaller than the real one as that is than 5,000")
 
-// scenario is something that happens to a fleet.
+// scenario is an event that a fleet has to survive.
 type scenario struct {
 	name, title string
 	run         func(f *fleet)
@@ -61,7 +61,7 @@ func steady(f *fleet) {
 	f.phase("24 hours", func(*phase) { time.Sleep(24 * time.Hour) })
 }
 
-// start ends after the wave of renewals that follows.
+// start includes the first wave of renewals.
 func start(f *fleet) {
 	f.each((*node).start)
 	f.phase("the pods start", func(p *phase) {
@@ -75,7 +75,7 @@ func start(f *fleet) {
 	f.phase("the next 20 hours", func(*phase) { time.Sleep(20 * time.Hour) })
 }
 
-// startPods starts so many on each node.
+// startPods starts count pods on each node, within the given time.
 func (f *fleet) startPods(count int, within time.Duration) {
 	var all sync.WaitGroup
 	for _, n := range f.nodes {
@@ -100,11 +100,11 @@ func restart(f *fleet) {
 		time.Sleep(30 * time.Minute)
 	})
 	if p := f.phases[1]; p.took > time.Minute {
-		f.Errorf("what was missed took %s", p.took)
+		f.Errorf("the overdue renewals took %s", p.took)
 	}
 }
 
-// outage ends after the wave of renewals that follows from its end.
+// outage includes the wave of renewals that follows the outage.
 func outage(d time.Duration) func(f *fleet) {
 	return func(f *fleet) {
 		f.warmUp()
@@ -114,7 +114,7 @@ func outage(d time.Duration) func(f *fleet) {
 		})
 		f.phase("until nothing is overdue", func(p *phase) {
 			if p.took = f.settle(); p.took > 15*time.Minute {
-				f.Errorf("it took %s", p.took)
+				f.Errorf("the overdue renewals took %s", p.took)
 			}
 		})
 		f.phase("the next 20 hours", func(*phase) { time.Sleep(20 * time.Hour) })
@@ -142,9 +142,9 @@ func rollout(f *fleet) {
 		pods.Wait()
 		f.settle()
 		if p.took = f.now() - back; p.took > 15*time.Minute {
-			f.Errorf("it took %s", p.took)
+			f.Errorf("the pods and the overdue renewals took %s", p.took)
 		}
-		// The kubelet's back-off is longer than it takes.
+		// The kubelet's backoff takes longer than the CA.
 		if started-back > 5*time.Minute {
 			f.Errorf("the last pod started after %s", started-back)
 		}
@@ -152,8 +152,8 @@ func rollout(f *fleet) {
 	f.phase("the next 20 hours", func(*phase) { time.Sleep(20 * time.Hour) })
 }
 
-// rotation begins with new certificates, so that none is due before it ends: each
-// that is asked for is asked for because of the roots.
+// rotation starts with new certificates, so that none is due before it ends: a
+// request for a certificate could only be caused by the new roots.
 func rotation(f *fleet) {
 	f.mount(func(time.Duration) time.Duration { return 0 })
 	f.each(func(n *node) {
@@ -174,16 +174,16 @@ func rotation(f *fleet) {
 			p.took = f.now() - p.from
 			time.Sleep(2*time.Hour - p.took)
 			if p.took > rootsRefresh*11/10+time.Second {
-				f.Errorf("%s: it took %s until all nodes knew", p.name, p.took)
+				f.Errorf("%s: it took %s until all nodes knew the roots", p.name, p.took)
 			}
 		})
 	}
 	if n := sum(f.ca.asked.slots); n > 0 {
-		f.Errorf("%d certificates asked for", n)
+		f.Errorf("the change of roots caused %d certificate requests", n)
 	}
 }
 
-// known is how many nodes know so many roots.
+// known returns how many nodes know that many roots.
 func (f *fleet) known(roots int) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -32,8 +32,8 @@ import (
 	"github.com/flexstack/step-csi/test/reviews"
 )
 
-// attack is a call to the authority, as whoever can reach it can make one. It
-// begins as one that is fine.
+// attack is a call to Sign by a client that can reach the registration authority. It
+// starts as a valid call.
 type attack struct {
 	r       *authorities
 	t       *testing.T
@@ -66,7 +66,7 @@ func wire(p issuer.Pod) *rapb.Pod {
 	return &rapb.Pod{Namespace: p.Namespace, Name: p.Name, Uid: p.UID, ServiceAccount: p.ServiceAccount, Node: p.Node}
 }
 
-// csrOf also makes CSRs that issuer.NewCSR cannot make.
+// csrOf also creates CSRs that issuer.NewCSR cannot create.
 func csrOf(t *testing.T, template *x509.CertificateRequest) []byte {
 	key, err := issuer.ECDSAP256.Generate()
 	node.Must(t, err)
@@ -75,8 +75,8 @@ func csrOf(t *testing.T, template *x509.CertificateRequest) []byte {
 	return der
 }
 
-// as makes the API server say of the pod's token that it is the pod's, whatever
-// that is, and has the caller say the same.
+// as changes the identity of the pod: in the API server's review of its token, and
+// in the request.
 func (a *attack) as(pod issuer.Pod) {
 	a.r.reviews.Bind(jwt("pod"), pod)
 	a.request.Pod = wire(pod)
@@ -107,23 +107,23 @@ func rejected(reason string) authentication.TokenReviewStatus {
 	return authentication.TokenReviewStatus{Error: "[invalid bearer token, " + reason + "]"}
 }
 
-// changed is what the API server says of the token of a pod, but for something.
+// changed returns the API server's review of a pod's token, with one change.
 func changed(pod issuer.Pod, change func(*authentication.TokenReviewStatus)) authentication.TokenReviewStatus {
 	status := reviews.Bound(pod)
 	change(&status)
 	return status
 }
 
-// The attack suite, at the authority: each case is one call that tries to obtain
-// something which is not the caller's. It fails with the right code, and the CA is
-// not asked to sign.
+// TestAttackAuthority sends calls to the registration authority that try to obtain a
+// certificate for someone else. Each call must fail with the expected code, and the
+// CA must receive no signing request.
 func TestAttackAuthority(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "  limits: {pod: {rate: 1000, burst: 1000}}\n")
 	client := r.client(t)
 	if err := newAttack(t, r).call(client); err != nil {
-		t.Fatalf("not an attack, but refused: %v", err)
+		t.Fatalf("the valid call failed: %v", err)
 	}
 	web := newAttack(t, r).pod
 	in := func(namespace string) func(*attack) {
@@ -168,7 +168,7 @@ func TestAttackAuthority(t *testing.T) {
 		code    codes.Code
 		message string
 	}{
-		// Who calls.
+		// The caller's token.
 		{"caller without a token", func(a *attack) { a.headers = nil }, codes.Unauthenticated, "the caller's token"},
 		{"caller with two tokens", func(a *attack) { a.headers.Append("authorization", "Bearer "+jwt("pod")) }, codes.Unauthenticated, "the caller's token"},
 		{"caller with a password", func(a *attack) { a.headers.Set("authorization", "Basic YWRtaW46YWRtaW4=") }, codes.Unauthenticated, "not a bearer token"},
@@ -187,7 +187,7 @@ func TestAttackAuthority(t *testing.T) {
 		{"another service account of the plugin's namespace", caller(reviews.Bound(issuer.Pod{Namespace: "step-ca", Name: "x", UID: "u", ServiceAccount: "default", Node: "node-1"})), codes.PermissionDenied, "only node plugins"},
 		{"a namespace with a slash in it", caller(reviews.Bound(issuer.Pod{Namespace: "step-ca/step-csi", Name: "x", UID: "u", Node: "node-1"})), codes.PermissionDenied, "only node plugins"},
 		{"the authority itself", caller(reviews.Bound(issuer.Pod{Namespace: "step-ca", Name: "ra-1", UID: "u", ServiceAccount: "step-csi-ra", Node: "node-1"})), codes.PermissionDenied, "only node plugins"},
-		// For whom.
+		// The pod's token.
 		{"no token of the pod", func(a *attack) { a.request.PodToken = "" }, codes.Unauthenticated, "no valid token of the pod"},
 		{"rubbish as the pod's token", func(a *attack) { a.request.PodToken = "a.b.c.d" }, codes.Unauthenticated, "no valid token of the pod"},
 		{"a pod's token with a newline", func(a *attack) { a.request.PodToken = jwt("pod\n") }, codes.Unauthenticated, "no valid token of the pod"},
@@ -216,7 +216,7 @@ func TestAttackAuthority(t *testing.T) {
 		{"another node is claimed", claim(func(p *rapb.Pod) { p.Node = "node-2" }), codes.PermissionDenied, "not that of the pod"},
 		{"no pod is claimed", func(a *attack) { a.request.Pod = nil }, codes.PermissionDenied, "not that of the pod"},
 		{"a hostile namespace", in("shop.svc"), codes.PermissionDenied, "namespace"},
-		// Which names.
+		// The requested names.
 		{"a name of another namespace", dns("db.prod.svc"), codes.PermissionDenied, "db.prod.svc is not allowed"},
 		{"in upper case", dns("DB.PROD.SVC"), codes.InvalidArgument, "DB.PROD.SVC"},
 		{"its own in upper case", dns("WEB.shop.svc"), codes.InvalidArgument, "WEB.shop.svc"},
@@ -244,7 +244,7 @@ func TestAttackAuthority(t *testing.T) {
 		{"a common name of the authority in capitals", func(a *attack) { a.names.Subject.CommonName = strings.ToUpper(authorityHost) }, codes.PermissionDenied, "reserved"},
 		{"a common name of a person", func(a *attack) { a.names.Subject.CommonName = "John Doe" }, codes.PermissionDenied, "common name John Doe is not allowed"},
 		{"the authority's common name", func(a *attack) { a.names.Subject.CommonName = authorityHost }, codes.PermissionDenied, "reserved"},
-		// What else is in the CSR.
+		// Other contents of the CSR.
 		{"no CSR", func(a *attack) { a.csr = nil }, codes.InvalidArgument, "CSR"},
 		{"rubbish", func(a *attack) { a.request.Csr = []byte("CSR") }, codes.InvalidArgument, "CSR"},
 		{"more after the CSR", func(a *attack) { a.request.Csr = append(csrOf(a.t, &a.names), 0) }, codes.InvalidArgument, "CSR"},
@@ -258,8 +258,8 @@ func TestAttackAuthority(t *testing.T) {
 		{"a NUL in a name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop\x00.example.com")})}}}), codes.InvalidArgument, "DNS name"},
 		{"a comma in a name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("web.shop,db.prod")})}}}), codes.InvalidArgument, "DNS name"},
 		{"an empty name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("")})}}}), codes.InvalidArgument, "DNS name"},
-		// The rest.
-		{"an issuer that there is not", func(a *attack) { a.request.Issuer = "../default" }, codes.NotFound, "no such issuer"},
+		// Other fields of the request.
+		{"an unknown issuer", func(a *attack) { a.request.Issuer = "../default" }, codes.NotFound, "no such issuer"},
 		{"no lifetime", func(a *attack) { a.request.DurationSeconds = 0 }, codes.PermissionDenied, "duration"},
 		{"a negative lifetime", func(a *attack) { a.request.DurationSeconds = -3600 }, codes.PermissionDenied, "duration"},
 		{"a long lifetime", func(a *attack) { a.request.DurationSeconds = 25 * 3600 }, codes.PermissionDenied, "duration"},
@@ -272,7 +272,7 @@ func TestAttackAuthority(t *testing.T) {
 			before := ca.Signs()
 			expect(t, a.call(client), test.code, test.message)
 			if after := ca.Signs(); after != before {
-				t.Errorf("the CA was asked to sign %d times", after-before)
+				t.Errorf("the CA received %d signing requests", after-before)
 			}
 			if test.code != codes.ResourceExhausted {
 				node.Eventually(t, 5*time.Second, "a line in the audit log", func() bool { return r.replicas[0].logs.Has(test.message) })
@@ -280,11 +280,12 @@ func TestAttackAuthority(t *testing.T) {
 		})
 	}
 	if err := newAttack(t, r).call(client); err != nil {
-		t.Errorf("after all that, one that is no attack: %v", err)
+		t.Errorf("the valid call failed after the attacks: %v", err)
 	}
 }
 
-// foreignKey is a CSR with a public key whose private one the caller has not got.
+// foreignKey returns a CSR with a public key whose private key the caller does not
+// have.
 func foreignKey(t *testing.T, names *x509.CertificateRequest) []byte {
 	own, other := csrOf(t, names), csrOf(t, names)
 	parsed, err := x509.ParseCertificateRequest(own)
@@ -302,7 +303,7 @@ func weakCSR(t *testing.T, names *x509.CertificateRequest) []byte {
 	return der
 }
 
-// Whoever asks too often is refused, and the others are not.
+// A client above its rate limit is throttled; other clients are not.
 func TestAttackAuthorityFlood(t *testing.T) {
 	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "  limits: {node: {rate: 0.001, burst: 8}, pod: {rate: 0.001, burst: 3}}\n")
@@ -319,19 +320,19 @@ func TestAttackAuthorityFlood(t *testing.T) {
 	}
 	for i, want := range []codes.Code{codes.OK, codes.OK, codes.OK, codes.ResourceExhausted} {
 		if got := ask("first", "node-1"); got != want {
-			t.Errorf("call %d for a pod: %s", i, got)
+			t.Errorf("call %d for one pod: %s", i, got)
 		}
 	}
 	for i, want := range []codes.Code{codes.OK, codes.OK, codes.OK, codes.OK, codes.ResourceExhausted} {
 		if got := ask(fmt.Sprint("pod-", i), "node-1"); got != want {
-			t.Errorf("call %d of the node: %s", i, got)
+			t.Errorf("call %d from one node: %s", i, got)
 		}
 	}
 	if got := ask("other", "node-2"); got != codes.OK {
-		t.Errorf("another node: %s", got)
+		t.Errorf("a call from another node: %s", got)
 	}
-	// Who is not known at all is stopped by the address. These calls cost least, so
-	// that a busy machine makes enough of them.
+	// Calls without a token are limited by client address. They are the cheapest
+	// calls, so that even a busy machine can send enough of them.
 	begin := time.Now()
 	var passed atomic.Int64
 	var wg sync.WaitGroup
@@ -347,12 +348,13 @@ func TestAttackAuthorityFlood(t *testing.T) {
 	}
 	wg.Wait()
 	if most := 1000 + 200*time.Since(begin).Seconds(); passed.Load() == 6400 || float64(passed.Load()) > most {
-		t.Errorf("%d of 6400 calls were let in, in %s", passed.Load(), time.Since(begin))
+		t.Errorf("%d of 6400 calls passed the rate limit in %s", passed.Load(), time.Since(begin))
 	}
 }
 
-// Slow, silent and unencrypted clients are cut off, and hold up nobody.
-func TestAttackAuthorityByPatience(t *testing.T) {
+// The registration authority disconnects slow, silent and unencrypted clients. They
+// do not delay other clients.
+func TestAttackAuthoritySlowClients(t *testing.T) {
 	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "")
 	address := net.JoinHostPort("127.0.0.1", r.port)
@@ -367,7 +369,7 @@ func TestAttackAuthorityByPatience(t *testing.T) {
 			}
 		}
 		if took := time.Since(begin); took > limit {
-			t.Errorf("%s: cut off after %s", what, took)
+			t.Errorf("%s: disconnected only after %s", what, took)
 		}
 	}
 	silent, err := net.Dial("tcp", address)
@@ -379,23 +381,23 @@ func TestAttackAuthorityByPatience(t *testing.T) {
 	node.Must(t, err)
 	for range 20 {
 		if err := newAttack(t, r).call(client); err != nil {
-			t.Fatalf("beside slow clients: %v", err)
+			t.Fatalf("a valid call, with slow clients connected: %v", err)
 		}
 	}
 	cut("a client that says nothing", silent, 15*time.Second)
-	// It has sent its headers, and never sends its message.
+	// This client sent its headers and never sends its message.
 	err = stream.RecvMsg(&rapb.SignResponse{})
 	if took := time.Since(begin); took > 40*time.Second || status.Code(err) == codes.OK {
-		t.Errorf("a client that never ends its request was cut off after %s: %v", took, err)
+		t.Errorf("a client that never finishes its request: disconnected after %s: %v", took, err)
 	}
 	plain, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	node.Must(t, err)
 	defer plain.Close()
 	if got := status.Code(newAttack(t, r).call(rapb.NewRegistrationAuthorityClient(plain))); got != codes.Unavailable {
-		t.Errorf("without TLS: %s", got)
+		t.Errorf("a call without TLS: %s", got)
 	}
 	if _, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}); err == nil || !strings.Contains(err.Error(), "protocol version") {
-		t.Errorf("TLS 1.2: %v", err)
+		t.Errorf("a connection with TLS 1.2: %v", err)
 	}
 }
 
@@ -409,7 +411,8 @@ func grpcStream(t *testing.T, r *authorities, headers metadata.MD) (grpc.ClientS
 	return connection.NewStream(metadata.NewOutgoingContext(t.Context(), headers), &grpc.StreamDesc{ClientStreams: true}, rapb.RegistrationAuthority_Sign_FullMethodName)
 }
 
-// Without an API server nobody's identity is known, and nothing is signed.
+// Without the API server the registration authority cannot verify identities, so it
+// signs nothing.
 func TestAttackAuthorityWithoutAPIServer(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -422,6 +425,6 @@ func TestAttackAuthorityWithoutAPIServer(t *testing.T) {
 	r.reviews.Stop()
 	expect(t, newAttack(t, r).call(client), codes.Unavailable, "review a token")
 	if after := ca.Signs(); after != before {
-		t.Errorf("the CA was asked to sign %d times", after-before)
+		t.Errorf("the CA received %d signing requests", after-before)
 	}
 }

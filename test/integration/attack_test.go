@@ -36,30 +36,30 @@ import (
 	"github.com/flexstack/step-csi/test/realca"
 )
 
-// The attack suite, at the plugin: each case is one call that tries to obtain
-// a name which is not the pod's own, or to reach what is not its own. It fails
-// with the right code, and leaves nothing: no mount, no directory, no file, and
-// the CA is not asked to sign.
+// TestAttack sends publish requests that try to obtain a name that belongs to
+// someone else, or to reach another pod's files. Each request must fail with the
+// expected code and leave nothing behind: no mount, no directory, no file and no
+// call to the CA.
 func TestAttack(t *testing.T) {
 	s := newScene(t)
 	for kind, attempts := range map[string][]attempt{
-		"DNS names of others":       foreignNameAttacks,
-		"DNS names spelt in a way":  spellingAttacks,
-		"DNS names that are none":   malformedNameAttacks,
-		"wildcards":                 wildcardAttacks,
-		"variables":                 variableAttacks,
-		"namespaces called a thing": namespaceAttacks,
-		"IP addresses":              addressAttacks,
-		"e-mail addresses":          mailboxAttacks,
-		"URIs":                      uriAttacks,
-		"common names":              commonNameAttacks,
-		"keys":                      keyAttacks,
-		"the pod's identity":        identityAttacks,
-		"file names":                fileAttacks,
-		"groups and modes":          modeAttacks,
-		"lifetimes, keys, issuers":  lifetimeAttacks,
-		"target paths":              targetAttacks,
-		"targets that are taken":    takenTargetAttacks,
+		"DNS names of others":      foreignNameAttacks,
+		"unusual spellings":        spellingAttacks,
+		"malformed DNS names":      malformedNameAttacks,
+		"wildcards":                wildcardAttacks,
+		"variables":                variableAttacks,
+		"ambiguous namespaces":     namespaceAttacks,
+		"IP addresses":             addressAttacks,
+		"e-mail addresses":         mailboxAttacks,
+		"URIs":                     uriAttacks,
+		"common names":             commonNameAttacks,
+		"keys":                     keyAttacks,
+		"the pod's identity":       identityAttacks,
+		"file names":               fileAttacks,
+		"groups and modes":         modeAttacks,
+		"lifetimes, keys, issuers": lifetimeAttacks,
+		"target paths":             targetAttacks,
+		"targets that are taken":   takenTargetAttacks,
 	} {
 		t.Run(kind, func(t *testing.T) {
 			for _, a := range attempts {
@@ -69,7 +69,7 @@ func TestAttack(t *testing.T) {
 	}
 }
 
-// Nor does any call reach a volume that is another pod's, or what is no volume.
+// No other call reaches another pod's volume, or a path that is not a volume.
 func TestAttackOtherCalls(t *testing.T) {
 	s := newScene(t)
 	full := filepath.Join(s.n.KubeletDir, "pods/uid-full/volumes/kubernetes.io~secret/token")
@@ -84,13 +84,13 @@ func TestAttackOtherCalls(t *testing.T) {
 		code     codes.Code
 		message  string
 	}{
-		{"end another's volume", s.unpublish, own, "OTHER", codes.AlreadyExists, "another volume is mounted"},
-		{"end a part of another's volume", s.unpublish, own, "OTHER/..data", codes.Internal, "symbolic link"},
-		{"end a file of another's volume", s.unpublish, own, "OTHER/tls.key", codes.Internal, "symbolic link"},
-		{"end another's volume through a link", s.unpublish, other, "KUBELET/link", codes.Internal, "symbolic link"},
-		{"end another's volume by dots", s.unpublish, other, "OWN/../../../../../uid-db-0/volumes/kubernetes.io~csi/tls/mount", codes.InvalidArgument, "not below the kubelet's directory"},
-		{"end another's volume without saying which", s.unpublish, "", "OTHER", codes.InvalidArgument, "volume_id is missing"},
-		{"end another's renewal", s.unpublish, other, "OWN", codes.OK, ""},
+		{"unpublish another's volume", s.unpublish, own, "OTHER", codes.AlreadyExists, "another volume is mounted"},
+		{"unpublish a part of another's volume", s.unpublish, own, "OTHER/..data", codes.Internal, "symbolic link"},
+		{"unpublish a file of another's volume", s.unpublish, own, "OTHER/tls.key", codes.Internal, "symbolic link"},
+		{"unpublish another's volume through a link", s.unpublish, other, "KUBELET/link", codes.Internal, "symbolic link"},
+		{"unpublish another's volume by dots", s.unpublish, other, "OWN/../../../../../uid-db-0/volumes/kubernetes.io~csi/tls/mount", codes.InvalidArgument, "not below the kubelet's directory"},
+		{"unpublish another's volume without saying which", s.unpublish, "", "OTHER", codes.InvalidArgument, "volume_id is missing"},
+		{"stop another's renewal", s.unpublish, other, "OWN", codes.OK, ""},
 		{"remove a directory outside", s.unpublish, own, "OUTSIDE", codes.InvalidArgument, "not below the kubelet's directory"},
 		{"remove a directory outside by dots", s.unpublish, own, "KUBELET/../outside", codes.InvalidArgument, "not below the kubelet's directory"},
 		{"remove the kubelet's directory", s.unpublish, own, "KUBELET", codes.InvalidArgument, "not below the kubelet's directory"},
@@ -98,11 +98,11 @@ func TestAttackOtherCalls(t *testing.T) {
 		{"remove a volume of another driver", s.unpublish, own, "KUBELET/pods/uid-full/volumes/kubernetes.io~secret/token", codes.Internal, "not empty"},
 		{"remove a file", s.unpublish, own, "KUBELET/pods/uid-full/volumes/kubernetes.io~secret/token/token", codes.Internal, "not a directory"},
 		{"remove the plugin's socket", s.unpublish, own, "KUBELET/plugins/" + node.Driver + "/csi.sock", codes.Internal, "not a directory"},
-		{"measure another's volume", s.stats, own, "OTHER", codes.NotFound, "no such volume"},
-		{"measure a directory by another's id", s.stats, other, "KUBELET/pods", codes.NotFound, "no such volume"},
-		{"measure a directory outside", s.stats, other, "/etc", codes.NotFound, "no such volume"},
-		{"ask after another's volume", s.health, own, "OTHER", codes.NotFound, "no such volume"},
-		{"ask after a directory by another's id", s.health, other, "KUBELET/pods", codes.NotFound, "no such volume"},
+		{"stats of another's volume", s.stats, own, "OTHER", codes.NotFound, "no such volume"},
+		{"stats of a directory by another's id", s.stats, other, "KUBELET/pods", codes.NotFound, "no such volume"},
+		{"stats of a directory outside", s.stats, other, "/etc", codes.NotFound, "no such volume"},
+		{"health of another's volume", s.health, own, "OTHER", codes.NotFound, "no such volume"},
+		{"health of a directory by another's id", s.health, other, "KUBELET/pods", codes.NotFound, "no such volume"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s.withoutTraces(t, func() { expect(t, test.call(t, test.id, s.path(test.path)), test.code, test.message) })
@@ -126,9 +126,9 @@ func (s *scene) health(t *testing.T, id, path string) error {
 	return err
 }
 
-// Some attempts do no harm: what they ask for is not heard, and the pod gets
-// what is its own.
-func TestAttackIsNotHeard(t *testing.T) {
+// The plugin ignores some attempts: the publish succeeds, and the pod gets only its
+// own names and a read-only tmpfs.
+func TestAttackIsIgnored(t *testing.T) {
 	s := newScene(t)
 	for name, change := range map[string]func(*forgery){
 		"names in a key of the kubelet's": withPod("dns-names", "db.prod"),
@@ -150,19 +150,19 @@ func TestAttackIsNotHeard(t *testing.T) {
 			defer s.n.Unpublish(attacker)
 			leaf := read(t, f.TargetPath).leaf()
 			if len(leaf.DNSNames) > 0 || leaf.Subject.CommonName != attacker.Name || len(leaf.URIs) != 1 || leaf.URIs[0].Path != "/ns/shop/sa/web" {
-				t.Errorf("%q, %q, %q", leaf.Subject.CommonName, leaf.DNSNames, leaf.URIs)
+				t.Errorf("common name %q, DNS names %q, URIs %q", leaf.Subject.CommonName, leaf.DNSNames, leaf.URIs)
 			}
 			var mounted syscall.Statfs_t
 			node.Must(t, syscall.Statfs(f.TargetPath, &mounted))
 			if want := int64(syscall.MS_RDONLY | syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC); mounted.Flags&want != want || mounted.Type != unix.TMPFS_MAGIC {
-				t.Errorf("mounted as %#x with the flags %#x", mounted.Type, mounted.Flags)
+				t.Errorf("file system type %#x, mount flags %#x", mounted.Type, mounted.Flags)
 			}
 		})
 	}
 }
 
-// Whoever has changed what a volume asks for, while it is mounted, waits for the
-// renewal: it is refused, and the volume stays as it is.
+// A republish changes the attributes of a mounted volume to forbidden names: the
+// renewal is denied, and the volume stays unchanged.
 func TestAttackByRepublish(t *testing.T) {
 	s := newScene(t)
 	s.n.Publish(attacker)
@@ -184,31 +184,31 @@ func TestAttackByRepublish(t *testing.T) {
 	})
 }
 
-// attempt is a change of a request that is fine: that of pod web-0 in namespace
-// shop with the service account web.
+// attempt is one change to a valid request, that of pod web-0 in namespace shop with
+// service account web.
 type attempt struct {
 	name    string
 	change  func(*forgery)
 	code    codes.Code
-	message string // a part of it
+	message string // a part of the expected error
 }
 
-// forgery is the request while it is changed.
+// forgery is the request that an attempt changes.
 type forgery struct {
 	*csi.NodePublishVolumeRequest
 	t *testing.T
 	s *scene
 }
 
-// scene is a node with a volume of another pod on it.
+// scene is a node on which another pod's volume is mounted.
 type scene struct {
 	ca      *embeddedca.CA
 	n       *node.Node
 	other   node.Pod
-	outside string // a directory beside the kubelet's
+	outside string // a directory next to the kubelet's
 }
 
-// attacker is the pod that all attempts are made for.
+// attacker is the pod that sends all attempts.
 var attacker = node.Pod{Name: "web-0"}
 
 func newScene(t *testing.T) *scene {
@@ -218,11 +218,11 @@ func newScene(t *testing.T) *scene {
 	node.Must(t, os.Mkdir(s.outside, 0o755))
 	s.n.Publish(s.other)
 	t.Cleanup(func() { s.n.Unpublish(s.other) })
-	// What is no attack is done, and seen by its traces.
+	// Check that traces notices an ordinary publish.
 	before := s.traces(t)
 	s.n.Publish(attacker)
 	if traces := minus(s.traces(t), before); len(traces) < 5 {
-		t.Fatalf("the traces of a volume: %q", traces)
+		t.Fatalf("a publish left too few traces: %q", traces)
 	}
 	s.n.Unpublish(attacker)
 	return s
@@ -237,22 +237,23 @@ func (s *scene) expect(t *testing.T, a attempt) {
 	})
 }
 
-// withoutTraces does something that has to change nothing.
+// withoutTraces runs do and checks that it changed no file and no mount, and did not
+// reach the CA.
 func (s *scene) withoutTraces(t *testing.T, do func()) {
 	t.Helper()
 	before, signs := s.traces(t), s.ca.Signs()
 	do()
 	after := s.traces(t)
 	if more := s.ca.Signs() - signs; more != 0 {
-		t.Errorf("the CA was asked to sign %d times", more)
+		t.Errorf("the CA received %d signing requests", more)
 	}
 	if !slices.Equal(before, after) {
-		t.Errorf("left behind: %q; taken away: %q", minus(after, before), minus(before, after))
+		t.Errorf("added: %q; removed: %q", minus(after, before), minus(before, after))
 		s.n.Unpublish(attacker)
 	}
 }
 
-// traces are all mounts, and all files of the node with their contents.
+// traces lists all mounts, and all files of the node with their contents.
 func (s *scene) traces(t *testing.T) []string {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -279,7 +280,7 @@ func minus(all, others []string) []string {
 
 const kubeletKeys = "csi.storage.k8s.io/"
 
-// with writes a volume attribute, or what the kubelet would have written.
+// with sets a volume attribute, or a key that only the kubelet sets.
 func with(key, value string) func(*forgery) {
 	return func(f *forgery) { f.VolumeContext[key] = value }
 }
@@ -299,13 +300,14 @@ func both(changes ...func(*forgery)) func(*forgery) {
 	}
 }
 
-// withDNSIn is for a pod of another namespace.
+// withDNSIn requests DNS names for a pod in another namespace.
 func withDNSIn(namespace, names string) func(*forgery) {
 	return both(withPod("pod.namespace", namespace), withDNS(names))
 }
 
-// path fills in the kubelet's directory, the targets of the attacker and of the
-// other pod, and the directory outside.
+// path replaces the placeholders KUBELET, OWN, OTHER and OUTSIDE: the kubelet's
+// directory, the target paths of the attacker and of the other pod, and the
+// directory outside.
 func (s *scene) path(template string) string {
 	return strings.NewReplacer(
 		"KUBELET", s.n.KubeletDir, "OWN", s.n.Target(attacker), "OTHER", s.n.Target(s.other), "OUTSIDE", s.outside,
@@ -320,7 +322,8 @@ func withID(id func(*scene) string) func(*forgery) {
 	return func(f *forgery) { f.VolumeId = id(f.s) }
 }
 
-// put makes room at the path until the end of the case.
+// put moves away the file or directory at path until the test ends, so that the
+// caller can create another one.
 func (f *forgery) put(path string) string {
 	away := path + ".away"
 	if err := os.Rename(path, away); err == nil {
@@ -330,12 +333,12 @@ func (f *forgery) put(path string) string {
 	return path
 }
 
-// linked puts a symbolic link there.
+// linked replaces from with a symbolic link to to.
 func linked(from, to string) func(*forgery) {
 	return func(f *forgery) { node.Must(f.t, os.Symlink(f.s.path(to), f.put(f.s.path(from)))) }
 }
 
-// mounted puts a mount at the target.
+// mounted creates a mount at the target path.
 func mounted(source, kind string, flags uintptr) func(*forgery) {
 	return func(f *forgery) {
 		node.Must(f.t, os.Mkdir(f.put(f.TargetPath), 0o755))
@@ -515,8 +518,8 @@ var uriAttacks = []attempt{
 	{"the path in upper case", withURI("spiffe://cluster.local/ns/SHOP/sa/web"), codes.PermissionDenied, "is not allowed"},
 	{"a slash at the end", withURI("spiffe://cluster.local/ns/shop/sa/db/"), codes.InvalidArgument, "empty segment"},
 	{"two slashes", withURI("spiffe://cluster.local/ns//shop/sa/web"), codes.InvalidArgument, "empty segment"},
-	{"a way up", withURI("spiffe://cluster.local/ns/shop/sa/web/../admin"), codes.InvalidArgument, "dot segment"},
-	{"a way to nowhere", withURI("spiffe://cluster.local/ns/./shop/sa/web"), codes.InvalidArgument, "dot segment"},
+	{"a dot-dot segment", withURI("spiffe://cluster.local/ns/shop/sa/web/../admin"), codes.InvalidArgument, "dot segment"},
+	{"a dot segment", withURI("spiffe://cluster.local/ns/./shop/sa/web"), codes.InvalidArgument, "dot segment"},
 	{"a percent-encoded letter", withURI("spiffe://cluster.local/ns/shop/sa/%77eb"), codes.InvalidArgument, "percent-encoding"},
 	{"a percent-encoded slash", withURI("spiffe://cluster.local/ns/shop/sa/web%2f..%2fadmin"), codes.InvalidArgument, "percent-encoding"},
 	{"a percent-encoded NUL", withURI("spiffe://cluster.local/ns/shop/sa/admin%00"), codes.InvalidArgument, "percent-encoding"},
@@ -580,14 +583,14 @@ var keyAttacks = []attempt{
 var identityAttacks = []attempt{
 	{"no namespace", func(f *forgery) { delete(f.VolumeContext, kubeletKeys+"pod.namespace") }, codes.InvalidArgument, "pod.namespace is missing"},
 	{"an empty namespace", withPod("pod.namespace", ""), codes.InvalidArgument, "pod.namespace is missing"},
-	{"a way out of the namespace", withPod("pod.namespace", "kube-system/../shop"), codes.InvalidArgument, "not a Kubernetes name"},
+	{"a path out of the namespace", withPod("pod.namespace", "kube-system/../shop"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a NUL in the namespace", withPod("pod.namespace", "prod\x00shop"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a newline after the namespace", withPod("pod.namespace", "prod\n"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a namespace in upper case", withPod("pod.namespace", "PROD"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a namespace of two labels", withDNSIn("prod.svc", "db.prod.svc"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a namespace of all", withDNSIn("*", "db.*"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"no pod", func(f *forgery) { delete(f.VolumeContext, kubeletKeys+"pod.name") }, codes.InvalidArgument, "pod.name is missing"},
-	{"a way out of the pod", withPod("pod.name", "../db-0"), codes.InvalidArgument, "not a Kubernetes name"},
+	{"a path out of the pod", withPod("pod.name", "../db-0"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a UID that is a path", withPod("pod.uid", "../uid-db-0"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a UID that is a host", withPod("pod.uid", "example.com"), codes.InvalidArgument, "not a Kubernetes name"},
 	{"a service account that is a path", withPod("serviceAccount.name", "web/../admin"), codes.InvalidArgument, "not a Kubernetes name"},
@@ -598,7 +601,7 @@ var identityAttacks = []attempt{
 }
 
 var fileAttacks = []attempt{
-	{"a way up", with("certificate-file", "../tls.crt"), codes.InvalidArgument, "plain file name"},
+	{"a dot-dot segment", with("certificate-file", "../tls.crt"), codes.InvalidArgument, "plain file name"},
 	{"an absolute path", with("privatekey-file", "/etc/ssl/private/tls.key"), codes.InvalidArgument, "plain file name"},
 	{"a directory", with("ca-file", "a/b"), codes.InvalidArgument, "plain file name"},
 	{"the link to the files", with("privatekey-file", "..data"), codes.InvalidArgument, "the driver uses such names"},
@@ -621,7 +624,7 @@ var modeAttacks = []attempt{
 	{"a negative group of the pod", func(f *forgery) {
 		f.VolumeCapability.GetMount().VolumeMountGroup = "-1"
 	}, codes.InvalidArgument, "volume_mount_group"},
-	{"everything for everybody", with("file-mode", "0777"), codes.InvalidArgument, "not an octal mode"},
+	{"all permissions for everybody", with("file-mode", "0777"), codes.InvalidArgument, "not an octal mode"},
 	{"writable for everybody", with("file-mode", "0446"), codes.InvalidArgument, "not an octal mode"},
 	{"executable", with("file-mode", "0555"), codes.InvalidArgument, "not an octal mode"},
 	{"setuid", with("file-mode", "4444"), codes.InvalidArgument, "not an octal mode"},
@@ -639,15 +642,15 @@ var lifetimeAttacks = []attempt{
 	{"negative", with("duration", "-1h"), codes.InvalidArgument, "not a duration above zero"},
 	{"none", with("duration", "0s"), codes.InvalidArgument, "not a duration above zero"},
 	{"that never stops renewing", with("duration", "1ns"), codes.InvalidArgument, "not between"},
-	{"renewed at once", with("renew-before", "1h"), codes.InvalidArgument, "not shorter than the duration"},
-	{"renewed never", with("renew-before", "-1h"), codes.InvalidArgument, "not a duration above zero"},
+	{"renewed immediately", with("renew-before", "1h"), codes.InvalidArgument, "not shorter than the duration"},
+	{"never renewed", with("renew-before", "-1h"), codes.InvalidArgument, "not a duration above zero"},
 	{"of a weak key", with("key-type", "rsa-1024"), codes.InvalidArgument, "not one of"},
 	{"of a key that takes long to make", with("key-type", "rsa-16384"), codes.InvalidArgument, "not one of"},
 	{"an encoding of another key", with("key-encoding", "pkcs1"), codes.InvalidArgument, "pkcs1 is for RSA keys"},
 	{"an issuer that is a path", with("issuer", "../default"), codes.InvalidArgument, "is not an issuer"},
 	{"an issuer in upper case", with("issuer", "Default"), codes.InvalidArgument, "is not an issuer"},
 	{"an issuer with a NUL", with("issuer", "default\x00"), codes.InvalidArgument, "is not an issuer"},
-	{"an issuer that there is not", with("issuer", "prod"), codes.InvalidArgument, "is not an issuer"},
+	{"an unknown issuer", with("issuer", "prod"), codes.InvalidArgument, "is not an issuer"},
 	{"no names", with("spiffe", "false"), codes.InvalidArgument, "without a name"},
 	{"a switch that is no boolean", with("spiffe", "0"), codes.InvalidArgument, "not one of true, false"},
 }
@@ -657,7 +660,7 @@ var targetAttacks = []attempt{
 	{"a system directory", withTarget("/etc"), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"outside by dots", withTarget("KUBELET/../outside"), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"outside by a process's root", withTarget("/proc/self/rootOUTSIDE"), codes.InvalidArgument, "not below the kubelet's directory"},
-	{"beside, by the same beginning", withTarget("KUBELET-2/mount"), codes.InvalidArgument, "not below the kubelet's directory"},
+	{"a sibling with the same prefix", withTarget("KUBELET-2/mount"), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"another pod's by dots", withTarget("KUBELET/pods/uid-web-0/../uid-db-0/volumes/kubernetes.io~csi/tls/mount"), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"the own with a dot", withTarget("OWN/."), codes.InvalidArgument, "not below the kubelet's directory"},
 	{"the own with two slashes", withTarget("KUBELET//pods/uid-web-0/volumes/kubernetes.io~csi/tls/mount"), codes.InvalidArgument, "not below the kubelet's directory"},
@@ -680,23 +683,23 @@ var takenTargetAttacks = []attempt{
 	{"a link to outside", linked("OWN", "OUTSIDE"), codes.Unavailable, "symbolic link"},
 	{"a link to nowhere", linked("OWN", "OUTSIDE/none"), codes.Unavailable, "symbolic link"},
 	{"a link to another volume", linked("OWN", "OTHER"), codes.Unavailable, "symbolic link"},
-	{"a link instead of its parent to outside", linked("KUBELET/pods/uid-web-0/volumes/kubernetes.io~csi/tls", "OUTSIDE"), codes.Unavailable, "symbolic link"},
-	{"a link instead of the pod to another", linked("KUBELET/pods/uid-web-0", "uid-db-0"), codes.Unavailable, "symbolic link"},
+	{"its parent is a link to outside", linked("KUBELET/pods/uid-web-0/volumes/kubernetes.io~csi/tls", "OUTSIDE"), codes.Unavailable, "symbolic link"},
+	{"its pod is a link to another pod", linked("KUBELET/pods/uid-web-0", "uid-db-0"), codes.Unavailable, "symbolic link"},
 	{"a file", func(f *forgery) { node.Must(f.t, os.WriteFile(f.put(f.TargetPath), nil, 0o600)) }, codes.Unavailable, "not a directory"},
 	{"a pipe", func(f *forgery) { node.Must(f.t, syscall.Mkfifo(f.put(f.TargetPath), 0o600)) }, codes.Unavailable, "not a directory"},
 	{"a foreign tmpfs", mounted("foreign", "tmpfs", 0), codes.Unavailable, "something else is mounted there"},
 	{"a tmpfs with the driver's name", mounted(node.Driver, "tmpfs", 0), codes.Unavailable, "something else is mounted there"},
-	{"another volume once more", mounted("OTHER", "", syscall.MS_BIND), codes.AlreadyExists, "another volume is mounted"},
+	{"a bind mount of another volume", mounted("OTHER", "", syscall.MS_BIND), codes.AlreadyExists, "another volume is mounted"},
 	{"a directory of the host", mounted("/etc", "", syscall.MS_BIND), codes.Unavailable, "something else is mounted there"},
 }
 
-// middleman is between the plugin and the real step-ca. It has got a certificate
-// for the CA's address from the CA itself, reads what is sent, and keeps it from
-// the CA if it wants to.
+// middleman is a proxy between the plugin and the real step-ca. It serves with a
+// certificate for the CA's address that the CA itself issued, records every signing
+// request, and can withhold requests from the CA.
 type middleman struct {
 	*realca.CA
 	server *httptest.Server
-	asks   chan []byte // requests to sign
+	asks   chan []byte // signing requests
 	keeps  atomic.Bool
 }
 
@@ -729,8 +732,8 @@ func interpose(t *testing.T, ca *realca.CA) *middleman {
 	return m
 }
 
-// servingCertificate is one for the CA's own address, as only a policy that lets
-// pods have it would give out.
+// servingCertificate issues a certificate for the CA's own address, which only a
+// policy without reserved names allows.
 func servingCertificate(t *testing.T, ca *realca.CA) tls.Certificate {
 	t.Helper()
 	signer, err := stepca.New(stepca.Config{
@@ -749,7 +752,7 @@ func servingCertificate(t *testing.T, ca *realca.CA) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{c.Chain[0].Raw, c.Chain[1].Raw}, PrivateKey: c.Key.Signer}
 }
 
-// sign sends a request to sign to the CA.
+// sign sends a signing request to the CA.
 func (m *middleman) sign(t *testing.T, ask []byte) (status int, answer string) {
 	t.Helper()
 	roots := x509.NewCertPool()
@@ -763,9 +766,8 @@ func (m *middleman) sign(t *testing.T, ask []byte) (status int, answer string) {
 	return response.StatusCode, string(body)
 }
 
-// Whoever can read what the plugin sends to the CA, and write to the CA, gets
-// nothing with it: neither by sending it again, nor with a CSR of his own. The
-// CA's database remembers what was used.
+// An attacker who can read the plugin's requests to the CA, and reach the CA, gains
+// nothing: the CA accepts each token once, and only with the plugin's CSR.
 func TestAttackBetweenPluginAndCA(t *testing.T) {
 	t.Parallel()
 	ca := startRealCA(t)
@@ -803,13 +805,13 @@ func TestAttackBetweenPluginAndCA(t *testing.T) {
 		{"a token with the thief's CSR", carrying(own, next()), http.StatusForbidden, "fingerprint"},
 		{"a token with a CSR for other names", carrying(foreign, next()), http.StatusForbidden, "fingerprint"},
 		{"no attack: a token with its CSR", unused, http.StatusCreated, "CERTIFICATE"},
-		{"the same once more", unused, http.StatusUnauthorized, "authorization"},
+		{"a replay of the same request", unused, http.StatusUnauthorized, "authorization"},
 	} {
 		if status, answer := m.sign(t, test.ask); status != test.status || !strings.Contains(answer, test.message) {
-			t.Errorf("%s: status %d: %s", test.name, status, answer)
+			t.Errorf("%s: got status %d: %s", test.name, status, answer)
 		}
 	}
 	if mounted := n.Mounts(); len(mounted) > 0 {
-		t.Errorf("mounted: %q", mounted)
+		t.Errorf("still mounted: %q", mounted)
 	}
 }

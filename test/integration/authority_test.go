@@ -27,11 +27,11 @@ import (
 	"github.com/flexstack/step-csi/test/reviews"
 )
 
-// authorityHost has an address for each replica: see TestMain.
+// authorityHost resolves to the addresses of all replicas: see addHosts.
 const authorityHost = "authority.test"
 
-// authorities are a registration authority, with one or more replicas, each a
-// process of its own.
+// authorities is a registration authority with one or more replicas, each in its own
+// process.
 type authorities struct {
 	t        testing.TB
 	binary   node.Binary
@@ -43,7 +43,7 @@ type authorities struct {
 	replicas []*replica
 }
 
-// rootedCA is a step-ca that says what it is verified by.
+// rootedCA is a step-ca with a known root.
 type rootedCA interface {
 	node.CA
 	Root() *x509.Certificate
@@ -60,11 +60,11 @@ type replica struct {
 // plugin is the pod of the node plugin.
 var plugin = issuer.Pod{Namespace: "step-ca", Name: "step-csi-1", UID: "uid-plugin", ServiceAccount: "step-csi", Node: "node-1"}
 
-// jwt has the form of a token.
+// jwt returns a string with the format of a token.
 func jwt(name string) string { return "header." + name + ".signature" }
 
-// startAuthority starts replicas on 127.0.0.1, 127.0.0.2 and so on. more is
-// appended to their configuration, below authority.
+// startAuthority starts replicas on 127.0.0.1, 127.0.0.2 and so on. more is appended
+// to the authority section of their configuration.
 func startAuthority(t testing.TB, ca rootedCA, replicas int, more string) *authorities {
 	t.Helper()
 	r := newAuthorities(t, ca)
@@ -72,7 +72,7 @@ func startAuthority(t testing.TB, ca rootedCA, replicas int, more string) *autho
 	return r
 }
 
-// newAuthorities has no replica yet.
+// newAuthorities creates a registration authority without replicas.
 func newAuthorities(t testing.TB, ca rootedCA) *authorities {
 	t.Helper()
 	server, err := reviews.Start()
@@ -103,9 +103,8 @@ func (r *authorities) startReplicas(replicas int, more string) {
 
 var givenPorts sync.Map
 
-// freePort is above those that the kernel gives to connections by itself, so
-// that it stays free until the process listens that it is for. No other test gets
-// it, either.
+// freePort returns a port above the kernel's ephemeral range, so that no outgoing
+// connection takes it before the process listens. Each test gets other ports.
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 1000 {
@@ -158,13 +157,13 @@ func (r *authorities) start(i int) {
 
 func (r *authorities) waitReady(i int) {
 	r.t.Helper()
-	node.Eventually(r.t, 30*time.Second, "the authority is ready", func() bool {
+	node.Eventually(r.t, 30*time.Second, "the registration authority is ready", func() bool {
 		status, _ := r.get(i, "/readyz")
 		return status == http.StatusOK
 	})
 }
 
-// get asks the replica over HTTP.
+// get sends an HTTP GET to the replica.
 func (r *authorities) get(i int, path string) (status int, body string) {
 	answer, err := http.Get("http://" + r.replicas[i].http + path)
 	if err != nil {
@@ -195,7 +194,7 @@ func (r *authorities) stop(i int) {
 
 func (r *authorities) url() string { return "https://" + net.JoinHostPort(authorityHost, r.port) }
 
-// newNode makes a node whose plugin asks the authority, and starts it.
+// newNode starts a node whose plugin uses the registration authority.
 func (r *authorities) newNode() *node.Node {
 	r.t.Helper()
 	n := r.prepareNode()
@@ -221,7 +220,7 @@ issuers:
 	return n
 }
 
-// admit makes the API server know the pod's token.
+// admit registers the pod's token with the API server.
 func (r *authorities) admit(p node.Pod) {
 	r.reviews.Bind(jwt(p.ID()), issuer.Pod{Namespace: "shop", Name: p.Name, UID: p.ID(), ServiceAccount: "web", Node: "node-1"})
 }
@@ -250,12 +249,12 @@ func TestAuthoritySigns(t *testing.T) {
 	n.Unpublish(p)
 	for what, log := range map[string]*node.Log{"plugin": n.Logs, "authority": r.replicas[0].logs} {
 		if log.Has(jwt(p.ID())) || log.Has(jwt("plugin")) {
-			t.Errorf("the log of the %s has a token in it:\n%s", what, log)
+			t.Errorf("the log of the %s contains a token:\n%s", what, log)
 		}
 	}
 }
 
-// Whoever is refused learns why, and there is a line of it.
+// A denied pod gets the reason, and the audit log records the denial.
 func TestAuthorityRefuses(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -266,15 +265,16 @@ func TestAuthorityRefuses(t *testing.T) {
 	before := ca.Signs()
 	expect(t, n.TryPublish(p), codes.PermissionDenied, "DNS name db.prod.svc is not allowed")
 	if ca.Signs() != before || len(n.Mounts()) > 0 {
-		t.Error("the CA was asked, or something is mounted")
+		t.Error("the CA received a request, or a volume is mounted")
 	}
-	node.Eventually(t, 10*time.Second, "the line of the audit log", func() bool {
+	node.Eventually(t, 10*time.Second, "the line in the audit log", func() bool {
 		log := r.replicas[0].logs
 		return log.Has(logs.Refused+` err="denied: DNS name db.prod.svc`) && log.Has(`code="PermissionDenied"`)
 	})
 }
 
-// Both replicas are asked; when one is gone, killed or stopped, nobody notices.
+// The plugin uses both replicas. When one is killed or stopped, publishes still
+// succeed.
 func TestAuthorityReplicas(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -298,7 +298,7 @@ func TestAuthorityReplicas(t *testing.T) {
 	publish(0, 20)
 	for i, p := range r.replicas {
 		if signed := p.logs.Count(logs.Signed); signed < 5 {
-			t.Errorf("replica %d has signed %d of 20", i, signed)
+			t.Errorf("replica %d signed %d of 20 certificates", i, signed)
 		}
 	}
 	_ = r.end(0, syscall.SIGKILL)
@@ -312,8 +312,8 @@ func TestAuthorityReplicas(t *testing.T) {
 	}
 }
 
-// A plugin that has just started has no tokens: a renewal that is due waits for
-// the kubelet's next call.
+// A restarted plugin has no pod tokens: a due renewal waits for the kubelet's next
+// call.
 func TestRenewalWaitsForAToken(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -325,18 +325,19 @@ func TestRenewalWaitsForAToken(t *testing.T) {
 	first := read(t, n.Target(p)).leaf()
 	n.Stop()
 	n.Start()
-	node.Eventually(t, 20*time.Second, "a renewal that waits", func() bool {
+	node.Eventually(t, 20*time.Second, "the renewal waits for a token", func() bool {
 		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.VolumeID(), VolumePublishPath: n.Target(p)})
 		node.Must(t, err)
 		s := answer.GetVolumeHealth().GetHealthStatuses()
 		return len(s) == 1 && strings.Contains(s[0].GetMessage(), "no valid token of the pod")
 	})
-	n.Publish(p) // the kubelet's, again
+	n.Publish(p) // the kubelet's republish brings a token
 	node.Eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
 	n.Unpublish(p)
 }
 
-// The API server refuses the token that the plugin has: the next one is taken.
+// The API server rejects the token that the plugin has. The plugin uses the next
+// token.
 func TestExpiredTokenIsReplaced(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -347,7 +348,7 @@ func TestExpiredTokenIsReplaced(t *testing.T) {
 	n.Publish(p)
 	first := read(t, n.Target(p)).leaf()
 	r.reviews.Set(jwt(p.ID()), statusExpired)
-	node.Eventually(t, 20*time.Second, "a refused renewal", func() bool { return n.Logs.Has("token has expired") })
+	node.Eventually(t, 20*time.Second, "a rejected renewal", func() bool { return n.Logs.Has("token has expired") })
 	n.Tokens = func(p node.Pod) string { return jwt("fresh-" + p.ID()) }
 	r.reviews.Bind(n.Tokens(p), issuer.Pod{Namespace: "shop", Name: p.Name, UID: p.ID(), ServiceAccount: "web", Node: "node-1"})
 	n.Publish(p)
@@ -364,25 +365,24 @@ func TestPublishWithoutAToken(t *testing.T) {
 	expect(t, n.TryPublish(p), codes.Unavailable, "tokenRequests")
 }
 
-// Another CA's authority, or one with another name, is not trusted, and sees no
-// token.
+// The plugin sends no token to a registration authority of another CA.
 func TestForeignAuthorityIsNotTrusted(t *testing.T) {
 	t.Parallel()
 	ca, other := startCA(t), startCA(t)
 	r := startAuthority(t, ca, 1, "")
-	r.ca = other // whose fingerprint nodes get
+	r.ca = other // nodes get the fingerprint of this CA
 	n := r.prepareNode()
-	n.ChangeConfig(authorityHost, "localhost") // one address
+	n.ChangeConfig(authorityHost, "localhost") // localhost has one address
 	n.Launch()
 	p := node.Pod{Name: "web-0"}
 	r.admit(p)
 	expect(t, n.TryPublish(p), codes.Unavailable, "fingerprint")
 	if asked := r.reviews.Asked(); asked != 0 {
-		t.Errorf("%d tokens were sent", asked)
+		t.Errorf("the plugin sent %d tokens", asked)
 	}
 }
 
-// A node that knows no authority by this name does not send tokens there.
+// The plugin sends no token to a server whose certificate has another name.
 func TestAuthorityWithAnotherName(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -394,11 +394,11 @@ func TestAuthorityWithAnotherName(t *testing.T) {
 	r.admit(p)
 	expect(t, n.TryPublish(p), codes.Unavailable, "127.0.0.1")
 	if asked := r.reviews.Asked(); asked != 0 {
-		t.Errorf("%d tokens were sent", asked)
+		t.Errorf("the plugin sent %d tokens", asked)
 	}
 }
 
-// The authority's own certificate is renewed in time.
+// The registration authority renews its own certificate in time.
 func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -410,13 +410,14 @@ func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
 	r.start(0)
 	r.waitReady(0)
 	first := r.shown(0)
-	node.Eventually(t, 20*time.Second, "another certificate", func() bool { return !r.shown(0).Equal(first) })
+	node.Eventually(t, 20*time.Second, "a new certificate", func() bool { return !r.shown(0).Equal(first) })
 	if status, body := r.get(0, "/readyz"); status != http.StatusOK {
-		t.Errorf("%d: %s", status, body)
+		t.Errorf("readyz: %d: %s", status, body)
 	}
-	// Without the CA it says what is wrong, when its certificate is over.
+	// Without the CA, it is not ready once its own certificate has expired, and says
+	// why.
 	ca.Stop()
-	node.Eventually(t, 20*time.Second, "not ready", func() bool {
+	node.Eventually(t, 20*time.Second, "the registration authority is not ready and says why", func() bool {
 		status, body := r.get(0, "/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "the registration authority's own certificate expired")
 	})
@@ -424,7 +425,7 @@ func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
 	r.waitReady(0)
 }
 
-// shown is the certificate that a replica shows.
+// shown returns the certificate that a replica serves.
 func (r *authorities) shown(i int) *x509.Certificate {
 	r.t.Helper()
 	connection := dialAuthority(r.t, r, r.replicas[i].address)
@@ -432,7 +433,7 @@ func (r *authorities) shown(i int) *x509.Certificate {
 	return connection.ConnectionState().PeerCertificates[0]
 }
 
-// dialAuthority speaks TLS with the replica at the address.
+// dialAuthority opens a TLS connection to the replica at the address.
 func dialAuthority(t testing.TB, r *authorities, address string) *tls.Conn {
 	t.Helper()
 	roots := x509.NewCertPool()

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The demo is what a newcomer sees first.
+// The demo runs to its end against this binary.
 func TestDemo(t *testing.T) {
 	demo := filepath.Join(t.TempDir(), "step-csi-demo")
 	if out, err := exec.Command("go", "build", "-tags", "nobadger,nobbolt,nomysql,nopgx", "-o", demo, "../demo").CombinedOutput(); err != nil {

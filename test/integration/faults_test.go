@@ -24,7 +24,7 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// expect checks the code of a call and a part of its message.
+// expect checks the code and a part of the message of an error.
 func expect(t *testing.T, err error, want codes.Code, message string) {
 	t.Helper()
 	if status.Code(err) != want || err != nil && !strings.Contains(err.Error(), message) {
@@ -47,7 +47,7 @@ func TestTwoHundredVolumesAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	if signs, mounts := ca.Signs(), len(n.Mounts()); signs != 200 || mounts != 200 {
-		t.Errorf("%d signs, %d mounts", signs, mounts)
+		t.Errorf("%d signing requests and %d mounts, want 200 each", signs, mounts)
 	}
 	serials := map[string]bool{}
 	for _, p := range pods {
@@ -59,7 +59,7 @@ func TestTwoHundredVolumesAtOnce(t *testing.T) {
 		t.Errorf("%d different certificates", len(serials))
 	}
 	if m := n.Mounts(); len(m) > 0 {
-		t.Errorf("%d mounts are left", len(m))
+		t.Errorf("%d mounts remain", len(m))
 	}
 }
 
@@ -68,7 +68,7 @@ func TestOneVolumeFromTwentyCallersAtOnce(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
 	p := node.Pod{Name: "web-0"}
-	n.MustRequest(p) // makes the directory
+	n.MustRequest(p) // creates the directory
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
@@ -79,7 +79,7 @@ func TestOneVolumeFromTwentyCallersAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 	if signs, mounts := ca.Signs(), len(n.Mounts()); signs != 1 || mounts != 1 {
-		t.Errorf("%d signs, %d mounts", signs, mounts)
+		t.Errorf("%d signing requests and %d mounts, want 1 each", signs, mounts)
 	}
 	for range 20 {
 		wg.Go(func() { n.Unpublish(p) })
@@ -95,7 +95,7 @@ func TestCADownAtPublish(t *testing.T) {
 	ca.Stop()
 	expect(t, n.TryPublish(p), codes.Unavailable, "connection refused")
 	if _, err := os.Lstat(n.Target(p)); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("there is a target: %v", err)
+		t.Errorf("the target exists: %v", err)
 	}
 	if m := n.Mounts(); len(m) > 0 {
 		t.Errorf("mounted: %q", m)
@@ -106,8 +106,8 @@ func TestCADownAtPublish(t *testing.T) {
 	n.Unpublish(p)
 }
 
-// A plugin that starts before its CA says that it is not ready, and is once the
-// CA has come.
+// A plugin that starts while the CA is down is not ready. It becomes ready when the
+// CA is up.
 func TestCADownAtStart(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -122,7 +122,7 @@ func TestCADownAtStart(t *testing.T) {
 	expect(t, n.TryPublish(p), codes.Unavailable, "connection refused")
 	node.Must(t, ca.Resume())
 	n.Publish(p)
-	node.Eventually(t, 30*time.Second, "ready", func() bool {
+	node.Eventually(t, 30*time.Second, "the plugin is ready", func() bool {
 		answer, err := n.Probe(t.Context(), &csi.ProbeRequest{})
 		return err == nil && answer.GetReady().GetValue()
 	})
@@ -143,14 +143,14 @@ func TestCADownAtRenewal(t *testing.T) {
 		return answer.GetVolumeHealth()
 	}
 	if h := health(); len(h.GetHealthStatuses()) > 0 {
-		t.Errorf("at first: %v", h)
+		t.Errorf("the health before the first renewal: %v", h)
 	}
 	node.Eventually(t, 15*time.Second, "a failed renewal in the volume's health", func() bool {
 		h := health().GetHealthStatuses()
 		return len(h) == 1 && h[0].GetReason() == "RenewalFailing" && strings.Contains(h[0].GetMessage(), "connection refused")
 	})
 	if !read(t, n.Target(p)).leaf().Equal(first) {
-		t.Error("the files changed")
+		t.Error("the files changed during the outage")
 	}
 	node.Eventually(t, 15*time.Second, "expiry in the volume's health", func() bool {
 		h := health().GetHealthStatuses()
@@ -159,7 +159,7 @@ func TestCADownAtRenewal(t *testing.T) {
 	node.Must(t, ca.Resume())
 	node.Eventually(t, 15*time.Second, "renewal once the CA is back", func() bool { return len(health().GetHealthStatuses()) == 0 })
 	if read(t, n.Target(p)).leaf().Equal(first) {
-		t.Error("the files are the old ones")
+		t.Error("the files are unchanged after the outage")
 	}
 	n.Unpublish(p)
 }
@@ -179,7 +179,7 @@ func TestBadAnswersOfTheCA(t *testing.T) {
 			defer ca.Intercept(nil)
 			expect(t, n.TryPublish(p), codes.Unavailable, ca.URL())
 			if _, err := os.Lstat(n.Target(p)); !errors.Is(err, fs.ErrNotExist) {
-				t.Errorf("there is a target: %v", err)
+				t.Errorf("the target exists: %v", err)
 			}
 		})
 	}
@@ -187,7 +187,7 @@ func TestBadAnswersOfTheCA(t *testing.T) {
 	n.Unpublish(p)
 }
 
-// slow makes the CA wait with its answers until the channel is closed.
+// slow makes the CA withhold its answers until the channel is closed.
 func slow(ca *embeddedca.CA) chan struct{} {
 	release := make(chan struct{})
 	ca.Intercept(func(next http.Handler) http.Handler {
@@ -199,8 +199,8 @@ func slow(ca *embeddedca.CA) chan struct{} {
 	return release
 }
 
-// A CA that hangs holds up nobody who does not need it: others are unpublished,
-// and a caller is answered when its time is over.
+// A CA that hangs delays only the calls that need it: other volumes can be
+// unpublished, and the waiting call ends at its deadline.
 func TestHangingCA(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
@@ -216,7 +216,7 @@ func TestHangingCA(t *testing.T) {
 		_, err := n.NodePublishVolume(ctx, n.MustRequest(stuck))
 		failed <- err
 	}()
-	node.Eventually(t, 4*time.Second, "the CA is asked", func() bool { return ca.Signs() == 2 })
+	node.Eventually(t, 4*time.Second, "the CA receives the request", func() bool { return ca.Signs() == 2 })
 	start := time.Now()
 	n.Publish(mounted)
 	n.Unpublish(mounted)
@@ -225,12 +225,12 @@ func TestHangingCA(t *testing.T) {
 	}
 	expect(t, <-failed, codes.DeadlineExceeded, "")
 	ca.Intercept(nil)
-	n.Unpublish(stuck) // waits for the call that is still being ended
+	n.Unpublish(stuck) // waits until the canceled call has ended
 	n.Publish(stuck)
 	n.Unpublish(stuck)
 }
 
-func TestRequestsThatCannotBeRight(t *testing.T) {
+func TestInvalidRequests(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
 	mountAccess := &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}}
@@ -272,7 +272,7 @@ func TestRequestsThatCannotBeRight(t *testing.T) {
 		})
 	}
 	if ca.Signs() != 0 || len(n.Mounts()) > 0 {
-		t.Errorf("%d signs, mounts %q", ca.Signs(), n.Mounts())
+		t.Errorf("%d signing requests, mounts %q", ca.Signs(), n.Mounts())
 	}
 	for _, request := range []*csi.NodeUnpublishVolumeRequest{
 		{}, {VolumeId: "x"}, {TargetPath: n.KubeletDir + "/x"}, {VolumeId: "x", TargetPath: "/etc"},
@@ -280,14 +280,14 @@ func TestRequestsThatCannotBeRight(t *testing.T) {
 		_, err := n.NodeUnpublishVolume(t.Context(), request)
 		expect(t, err, codes.InvalidArgument, "")
 	}
-	// One line per failed call. The log is complete when the process has ended.
+	// The log has one line per failed call. It is complete when the process has ended.
 	n.Stop()
 	if lines := n.Logs.Count(logs.CallFailed); lines != 19+4 {
-		t.Errorf("%d lines in the log", lines)
+		t.Errorf("%d failed calls in the log", lines)
 	}
 }
 
-// A symbolic link in the target path leads nowhere.
+// The plugin follows no symbolic link in the target path.
 func TestHostileTargetPath(t *testing.T) {
 	n := newNode(t, startCA(t))
 	elsewhere := t.TempDir()
@@ -297,19 +297,20 @@ func TestHostileTargetPath(t *testing.T) {
 	node.Must(t, os.Symlink(elsewhere, filepath.Dir(request.GetTargetPath())))
 	_, err := n.NodePublishVolume(t.Context(), request)
 	if status.Code(err) == codes.OK || !strings.Contains(err.Error(), "symbolic link") {
-		t.Errorf("published: %v", err)
+		t.Errorf("the publish followed the link: %v", err)
 	}
 	node.Must(t, os.Mkdir(filepath.Join(elsewhere, "mount"), 0o755))
 	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.VolumeID(), TargetPath: n.Target(p)})
 	if status.Code(err) == codes.OK {
-		t.Error("unpublished")
+		t.Error("the unpublish followed the link")
 	}
 	if _, err := os.Stat(filepath.Join(elsewhere, "mount")); err != nil {
-		t.Errorf("what lies elsewhere: %v", err)
+		t.Errorf("the directory behind the link: %v", err)
 	}
 }
 
-// A republish never fails, never disturbs the mount, and brings changes.
+// A republish never fails and never disturbs the mount. It applies changed
+// attributes.
 func TestRepublish(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -318,9 +319,9 @@ func TestRepublish(t *testing.T) {
 	n.Publish(p)
 	first := read(t, n.Target(p)).leaf()
 	p.Attributes = map[string]string{"service-name": "web"}
-	n.Publish(p) // the attributes are wrong, and the pod runs
-	// As of a CSIDriver object that has lost podInfoOnMount, or was changed in
-	// other ways, while the pod runs.
+	n.Publish(p) // a republish with invalid attributes succeeds while the pod runs
+	// These requests result from a CSIDriver object or a pod that changed while the
+	// pod runs, for example a CSIDriver object without podInfoOnMount.
 	for _, change := range []func(*csi.NodePublishVolumeRequest){
 		func(r *csi.NodePublishVolumeRequest) { r.VolumeContext = nil },
 		func(r *csi.NodePublishVolumeRequest) { r.Readonly = false },
@@ -342,12 +343,12 @@ func TestRepublish(t *testing.T) {
 	node.Eventually(t, 15*time.Second, "the new names", func() bool { return len(read(t, n.Target(p)).leaf().DNSNames) == 6 })
 	n.Publish(p)
 	if signs := ca.Signs(); signs != 2 {
-		t.Errorf("%d signs", signs)
+		t.Errorf("%d signing requests, want 2", signs)
 	}
 	n.Unpublish(p)
 }
 
-// A record that cannot be read costs a renewal, and nothing else.
+// An unreadable record costs one renewal, and nothing else.
 func TestDamagedRecord(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -367,48 +368,48 @@ func TestDamagedRecord(t *testing.T) {
 	n.Publish(p)
 	node.Eventually(t, 15*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
 	n.Kill()
-	n.Start() // the record is whole again
+	n.Start() // the record is readable again
 	n.Publish(p)
 	if signs := ca.Signs(); signs != 2 {
-		t.Errorf("%d signs", signs)
+		t.Errorf("%d signing requests, want 2", signs)
 	}
 	n.Unpublish(p)
 }
 
-func TestHalfGoneVolumes(t *testing.T) {
+func TestPartlyRemovedVolumes(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
 	p := node.Pod{Name: "web-0"}
 	n.MustRequest(p)
 
 	n.Unpublish(p)                                // never published
-	node.Must(t, os.Mkdir(n.Target(p), 0o755))    // a directory only
+	node.Must(t, os.Mkdir(n.Target(p), 0o755))    // an empty target directory
 	n.Unpublish(p)                                //
 	n.Publish(p)                                  //
-	node.Must(t, syscall.Unmount(n.Target(p), 0)) // unmounted behind our back
-	n.Publish(p)                                  // and wanted again
+	node.Must(t, syscall.Unmount(n.Target(p), 0)) // unmounted by another process
+	n.Publish(p)                                  // the republish mounts it again
 	read(t, n.Target(p))
 	node.Must(t, syscall.Unmount(n.Target(p), 0))
 	node.Must(t, os.Remove(n.Target(p)))
 	n.Unpublish(p)
 	n.Publish(p)
-	// Twice on top of one another.
+	// The volume is mounted twice, one mount on top of the other.
 	node.Must(t, syscall.Mount(n.Target(p), n.Target(p), "", syscall.MS_BIND, ""))
 	n.Unpublish(p)
 	if m := n.Mounts(); len(m) > 0 {
 		t.Errorf("mounted: %q", m)
 	}
 
-	// Neither another volume's mount nor anything else is touched.
+	// An unpublish touches no other volume's mount, and no foreign mount.
 	other := node.Pod{Name: "web-1"}
 	n.Publish(other)
 	_, err := n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: p.VolumeID(), TargetPath: n.Target(other)})
 	expect(t, err, codes.AlreadyExists, "another volume is mounted")
 	read(t, n.Target(other))
 	_, err = n.NodeUnpublishVolume(t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: other.VolumeID(), TargetPath: n.Target(p)})
-	node.Must(t, err) // there is nothing
+	node.Must(t, err) // nothing is mounted there
 	_, err = n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: other.VolumeID()})
-	node.Must(t, err) // it is renewed as before
+	node.Must(t, err) // the plugin still manages the other volume
 	n.Unpublish(other)
 	node.Must(t, os.Mkdir(n.Target(p), 0o755))
 	node.Must(t, syscall.Mount("other", n.Target(p), "tmpfs", 0, ""))

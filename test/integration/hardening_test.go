@@ -19,12 +19,12 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// kept are the capabilities that the plugin keeps, as /proc shows them.
+// kept is the set of capabilities that the plugin keeps, in the format of /proc.
 var kept = fmt.Sprintf("%016x", 1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_CHOWN)
 
 const none = "0000000000000000"
 
-// taskStatus reads the fields of /proc/PID/status of every thread, by its id.
+// taskStatus reads the fields of /proc/PID/task/TID/status, for every thread.
 func taskStatus(t *testing.T, pid int) map[string]map[string]string {
 	t.Helper()
 	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
@@ -33,7 +33,7 @@ func taskStatus(t *testing.T, pid int) map[string]map[string]string {
 	for _, path := range paths {
 		content, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-			continue // the thread has just ended
+			continue // the thread has ended
 		}
 		node.Must(t, err)
 		fields := map[string]string{}
@@ -50,18 +50,18 @@ func expectStatus(t *testing.T, pid int, want map[string]string) {
 	t.Helper()
 	tasks := taskStatus(t, pid)
 	if len(tasks) < 2 {
-		t.Errorf("%d threads", len(tasks))
+		t.Errorf("only %d threads", len(tasks))
 	}
 	for path, fields := range tasks {
 		for key, value := range want {
 			if fields[key] != value {
-				t.Errorf("%s: %s is %q, not %q", path, key, fields[key], value)
+				t.Errorf("%s: %s is %q, want %q", path, key, fields[key], value)
 			}
 		}
 	}
 }
 
-// inheriting lets what the test executes from here on inherit a capability. The
+// inheriting gives the processes that the test starts an inheritable capability. The
 // thread ends with the test.
 func inheriting(t *testing.T, capability int) {
 	t.Helper()
@@ -74,8 +74,8 @@ func inheriting(t *testing.T, capability int) {
 	node.Must(t, unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(capability), 0, 0))
 }
 
-// Every thread has two capabilities and no way to more, whatever it was started
-// with, also after those threads came that calls need.
+// Every thread has exactly two capabilities and cannot gain more, whatever the
+// plugin started with. That includes the threads that calls create.
 func TestHardeningOfEveryThread(t *testing.T) {
 	n := node.New(t, binary, startCA(t))
 	inheriting(t, unix.CAP_NET_RAW)
@@ -99,9 +99,9 @@ func TestHardeningOfEveryThread(t *testing.T) {
 	}
 }
 
-// A kubelet's directories are root's alone. All calls work in them, and the
+// Only root can access the kubelet's directories. All calls work there, and the
 // files get their group.
-func TestHardeningLetsItWork(t *testing.T) {
+func TestHardeningAllowsAllCalls(t *testing.T) {
 	t.Parallel()
 	n := node.New(t, binary, startCA(t))
 	node.Must(t, os.Chmod(n.KubeletDir, 0o750))
@@ -125,7 +125,7 @@ func TestHardeningLetsItWork(t *testing.T) {
 	info, err := os.Stat(filepath.Join(n.Target(p), "tls.key"))
 	node.Must(t, err)
 	if owner := info.Sys().(*syscall.Stat_t); info.Mode() != 0o440 || owner.Uid != 0 || owner.Gid != 2000 {
-		t.Errorf("%v %d:%d", info.Mode(), owner.Uid, owner.Gid)
+		t.Errorf("the key has mode %v and owner %d:%d", info.Mode(), owner.Uid, owner.Gid)
 	}
 	n.Unpublish(p)
 	if mounted := n.Mounts(); len(mounted) > 0 {
@@ -133,11 +133,11 @@ func TestHardeningLetsItWork(t *testing.T) {
 	}
 }
 
-// The memory of the process is closed to others of the same user with the same
-// rights, who could attach to any other process.
+// Other processes of the same user, which could attach to any other process, cannot
+// read the plugin's memory.
 func TestHardeningHidesMemory(t *testing.T) {
 	n := newNode(t, startCA(t))
-	withoutBounding(t, unix.CAP_SYS_PTRACE) // the other has no more rights than this thread below
+	withoutBounding(t, unix.CAP_SYS_PTRACE) // other gets no more capabilities than this thread has below
 	other := exec.Command("sleep", "60")
 	node.Must(t, other.Start())
 	defer func() { _ = other.Process.Kill(); _ = other.Wait() }()
@@ -150,16 +150,16 @@ func TestHardeningHidesMemory(t *testing.T) {
 	}
 	withoutEffective(t, unix.CAP_SYS_PTRACE, func() {
 		if err := memory(n.Process); !errors.Is(err, fs.ErrPermission) {
-			t.Errorf("the plugin's memory: %v", err)
+			t.Errorf("open the plugin's memory: %v, want a permission error", err)
 		}
 		if err := memory(other); err != nil {
-			t.Errorf("that of any process: %v", err)
+			t.Errorf("open the memory of another process: %v", err)
 		}
 	})
 }
 
-// withoutEffective does something without one of the capabilities. Those of a
-// thread are its own.
+// withoutEffective runs do on a thread without one effective capability.
+// Capabilities are per thread.
 func withoutEffective(t *testing.T, capability int, do func()) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -174,20 +174,21 @@ func withoutEffective(t *testing.T, capability int, do func()) {
 	node.Must(t, unix.Capset(&header, &had[0]))
 }
 
-// A process that crashes where others leave a core dump leaves none.
+// A plugin that crashes leaves no core dump, where other processes do.
 func TestHardeningDumpsNoCore(t *testing.T) {
 	var had unix.Rlimit
 	node.Must(t, unix.Getrlimit(unix.RLIMIT_CORE, &had))
 	node.Must(t, unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: had.Max, Max: had.Max}))
 	defer func() { node.Must(t, unix.Setrlimit(unix.RLIMIT_CORE, &had)) }()
-	// A crash of Go is one of the process; the race detector turns dumps off.
+	// GOTRACEBACK=crash makes a Go crash dump core; the race detector disables core
+	// dumps by default.
 	t.Setenv("GOTRACEBACK", "crash")
 	t.Setenv("GORACE", "atexit_sleep_ms=0 disable_coredump=0")
 	n := newNode(t, startCA(t))
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", n.Process.Process.Pid))
 	node.Must(t, err)
 	if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
-		t.Errorf("%s", limits)
+		t.Errorf("the plugin's limits allow a core dump:\n%s", limits)
 	}
 	control := exec.Command("sh", "-c", "kill -ABRT $$")
 	control.Dir = t.TempDir()
@@ -195,29 +196,31 @@ func TestHardeningDumpsNoCore(t *testing.T) {
 	process := n.Process
 	n.Signal(syscall.SIGQUIT)
 	if err := n.Wait(); err == nil {
-		t.Error("it ended well")
+		t.Error("the plugin exited without an error")
 	}
 	ended := process.ProcessState.Sys().(syscall.WaitStatus)
 	if !ended.Signaled() || ended.CoreDump() {
-		t.Errorf("it ended with %v, core dump %v", process.ProcessState, ended.CoreDump())
+		t.Errorf("the plugin ended with %v, core dump %v", process.ProcessState, ended.CoreDump())
 	}
 	if cores, err := filepath.Glob(filepath.Join(process.Dir, "core*")); err != nil || len(cores) > 0 {
-		t.Errorf("%q, %v", cores, err)
+		t.Errorf("core dumps %q, error %v", cores, err)
 	}
 	if !control.ProcessState.Sys().(syscall.WaitStatus).CoreDump() {
-		t.Log("nothing leaves a core dump on this machine: only the limit was tested")
+		t.Log("this machine writes no core dumps: the test checked only the limit")
 	}
 }
 
-// withoutBounding lets what the test executes from here on have one capability
-// less. Nothing brings it back to the thread, which ends with the test.
+// withoutBounding drops a capability from the bounding set of this thread and of the
+// processes that the test starts. The thread cannot regain it, and ends with the
+// test.
 func withoutBounding(t *testing.T, capability uintptr) {
 	t.Helper()
 	runtime.LockOSThread()
 	node.Must(t, unix.Prctl(unix.PR_CAPBSET_DROP, capability, 0, 0, 0))
 }
 
-// A process that may not mount says so, and not that it could not keep the right.
+// A plugin without CAP_SYS_ADMIN says that it may not mount, and not that it could
+// not keep the capability.
 func TestHardeningWithoutAdmin(t *testing.T) {
 	n := node.New(t, binary, startCA(t))
 	withoutBounding(t, unix.CAP_SYS_ADMIN)
@@ -227,7 +230,7 @@ func TestHardeningWithoutAdmin(t *testing.T) {
 	}
 }
 
-// A process that cannot empty the bounding set has no more than others.
+// A plugin that cannot clear the bounding set still has the two capabilities only.
 func TestHardeningWithoutSetpcap(t *testing.T) {
 	n := node.New(t, binary, startCA(t))
 	withoutBounding(t, unix.CAP_SETPCAP)
@@ -240,7 +243,7 @@ func TestHardeningWithoutSetpcap(t *testing.T) {
 	n.Unpublish(p)
 }
 
-// The authority needs no right at all.
+// The registration authority needs no capability.
 func TestHardeningOfTheAuthority(t *testing.T) {
 	r := startAuthority(t, startCA(t), 1, "")
 	node.Must(t, newAttack(t, r).call(r.client(t)))
@@ -250,7 +253,8 @@ func TestHardeningOfTheAuthority(t *testing.T) {
 	})
 }
 
-// What root can no longer read is named, with what to change.
+// When the hardened process cannot read a file, the error names the file and the
+// change.
 func TestHardeningNamesUnreadableFiles(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -273,8 +277,8 @@ func TestHardeningNamesUnreadableFiles(t *testing.T) {
 	}
 }
 
-// Others see a process's environment more easily than its files. The one
-// variable that is read is a name.
+// A process's environment is easier to read than its files. The only variable that
+// step-csi reads is a node's name.
 func TestHardeningOfTheEnvironment(t *testing.T) {
 	reads := regexp.MustCompile(`(os|syscall|unix)\.(Getenv|LookupEnv|Environ|ExpandEnv)\b[^,\n]*`)
 	var found []string
@@ -289,6 +293,6 @@ func TestHardeningOfTheEnvironment(t *testing.T) {
 		}
 	}
 	if got, want := strings.Join(found, " "), `os.Getenv("NODE_NAME")`; got != want {
-		t.Errorf("reads %s, not only %s", got, want)
+		t.Errorf("the code reads %s, want only %s", got, want)
 	}
 }

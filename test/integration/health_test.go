@@ -15,8 +15,8 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// The plugin is alive without the CA, says why it is not ready, and is ready as
-// soon as the CA has answered.
+// Without the CA, the plugin is live but not ready, and says why. It becomes ready
+// as soon as the CA answers.
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -25,7 +25,7 @@ func TestHealth(t *testing.T) {
 	n.Flags = []string{"--http-address", "127.0.0.1:0"}
 	n.Launch()
 	var address string
-	node.Eventually(t, 15*time.Second, "health is served", func() bool {
+	node.Eventually(t, 15*time.Second, "the plugin serves its health", func() bool {
 		found := regexp.MustCompile(logs.ServingHealth + ` address="(\S+)"`).FindStringSubmatch(n.Logs.String())
 		if found != nil {
 			address = "http://" + found[1]
@@ -33,23 +33,23 @@ func TestHealth(t *testing.T) {
 		return found != nil
 	})
 	var body string
-	node.Eventually(t, 15*time.Second, "not ready, with the reason", func() bool {
+	node.Eventually(t, 15*time.Second, "the plugin is not ready and says why", func() bool {
 		var status int
 		status, body = get(t, address+"/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "issuer default: CA "+ca.URL()+": ")
 	})
 	t.Logf("not ready: %s", body)
 	if status, body := get(t, address+"/livez"); status != http.StatusOK || body != "ok\n" {
-		t.Errorf("alive: %d %q", status, body)
+		t.Errorf("livez: %d %q", status, body)
 	}
 	node.Must(t, ca.Resume())
-	node.Eventually(t, 30*time.Second, "ready", func() bool {
+	node.Eventually(t, 30*time.Second, "the plugin is ready", func() bool {
 		status, body := get(t, address+"/readyz")
 		return status == http.StatusOK && body == "ok\n"
 	})
 	n.Stop()
 	if _, err := http.Get(address + "/livez"); err == nil {
-		t.Error("health is served after the stop")
+		t.Error("the plugin still serves its health after the stop")
 	}
 }
 
@@ -63,7 +63,7 @@ func get(t *testing.T, url string) (status int, body string) {
 	return response.StatusCode, string(content)
 }
 
-func TestTakenHealthAddressStopsTheStart(t *testing.T) {
+func TestHealthAddressInUse(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	node.Must(t, err)
 	defer taken.Close()
@@ -74,15 +74,14 @@ func TestTakenHealthAddressStopsTheStart(t *testing.T) {
 	}
 }
 
-// A plugin that was stopped leaves nothing of its own, and what others have put
-// beside it stays.
-func TestNothingIsLeftAtAStop(t *testing.T) {
+// A stopped plugin removes its own files and leaves other files alone.
+func TestStopRemovesOwnFiles(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
 	n.Stop()
 	for _, path := range []string{filepath.Dir(n.Socket()), n.RegistrationSocket()} {
 		if _, err := os.Lstat(path); !os.IsNotExist(err) {
-			t.Errorf("%s is left: %v", path, err)
+			t.Errorf("%s still exists: %v", path, err)
 		}
 	}
 	n.Start()
@@ -90,20 +89,20 @@ func TestNothingIsLeftAtAStop(t *testing.T) {
 	node.Must(t, os.WriteFile(note, nil, 0o600))
 	n.Stop()
 	if _, err := os.Stat(note); err != nil {
-		t.Error(err)
+		t.Errorf("the plugin removed another file: %v", err)
 	}
 
-	// A directory that was there before is not the plugin's.
+	// The plugin did not create this directory, so it keeps it.
 	shared := filepath.Join(n.KubeletDir, "shared")
 	node.Must(t, os.Mkdir(shared, 0o700))
 	n.Flags = []string{"--csi-socket", filepath.Join(shared, "csi.sock")}
 	n.Launch()
-	node.Eventually(t, 15*time.Second, "it listens", func() bool {
+	node.Eventually(t, 15*time.Second, "the plugin listens", func() bool {
 		_, err := os.Lstat(filepath.Join(shared, "csi.sock"))
 		return err == nil
 	})
 	n.Stop()
 	if left, err := os.ReadDir(shared); err != nil || len(left) > 0 {
-		t.Errorf("%v, %v", left, err)
+		t.Errorf("files left in the directory: %v, error %v", left, err)
 	}
 }

@@ -1,5 +1,5 @@
-// Package integration tests the real binary: as a process, on real tmpfs
-// mounts, with a real step-ca.
+// Package integration tests the real binary as a process, on real tmpfs mounts, with
+// a real step-ca.
 package integration
 
 import (
@@ -17,11 +17,11 @@ import (
 	"github.com/flexstack/step-csi/test/sandbox"
 )
 
-// binary is step-csi, built once for all tests.
+// binary is the step-csi binary, built once for all tests.
 var binary node.Binary
 
-// stepCA builds the real step-ca, once for all tests that need it, and returns its
-// path.
+// stepCA builds the real step-ca once for all tests that need it, and returns the
+// path of the binary.
 var stepCA = sync.OnceValues(func() (string, error) { return realca.Build(filepath.Dir(string(binary))) })
 
 func TestMain(m *testing.M) {
@@ -29,8 +29,8 @@ func TestMain(m *testing.M) {
 		runServer(directory)
 	}
 	sandbox.Enter()
-	// Most tests wait for time to pass, and do so in parallel. Ginkgo, which the sanity
-	// test imports, rejects -test.parallel on the command line.
+	// Most tests spend their time waiting, so they run in parallel. Ginkgo, which the
+	// sanity test imports, rejects -test.parallel on the command line.
 	if err := flag.Lookup("test.parallel").Value.Set("16"); err != nil {
 		panic(err)
 	}
@@ -38,7 +38,8 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	// A process with the race detector sleeps for a second before it exits.
+	// By default, the race detector makes a process sleep for a second before it
+	// exits.
 	os.Setenv("GORACE", "atexit_sleep_ms=0")
 	if err := addHosts(); err != nil {
 		fmt.Fprintln(os.Stderr, "add hosts:", err)
@@ -47,13 +48,13 @@ func run(m *testing.M) int {
 	return node.Run(m, &binary, node.HasRaceDetector())
 }
 
-// addHosts gives the tests' hosts their addresses, in the sandbox.
+// addHosts maps the tests' host names to their addresses, inside the sandbox.
 func addHosts() error {
 	directory, err := os.MkdirTemp("", "step-csi-hosts-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(directory) // the mount keeps the file
+	defer os.RemoveAll(directory) // the bind mount keeps the file
 	hosts := filepath.Join(directory, "hosts")
 	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost\n127.0.0.1 "+authorityHost+"\n127.0.0.2 "+authorityHost+"\n127.0.0.1 "+fleetingHost+"\n"), 0o644); err != nil {
 		return err
@@ -69,7 +70,7 @@ func startCA(t testing.TB) *embeddedca.CA {
 	return ca
 }
 
-// newNode starts a plugin that is configured for the CA.
+// newNode starts a plugin that uses the CA.
 func newNode(t testing.TB, ca node.CA) *node.Node {
 	t.Helper()
 	n := node.New(t, binary, ca)

@@ -21,17 +21,17 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// server is a Prometheus, with the chart's alerts.
+// server is a Prometheus with the chart's alerts.
 type server struct {
 	t       *testing.T
 	address string
 	logs    *node.Log
 }
 
-// startPrometheus scrapes the targets, as job and address, every second. The
-// alerts are those of the chart, but for their "for", which would take minutes: it
-// is two seconds. Their expressions are relative to lifetimes, or of what fails
-// now, and stay as they are.
+// startPrometheus starts a Prometheus that scrapes the targets, a map from job to
+// address, every second. It uses the chart's alerts, but with "for" set to two
+// seconds. The expressions are unchanged: they depend on the certificate's lifetime
+// or on current failures.
 func startPrometheus(t *testing.T, targets map[string]string) *server {
 	t.Helper()
 	program, err := exec.LookPath("prometheus")
@@ -42,7 +42,7 @@ func startPrometheus(t *testing.T, targets map[string]string) *server {
 	shipped, err := filepath.Glob("../../deploy/charts/step-csi/alerts/*.yaml")
 	node.Must(t, err)
 	if len(shipped) != 2 {
-		t.Fatalf("alerts: %s", shipped)
+		t.Fatalf("files with alerts: %s", shipped)
 	}
 	for _, file := range shipped {
 		rules, err := os.ReadFile(file)
@@ -80,7 +80,7 @@ func startPrometheus(t *testing.T, targets map[string]string) *server {
 	return s
 }
 
-// series is one of an answer of Prometheus, with its value.
+// series is one series in an answer of Prometheus, with its value.
 type series struct {
 	Metric map[string]string
 	Value  [2]any
@@ -100,8 +100,8 @@ func (s *server) query(expression string) []series {
 	return answer.Data.Result
 }
 
-// firing are the names of the alerts that fire, without that about the root: the
-// tests' CA has one for a day.
+// firing returns the names of the firing alerts, except the alert about the root:
+// the tests' CA has a root for one day.
 func (s *server) firing() (names []string) {
 	s.t.Helper()
 	for _, alert := range s.query(`ALERTS{alertstate="firing",alertname!="StepCSIRootExpiring"}`) {
@@ -111,7 +111,7 @@ func (s *server) firing() (names []string) {
 	return slices.Compact(names)
 }
 
-// waitFiring waits until these alerts fire, and no others.
+// waitFiring waits until exactly these alerts fire.
 func (s *server) waitFiring(within time.Duration, want ...string) {
 	s.t.Helper()
 	begin := time.Now()
@@ -119,8 +119,8 @@ func (s *server) waitFiring(within time.Duration, want ...string) {
 	s.t.Logf("after %s: %q", time.Since(begin).Round(time.Millisecond), want)
 }
 
-// The alerts fire through a real outage of the CA, of the authority and of the
-// plugin, and resolve after it.
+// The alerts fire during a real outage of the CA, the registration authority and the
+// plugin, and resolve afterwards.
 func TestAlertsThroughAnOutage(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -128,7 +128,7 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	n := r.prepareNode()
 	address := "127.0.0.1:" + freePort(t)
 	n.Flags = []string{"--http-address", address}
-	n.RefreshRoots(time.Second) // else the next answer is minutes away
+	n.RefreshRoots(time.Second) // the default interval is minutes
 	n.Start()
 	prometheus := startPrometheus(t, map[string]string{"step-csi": address, "step-csi-ra": r.replicas[0].http})
 	long, short := node.Pod{Name: "long-0"}, node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "12s"}}
@@ -139,14 +139,14 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	prometheus.expectVolumes(n, address, long, short)
 	prometheus.waitFiring(30 * time.Second)
 	if root := prometheus.query(`ALERTS{alertname="StepCSIRootExpiring",issuer="default",fingerprint="` + ca.Fingerprint() + `"}`); len(root) != 1 {
-		t.Errorf("the root: %v", root)
+		t.Errorf("alerts about the root: %v", root)
 	}
 
 	ca.Stop()
 	prometheus.waitFiring(90*time.Second, "StepCSICAUnreachable", "StepCSICertificateExpiring", "StepCSIRenewalFailing")
 	for _, alert := range prometheus.query(`ALERTS{alertname="StepCSICertificateExpiring"}`) {
 		if m := alert.Metric; m["namespace"] != "shop" || m["pod"] != "short-0" || m["volume"] != "tls" || m["node"] != "node-1" {
-			t.Errorf("the wrong certificate: %v", m)
+			t.Errorf("the alert is about the wrong certificate: %v", m)
 		}
 	}
 	node.Must(t, ca.Resume())
@@ -157,23 +157,23 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	r.start(0)
 	prometheus.waitFiring(90 * time.Second)
 
-	n.Unpublish(short) // its certificate would expire now
+	n.Unpublish(short) // its certificate would expire while the plugin is down
 	prometheus.expectVolumes(n, address, long)
 	n.Stop()
 	prometheus.waitFiring(60*time.Second, "StepCSIPluginDown")
 	n.Start()
 	prometheus.waitFiring(60 * time.Second)
-	prometheus.expectVolumes(n, address, long) // the next process knows it
+	prometheus.expectVolumes(n, address, long) // the restarted plugin reports the volume
 
 	refused := node.Pod{Name: "refused-0", Attributes: map[string]string{"dns-names": "web.other"}}
 	r.admit(refused)
 	refuse := func() {
 		if err := n.TryPublish(refused); status.Code(err) != codes.PermissionDenied {
-			t.Errorf("not refused: %v", err)
+			t.Errorf("the authority did not deny the request: %v", err)
 		}
 	}
 	refuse()
-	node.Eventually(t, 30*time.Second, "the first refusal is seen", func() bool { return len(prometheus.query(`step_csi_ra_requests_total{code="PermissionDenied"}`)) == 1 })
+	node.Eventually(t, 30*time.Second, "Prometheus has scraped the first denial", func() bool { return len(prometheus.query(`step_csi_ra_requests_total{code="PermissionDenied"}`)) == 1 })
 	for range 15 {
 		refuse()
 	}
@@ -182,8 +182,8 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	prometheus.expectVolumes(n, address)
 }
 
-// expectVolumes waits until Prometheus has the pods' series, and no others, and
-// compares them with what is mounted.
+// expectVolumes waits until Prometheus has exactly the pods' series, with the expiry
+// times of the mounted certificates.
 func (s *server) expectVolumes(n *node.Node, address string, pods ...node.Pod) {
 	s.t.Helper()
 	const name = "step_csi_certificate_expiration_timestamp_seconds"
@@ -191,14 +191,15 @@ func (s *server) expectVolumes(n *node.Node, address string, pods ...node.Pod) {
 		return len(s.query(name)) == len(pods)
 	})
 	for _, p := range pods {
-		node.Eventually(s.t, 30*time.Second, "the series say what "+p.Name+" has", func() bool {
+		node.Eventually(s.t, 30*time.Second, "the series has the expiry of "+p.Name, func() bool {
 			found := s.query(fmt.Sprintf(`%s{namespace="shop",pod=%q,volume="tls",issuer="default",node="node-1",job="step-csi",instance=%q}`, name, p.Name, address))
 			return len(found) == 1 && found[0].Value[1] == fmt.Sprint(read(s.t, n.Target(p)).leaf().NotAfter.Unix())
 		})
 	}
 }
 
-// described compares the metrics with those that the manual has, both ways.
+// described compares the metrics with the table in docs/monitoring.md, in both
+// directions.
 func described(t *testing.T, served string) {
 	t.Helper()
 	manual, err := os.ReadFile("../../docs/monitoring.md")
@@ -216,7 +217,7 @@ func described(t *testing.T, served string) {
 	}
 }
 
-// What the processes serve is well-formed, well-named, and has no secret in it.
+// The metrics are well-formed and contain no secret.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -240,13 +241,13 @@ func TestMetrics(t *testing.T) {
 		`step_csi_build_info{`,
 	} {
 		if !strings.Contains(plugin, "\n"+want) {
-			t.Errorf("the plugin has no %s in\n%s", want, plugin)
+			t.Errorf("the plugin's metrics lack %s:\n%s", want, plugin)
 		}
 	}
 	for name, text := range map[string]string{"plugin": plugin, "authority": authority} {
 		for _, secret := range []string{jwt(p.ID()), jwt("plugin"), password, "PRIVATE"} {
 			if strings.Contains(text, secret) {
-				t.Errorf("the %s tells %s", name, secret)
+				t.Errorf("the metrics of the %s contain the secret %s", name, secret)
 			}
 		}
 		check := exec.Command("promtool", "check", "metrics")
@@ -261,6 +262,6 @@ func TestMetrics(t *testing.T) {
 	}
 	n.Unpublish(p)
 	if _, left := get(t, "http://"+address+"/metrics"); strings.Contains(left, "web-0") || !strings.Contains(left, `step_csi_volumes{issuer="default"} 0`) {
-		t.Errorf("after the pod:\n%s", left)
+		t.Errorf("the metrics after the unpublish:\n%s", left)
 	}
 }

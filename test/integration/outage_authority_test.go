@@ -13,8 +13,9 @@ import (
 	"github.com/flexstack/step-csi/test/proxy"
 )
 
-// distantAuthority is an authority of one replica which is reached through a proxy,
-// and reaches the CA and the API server through others.
+// distantAuthority is a registration authority with one replica. Proxies that inject
+// faults are between the plugin and the authority, and between the authority, the CA
+// and the API server.
 type distantAuthority struct {
 	*authorities
 	front, toCA, toAPI *proxy.Proxy
@@ -34,7 +35,8 @@ func startDistantAuthority(t *testing.T) *distantAuthority {
 	return r
 }
 
-// onLocalhost is the URL of the proxy, by a name that authority and API server have.
+// onLocalhost returns the URL of the proxy with the name localhost, for which the
+// authority and the API server have certificates.
 func onLocalhost(t testing.TB, p *proxy.Proxy) string {
 	t.Helper()
 	_, port, err := net.SplitHostPort(p.Address())
@@ -42,7 +44,7 @@ func onLocalhost(t testing.TB, p *proxy.Proxy) string {
 	return "https://" + net.JoinHostPort("localhost", port)
 }
 
-// newNode is one whose plugin asks through the proxy.
+// newNode starts a node whose plugin reaches the authority through the proxy.
 func (r *distantAuthority) newNode() *node.Node {
 	r.t.Helper()
 	n := r.prepareNode()
@@ -51,25 +53,25 @@ func (r *distantAuthority) newNode() *node.Node {
 	return n
 }
 
-// Whatever is away behind the authority, or the authority itself, the plugin's
-// volume says which, and recovers by itself.
+// The registration authority, the CA or the API server is unreachable. The volume's
+// health names the part that failed, and the plugin recovers after the outage.
 func TestOutagesRA(t *testing.T) {
 	t.Parallel()
 	for name, o := range map[string]struct {
 		begin, end func(*testing.T, *distantAuthority)
 		says       []string
 	}{
-		"away": {
+		"authority refuses": {
 			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.front.Set(proxy.Refuse)) },
 			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.front.Set(proxy.None)) },
 			says:  []string{"https://localhost:", "connection refused"},
 		},
-		"silent": {
+		"authority silent": {
 			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.front.Set(proxy.Blackhole)) },
 			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.front.Set(proxy.None)) },
 			says:  []string{"https://localhost:", "no answer in time"},
 		},
-		"no CA": {
+		"CA refuses": {
 			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.Refuse)) },
 			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.None)) },
 			says:  []string{"https://localhost:", "CA https://127.0.0.1:", "connection refused"},
@@ -79,12 +81,12 @@ func TestOutagesRA(t *testing.T) {
 			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toCA.Set(proxy.None)) },
 			says:  []string{"https://localhost:", "CA https://127.0.0.1:", "no answer in time"},
 		},
-		"no API": {
+		"API server refuses": {
 			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toAPI.Set(proxy.Refuse)) },
 			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toAPI.Set(proxy.None)) },
 			says:  []string{"review a token at the API server", "connection refused"},
 		},
-		"API silent": {
+		"API server silent": {
 			begin: func(t *testing.T, r *distantAuthority) { node.Must(t, r.toAPI.Set(proxy.Blackhole)) },
 			end:   func(t *testing.T, r *distantAuthority) { node.Must(t, r.toAPI.Set(proxy.None)) },
 			says:  []string{"review a token at the API server", "no answer in time"},
@@ -112,7 +114,7 @@ func TestOutagesRA(t *testing.T) {
 				waitTrouble(n, p, "", words)
 			}
 			if snapshot(n, p) != before {
-				t.Error("the files have changed")
+				t.Error("the files changed during the outage")
 			}
 			recoverAfter(n, p, func() { o.end(t, r) })
 			n.Publish(late)

@@ -13,9 +13,9 @@ import (
 	"github.com/flexstack/step-csi/test/proxy"
 )
 
-// A CA that takes seconds is none that is away: certificates are renewed in time,
-// and each is asked for once.
-func TestSlowCAIsWaitedFor(t *testing.T) {
+// A slow CA is not an outage: the plugin renews in time and requests each
+// certificate once.
+func TestSlowCA(t *testing.T) {
 	t.Parallel()
 	ca := startDistantCA(t)
 	n := newNode(t, ca)
@@ -26,18 +26,18 @@ func TestSlowCAIsWaitedFor(t *testing.T) {
 	first := read(t, n.Target(p)).leaf()
 	node.Eventually(t, 30*time.Second, "a renewal", func() bool {
 		if trouble := trouble(n, p); trouble != "" {
-			t.Fatal(trouble)
+			t.Fatalf("the volume is unhealthy: %s", trouble)
 		}
 		return !read(t, n.Target(p)).leaf().Equal(first)
 	})
 	if signs := ca.Signs(); signs != 2 {
-		t.Errorf("%d signs", signs)
+		t.Errorf("%d signing requests, want 2", signs)
 	}
 }
 
-// A CA that swallows what it is sent, over the connection that there is and over new
-// ones: who waits for it is told in time, and nobody waits for a dead connection
-// once it is back.
+// The CA stops answering, on open and on new connections. A publish fails in time
+// with a clear error, and once the CA answers again, no call waits for a dead
+// connection.
 func TestSilentCA(t *testing.T) {
 	t.Parallel()
 	ca := startDistantCA(t)
@@ -54,10 +54,10 @@ func TestSilentCA(t *testing.T) {
 	}
 	waitTrouble(n, mounted, "CertificateExpired", "no answer in time")
 	if made := ca.proxy.Connections() - connections; made > 10 {
-		t.Errorf("%d connections in %s", made, time.Since(begin))
+		t.Errorf("%d connections within %s", made, time.Since(begin))
 	}
 	if snapshot(n, mounted) != before {
-		t.Error("the files have changed")
+		t.Error("the files changed during the outage")
 	}
 	recoverAfter(n, mounted, func() { node.Must(t, ca.proxy.Set(proxy.None)) })
 	n.Publish(late)
@@ -65,8 +65,7 @@ func TestSilentCA(t *testing.T) {
 	n.Unpublish(mounted)
 }
 
-// Renewals that hang are not in the way of a pod that starts once the CA answers
-// again.
+// After an outage, renewals that still hang do not delay the publish of a new pod.
 func TestPodsComeBeforeTheBacklog(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -86,12 +85,12 @@ func TestPodsComeBeforeTheBacklog(t *testing.T) {
 	}
 	publishing.Wait()
 	release := slow(ca)
-	node.Eventually(t, 40*time.Second, "half of the calls hang", func() bool { return ca.Signs() >= count+32 })
-	ca.Intercept(nil) // those that hang still do
+	node.Eventually(t, 40*time.Second, "the renewals use all their slots", func() bool { return ca.Signs() >= count+32 })
+	ca.Intercept(nil) // the calls in flight still hang
 	late := node.Pod{Name: "late-0"}
 	n.Publish(late)
 	if renewed := n.Logs.Count(logs.Renewed); renewed != 0 || ca.Signs() != count+32+1 {
-		t.Errorf("%d were renewed before, and %d more calls made", renewed, ca.Signs()-count-32-1)
+		t.Errorf("before the publish: %d renewals succeeded, %d more signing requests", renewed, ca.Signs()-count-32-1)
 	}
 	close(release)
 	for _, p := range append(pods, late) {
@@ -100,8 +99,8 @@ func TestPodsComeBeforeTheBacklog(t *testing.T) {
 	}
 }
 
-// The way of a plugin from one outage into the next: it is started anew while there
-// is another CA at the URL, which it must not believe.
+// The plugin restarts while another CA answers at the URL. The plugin must not trust
+// that CA.
 func TestStartWithAnotherCAInItsPlace(t *testing.T) {
 	t.Parallel()
 	ca, another := startDistantCA(t), startCA(t)
@@ -115,7 +114,7 @@ func TestStartWithAnotherCAInItsPlace(t *testing.T) {
 	waitTrouble(n, p, "RenewalFailing", "(is the fingerprint or caBundleFile that of this CA?)")
 	expect(t, n.TryPublish(node.Pod{Name: "late-0"}), codes.Unavailable, "(is the fingerprint or caBundleFile that of this CA?)")
 	if snapshot(n, p) != before || another.Signs() != 0 {
-		t.Errorf("the files have changed, or another CA was asked to sign: %d times", another.Signs())
+		t.Errorf("the files changed, or the plugin sent signing requests to another CA: %d", another.Signs())
 	}
 	ca.proxy.To(ca.Address())
 	waitRecovery(n, p)

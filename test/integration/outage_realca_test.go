@@ -13,7 +13,7 @@ import (
 	"github.com/flexstack/step-csi/test/realca"
 )
 
-// smallDisk is a file system of a few MiB at the path.
+// smallDisk mounts a small file system at the path.
 func smallDisk(t *testing.T, path, size string) {
 	t.Helper()
 	node.Must(t, os.Mkdir(path, 0o700))
@@ -21,7 +21,7 @@ func smallDisk(t *testing.T, path, size string) {
 	t.Cleanup(func() { node.Must(t, syscall.Unmount(path, syscall.MNT_DETACH)) })
 }
 
-// fill takes all the room that is left, and returns what gives it back.
+// fill uses up the free space of the file system; free releases the space.
 func fill(t *testing.T, directory string) (free func()) {
 	t.Helper()
 	path := filepath.Join(directory, "ballast")
@@ -38,8 +38,8 @@ func fill(t *testing.T, directory string) (free func()) {
 	return func() { node.Must(t, os.Remove(path)) }
 }
 
-// The real step-ca is killed and comes back, and then its disk is full for longer
-// than a lifetime.
+// The real step-ca is killed and restarted, and then its disk is full for longer
+// than a certificate's lifetime.
 func TestRealCAFails(t *testing.T) {
 	t.Parallel()
 	directory := t.TempDir()
@@ -55,17 +55,17 @@ func TestRealCAFails(t *testing.T) {
 	ca.Kill()
 	waitTrouble(n, p, "RenewalFailing", "connection refused")
 	if snapshot(n, p) != before {
-		t.Error("the files have changed")
+		t.Error("the files changed during the outage")
 	}
 	recoverAfter(n, p, func() { node.Must(t, ca.Resume()) })
 
 	free := fill(t, database)
-	refused := publishUntilRefused(n) // there is room left in the last page
+	refused := publishUntilRefused(n) // the last page of the database has free space
 	expect(t, refused, codes.Unavailable, "Please see the certificate authority logs")
 	before = snapshot(n, p)
 	waitTrouble(n, p, "CertificateExpired", "Please see the certificate authority logs")
 	if snapshot(n, p) != before {
-		t.Error("the files have changed")
+		t.Error("the files changed while the CA's disk was full")
 	}
 	recoverAfter(n, p, free)
 }

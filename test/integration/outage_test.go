@@ -19,12 +19,12 @@ import (
 	"github.com/flexstack/step-csi/test/proxy"
 )
 
-// fleetingHost is a name that can vanish: see forgetHost. Names like it are never
-// asked of DNS (RFC 7686), so nobody else can know it.
+// fleetingHost is a host name that forgetHost removes and restores. Resolvers never
+// look up .onion names in DNS (RFC 7686), so only /etc/hosts can resolve it.
 const fleetingHost = "ca.onion"
 
-// forgetHost takes the name away, or gives it back. It is changed in its place, so
-// that nobody reads half of the file.
+// forgetHost removes fleetingHost from /etc/hosts, or restores it. It overwrites the
+// name in place, so that no reader sees half of the file.
 func forgetHost(t *testing.T, forget bool) {
 	t.Helper()
 	old, new := fleetingHost, strings.Repeat("x", len(fleetingHost))
@@ -40,10 +40,10 @@ func forgetHost(t *testing.T, forget bool) {
 	node.Must(t, err)
 }
 
-// hostsCache is for how long Go remembers what was in /etc/hosts.
+// hostsCache is how long Go caches the contents of /etc/hosts.
 const hostsCache = 5 * time.Second
 
-// distantCA is a CA that is reached through a proxy.
+// distantCA is a CA behind a proxy that injects network faults.
 type distantCA struct {
 	*embeddedca.CA
 	proxy *proxy.Proxy
@@ -66,23 +66,22 @@ func startProxy(t *testing.T, target string) *proxy.Proxy {
 	return p
 }
 
-// URL is that of the proxy.
+// URL returns the URL of the proxy.
 func (ca *distantCA) URL() string {
 	return "https://" + strings.Replace(ca.proxy.Address(), "127.0.0.1", ca.host, 1)
 }
 
-// outage is a way in which there is no certificate to be had.
+// outage is one reason why the CA issues no certificates.
 type outage struct {
-	host       string // of the CA's URL; its address if empty
+	host       string // in the CA's URL; empty means its IP address
 	begin, end func(*testing.T, *distantCA)
-	// says is what users read in the volume's condition.
+	// says is the error that users read in the volume's health.
 	says string
-	// remembered is for how long the end may go unnoticed through no fault of the
-	// plugin.
+	// remembered is how long a cache outside the plugin can extend the outage.
 	remembered time.Duration
 }
 
-// network is an outage that the network makes.
+// network is an outage that a network fault causes.
 func network(f proxy.Fault, says string) outage {
 	return outage{
 		begin: func(t *testing.T, ca *distantCA) { node.Must(t, ca.proxy.Set(f)) },
@@ -91,7 +90,8 @@ func network(f proxy.Fault, says string) outage {
 	}
 }
 
-// answers is an outage in which the CA, or what is before it, answers all the same.
+// answers is an outage in which the CA, or a proxy in front of it, answers with an
+// error.
 func answers(status int, body, says string) outage {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(status)
@@ -104,7 +104,7 @@ func answers(status int, body, says string) outage {
 	}
 }
 
-// expiredCA is one that could not renew its own certificate.
+// expiredCA is an outage in which the CA's own serving certificate has expired.
 func expiredCA() outage {
 	return outage{
 		begin: func(t *testing.T, ca *distantCA) { ca.Stop(); node.Must(t, ca.ResumeExpired()) },
@@ -113,7 +113,8 @@ func expiredCA() outage {
 	}
 }
 
-// anotherCA is one at the same URL that was set up anew. It is never sent a token.
+// anotherCA is an outage in which a newly created CA answers at the same URL. The
+// plugin must never send it a token.
 func anotherCA() outage {
 	var another *embeddedca.CA
 	return outage{
@@ -123,7 +124,7 @@ func anotherCA() outage {
 		},
 		end: func(t *testing.T, ca *distantCA) {
 			if signs := another.Signs(); signs != 0 {
-				t.Errorf("another CA was asked to sign, %d times", signs)
+				t.Errorf("the plugin sent %d signing requests to another CA", signs)
 			}
 			ca.proxy.To(ca.Address())
 		},
@@ -131,7 +132,8 @@ func anotherCA() outage {
 	}
 }
 
-// namelessCA has lost its name, and its connections, which could do without.
+// namelessCA is an outage in which the CA's host name does not resolve. It also
+// closes the open connections, which need no name.
 func namelessCA() outage {
 	return outage{
 		host: fleetingHost,
@@ -146,9 +148,9 @@ func namelessCA() outage {
 	}
 }
 
-// In each outage, longer than a lifetime: what is mounted stays, the volume's
-// condition says why, the CA is asked no more often than the back-off has it, and
-// everything recovers by itself, with the next try.
+// Each outage lasts longer than a certificate's lifetime. The mounted files stay,
+// the volume's health names the reason, the retries follow the backoff, and the next
+// retry after the outage succeeds.
 func TestOutages(t *testing.T) {
 	t.Parallel()
 	for name, o := range map[string]outage{
@@ -175,8 +177,8 @@ func TestOutages(t *testing.T) {
 	}
 }
 
-// survive is an outage from the publish of a short-lived certificate on until it is
-// renewed.
+// survive publishes a short-lived certificate, begins the outage, waits until the
+// certificate has expired, ends the outage and waits for the renewal.
 func survive(t *testing.T, n *node.Node, ca *distantCA, o outage) {
 	short := node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "9s"}}
 	long := node.Pod{Name: "long-0"}
@@ -192,36 +194,36 @@ func survive(t *testing.T, n *node.Node, ca *distantCA, o outage) {
 	waitTrouble(n, short, "RenewalFailing", o.says)
 	waitTrouble(n, short, "CertificateExpired", o.says)
 	tries := failedRenewals(n)
-	most := mostTries(v, v.Due(), time.Now()) // with the least spread
+	most := mostTries(v, v.Due(), time.Now()) // with the shortest pauses
 	if tries > most || most > 60 {
-		t.Errorf("%d tries in %s, at most %d are allowed", tries, time.Since(begin), most)
+		t.Errorf("%d attempts in %s, want at most %d", tries, time.Since(begin), most)
 	}
 	if made := ca.proxy.Connections() - connections; made > int64(3*tries+3) {
-		t.Errorf("%d connections for %d tries", made, tries)
+		t.Errorf("%d connections for %d attempts", made, tries)
 	}
 	if snapshot(n, short) != before || snapshot(n, long) != longBefore {
-		t.Error("the files have changed")
+		t.Error("the files changed during the outage")
 	}
 
 	tries = failedRenewals(n)
 	o.end(t, ca)
 	end := time.Now()
 	waitRecovery(n, short)
-	// One may have been under way at the end.
+	// One attempt can still be in flight when the outage ends.
 	if more, most := failedRenewals(n)-tries, 1+mostTries(v, end, end.Add(o.remembered)); more > most {
-		t.Errorf("%d more failed tries after the end, in %s", more, time.Since(end))
+		t.Errorf("%d more failed attempts within %s after the outage", more, time.Since(end))
 	}
 	if snapshot(n, short) == before || !strings.Contains(snapshot(n, short), "BEGIN CERTIFICATE") {
-		t.Error("the files are the old ones")
+		t.Error("the files are unchanged after the outage")
 	}
 	read(t, n.Target(short))
 	if snapshot(n, long) != longBefore {
-		t.Error("a certificate that is not due was renewed")
+		t.Error("the plugin renewed a certificate that is not due")
 	}
 }
 
-// mostTries is how many tries the back-off allows in that time, where it gives none
-// the longer half of its pauses.
+// mostTries is the largest number of attempts that the backoff allows in that time,
+// with the shortest pauses that the jitter can give.
 func mostTries(v renewal.Validity, from, to time.Time) int {
 	tries := 0
 	for at := from; at.Before(to); at = at.Add(v.Retry(tries, at, 1)) {
@@ -230,10 +232,10 @@ func mostTries(v renewal.Validity, from, to time.Time) int {
 	return tries
 }
 
-// failedRenewals is how many there were so far.
+// failedRenewals counts the failed renewals in the log.
 func failedRenewals(n *node.Node) int { return n.Logs.Count(logs.RenewalFailed) }
 
-// snapshot is all that is in a volume.
+// snapshot returns the contents of a volume.
 func snapshot(n *node.Node, p node.Pod) string {
 	n.T.Helper()
 	all, err := os.Readlink(filepath.Join(n.Target(p), "..data"))
@@ -246,8 +248,8 @@ func snapshot(n *node.Node, p node.Pod) string {
 	return all
 }
 
-// trouble is the volume's condition, in its one word and its sentence; empty if it
-// is well.
+// trouble returns the reasons and messages of the volume's health; empty if the
+// volume is healthy.
 func trouble(n *node.Node, p node.Pod) string {
 	n.T.Helper()
 	answer, err := n.NodeGetVolumeHealth(n.T.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.VolumeID(), VolumePublishPath: n.Target(p)})
@@ -259,13 +261,14 @@ func trouble(n *node.Node, p node.Pod) string {
 	return strings.Join(all, "\n")
 }
 
-// waitTrouble waits until the volume's condition has the reason, and the words.
+// waitTrouble waits until the volume's health has the reason and a message that
+// contains the words.
 func waitTrouble(n *node.Node, p node.Pod, reason, words string) {
 	n.T.Helper()
 	var says string
 	defer func() {
 		if n.T.Failed() {
-			n.T.Logf("the condition: %s", says)
+			n.T.Logf("the volume's health: %s", says)
 		}
 	}()
 	node.Eventually(n.T, 60*time.Second, reason+" with "+words, func() bool {
@@ -279,15 +282,15 @@ func waitRecovery(n *node.Node, p node.Pod) {
 	node.Eventually(n.T, 60*time.Second, "recovery", func() bool { return trouble(n, p) == "" })
 }
 
-// recoverAfter waits for the recovery after the end of an outage. It comes with the
-// next try, but for one that may have been under way at the end.
+// recoverAfter ends an outage and waits for the recovery. The next attempt must
+// succeed, except one that was in flight when the outage ended.
 func recoverAfter(n *node.Node, p node.Pod, end func()) {
 	n.T.Helper()
 	end()
 	tries := failedRenewals(n)
 	waitRecovery(n, p)
 	if more := failedRenewals(n) - tries; more > 1 {
-		n.T.Errorf("%d more failed tries after the end", more)
+		n.T.Errorf("%d more failed attempts after the outage", more)
 	}
 	read(n.T, n.Target(p))
 }

@@ -40,39 +40,40 @@ func TestSockets(t *testing.T) {
 			t.Errorf("%s: %v", path, info.Mode())
 		}
 	}
-	// A second one is refused, and does the first no harm.
+	// A second plugin on the same socket refuses to start; the first keeps serving.
 	out, err := binary.Command("node", "--config", n.Config, "--kubelet-dir", n.KubeletDir).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "another process serves on this socket") {
-		t.Errorf("a second one: %v: %s", err, out)
+		t.Errorf("a second plugin on the same socket: %v: %s", err, out)
 	}
 	p := node.Pod{Name: "web-0"}
 	n.Publish(p)
 	n.Unpublish(p)
-	// A killed one leaves its sockets, which the next one replaces.
+	// A killed plugin leaves its sockets behind; the next one replaces them.
 	n.Kill()
 	if _, err := os.Lstat(n.Socket()); err != nil {
-		t.Errorf("the socket of a killed process: %v", err)
+		t.Errorf("the socket after a kill: %v", err)
 	}
 	n.Start()
 	n.Stop()
-	// A stopped one leaves neither sockets nor the directory that it made.
+	// A stopped plugin removes its sockets and the directory that it created.
 	if _, err := os.Lstat(filepath.Dir(n.Socket())); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the directory of a stopped process: %v", err)
+		t.Errorf("the socket's directory after a stop: %v", err)
 	}
 	node.Must(t, os.Mkdir(filepath.Dir(n.Socket()), 0o700))
 	node.Must(t, os.WriteFile(n.Socket(), nil, 0o600))
 	out, err = binary.Command("node", "--config", n.Config, "--kubelet-dir", n.KubeletDir).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "remove it") {
-		t.Errorf("a file in its place: %v: %s", err, out)
+		t.Errorf("a file at the socket's path: %v: %s", err, out)
 	}
 	out, err = binary.Command("node", "--config", n.Config, "--kubelet-dir", n.KubeletDir, "--csi-socket", n.KubeletDir+strings.Repeat("/long", 20)).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "at most 107 bytes") {
-		t.Errorf("a path that is too long: %v: %s", err, out)
+		t.Errorf("a socket path that is too long: %v: %s", err, out)
 	}
 }
 
-// Without VOLUME_MOUNT_GROUP, the kubelet would try to change the group of the
-// files itself; without the other two it would not ask.
+// The kubelet relies on these capabilities: without VOLUME_MOUNT_GROUP it changes
+// the group of the files itself, and without the other two it never requests stats
+// or health.
 func TestCapabilities(t *testing.T) {
 	n := newNode(t, startCA(t))
 	answer, err := n.NodeGetCapabilities(t.Context(), &csi.NodeGetCapabilitiesRequest{})
@@ -86,16 +87,16 @@ func TestCapabilities(t *testing.T) {
 		csi.NodeServiceCapability_RPC_GET_VOLUME_STATS,
 		csi.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
 	}; !slices.Equal(got, want) {
-		t.Errorf("got %v", got)
+		t.Errorf("capabilities %v", got)
 	}
 	info, err := n.NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
 	node.Must(t, err)
 	if info.GetNodeId() != "node-1" {
-		t.Errorf("%v", info)
+		t.Errorf("node info %v", info)
 	}
 }
 
-// What the kubelet's plugin watcher does.
+// The kubelet's plugin watcher makes these calls.
 func TestRegistration(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
@@ -107,18 +108,18 @@ func TestRegistration(t *testing.T) {
 	info, err := client.GetInfo(t.Context(), &registration.InfoRequest{})
 	node.Must(t, err)
 	if info.GetType() != registration.CSIPlugin || info.GetName() != node.Driver || info.GetEndpoint() != n.Socket() || len(info.GetSupportedVersions()) != 1 {
-		t.Errorf("%v", info)
+		t.Errorf("plugin info %v", info)
 	}
 	for _, status := range []*registration.RegistrationStatus{{PluginRegistered: true}, {Error: "the name is taken"}} {
 		_, err = client.NotifyRegistrationStatus(t.Context(), status)
 		node.Must(t, err)
 	}
-	node.Eventually(t, 15*time.Second, "the log has it", func() bool {
+	node.Eventually(t, 15*time.Second, "the plugin logs the registration and its failure", func() bool {
 		return n.Logs.Has(logs.Registered) && n.Logs.Has("the name is taken")
 	})
 }
 
-// A private key is neither in a file that is not the volume's nor in the log.
+// Private keys appear only in the volume: in no other file, and not in the log.
 func TestKeysStayInMemory(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -141,7 +142,7 @@ func TestKeysStayInMemory(t *testing.T) {
 	}
 	n.Kill()
 	n.Start()
-	node.Eventually(t, 15*time.Second, "a rotation of each", func() bool { return n.Logs.Count(logs.Renewed) >= len(pods) })
+	node.Eventually(t, 15*time.Second, "a renewal of each certificate", func() bool { return n.Logs.Count(logs.Renewed) >= len(pods) })
 	_ = n.TryPublish(node.Pod{Name: "web-0", Attributes: map[string]string{"dns-names": "web.other"}})
 	secrets = append(secrets, []byte("PRIVATE KEY"))
 	for _, p := range pods {
@@ -151,13 +152,13 @@ func TestKeysStayInMemory(t *testing.T) {
 	n.Stop()
 	for _, secret := range secrets {
 		if n.Logs.Has(string(secret)) {
-			t.Error("the log has a key")
+			t.Error("the log contains a private key")
 		}
 	}
 	if n.Logs.Has(password + "\n") {
-		t.Error("the log has the provisioner's password")
+		t.Error("the log contains the provisioner's password")
 	}
-	// All that is left on the disk, of the node and of temporary files.
+	// Check all files that remain: the node's directory and temporary files.
 	node.Must(t, filepath.WalkDir(filepath.Dir(n.KubeletDir), func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
@@ -165,15 +166,15 @@ func TestKeysStayInMemory(t *testing.T) {
 		content, err := os.ReadFile(path)
 		for _, secret := range secrets {
 			if bytes.Contains(content, secret) {
-				t.Errorf("%s has a key", path)
+				t.Errorf("%s contains a private key", path)
 			}
 		}
 		return err
 	}))
 }
 
-// A stopped driver leaves no goroutine, also where calls and renewals were
-// under way.
+// A stopped driver leaves no goroutine behind, even if it stops during calls and
+// renewals.
 func TestRunEndsEveryGoroutine(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	ca := startCA(t)
@@ -198,7 +199,7 @@ func TestRunEndsEveryGoroutine(t *testing.T) {
 	stop()
 }
 
-// Calls in flight are finished before the plugin ends.
+// The plugin finishes calls in flight before it stops.
 func TestGracefulStopFinishesCalls(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -207,42 +208,43 @@ func TestGracefulStopFinishesCalls(t *testing.T) {
 	release := slow(ca)
 	published := make(chan error)
 	go func() { published <- n.TryPublish(p) }()
-	node.Eventually(t, 15*time.Second, "the CA is asked", func() bool { return ca.Signs() == 1 })
+	node.Eventually(t, 15*time.Second, "the CA receives the request", func() bool { return ca.Signs() == 1 })
 	n.Signal(syscall.SIGTERM)
 	time.Sleep(100 * time.Millisecond)
 	close(release)
 	node.Must(t, <-published)
 	if err := n.Wait(); err != nil {
-		t.Error(err)
+		t.Errorf("the plugin's exit: %v", err)
 	}
 	read(t, n.Target(p))
 	n.Start()
 	n.Unpublish(p)
 }
 
-func TestSecondSignalIsNotNeeded(t *testing.T) {
+func TestStopDuringConnect(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	ca.Stop()
 	n := node.New(t, binary, ca)
 	n.Launch()
-	time.Sleep(300 * time.Millisecond) // it is waiting to connect again
+	time.Sleep(300 * time.Millisecond) // the plugin waits for its next attempt to connect
 	start := time.Now()
 	n.Stop()
 	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("it took %s to stop", took)
+		t.Errorf("the plugin took %s to stop", took)
 	}
 	node.Must(t, ca.Resume())
 }
 
-// On a kernel without mount_setattr the start is refused with the version that
-// is needed. The kernel is made one by a seccomp filter, which the plugin
-// inherits.
+// On a kernel without mount_setattr the plugin refuses to start and names the
+// required version. A seccomp filter, which the plugin inherits, simulates such a
+// kernel.
 func TestOldKernelIsRefused(t *testing.T) {
 	n := node.New(t, binary, startCA(t))
 	result := make(chan string)
 	go func() {
-		// The filter cannot be taken off a thread; the thread ends with this.
+		// A thread cannot remove its filter. The goroutine never unlocks the thread, so
+		// the runtime ends the thread with the goroutine.
 		runtime.LockOSThread()
 		if err := forbid(unix.SYS_MOUNT_SETATTR, unix.ENOSYS); err != nil {
 			result <- err.Error()
@@ -259,7 +261,7 @@ func TestOldKernelIsRefused(t *testing.T) {
 	}
 }
 
-// forbid makes a system call fail for this thread and what it starts.
+// forbid makes a system call fail for this thread and the processes that it starts.
 func forbid(call uintptr, errno unix.Errno) error {
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},

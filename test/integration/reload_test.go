@@ -21,11 +21,12 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// serverOf makes the test's binary a server that cannot watch its files: it shows
-// what it has read when it started, or at the last SIGHUP.
+// serverOf names the environment variable that turns the test's binary into a TLS
+// server. The server does not watch its files: it reads them at the start and at
+// each SIGHUP.
 const serverOf = "STEP_CSI_TEST_SERVER_OF"
 
-// runServer is that server. It says on its output which signals it gets.
+// runServer runs that server. It prints the signals that it receives.
 func runServer(directory string) {
 	load := func() *tls.Certificate {
 		pair, err := tls.LoadX509KeyPair(filepath.Join(directory, "tls.crt"), filepath.Join(directory, "tls.key"))
@@ -59,7 +60,7 @@ func runServer(directory string) {
 			connection.Close()
 		case s := <-signals:
 			switch s {
-			case syscall.SIGURG: // of Go itself
+			case syscall.SIGURG: // the Go runtime sends itself SIGURG
 				continue
 			case syscall.SIGHUP:
 				pair = load()
@@ -72,8 +73,8 @@ func runServer(directory string) {
 	}
 }
 
-// buildReload builds step-csi-reload once for all tests, with the race detector where
-// there is a C compiler.
+// buildReload builds step-csi-reload once for all tests, with the race detector
+// where a C compiler is available.
 var buildReload = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(filepath.Dir(string(binary)), "step-csi-reload")
 	args := []string{"build", "-o", path}
@@ -87,7 +88,7 @@ var buildReload = sync.OnceValues(func() (string, error) {
 	return path, err
 })
 
-// reloadCommand is a step-csi-reload that has not started.
+// reloadCommand returns a step-csi-reload that has not started.
 func reloadCommand(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	path, err := buildReload()
@@ -95,7 +96,7 @@ func reloadCommand(t *testing.T, args ...string) *exec.Cmd {
 	return exec.Command(path, args...)
 }
 
-// reloading is a step-csi-reload that runs.
+// reloading is a running step-csi-reload.
 type reloading struct {
 	t       *testing.T
 	process *exec.Cmd
@@ -119,7 +120,7 @@ func startReload(t *testing.T, env string, args ...string) *reloading {
 	return r
 }
 
-// says waits until the word is in the output so often.
+// says waits until the output contains the text at least that many times.
 func (r *reloading) says(times int, what string) {
 	r.t.Helper()
 	node.Eventually(r.t, 30*time.Second, what, func() bool { return strings.Count(r.out.String(), what) >= times })
@@ -130,7 +131,7 @@ func (r *reloading) signal(s syscall.Signal) {
 	node.Must(r.t, r.process.Process.Signal(s))
 }
 
-// exits waits for the end, and compares the exit status.
+// exits waits until the process ends and compares its exit status.
 func (r *reloading) exits(status int) {
 	r.t.Helper()
 	select {
@@ -140,12 +141,12 @@ func (r *reloading) exits(status int) {
 			r.t.Errorf("exit status %d instead of %d: %v", got, status, err)
 		}
 	case <-time.After(30 * time.Second):
-		r.t.Fatal("it does not end")
+		r.t.Fatal("step-csi-reload does not exit")
 	}
 }
 
-// A server that is wrapped shows the new certificate after each rotation, in the
-// same process, and is sent all other signals, too.
+// A wrapped server serves the new certificate after each rotation, without a
+// restart, and receives all other signals too.
 func TestReloadWrapsAServer(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
@@ -154,7 +155,7 @@ func TestReloadWrapsAServer(t *testing.T) {
 	self, err := os.Executable()
 	node.Must(t, err)
 	r := startReload(t, serverOf+"="+target, "--dir", target, "--signal", "HUP", "--debounce", "100ms", "--", self)
-	// It waits for the volume, and only then is there a server.
+	// step-csi-reload waits for the volume before it starts the server.
 	r.says(1, logs.WaitingForFiles)
 	n.Publish(p)
 	r.says(1, "serving ")
@@ -163,8 +164,8 @@ func TestReloadWrapsAServer(t *testing.T) {
 	roots := read(t, target).roots
 	for range 3 {
 		first := shownAt(t, address, roots)
-		node.Eventually(t, 30*time.Second, "a new certificate at the server", func() bool { return !shownAt(t, address, roots).Equal(first) })
-		node.Eventually(t, 5*time.Second, "the one of the volume", func() bool { return shownAt(t, address, roots).Equal(read(t, target).leaf()) })
+		node.Eventually(t, 30*time.Second, "the server serves a new certificate", func() bool { return !shownAt(t, address, roots).Equal(first) })
+		node.Eventually(t, 5*time.Second, "the server serves the volume's certificate", func() bool { return shownAt(t, address, roots).Equal(read(t, target).leaf()) })
 	}
 	if started := strings.Count(r.out.String(), "serving "); started != 1 {
 		t.Errorf("the server started %d times", started)
@@ -189,7 +190,7 @@ func shownAt(t *testing.T, address string, roots *x509.CertPool) *x509.Certifica
 	return connection.ConnectionState().PeerCertificates[0]
 }
 
-// still is a directory in which nothing changes.
+// still returns a directory whose files do not change.
 func still(t *testing.T) string {
 	directory := t.TempDir()
 	node.Must(t, os.WriteFile(filepath.Join(directory, "tls.crt"), nil, 0o600))
@@ -206,12 +207,12 @@ func TestReloadExitsAsTheProgramDoes(t *testing.T) {
 	r := startReload(t, "", "--dir", still(t), "--signal", "HUP", "--", "/no/such/program")
 	r.exits(1)
 	r.says(1, "/no/such/program: no such file or directory")
-	// Before the files are there, there is no program yet.
+	// Until the files exist, step-csi-reload does not start the program.
 	r = startReload(t, "", "--dir", "/no/such/directory", "--signal", "HUP", "--", "true")
 	r.says(1, "missing=")
 	r.signal(syscall.SIGTERM)
 	r.exits(0)
-	// Nobody is told who would be killed by it.
+	// step-csi-reload does not send a signal that would kill the program.
 	directory := still(t)
 	r = startReload(t, "", "--dir", directory, "--debounce", "10ms", "--signal", "HUP", "--", "sleep", "600")
 	r.says(1, logs.Watching)
@@ -221,8 +222,9 @@ func TestReloadExitsAsTheProgramDoes(t *testing.T) {
 	r.exits(143)
 }
 
-// As process 1 of a container it collects the orphans, which would stay for ever.
-func TestReloadCollectsOrphans(t *testing.T) {
+// As process 1 of a container, step-csi-reload reaps orphans, which would otherwise
+// stay as zombies.
+func TestReloadReapsOrphans(t *testing.T) {
 	t.Parallel()
 	r := &reloading{t: t, out: &node.Log{}, ended: make(chan error, 1)}
 	r.process = reloadCommand(t, "--dir", still(t), "--signal", "HUP", "--", "sh", "-c",
@@ -249,8 +251,8 @@ func TestReloadCollectsOrphans(t *testing.T) {
 	r.exits(143)
 }
 
-// A sidecar: the server is not its child. First it is found by its process id,
-// then by its name.
+// A sidecar signals a server that is not its child. It finds the server by a PID
+// file, and then by its process name.
 func TestReloadBesideAServer(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
@@ -268,15 +270,15 @@ func TestReloadBesideAServer(t *testing.T) {
 		_ = server.Process.Kill()
 		_ = server.Wait()
 	})
-	node.Eventually(t, 30*time.Second, "the server", func() bool { return strings.Contains(out.String(), "serving ") })
+	node.Eventually(t, 30*time.Second, "the server listens", func() bool { return strings.Contains(out.String(), "serving ") })
 	file := filepath.Join(t.TempDir(), "pid")
 	node.Must(t, os.WriteFile(file, fmt.Appendf(nil, "%d\n", server.Process.Pid), 0o600))
 	for i, to := range [][]string{{"--pid-file", file}, {"--process-name", "sidecar-test"}} {
 		r := startReload(t, "", append([]string{"--dir", target, "--debounce", "10ms", "--signal", "HUP"}, to...)...)
-		// Once when it starts, and then with the rotation.
+		// step-csi-reload signals once when it starts, and once for the rotation.
 		for reloads := range 2 {
 			r.says(reloads+1, logs.Reloaded)
-			node.Eventually(t, 10*time.Second, "the signal", func() bool { return strings.Count(out.String(), "got hangup") >= 2*i+reloads+1 })
+			node.Eventually(t, 10*time.Second, "the server receives the signal", func() bool { return strings.Count(out.String(), "got hangup") >= 2*i+reloads+1 })
 		}
 		r.signal(syscall.SIGTERM)
 		r.exits(0)
@@ -284,8 +286,8 @@ func TestReloadBesideAServer(t *testing.T) {
 	n.Unpublish(p)
 }
 
-// A command that fails is run again, with what it says in between; one that works
-// is run once for each rotation.
+// A failing command runs again, and its error is logged. A command that succeeds
+// runs once for each rotation.
 func TestReloadRunsACommand(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
@@ -302,7 +304,7 @@ func TestReloadRunsACommand(t *testing.T) {
 	node.Eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, target).leaf().Equal(first) })
 	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber.Bytes()))
 	n.Unpublish(p)
-	// The volume is gone; the next pod's comes.
+	// The volume is unmounted, and then the next pod's volume is mounted.
 	r.says(1, logs.WaitingForFiles)
 	p.Attributes["duration"] = "1h"
 	n.Publish(p)
@@ -310,7 +312,7 @@ func TestReloadRunsACommand(t *testing.T) {
 	r.signal(syscall.SIGTERM)
 	r.exits(0)
 	if strings.Contains(r.out.String(), "PRIVATE") {
-		t.Error("there is a key in the log")
+		t.Error("the log contains a private key")
 	}
 	n.Unpublish(p)
 }

@@ -13,9 +13,10 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// Something hides the path of a volume for a while: its renewals stop, an alert can
-// fire, and no republish is an error that would cost the pod its volume. At the first
-// republish after that, the volume is managed again.
+// Another mount hides the path of a volume for a while. The plugin stops renewing
+// the certificate and counts the volume as unmanaged, so that an alert can fire. The
+// next republish after the path is visible again makes the plugin manage the volume
+// again.
 func TestHiddenVolumeIsAdoptedAgain(t *testing.T) {
 	t.Parallel()
 	n := node.New(t, binary, startCA(t))
@@ -31,20 +32,20 @@ func TestHiddenVolumeIsAdoptedAgain(t *testing.T) {
 	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "6s"}}
 	n.Publish(p)
 	node.Must(t, syscall.Mount("foreign", n.Target(p), "tmpfs", 0, ""))
-	node.Eventually(t, 20*time.Second, "its renewals stop", func() bool { return n.Logs.Has(logs.RenewalsStopped) })
-	node.Eventually(t, 5*time.Second, "it is counted", unmanaged("1"))
+	node.Eventually(t, 20*time.Second, "the plugin stops renewing", func() bool { return n.Logs.Has(logs.RenewalsStopped) })
+	node.Eventually(t, 5*time.Second, "the volume counts as unmanaged", unmanaged("1"))
 	expect(t, n.TryPublish(p), codes.Unavailable, "something else is mounted there")
 	node.Must(t, syscall.Unmount(n.Target(p), 0))
 	renewed := n.Logs.Count(logs.Renewed)
 	n.Publish(p)
-	node.Eventually(t, 20*time.Second, "it is renewed again", func() bool { return n.Logs.Count(logs.Renewed) > renewed+1 })
-	node.Eventually(t, 5*time.Second, "it is no longer counted", unmanaged("0"))
+	node.Eventually(t, 20*time.Second, "the plugin renews again", func() bool { return n.Logs.Count(logs.Renewed) > renewed+1 })
+	node.Eventually(t, 5*time.Second, "the volume no longer counts as unmanaged", unmanaged("0"))
 	read(t, n.Target(p))
 	n.Unpublish(p)
 }
 
-// A volume that a starting process finds in the mount table but cannot read is counted
-// until the kubelet publishes it.
+// A starting plugin finds a volume in the mount table but cannot read its files. The
+// volume counts as unmanaged until the kubelet publishes it again.
 func TestVolumeThatCannotBeAdoptedIsCounted(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
@@ -58,15 +59,15 @@ func TestVolumeThatCannotBeAdoptedIsCounted(t *testing.T) {
 	node.Must(t, syscall.Mkdir(n.Target(p), 0o755))
 	n.Start()
 	if _, body := get(t, "http://"+address+"/metrics"); !strings.Contains(body, `step_csi_volumes_unmanaged{issuer=""} 1`) || !n.Logs.Has(logs.CannotAdopt) {
-		t.Error("it is not counted")
+		t.Error("the volume does not count as unmanaged")
 	}
 	node.Must(t, syscall.Unmount(parent, syscall.MNT_DETACH))
 	n.Publish(p)
 	if trouble, err := n.Health(p); err != nil || len(trouble) > 0 || n.Logs.Has(logs.Renewed) {
-		t.Errorf("not adopted as it is: %v, %v", trouble, err)
+		t.Errorf("the republish did not adopt the volume unchanged: health %v, error %v", trouble, err)
 	}
 	if _, body := get(t, "http://"+address+"/metrics"); strings.Contains(body, `step_csi_volumes_unmanaged{issuer=""}`) {
-		t.Error("it is still counted")
+		t.Error("the volume still counts as unmanaged")
 	}
 	n.Unpublish(p)
 }

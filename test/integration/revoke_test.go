@@ -49,7 +49,7 @@ func startRealCAIn(t *testing.T, directory string) *realca.CA {
 	return ca
 }
 
-// renew asks the CA to renew the certificate, as a thief would who has its key.
+// renew asks the CA to renew the certificate, as a thief of the key would.
 func renew(t *testing.T, ca rootedCA, f files) (status int) {
 	t.Helper()
 	pair := tls.Certificate{PrivateKey: f.key}
@@ -68,7 +68,7 @@ func caClient(ca rootedCA, pairs ...tls.Certificate) *http.Client {
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: pairs}}}
 }
 
-// revoked is what the CA publishes.
+// revoked returns the serial numbers in the CA's CRL.
 func revoked(t *testing.T, ca rootedCA) string {
 	t.Helper()
 	answer, err := caClient(ca).Get(ca.URL() + "/1.0/crl")
@@ -78,7 +78,7 @@ func revoked(t *testing.T, ca rootedCA) string {
 	node.Must(t, err)
 	list, err := x509.ParseRevocationList(der)
 	if err != nil {
-		return "" // none yet
+		return "" // the CA has no CRL yet
 	}
 	var serials []string
 	for _, entry := range list.RevokedCertificateEntries {
@@ -87,8 +87,8 @@ func revoked(t *testing.T, ca rootedCA) string {
 	return strings.Join(serials, " ")
 }
 
-// A certificate is revoked when its pod goes: the real CA does not renew it any
-// more, and has it in its list. Others are as they were.
+// Deleting a pod revokes its certificate: the real CA refuses to renew it and lists
+// it in the CRL. Other certificates stay valid.
 func TestRevokeOnDelete(t *testing.T) {
 	t.Parallel()
 	ca := startRealCA(t)
@@ -103,7 +103,7 @@ func TestRevokeOnDelete(t *testing.T) {
 			n.Publish(other)
 			credential, kept := read(t, n.Target(p)), read(t, n.Target(other))
 			if status := renew(t, ca, credential); status != http.StatusCreated {
-				t.Errorf("%s: before, the CA renews with %d", mode, status)
+				t.Errorf("%s: before the revocation, the CA answers a renewal with %d", mode, status)
 			}
 			n.Unpublish(p)
 			n.Unpublish(other)
@@ -111,13 +111,13 @@ func TestRevokeOnDelete(t *testing.T) {
 			done := logs.Revoked + ` call="NodeUnpublishVolume" pod="shop/web-0" volumeID="` + p.VolumeID() + `" issuer="default" serial="` + serial
 			node.Eventually(t, 30*time.Second, "the revocation", func() bool { return n.Logs.Has(done) })
 			if status := renew(t, ca, credential); status != http.StatusUnauthorized {
-				t.Errorf("%s: the CA renews with %d", mode, status)
+				t.Errorf("%s: the CA answers the renewal of the revoked certificate with %d", mode, status)
 			}
 			if status := renew(t, ca, kept); status != http.StatusCreated {
-				t.Errorf("%s: the CA renews the other one with %d", mode, status)
+				t.Errorf("%s: the CA answers the renewal of another certificate with %d", mode, status)
 			}
 			if list := revoked(t, ca); !strings.Contains(list, serial) || strings.Contains(list, kept.leaf().SerialNumber.String()) {
-				t.Errorf("%s: the list has %s", mode, list)
+				t.Errorf("%s: the CRL has %s", mode, list)
 			}
 			if log := r.replicas[0].logs; mode == "ra" && !log.Has(logs.Revoked+` issuer="default" uid="`+p.ID()+`" node="node-1" plugin="step-csi-1" serial="`+serial) {
 				t.Errorf("the audit log:\n%s", log)
@@ -127,7 +127,7 @@ func TestRevokeOnDelete(t *testing.T) {
 	if _, metrics := r.get(0, "/metrics"); !strings.Contains(metrics, `step_csi_ra_revocations_total{code="OK",issuer="default"} 4`) {
 		t.Errorf("metrics:\n%s", metrics)
 	}
-	// Once more is no error: the answer may have been lost.
+	// Revoking twice is no error: the first answer can get lost.
 	signer, err := stepca.New(stepca.Config{
 		URL: ca.URL(), Fingerprint: ca.Fingerprint(), Provisioner: "admin",
 		Password: func() ([]byte, error) { return []byte("password"), nil },
@@ -138,9 +138,10 @@ func TestRevokeOnDelete(t *testing.T) {
 	node.Must(t, signer.Revoke(t.Context(), issuer.Revocation{Serial: serial}))
 }
 
-// The pod does not wait for the CA, and the plugin not for long; what is lost then
-// can be done by hand.
-func TestRevocationAtACAThatHangs(t *testing.T) {
+// The CA hangs. The unpublish does not wait for the revocation, the plugin still
+// stops soon, and it logs the serial numbers that an administrator must revoke by
+// hand.
+func TestRevocationWhileCAHangs(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
@@ -155,7 +156,7 @@ func TestRevocationAtACAThatHangs(t *testing.T) {
 			<-r.Context().Done()
 		})
 	})
-	limited, cancel := context.WithTimeout(t.Context(), 10*time.Second) // one call to the CA takes longer
+	limited, cancel := context.WithTimeout(t.Context(), 10*time.Second) // shorter than the timeout of one call to the CA
 	defer cancel()
 	_, err := n.NodeUnpublishVolume(limited, &csi.NodeUnpublishVolumeRequest{VolumeId: p.VolumeID(), TargetPath: n.Target(p)})
 	node.Must(t, err)
@@ -163,14 +164,14 @@ func TestRevocationAtACAThatHangs(t *testing.T) {
 	begin := time.Now()
 	n.Stop()
 	if took := time.Since(begin); took > 40*time.Second {
-		t.Errorf("the plugin stopped within %s", took)
+		t.Errorf("the plugin took %s to stop", took)
 	}
 	if !n.Logs.Has(logs.RevokeByHand+leaf.SerialNumber.String()) || !n.Logs.Has(logs.StoppingRevoking) {
-		t.Error("it does not say what is left to do")
+		t.Error("the log does not name the certificates to revoke by hand")
 	}
 }
 
-// A CA that was away is asked again.
+// After an outage, the plugin retries the revocation.
 func TestRevocationAfterAnOutage(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -197,18 +198,19 @@ func TestRevocationAfterAnOutage(t *testing.T) {
 	select {
 	case body := <-revocations:
 		if !strings.Contains(body, serial) {
-			t.Errorf("asked for %s, not for %s", body, serial)
+			t.Errorf("the plugin revoked %s, want %s", body, serial)
 		}
 	case <-time.After(time.Minute):
-		t.Fatal("it was not asked again")
+		t.Fatal("the plugin did not retry the revocation")
 	}
 	node.Eventually(t, 20*time.Second, "the revocation", func() bool { return n.Logs.Has(logs.Revoked) })
 }
 
-// What cannot work for any pod is said once, with what to change.
+// An issuer that cannot revoke any certificate is logged once, with the setting to
+// change.
 func TestRevocationWithoutADatabase(t *testing.T) {
 	t.Parallel()
-	ca := startCA(t) // which has none
+	ca := startCA(t) // this CA has no database
 	r := startAuthority(t, ca, 1, "")
 	for mode, n := range map[string]*node.Node{"node": newNode(t, ca), "ra": r.newNode()} {
 		for i := range 3 {
@@ -217,12 +219,12 @@ func TestRevocationWithoutADatabase(t *testing.T) {
 			n.Publish(p)
 			n.Unpublish(p)
 		}
-		node.Eventually(t, 30*time.Second, "all three", func() bool { return n.Logs.Count(logs.CannotRevoke) == 1 && n.Logs.Count(logs.NotRevoked) == 2 })
+		node.Eventually(t, 30*time.Second, "all three failed revocations", func() bool { return n.Logs.Count(logs.CannotRevoke) == 1 && n.Logs.Count(logs.NotRevoked) == 2 })
 		if said := n.Logs.Count(logs.CannotRevoke); said != 1 {
-			t.Errorf("%s: it was said %d times", mode, said)
+			t.Errorf("%s: the plugin logged the problem %d times", mode, said)
 		}
 		if !n.Logs.Has(logs.NoDatabase) {
-			t.Errorf("%s: it does not say what to change", mode)
+			t.Errorf("%s: the log does not say what to change", mode)
 		}
 	}
 	if _, metrics := r.get(0, "/metrics"); !strings.Contains(metrics, `step_csi_ra_revocations_total{code="FailedPrecondition",issuer="default"} 3`) {
@@ -230,12 +232,12 @@ func TestRevocationWithoutADatabase(t *testing.T) {
 	}
 }
 
-// theRevocation is a request to revoke, as whoever reaches the authority can make
-// one. It begins as one that is fine.
+// theRevocation is a call to Revoke by a client that can reach the authority. It
+// starts as a valid call.
 type theRevocation struct {
 	t       *testing.T
 	token   string
-	node    string // that the proof is for
+	node    string // the node that the proof names
 	request *rapb.RevokeRequest
 	key     crypto.Signer
 }
@@ -257,8 +259,8 @@ func (a *theRevocation) call(client rapb.RegistrationAuthorityClient) error {
 	return err
 }
 
-// Whoever has not the key of a certificate does not revoke it, and the CA is not
-// even asked.
+// A client without the key of a certificate cannot revoke it: the authority rejects
+// the call and does not call the CA.
 func TestAttackRevocation(t *testing.T) {
 	t.Parallel()
 	ca, foreign := startRealCA(t), startCA(t)
@@ -280,7 +282,7 @@ func TestAttackRevocation(t *testing.T) {
 		}
 	}
 	client := r.client(t)
-	heard := fine(t) // on the way, by somebody
+	heard := fine(t) // an eavesdropper recorded this valid call
 	as := func(pod issuer.Pod) func(*theRevocation) {
 		return func(a *theRevocation) { r.reviews.Set(jwt("plugin"), reviews.Bound(pod)) }
 	}
@@ -341,26 +343,26 @@ func TestAttackRevocation(t *testing.T) {
 		if err := a.call(client); err != nil {
 			expect(t, err, test.code, test.message)
 		} else {
-			t.Errorf("%s: not refused", test.name)
+			t.Errorf("%s: the authority accepted the call", test.name)
 		}
 		if t.Failed() {
 			t.Fatal(test.name)
 		}
 	}
 	if list := revoked(t, ca); list != "" {
-		t.Errorf("revoked: %s", list)
+		t.Errorf("the CRL has %s", list)
 	}
 	for _, f := range []files{mine, victim} {
 		if status := renew(t, ca, f); status != http.StatusCreated {
-			t.Errorf("the CA renews with %d", status)
+			t.Errorf("the CA answers a renewal with %d", status)
 		}
 	}
-	// What is fine is done, and to hear it and say it again does nothing.
+	// The valid call succeeds, and replaying it changes nothing.
 	r.reviews.Bind(jwt("plugin"), plugin)
 	node.Must(t, heard.call(client))
 	node.Must(t, heard.call(client))
 	if list, want := revoked(t, ca), mine.leaf().SerialNumber.String(); list != want {
-		t.Errorf("revoked: %s instead of %s", list, want)
+		t.Errorf("the CRL has %s, want %s", list, want)
 	}
 	for _, p := range []node.Pod{p, q, brief} {
 		n.Unpublish(p)
@@ -371,8 +373,8 @@ func TestAttackRevocation(t *testing.T) {
 	}
 }
 
-// selfMade is a certificate with the serial number and the names of another, signed
-// by its own key.
+// selfMade returns a self-signed certificate with the serial number and the names of
+// another.
 func selfMade(t *testing.T, like *x509.Certificate) ([][]byte, crypto.Signer) {
 	t.Helper()
 	key, err := issuer.ECDSAP256.Generate()
@@ -385,8 +387,8 @@ func selfMade(t *testing.T, like *x509.Certificate) ([][]byte, crypto.Signer) {
 	return [][]byte{der}, key.Signer
 }
 
-// What has expired nobody needs to revoke.
-func TestAttackRevokingWhatExpired(t *testing.T) {
+// The authority rejects expired certificates, which need no revocation.
+func TestAttackRevokingExpiredCertificate(t *testing.T) {
 	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "")
 	n := r.newNode()

@@ -21,9 +21,9 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// A root goes, and an intermediate, while two pods talk by mutual TLS. The
-// plugin is restarted in between, with the configuration that it had at first:
-// that names the old root only.
+// The CA replaces its root and later its intermediate, while two pods talk over
+// mutual TLS. The plugin restarts in between with its original configuration, which
+// names only the old root.
 func TestRotationOfRoots(t *testing.T) {
 	t.Parallel()
 	ca := startRealCA(t)
@@ -49,7 +49,7 @@ func TestRotationOfRoots(t *testing.T) {
 	waitForRoots(n, client, old.Root, next.Root)
 	waitForRoots(n, long, old.Root, next.Root)
 	if !read(t, n.Target(long)).leaf().Equal(untouched) {
-		t.Error("a new certificate was issued for new roots")
+		t.Error("the plugin requested a new certificate when the roots changed")
 	}
 
 	t.Log("the CA signs under the new root")
@@ -59,7 +59,7 @@ func TestRotationOfRoots(t *testing.T) {
 	waitForIssuer(n, server, next.Intermediate)
 	waitForIssuer(n, client, next.Intermediate)
 
-	t.Log("the old root goes")
+	t.Log("the CA removes the old root")
 	node.Must(t, ca.Serve(next, next.Root))
 	waitForRoots(n, server, next.Root)
 	waitForRoots(n, client, next.Root)
@@ -67,7 +67,7 @@ func TestRotationOfRoots(t *testing.T) {
 	n.Stop()
 	n.Start()
 
-	t.Log("the intermediate is another one")
+	t.Log("the CA uses another intermediate")
 	third, err := minica.New(minica.WithName("Third"))
 	node.Must(t, err)
 	third.Intermediate = crossSign(t, third.Intermediate, next)
@@ -82,7 +82,7 @@ func TestRotationOfRoots(t *testing.T) {
 	}
 }
 
-// crossSign makes the intermediate one below the root of another PKI.
+// crossSign certifies the intermediate with the root of another PKI.
 func crossSign(t *testing.T, intermediate *x509.Certificate, under *minica.CA) *x509.Certificate {
 	template := *intermediate
 	template.AuthorityKeyId = nil
@@ -103,14 +103,14 @@ func waitForRoots(n *node.Node, p node.Pod, want ...*x509.Certificate) {
 
 func waitForIssuer(n *node.Node, p node.Pod, intermediate *x509.Certificate) {
 	n.T.Helper()
-	node.Eventually(n.T, 30*time.Second, p.Name+" has a certificate of the other intermediate", func() bool {
+	node.Eventually(n.T, 30*time.Second, p.Name+" has a certificate from the new intermediate", func() bool {
 		got, err := pemutil.ReadCertificateBundle(filepath.Join(n.Target(p), "tls.crt"))
 		return err == nil && got[0].CheckSignatureFrom(intermediate) == nil
 	})
 }
 
-// conversation is a client and a server that shake hands all the time. Both
-// reload their files for each handshake, as programs do that watch them.
+// conversation is a client and a server that make handshakes continuously. Both
+// reload their files for each handshake, like programs that watch the files.
 type conversation struct {
 	t       *testing.T
 	stop    context.CancelFunc
@@ -136,7 +136,7 @@ func startConversation(t *testing.T, server, client string) *conversation {
 		for ; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
 			err := talk(listener.Addr().String(), client)
 			if ctx.Err() != nil {
-				return // the listener may have been closed meanwhile
+				return // end may have closed the listener
 			}
 			if err != nil {
 				t.Errorf("handshake %d: %v", c.count.Load(), err)
@@ -148,7 +148,7 @@ func startConversation(t *testing.T, server, client string) *conversation {
 	return c
 }
 
-// end returns the number of handshakes.
+// end stops the conversation and returns the number of handshakes.
 func (c *conversation) end() int64 {
 	c.stop()
 	c.running.Wait()
@@ -168,8 +168,8 @@ func serveEcho(listener net.Listener, running *sync.WaitGroup) {
 	}
 }
 
-// talk sees its word come back: with TLS 1.3, only then has the server accepted
-// the client.
+// talk sends a word and reads it back. With TLS 1.3, only the answer proves that the
+// server accepted the client.
 func talk(address, volume string) error {
 	config, err := configOf(volume)
 	if err != nil {
@@ -187,7 +187,7 @@ func talk(address, volume string) error {
 	return err
 }
 
-// configOf reads one set of files.
+// configOf reads the files of one set of the volume.
 func configOf(volume string) (*tls.Config, error) {
 	set, err := filepath.EvalSymlinks(filepath.Join(volume, "..data"))
 	if err != nil {

@@ -16,9 +16,9 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// stubController makes volumes up. The suite wants to create volumes before it
-// publishes them; inline volumes come from nowhere. What it asks about the
-// driver's identity is answered by the driver.
+// stubController pretends to create volumes: the suite creates each volume before it
+// publishes it, but inline volumes have no controller. The driver itself answers the
+// identity calls.
 type stubController struct {
 	csi.UnimplementedControllerServer
 	csi.UnimplementedIdentityServer
@@ -79,7 +79,8 @@ func (s *stubController) ValidateVolumeCapabilities(_ context.Context, r *csi.Va
 	}, nil
 }
 
-// readOnly publishes as pods with readOnly: true do, which the suite does not.
+// readOnly sets readonly in publish requests, which the driver requires and the
+// suite does not set.
 func readOnly(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	if publish, ok := req.(*csi.NodePublishVolumeRequest); ok {
 		publish.Readonly = true

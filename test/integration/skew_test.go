@@ -16,19 +16,19 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// oldCommit is an older version. The node plugins of this version work with its
-// registration authority, and its node plugins with the registration authority of
-// this version: in an upgrade, both are in use for a while.
+// oldCommit is an older version. During an upgrade both versions are in use: the
+// node plugins of one version must work with the registration authority of the
+// other.
 const oldCommit = "5c0c1a525a523abf1e19550898e1772ef0a3d437"
 
-// oldBinary builds step-csi of oldCommit, once.
+// oldBinary builds step-csi at oldCommit, once.
 var oldBinary = sync.OnceValues(func() (node.Binary, error) {
 	source, err := os.MkdirTemp("", "step-csi-old-")
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(source)
-	// The tests run as root, who need not own the repository.
+	// The tests run as root, which need not own the repository.
 	archive := exec.Command("git", "-c", "safe.directory=*", "-C", "../..", "archive", "--format=tar", "--output", filepath.Join(source, "source.tar"),
 		oldCommit, "go.mod", "go.sum", "cmd/step-csi", "driver", "issuer")
 	if out, err := archive.CombinedOutput(); err != nil {
@@ -93,8 +93,8 @@ func TestVersionSkew(t *testing.T) {
 	}
 }
 
-// checkErrorsReachThePod checks the code and the text of errors that the registration
-// authority decides: the kubelet writes them into the pod's events.
+// checkErrorsReachThePod checks the code and the message of errors that the
+// registration authority returns. The kubelet writes them into the pod's events.
 func checkErrorsReachThePod(t *testing.T, r *authorities, n *node.Node) {
 	t.Helper()
 	p := node.Pod{Name: "denied-0", Attributes: map[string]string{"dns-names": "db.prod.svc"}}
@@ -117,7 +117,8 @@ func checkErrorsReachThePod(t *testing.T, r *authorities, n *node.Node) {
 	n.Unpublish(p)
 }
 
-// refreshRoots restarts the replica, which then requests the CA's roots so often.
+// refreshRoots restarts the replica with this interval for requesting the CA's
+// roots.
 func (r *authorities) refreshRoots(i int, interval time.Duration) {
 	r.t.Helper()
 	r.stop(i)

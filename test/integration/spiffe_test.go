@@ -25,13 +25,13 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// workload is a volume as a program reads it that uses go-spiffe.
+// workload is a volume as a program with go-spiffe reads it.
 type workload struct {
 	*x509svid.SVID
 	*x509bundle.Bundle
 }
 
-// publishAs publishes the pod with another service account than web.
+// publishAs publishes the pod with another service account.
 func publishAs(n *node.Node, serviceAccount string, p node.Pod) {
 	n.T.Helper()
 	req := n.MustRequest(p)
@@ -51,13 +51,14 @@ func loadWorkload(n *node.Node, p node.Pod) workload {
 	return workload{svid, bundle}
 }
 
-// loadSVID returns what go-spiffe says about a volume.
+// loadSVID loads a volume with go-spiffe and returns its error.
 func loadSVID(path string) error {
 	_, err := x509svid.Load(filepath.Join(path, "tls.crt"), filepath.Join(path, "tls.key"))
 	return err
 }
 
-// The files are an X.509-SVID, whatever the key, and pods know each other by it.
+// With every key type, the files are a valid X.509-SVID, and pods authenticate each
+// other with it.
 func TestSPIFFE(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
@@ -77,28 +78,28 @@ func TestSPIFFE(t *testing.T) {
 			}
 			for _, w := range []workload{server, client} {
 				if id, _, err := x509svid.Verify(w.Certificates, w.Bundle); err != nil || id != w.ID {
-					t.Errorf("verified as %s: %v", id, err)
+					t.Errorf("go-spiffe verified the SVID as %s: %v", id, err)
 				}
 				checkSVID(t, w.Certificates[0])
 			}
 			node.Must(t, handshake(server, client, client.ID, server.ID))
 			if err := handshake(server, client, stranger, server.ID); err == nil || !strings.Contains(err.Error(), `server: unexpected ID "`+client.ID.String()+`"`) {
-				t.Errorf("a server that waits for another client: %v", err)
+				t.Errorf("a server that expects another client: %v", err)
 			}
 			if err := handshake(server, client, client.ID, stranger); err == nil || !strings.Contains(err.Error(), `client: unexpected ID "`+server.ID.String()+`"`) {
-				t.Errorf("a client that wants another server: %v", err)
+				t.Errorf("a client that expects another server: %v", err)
 			}
 		})
 	}
 }
 
-// checkSVID holds a leaf against sections 2 and 4 of the specification, which
-// libraries do not check all of:
+// checkSVID checks the rules for leaves in sections 2 and 4 of the specification,
+// which libraries check only in part:
 // https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md.
 func checkSVID(t *testing.T, leaf *x509.Certificate) {
 	t.Helper()
 	if len(leaf.URIs) != 1 || leaf.IsCA {
-		t.Errorf("URIs %s, CA %v", leaf.URIs, leaf.IsCA)
+		t.Errorf("URIs %s, is a CA: %v", leaf.URIs, leaf.IsCA)
 	}
 	const may = x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement
 	if leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0 || leaf.KeyUsage&^may != 0 {
@@ -112,13 +113,13 @@ func checkSVID(t *testing.T, leaf *x509.Certificate) {
 	}
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
 		if !slices.Contains(leaf.ExtKeyUsage, usage) {
-			t.Errorf("extended key usages %v", leaf.ExtKeyUsage)
+			t.Errorf("the extended key usages are %v", leaf.ExtKeyUsage)
 		}
 	}
 }
 
-// handshake has the client read a line from the server, each of which lets
-// nobody through but the one ID.
+// handshake makes a TLS connection on which the client reads a line from the server.
+// Each side accepts only the given ID of the other.
 func handshake(server, client workload, clientID, serverID spiffeid.ID) error {
 	atServer, atClient := net.Pipe()
 	deadline := time.Now().Add(10 * time.Second)
@@ -144,8 +145,8 @@ func handshake(server, client workload, clientID, serverID spiffeid.ID) error {
 	return err
 }
 
-// Without the SPIFFE ID, or with another URI beside it, there is no SVID. The
-// second is said, once for the volume.
+// A certificate without the SPIFFE ID, or with a second URI, is not an SVID. The
+// plugin logs the second case once per volume.
 func TestNoSPIFFE(t *testing.T) {
 	t.Parallel()
 	n := node.New(t, binary, startCA(t))
@@ -160,7 +161,7 @@ policy:
 `...), 0o600))
 	n.Start()
 	for _, test := range []struct {
-		name, spiffe, uris, want string // the last in go-spiffe's error; empty for an SVID
+		name, spiffe, uris, want string // want is a part of go-spiffe's error; empty for an SVID
 		said                     bool
 	}{
 		{name: "one", spiffe: "true"},
@@ -182,21 +183,21 @@ policy:
 			case test.want == "" && err != nil:
 				t.Error(err)
 			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
-				t.Errorf("wanted an error with %q, not %v", test.want, err)
+				t.Errorf("got %v, want an error with %q", err, test.want)
 			}
 			out, err := binary.Command("verify", n.Target(p)).CombinedOutput()
 			line := map[bool]string{true: "X.509-SVID    spiffe://example.org/", false: "X.509-SVID    no: it"}[test.want == ""]
 			if err != nil || !strings.Contains(string(out), line) {
-				t.Errorf("no line %q: %v\n%s", line, err, out)
+				t.Errorf("the output lacks the line %q: %v\n%s", line, err, out)
 			}
 			want := map[bool]int{true: 1}[test.said]
 			if test.said {
 				node.Eventually(t, 10*time.Second, "a renewal", func() bool { return n.Logs.Count(logs.Renewed+` pod="shop/`+p.Name+`"`) > 0 })
 			}
-			// Nothing of the call is logged after this.
-			node.Eventually(t, 10*time.Second, "the call's line", func() bool { return n.Logs.Count(logs.CallSucceeded, p.VolumeID()) == 1 })
+			// This is the last line that the call logs.
+			node.Eventually(t, 10*time.Second, "the log line of the publish", func() bool { return n.Logs.Count(logs.CallSucceeded, p.VolumeID()) == 1 })
 			if said := n.Logs.Count(logs.NoSVID, `pod="shop/`+p.Name+`"`, `volumeID="`+p.VolumeID()+`"`, `leave out uri-sans`, `spiffe: \"false\"`); said != want {
-				t.Errorf("said %d times, not %d", said, want)
+				t.Errorf("the plugin logged the warning %d times, want %d", said, want)
 			}
 		})
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// components are the paths of all parts of the pod's target path below the
+// components returns the paths of all parts of the pod's target path below the
 // kubelet's directory, by their names.
 func components(n *node.Node, p node.Pod) map[string]string {
 	all := map[string]string{}
@@ -31,10 +31,10 @@ func components(n *node.Node, p node.Pod) map[string]string {
 	return all
 }
 
-// plant moves what is at path away, and puts a symbolic link to it in its place:
-// whoever follows that finds all as it was. It is done from another mount
-// namespace, where the volume is not mounted, since nobody can move a mount point
-// that he sees.
+// plant moves path away and puts a symbolic link to it in its place, so that a
+// program that follows the link finds everything unchanged. It works in another
+// mount namespace, where the volume is not mounted: a mount point cannot be renamed
+// in a namespace that has the mount.
 func plant(t *testing.T, target, path, moved string) {
 	t.Helper()
 	link, err := filepath.Rel(filepath.Dir(path), moved)
@@ -42,7 +42,7 @@ func plant(t *testing.T, target, path, moved string) {
 	inAnotherNamespace(t, `umount -l "$1" 2>/dev/null || :; mv "$2" "$3"; ln -s "$4" "$2"`, target, path, moved, link)
 }
 
-// uproot undoes plant.
+// uproot reverts plant.
 func uproot(t *testing.T, target, path, moved string) {
 	t.Helper()
 	through := strings.Replace(target, path, moved, 1)
@@ -65,7 +65,7 @@ func refused(t *testing.T, operation string, err error) {
 	}
 }
 
-// tree lists all that is below the directory.
+// tree lists all paths below the directory.
 func tree(t *testing.T, directory string) (all []string) {
 	t.Helper()
 	node.Must(t, filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
@@ -75,8 +75,8 @@ func tree(t *testing.T, directory string) (all []string) {
 	return all
 }
 
-// A symbolic link anywhere in the target path leads neither a new volume nor its
-// end elsewhere, be that in the kubelet's directory or not.
+// A publish and an unpublish follow no symbolic link in the target path, whether it
+// leads out of the kubelet's directory or not.
 func TestSymlinkBeforePublish(t *testing.T) {
 	ca := startCA(t)
 	n := newNode(t, ca)
@@ -93,7 +93,7 @@ func TestSymlinkBeforePublish(t *testing.T) {
 				refused(t, "publish", err)
 				refused(t, "unpublish", n.TryUnpublish(p))
 				if after := tree(t, moved); !slices.Equal(before, after) {
-					t.Errorf("before: %q, after: %q", before, after)
+					t.Errorf("the files behind the link changed: before %q, after %q", before, after)
 				}
 				uproot(t, n.Target(p), path, moved)
 				n.Unpublish(p)
@@ -101,12 +101,12 @@ func TestSymlinkBeforePublish(t *testing.T) {
 		}
 	}
 	if mounted, err := tmpfs.List(node.Driver); err != nil || len(mounted) > 0 || ca.Signs() > 0 {
-		t.Errorf("mounted %q, %v, %d signs", mounted, err, ca.Signs())
+		t.Errorf("mounted %q, error %v, %d signing requests", mounted, err, ca.Signs())
 	}
 }
 
-// Nor does one that is planted while the volume is mounted: not even where it
-// leads to the volume itself. When it is gone, all goes on.
+// No call follows a link that is planted while the volume is mounted, even if it
+// leads to the volume itself. Renewals continue when the link is removed.
 func TestSymlinkPlanted(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -126,15 +126,16 @@ func TestSymlinkPlanted(t *testing.T) {
 			}
 			before := certificate(strings.Replace(n.Target(p), path, moved, 1))
 			expectRefusals(n, t, p, request)
-			node.Eventually(t, 15*time.Second, "a renewal that is refused", func() bool {
+			node.Eventually(t, 15*time.Second, "a renewal that fails because of the link", func() bool {
 				_, log, failed := strings.Cut(n.Logs.String(), logs.RenewalFailed)
 				return failed && strings.Contains(log, "symbolic link")
 			})
 			if !bytes.Equal(before, certificate(strings.Replace(n.Target(p), path, moved, 1))) {
-				t.Error("renewed through the link")
+				t.Error("the plugin renewed through the link")
 			}
 			uproot(t, n.Target(p), path, moved)
-			// If a renewal came while the path was not there, the next republish continues.
+			// If a renewal ran while the path was missing, the plugin stopped renewing.
+			// The next republish makes it continue.
 			node.Eventually(t, 15*time.Second, "the renewal", func() bool {
 				if n.Logs.Has(logs.RenewalsStopped) {
 					n.Publish(p)
@@ -142,12 +143,12 @@ func TestSymlinkPlanted(t *testing.T) {
 				return !bytes.Equal(before, certificate(n.Target(p)))
 			})
 
-			// Another process, which finds the link there, takes nothing over.
+			// A restarted plugin that finds the link adopts no volume.
 			plant(t, n.Target(p), path, moved)
 			n.Kill()
 			n.Start()
 			if n.Logs.Has(logs.Adopted + ` count=1`) {
-				t.Error("taken over through the link")
+				t.Error("the plugin adopted a volume through the link")
 			}
 			refused(t, "unpublish after a restart", n.TryUnpublish(p))
 			uproot(t, n.Target(p), path, moved)
@@ -159,7 +160,7 @@ func TestSymlinkPlanted(t *testing.T) {
 	}
 }
 
-// expectRefusals tries every call for a mounted volume.
+// expectRefusals checks that every call for a mounted volume fails.
 func expectRefusals(n *node.Node, t *testing.T, p node.Pod, request *csi.NodePublishVolumeRequest) {
 	t.Helper()
 	_, err := n.NodePublishVolume(t.Context(), request)

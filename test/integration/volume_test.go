@@ -21,18 +21,17 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// files are the contents of a volume.
+// files is the parsed content of a volume.
 type files struct {
 	chain []*x509.Certificate
 	key   crypto.Signer
 	roots *x509.CertPool
 }
 
-// read reads the volume at the path and checks that its three files belong
-// together.
+// read parses the volume at path and checks that its three files match.
 func read(t testing.TB, path string) files {
 	t.Helper()
-	// One set: as a program does that follows ..data once.
+	// Follow ..data once, so that all files are of one set.
 	set, err := filepath.EvalSymlinks(filepath.Join(path, "..data"))
 	node.Must(t, err)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(set, "tls.crt"), filepath.Join(set, "tls.key"))
@@ -41,7 +40,7 @@ func read(t testing.TB, path string) files {
 	node.Must(t, err)
 	f := files{key: pair.PrivateKey.(crypto.Signer), roots: x509.NewCertPool()}
 	if !f.roots.AppendCertsFromPEM(roots) {
-		t.Fatal("no root in ca.crt")
+		t.Fatal("ca.crt contains no root")
 	}
 	for _, der := range pair.Certificate {
 		certificate, err := x509.ParseCertificate(der)
@@ -77,19 +76,19 @@ func TestPublishReadUnpublish(t *testing.T) {
 	}
 	verifyWithOpenSSL(t, target, "web.shop.svc")
 	if err := os.WriteFile(filepath.Join(target, "x"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
-		t.Errorf("writing into it: %v", err)
+		t.Errorf("write into the volume: %v", err)
 	}
 	n.Unpublish(p)
 	if _, err := os.Stat(target); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the target is still there: %v", err)
+		t.Errorf("the target still exists: %v", err)
 	}
 	if m := n.Mounts(); len(m) > 0 {
-		t.Errorf("mounted: %q", m)
+		t.Errorf("still mounted: %q", m)
 	}
-	n.Unpublish(p) // a second time
+	n.Unpublish(p) // unpublish is idempotent
 }
 
-// verifyWithOpenSSL is a second opinion.
+// verifyWithOpenSSL checks the chain and the key with an independent implementation.
 func verifyWithOpenSSL(t *testing.T, path, host string) {
 	t.Helper()
 	for _, purpose := range []string{"sslserver", "sslclient"} {
@@ -131,8 +130,8 @@ func TestModesAndGroups(t *testing.T) {
 	}
 }
 
-// A process without privileges reads its key: with the group, and where there
-// is none.
+// An unprivileged process can read its key: through fsGroup, and also in a pod
+// without fsGroup.
 func TestUnprivilegedReaders(t *testing.T) {
 	n := newNode(t, startCA(t))
 	node.Must(t, exposed(n.KubeletDir))
@@ -156,8 +155,8 @@ func TestUnprivilegedReaders(t *testing.T) {
 	}
 }
 
-// exposed lets everybody reach a test's directory, as they can a pod's volumes
-// from inside the pod.
+// exposed makes a test's directory accessible to all users, as a pod's volumes are
+// inside the pod.
 func exposed(path string) error {
 	for ; path != os.TempDir() && path != "/"; path = filepath.Dir(path) {
 		if err := os.Chmod(path, 0o755); err != nil {
@@ -202,22 +201,23 @@ func TestRotation(t *testing.T) {
 		p := node.Pod{Name: "short-" + reuse, Attributes: map[string]string{"duration": "8s", "reuse-private-key": reuse}}
 		n.Publish(p)
 		first := read(t, n.Target(p))
-		node.Eventually(t, 8*time.Second, "another certificate", func() bool {
+		node.Eventually(t, 8*time.Second, "a new certificate", func() bool {
 			return !read(t, n.Target(p)).leaf().Equal(first.leaf())
 		})
 		second := read(t, n.Target(p))
 		same := first.key.(interface{ Equal(crypto.PrivateKey) bool }).Equal(second.key)
 		if same != (reuse == "true") {
-			t.Errorf("reuse-private-key %s: the same key: %v", reuse, same)
+			t.Errorf("reuse-private-key %s: key reused: %v", reuse, same)
 		}
 		if time.Now().After(first.leaf().NotAfter) {
-			t.Error("too late")
+			t.Error("the plugin renewed after the expiry")
 		}
 		n.Unpublish(p)
 	}
 }
 
-// Killed, and started again, the plugin finds what is mounted and goes on.
+// A plugin that is killed and restarted adopts the mounted volumes and keeps
+// renewing.
 func TestRestartByKill(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -228,25 +228,25 @@ func TestRestartByKill(t *testing.T) {
 	n.Publish(long)
 	first, firstLong := read(t, n.Target(short)), read(t, n.Target(long))
 	n.Kill()
-	read(t, n.Target(short)) // still there
+	read(t, n.Target(short)) // still mounted and readable
 	n.Start()
 	if signs := ca.Signs(); signs != 2 {
-		t.Errorf("%d signs after the restart", signs)
+		t.Errorf("%d signing requests after the restart, want 2", signs)
 	}
 	node.Eventually(t, 12*time.Second, "a renewal after the restart", func() bool {
 		return !read(t, n.Target(short)).leaf().Equal(first.leaf())
 	})
 	if time.Now().After(first.leaf().NotAfter) {
-		t.Error("too late")
+		t.Error("the plugin renewed after the expiry")
 	}
 	if !read(t, n.Target(long)).leaf().Equal(firstLong.leaf()) {
-		t.Error("what was not due was renewed")
+		t.Error("the plugin renewed a certificate that is not due")
 	}
-	n.Publish(long) // as the kubelet does, again and again
+	n.Publish(long) // the kubelet republishes periodically
 	if !read(t, n.Target(long)).leaf().Equal(firstLong.leaf()) {
-		t.Error("the republish renewed")
+		t.Error("the republish renewed the certificate")
 	}
-	// A pod that goes while the plugin is down.
+	// The pod is deleted while the plugin is down.
 	n.Kill()
 	n.Start()
 	n.Unpublish(short)
@@ -262,14 +262,14 @@ func TestGracefulStopLeavesMountsAlone(t *testing.T) {
 	read(t, n.Target(p))
 	for _, socket := range []string{n.Socket(), n.RegistrationSocket()} {
 		if _, err := os.Lstat(socket); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("%s is still there", socket)
+			t.Errorf("%s still exists", socket)
 		}
 	}
 	n.Start()
 	n.Unpublish(p)
 }
 
-// The real step-ca, as its own process from its own module.
+// The real step-ca runs as its own process, built from its own module.
 func TestRealStepCAProcess(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startRealCA(t))
@@ -277,7 +277,7 @@ func TestRealStepCAProcess(t *testing.T) {
 	n.Publish(p)
 	leaf := read(t, n.Target(p)).leaf()
 	if !strings.Contains(leaf.Issuer.CommonName, "Intermediate") {
-		t.Errorf("issued by %s", leaf.Issuer)
+		t.Errorf("the issuer is %s", leaf.Issuer)
 	}
 	n.Unpublish(p)
 }

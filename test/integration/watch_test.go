@@ -14,7 +14,7 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// watching collects what a watch on the path sees.
+// watching collects the events of a watch on a path.
 type watching struct {
 	t       *testing.T
 	watcher *fsnotify.Watcher
@@ -52,9 +52,9 @@ func (w *watching) waitFor(what string) {
 	})
 }
 
-// What programs see that watch a volume in the ways in which they watch those of
-// the kubelet: its directory, or the link ..data in it, or a file. Both links lead
-// a watch to what they stand for when it is made.
+// Programs watch a volume of the kubelet in three ways: the directory, the link
+// ..data, or a file. A watch on a link watches the target that the link has at that
+// time.
 func TestSwapIsSeen(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
@@ -69,10 +69,10 @@ func TestSwapIsSeen(t *testing.T) {
 			now, err := os.Readlink(filepath.Join(target, "..data"))
 			return err == nil && now != before
 		})
-		// The one event that programs wait for which know ..data.
+		// Programs that know ..data wait for this event.
 		directory.waitFor("CREATE ..data")
-		// The files before are touched when the new ones are there, and so before
-		// the old ones are of no use.
+		// The previous files are touched once the new files are in place, so that
+		// watches on the previous files fire while these are still valid.
 		if rotation == 0 {
 			for _, w := range []*watching{link, file} {
 				w.waitFor("WRITE tls.crt")
@@ -80,16 +80,17 @@ func TestSwapIsSeen(t *testing.T) {
 			}
 			continue
 		}
-		// Whoever has not looked again by then has a watch on what is removed now.
+		// A program that did not add its watch again now gets the event that its file
+		// was removed.
 		link.waitFor("REMOVE ..data")
 		file.waitFor("REMOVE tls.crt")
 	}
 	n.Unpublish(p)
 }
 
-// A program that watches the file itself, and follows the name again when it sees
-// an event (such as controller-runtime's certwatcher), has each new certificate at
-// once, and not only when the one after it comes.
+// A program that watches the file and adds its watch again after each event, like
+// controller-runtime's certwatcher, loads each new certificate at once, and not one
+// rotation late.
 func TestWatchOfAFileFollows(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
@@ -109,17 +110,18 @@ func TestWatchOfAFileFollows(t *testing.T) {
 			case event := <-watcher.Events:
 				_ = watcher.Add(event.Name)
 			case <-limit:
-				t.Fatal("no event of a rotation")
+				t.Fatal("no event for a rotation")
 			}
 			now, err := os.ReadFile(path)
 			node.Must(t, err)
 			rotated = !bytes.Equal(now, loaded)
 			loaded = now
 		}
-		// Not the one before the newest, which the event of its removal would give.
+		// The program must have loaded the newest certificate. Acting on the event of a
+		// removal would load it one rotation late.
 		time.Sleep(100 * time.Millisecond)
 		if newest, err := os.ReadFile(path); err != nil || !bytes.Equal(newest, loaded) {
-			t.Error("not the newest certificate was loaded")
+			t.Error("the program did not load the newest certificate")
 		}
 	}
 	n.Unpublish(p)

@@ -31,7 +31,7 @@ var (
 	plugin = issuer.Pod{Namespace: "step-ca", Name: "step-csi-1", UID: "uid-plugin", ServiceAccount: "step-csi", Node: "node-1"}
 )
 
-// knowing is a Reviewer that knows two tokens.
+// knowing is a Reviewer that accepts two tokens.
 type knowing struct{}
 
 func (knowing) Review(_ context.Context, token issuer.Token) (issuer.Pod, error) {
@@ -44,7 +44,7 @@ func (knowing) Review(_ context.Context, token issuer.Token) (issuer.Pod, error)
 	return issuer.Pod{}, ErrRejected
 }
 
-// recording is a Signer that signs nothing, and keeps what it was asked for.
+// recording is a Signer that records the requests and never signs.
 type recording struct{ asked []issuer.SigningRequest }
 
 func (*recording) Connect(context.Context) error                      { return nil }
@@ -84,8 +84,8 @@ func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 	return a
 }
 
-// FuzzSign takes a request as it comes over the wire: whatever it is, the CA is
-// asked for nothing but the pod's own names, all of which are in the CSR.
+// FuzzSign takes a request in wire format: whatever it contains, the CA receives
+// only the pod's own names, all of which are in the CSR.
 func FuzzSign(f *testing.F) {
 	for _, change := range []func(*x509.CertificateRequest){
 		func(*x509.CertificateRequest) {},
@@ -126,10 +126,10 @@ func FuzzSign(f *testing.F) {
 		}
 		s.asked = nil
 		if _, err := a.Sign(ctx, req); err == nil {
-			t.Fatal("signed by a signer that signs nothing")
+			t.Fatal("Sign succeeded, but the signer never signs")
 		} else if len(s.asked) == 0 {
 			if errors.Is(err, issuer.Unavailable) {
-				t.Fatalf("not asked, but %v", err)
+				t.Fatalf("the CA received no request, but the error is %v", err)
 			}
 			return
 		}
@@ -137,10 +137,10 @@ func FuzzSign(f *testing.F) {
 	})
 }
 
-// checkAsked holds what the CA is asked for against what the pod may have.
+// checkAsked checks that the pod may have everything that the CA is asked to sign.
 func checkAsked(t *testing.T, asked issuer.SigningRequest, req *rapb.SignRequest) {
 	if asked.Applicant.Pod != web || !slices.Equal(asked.CSR.Raw, req.GetCsr()) {
-		t.Fatalf("asked for %+v", asked.Applicant)
+		t.Fatalf("the request is for the applicant %+v", asked.Applicant)
 	}
 	csr, err := x509.ParseCertificateRequest(req.GetCsr())
 	if err != nil {
@@ -148,20 +148,20 @@ func checkAsked(t *testing.T, asked issuer.SigningRequest, req *rapb.SignRequest
 	}
 	if !slices.Equal(csr.DNSNames, names.Texts(asked.Request.DNSNames)) || len(csr.URIs) != len(asked.Request.URIs) ||
 		len(csr.IPAddresses)+len(csr.EmailAddresses) > 0 || csr.Subject.CommonName != asked.Request.CommonName.String() {
-		t.Fatalf("asked for %+v, and the CSR is for %+v", asked.Request, csr)
+		t.Fatalf("the request is for %+v, but the CSR is for %+v", asked.Request, csr)
 	}
 	for _, name := range csr.DNSNames {
 		own := strings.HasSuffix(name, ".shop") || strings.HasSuffix(name, ".shop.svc") || strings.HasSuffix(name, ".shop.svc.cluster.local")
 		if !own || strings.ToLower(name) != name || slices.Contains([]string{"ra.shop", "ra.shop.svc", "ra.shop.svc.cluster.local", "*.shop.svc", "*.shop.svc.cluster.local"}, name) {
-			t.Fatalf("asked for %q", name)
+			t.Fatalf("the request has the DNS name %q", name)
 		}
 	}
 	for _, uri := range csr.URIs {
 		if uri.String() != "spiffe://cluster.local/ns/shop/sa/web" {
-			t.Fatalf("asked for %s", uri)
+			t.Fatalf("the request has the URI %s", uri)
 		}
 	}
 	if cn := csr.Subject.CommonName; !slices.Contains(append([]string{"", web.UID, web.Name}, csr.DNSNames...), cn) {
-		t.Fatalf("asked for the common name %q", cn)
+		t.Fatalf("the request has the common name %q", cn)
 	}
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
 
-// signAs calls Sign as gRPC does, for the pod with the token and as the caller with
-// the token. It returns the audit log and the error.
+// signAs calls Sign like gRPC does, with the pod's token and the caller's token. It
+// returns the audit log and the error.
 func signAs(t *testing.T, s *Server, podToken, callerToken string) (log string, err error) {
 	t.Helper()
 	dns := names.Must(names.ParseDNSName("web.shop"))
@@ -44,7 +44,8 @@ func signAs(t *testing.T, s *Server, podToken, callerToken string) (log string, 
 	return text.String(), err
 }
 
-// A CSR is parsed, and its names are logged, only if caller and pod are known.
+// The server parses the CSR, and logs its names, only after it has authenticated the
+// caller and the pod.
 func TestCSRIsReadAfterTheTokens(t *testing.T) {
 	const shown = `commonName="web.shop"`
 	s := newFuzzed(t, &recording{})
@@ -53,7 +54,7 @@ func TestCSRIsReadAfterTheTokens(t *testing.T) {
 		code        codes.Code
 		read        bool
 	}{
-		"both known":     {"a.web.c", "a.plugin.c", codes.Unavailable, true}, // recording signs nothing
+		"both known":     {"a.web.c", "a.plugin.c", codes.Unavailable, true}, // recording never signs
 		"unknown caller": {"a.web.c", "a.b.c", codes.Unauthenticated, false},
 		"no token":       {"a.web.c", "", codes.Unauthenticated, false},
 		"a pod calls":    {"a.web.c", "a.web.c", codes.PermissionDenied, false},
@@ -61,7 +62,7 @@ func TestCSRIsReadAfterTheTokens(t *testing.T) {
 	} {
 		log, err := signAs(t, s, test.pod, test.caller)
 		if status.Code(err) != test.code || strings.Contains(log, shown) != test.read {
-			t.Errorf("%s: %v, and the log is\n%s", name, err, log)
+			t.Errorf("%s: error %v; the log:\n%s", name, err, log)
 		}
 	}
 }
@@ -79,21 +80,22 @@ func (p panicking) Review(ctx context.Context, token issuer.Token) (issuer.Pod, 
 	return p.Reviewer.Review(ctx, token)
 }
 
-// A panic fails the one call, in whichever goroutine it is.
+// A panic in any goroutine of a call fails only this call.
 func TestPanicFailsTheCall(t *testing.T) {
 	for _, token := range []string{"a.web.c", "a.plugin.c"} {
 		s := newFuzzed(t, &recording{})
 		s.reviewer = panicking{s.reviewer, token}
 		log, err := signAs(t, s, "a.web.c", "a.plugin.c")
 		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "defect of step-csi") || strings.Count(log, "Panic recovered") != 1 {
-			t.Errorf("%s: %v, and the log is\n%s", token, err, log)
+			t.Errorf("%s: error %v; the log:\n%s", token, err, log)
 		}
 	}
 }
 
-// The rate limit of a pod is the pod's own: its node plugin goes on to serve other pods.
-// That of a node is for all of its pods.
-func TestRateLimitsSayWhoIsMeant(t *testing.T) {
+// A pod over its rate limit gets "throttled": its node plugin keeps serving other
+// pods. A node over its rate limit gets "unavailable": the limit applies to all of
+// its pods.
+func TestRateLimitsNamePodOrNode(t *testing.T) {
 	for name, test := range map[string]struct {
 		limit  func(s *Server)
 		reason string
