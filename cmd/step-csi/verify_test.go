@@ -96,7 +96,7 @@ func TestVerify(t *testing.T) {
 			want: "incompatible key usage"},
 		"another root": {directory: issued(t, ca, soon, both...), want: "unknown authority",
 			change: func(d string) { put(t, d, "ca.crt", encodeCertificate(other.Root)) }},
-		"no root": {directory: issued(t, ca, soon, both...), want: "ca.crt: there is no certificate",
+		"no root": {directory: issued(t, ca, soon, both...), want: "ca.crt: the file contains no certificate",
 			change: func(d string) { put(t, d, "ca.crt", "") }},
 		"another key": {directory: issued(t, ca, soon, both...), want: "tls.key is the key of another certificate",
 			change: func(d string) {

@@ -289,7 +289,7 @@ func TestCheck(t *testing.T) {
 		"no link":         {func(r *os.Root) error { return r.Remove(payload.DataLink) }, payload.DataLink},
 		"a plain file":    {replaced("tls.crt"), "tls.crt"},
 		"no key":          {func(r *os.Root) error { return r.Remove("tls.key") }, "tls.key"},
-		"no roots":        {rewritten("ca.crt", func(string) string { return "" }), "ca.crt: there is no certificate"},
+		"no roots":        {rewritten("ca.crt", func(string) string { return "" }), "ca.crt: the file contains no certificate"},
 		"rubbish":         {rewritten("tls.crt", func(string) string { return "x" }), "tls.crt"},
 		"half a chain":    {rewritten("tls.crt", func(s string) string { return s[:strings.Index(s, "-----END")+26] }), "unknown authority"},
 		"another key":     {rewritten("tls.key", func(string) string { return anotherKey }), "the key of another certificate"},
