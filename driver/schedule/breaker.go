@@ -18,18 +18,21 @@ type Breaker struct {
 	jitter   float64   // of the pause before the next probe, in [0, 1)
 }
 
-// Observe updates the breaker after a call that ended now. The kubelet retries publishes at its own pace while the issuer is
+// Observe updates the breaker after a call that ended now, and tells whether the call
+// closed the breaker. The kubelet retries publishes at its own pace while the issuer is
 // down, so their failures do not lengthen the pause between probes.
-func (b *Breaker) Observe(p Priority, began, now time.Time, err error) {
+func (b *Breaker) Observe(p Priority, began, now time.Time, err error) (closed bool) {
 	o := issuer.OutcomeOf(err)
 	switch {
 	case o == issuer.OK:
+		closed = b.err != nil
 		*b = Breaker{}
 	case o.IsDown() && (b.err == nil || p == Renewal && began.After(b.failed)):
 		// Of several failures of concurrent calls, only the first counts.
 		b.err, b.failed, b.jitter = err, now, rand.Float64()
 		b.failures++
 	}
+	return closed
 }
 
 // IsOpen tells whether the issuer was down at the last call.

@@ -43,12 +43,12 @@ func TestBreaker(t *testing.T) {
 	// These outcomes do not show that the CA works again. The registration authority,
 	// for example, also denies requests while its CA is down.
 	for _, o := range []issuer.Outcome{issuer.Denied, issuer.Canceled, issuer.NoPodToken, issuer.Throttled} {
-		if b.Observe(Renewal, began, began, fmt.Errorf("%w: a test", o)); !b.IsOpen() {
+		if b.Observe(Renewal, began, began, fmt.Errorf("%w: a test", o)) || !b.IsOpen() {
 			t.Errorf("%v closed the breaker", o)
 		}
 	}
-	if b.Observe(Publish, began, began, nil); b.IsOpen() {
-		t.Error("a success must close the breaker")
+	if !b.Observe(Publish, began, began, nil) || b.IsOpen() || b.Observe(Publish, began, began, nil) {
+		t.Error("a success must close the breaker, and report that once")
 	}
 }
 

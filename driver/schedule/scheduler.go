@@ -100,7 +100,9 @@ func (s *Scheduler) Call(ctx context.Context, p Priority, call func(context.Cont
 	defer func() {
 		release(issuer.OutcomeOf(err))
 		s.mu.Lock()
-		s.breaker.Observe(p, began, time.Now(), err)
+		if s.breaker.Observe(p, began, time.Now(), err) {
+			s.pause()
+		}
 		s.mu.Unlock()
 		s.changed()
 	}()
@@ -205,10 +207,15 @@ func (s *Scheduler) changed() {
 	}
 }
 
+// pause delays the next renewal of the backlog by a random part of the gap, because
+// other nodes start at the same moment.
+func (s *Scheduler) pause() { s.began, s.jitter = time.Now(), rand.Float64() }
+
 // Run starts renewals until ctx ends. Then it waits for the renewals in progress.
 func (s *Scheduler) Run(ctx context.Context) {
 	s.mu.Lock()
 	s.running = ctx
+	s.pause()
 	s.mu.Unlock()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
