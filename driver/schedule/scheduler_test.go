@@ -491,6 +491,34 @@ func TestOutcomesOfOnePodDoNotStopOthers(t *testing.T) {
 	}
 }
 
+// All node plugins of a fleet may start at the same moment, with renewals that are
+// overdue: the first renewals of the nodes are spread.
+func TestFirstRenewalsOfAFleetAreSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		var mu sync.Mutex
+		var starts []call
+		var running sync.WaitGroup
+		for i := range 100 {
+			s := New()
+			name := fmt.Sprint(i)
+			s.Add(name, issuedAt(time.Now().Add(-20*time.Hour), day, name), func(context.Context) (renewal.Validity, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				starts = append(starts, call{name, time.Now()})
+				return issuedAt(time.Now(), day, name), nil
+			})
+			running.Go(func() { s.Run(ctx) })
+		}
+		time.Sleep(2 * pace)
+		stop()
+		running.Wait()
+		if most := mostWithin(starts, time.Second); len(starts) != 100 || most > 35 {
+			t.Errorf("%d renewals, %d within a second", len(starts), most)
+		}
+	})
+}
+
 func TestEndsAtOnce(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.mu.Lock()
