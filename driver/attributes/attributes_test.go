@@ -334,7 +334,7 @@ var otherCases = []struct{ key, value, wrong string }{
 	{"file-mode", "440", ""},
 	{"file-mode", "0444", ""},
 	{"file-mode", "0404", ""},
-	{"file-mode", "0640", `file-mode: "0640" is not an octal mode that lets the owner read and nobody write or execute, such as 0440`},
+	{"file-mode", "0640", `file-mode: "0640" is not an octal mode with read permission for the owner and without write or execute permissions, such as 0440`},
 	{"file-mode", "0555", "file-mode:"},
 	{"file-mode", "0044", "file-mode:"},
 	{"file-mode", "4440", "file-mode:"},

@@ -72,7 +72,7 @@ func parseGroup(value string) (*int, error) {
 func parseMode(value string) (fs.FileMode, error) {
 	mode, err := strconv.ParseUint(value, 8, 32)
 	if err != nil || mode&0o444 != mode || mode&0o400 == 0 {
-		return 0, fmt.Errorf("%s is not an octal mode that lets the owner read and nobody write or execute, such as 0440", names.Quote(value))
+		return 0, fmt.Errorf("%s is not an octal mode with read permission for the owner and without write or execute permissions, such as 0440", names.Quote(value))
 	}
 	return fs.FileMode(mode), nil
 }
