@@ -317,7 +317,6 @@ func TestFailingCertificateDoesNotDelayOthers(t *testing.T) {
 // The missing token says nothing about the CA.
 func TestWaitsForAToken(t *testing.T) {
 	virtually(t, func(n *node) {
-		n.keep("other", issuedAt(time.Now(), 3*time.Hour, "other"))
 		i := n.keep("a", issuedAt(time.Now(), 3*time.Hour, "other"))
 		n.answers(fmt.Errorf("%w: expired", issuer.NoPodToken))
 		time.Sleep(2*time.Hour + 30*time.Minute)
