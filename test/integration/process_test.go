@@ -227,7 +227,7 @@ func TestStopDuringConnect(t *testing.T) {
 	ca.Stop()
 	n := node.New(t, binary, ca)
 	n.Launch()
-	time.Sleep(300 * time.Millisecond) // the plugin waits for its next attempt to connect
+	node.Eventually(t, 30*time.Second, "the plugin waits for its next attempt to connect", func() bool { return n.Logs.Has(logs.CannotConnect) })
 	start := time.Now()
 	n.Stop()
 	if took := time.Since(start); took > 10*time.Second {
