@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -59,6 +60,12 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 // own target.
 func (d *Driver) openVolume(id, path string) (*volume.Volume, *os.File, error) {
 	v := d.volumes.get(id)
+	if v == nil { // a volume of an earlier process
+		found := d.volumes.allFound()
+		if i := slices.IndexFunc(found, func(v *volume.Volume) bool { return v.VolumeID == id }); i >= 0 {
+			v = found[i]
+		}
+	}
 	if relative, _ := d.relative(path); v == nil || path != "" && v.Target != relative {
 		return nil, nil, fmt.Errorf("%w: %s at %q", errNotFound, id, path)
 	}

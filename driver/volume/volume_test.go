@@ -221,7 +221,7 @@ func TestFailedCleanUpKeepsTheRecordRight(t *testing.T) {
 	f := newFixture(t)
 	f.create()
 	f.spec.Attributes = map[string]string{"certificate-file": "server.pem"}
-	v, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec)
+	v, err := volume.Adopt(t.Context(), f.node, f.spec)
 	must(t, err)
 	// Removing the file fails, because a directory has its name.
 	target, err := f.node.Targets.Open("mount")
@@ -260,11 +260,11 @@ func TestHiddenVolume(t *testing.T) {
 	if _, err := v.Close(); err == nil {
 		t.Error("Close succeeded under a foreign mount")
 	}
-	if _, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec); !errors.Is(err, tmpfs.ErrForeign) {
+	if _, err := volume.Adopt(t.Context(), f.node, f.spec); !errors.Is(err, tmpfs.ErrForeign) {
 		t.Errorf("Adopt under a foreign mount: %v", err)
 	}
 	must(t, unix.Unmount(f.path, 0))
-	again, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec)
+	again, err := volume.Adopt(t.Context(), f.node, f.spec)
 	must(t, err)
 	before := f.check().Leaf
 	must(t, again.Renew(t.Context()))
