@@ -80,6 +80,8 @@ func (d *Driver) openVolume(id, path string) (*volume.Volume, *os.File, error) {
 func trouble(s schedule.State, now time.Time) (reason, message string) {
 	expiry := s.Validity.NotAfter.UTC().Format(time.RFC3339)
 	switch {
+	case s.Validity.NotAfter.IsZero() && s.Err == nil:
+		return "", "" // nothing is known until the kubelet publishes the volume again
 	case !now.Before(s.Validity.NotAfter):
 		reason, message = "CertificateExpired", "the certificate expired at "+expiry
 	case s.Err != nil:

@@ -135,7 +135,7 @@ func (d *Driver) findAll(ctx context.Context) error {
 			d.volumes.putUnread(relative)
 		}
 	}
-	logger.Info("Found mounted volumes; each is renewed once the kubelet has published it again", "count", len(d.volumes.all()))
+	logger.Info("Found mounted volumes", "count", len(d.volumes.all()))
 	return nil
 }
 

@@ -159,7 +159,7 @@ func writeSet(root *os.Root, name string, files []File, access Access) error {
 	if err := root.Chmod(name, 0o755); err != nil {
 		return err
 	}
-	set, err := root.OpenRoot(name)
+	set, err := OpenDirectory(root, name)
 	if err != nil {
 		return err
 	}

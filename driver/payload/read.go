@@ -55,6 +55,16 @@ func readFile(root *os.Root, name string, limit int64) ([]byte, error) {
 	return data[:n], err
 }
 
+// OpenDirectory opens a directory. Unlike root.OpenRoot, it does not block on a FIFO.
+func OpenDirectory(root *os.Root, name string) (*os.Root, error) {
+	directory, err := root.OpenFile(name, os.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer directory.Close()
+	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", directory.Fd()))
+}
+
 // list returns the names in the directory.
 func list(root *os.Root, directory string) ([]string, error) {
 	file, err := root.OpenFile(directory, os.O_RDONLY|syscall.O_DIRECTORY, 0)

@@ -88,9 +88,9 @@ func checkNames(directory *os.Root, names payload.Names) error {
 // it returns the part that it could read, or nil without a leaf.
 func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
 	// Read all files from one set: a renewal may replace the set at any time.
-	set, err := directory.OpenRoot(payload.DataLink)
+	set, err := payload.OpenDirectory(directory, payload.DataLink)
 	if errors.Is(err, fs.ErrNotExist) {
-		set, err = directory.OpenRoot(".")
+		set, err = payload.OpenDirectory(directory, ".")
 	}
 	if err != nil {
 		return nil, err
