@@ -36,16 +36,21 @@ func (d *Driver) revokeLater(ctx context.Context, v *volume.Volume, r *issuer.Re
 		return
 	}
 	i := d.issuers[v.Issuer().Name]
-	ctx = klog.NewContext(d.background, klog.FromContext(ctx).WithValues(v.LogValues()...).WithValues("issuer", i.Name, "serial", r.Serial))
+	logger := klog.FromContext(ctx).WithValues(v.LogValues()...).WithValues("issuer", i.Name, "serial", r.Serial)
+	d.revokeBy(klog.NewContext(d.background, logger), i, *r)
+}
+
+// revokeBy revokes a certificate of the issuer in the background, until ctx ends.
+func (d *Driver) revokeBy(ctx context.Context, i *issuerState, r issuer.Revocation) {
 	select {
 	case i.revocations <- struct{}{}:
 	default:
-		i.logRevoked(ctx, *r, fmt.Errorf("%d revocations are waiting already", mostWaiting))
+		i.logRevoked(ctx, r, fmt.Errorf("%d revocations are waiting already", mostWaiting))
 		return
 	}
 	d.ending.Go(func() {
 		defer func() { <-i.revocations }()
-		i.logRevoked(ctx, *r, i.revoke(ctx, *r))
+		i.logRevoked(ctx, r, i.revoke(ctx, r))
 	})
 }
 
