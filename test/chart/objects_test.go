@@ -339,6 +339,7 @@ func TestNotesWarnUnlessPinned(t *testing.T) {
 		"affinity":                   {object{"affinity": required(expression(own, "In"))}, true},
 		"all alternatives":           {object{"affinity": required(expression(own, "Exists"), byName)}, true},
 		"one of the alternatives":    {object{"affinity": required(expression(own, "Exists"), expression(hostname, "In"))}, false},
+		"the last alternative":       {object{"affinity": required(expression(hostname, "In"), expression(own, "Exists"))}, false},
 		"negated":                    {object{"affinity": required(expression(own, "NotIn"))}, false},
 		"control plane besides":      {object{"runOn": "control-plane", "affinity": required(expression(hostname, "In"), expression("disk", "In"))}, true},
 		"preferred is not required":  {object{"affinity": object{"nodeAffinity": object{"preferredDuringSchedulingIgnoredDuringExecution": []any{object{"weight": 1, "preference": expression(own, "In")}}}}}, false},
