@@ -89,7 +89,10 @@ func trouble(s schedule.State, now time.Time) (reason, message string) {
 	default:
 		return "", ""
 	}
-	if s.Err != nil {
+	switch {
+	case s.Err != nil && s.Failures == 0: // no renewal has been tried
+		message += fmt.Sprintf(": %v", s.Err)
+	case s.Err != nil:
 		next := "under way"
 		if s.Next.After(now) {
 			next = s.Next.UTC().Format(time.RFC3339)

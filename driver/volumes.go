@@ -170,7 +170,7 @@ func (d *Driver) reportUnconfirmed(ctx context.Context) {
 	}
 	for _, v := range d.volumes.allFound() {
 		if err := v.Unmanaged(); errors.Is(err, volume.ErrUnconfirmed) {
-			klog.FromContext(ctx).Error(err, "A mounted volume is not renewed", v.LogValues()...)
+			klog.FromContext(ctx).Error(err, "A mounted volume is not renewed", append(v.LogValues(), "target", v.Target)...)
 		}
 	}
 }
