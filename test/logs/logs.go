@@ -6,6 +6,8 @@ package logs
 // that klog puts around it, unless its comment says that it is a part.
 const (
 	Connected        = `"Issuer connected"`
+	CannotConnect    = `"Cannot connect to the issuer"`
+	HoldersRenew     = `"Warning: the CA renews certificates for their holders"`
 	ServingHealth    = `"Serving health"`
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`
