@@ -74,6 +74,7 @@ func TestE2E(t *testing.T) {
 		{"provisioner", recommendedProvisioner},
 		{"root-rotation", rootRotation},
 		{"kubelet-restart", kubeletRestart},
+		{"directory-removed", directoryRemoved},
 		{"node-restart", nodeRestart},
 		{"hundred-pods", hundredPods},
 		{"uninstall", uninstall},
