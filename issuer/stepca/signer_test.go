@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/smallstep/certificates/api"
 	"github.com/smallstep/certificates/authority/provisioner"
@@ -286,6 +287,20 @@ func TestHostileListsOfProvisioners(t *testing.T) {
 				t.Errorf("%d pages were requested", pages)
 			}
 		})
+	}
+}
+
+// The CA decides about its messages, but not about the length of logs and events.
+func TestLongMessageOfTheCA(t *testing.T) {
+	ca := startCA(t)
+	s := newSigner(t, configFor(ca))
+	answering(ca, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprintf(w, `{"status":403,"message":"not allowed: %s"}`, strings.Repeat("é", 1<<20))
+	})
+	_, err := s.Sign(t.Context(), signingRequest(t))
+	if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "not allowed: é") || len(err.Error()) > 2000 || !utf8.ValidString(err.Error()) {
+		t.Errorf("an error of %d bytes: %.200v", len(err.Error()), err)
 	}
 }
 
