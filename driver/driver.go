@@ -25,6 +25,7 @@ import (
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/panics"
 )
 
 // Config is the configuration of a Driver.
@@ -103,6 +104,13 @@ func New(c Config) (*Driver, error) {
 			},
 		},
 	}
+	d.node.Background = func(f func(context.Context)) {
+		d.ending.Go(func() {
+			defer panics.Recover(d.background, "work for a volume", nil)
+			f(d.background)
+		})
+	}
+	d.node.Revoke = func(ctx context.Context, v *volume.Volume, r issuer.Revocation) { d.revokeLater(ctx, v, &r) }
 	for name, i := range c.Issuers {
 		state := newIssuerState(name, i, d.metrics)
 		d.issuers[name], d.node.Issuers[name], d.node.Attributes.Issuers[name] = state, state.Issuer, i.Bounds
@@ -142,10 +150,11 @@ func (d *Driver) Run(ctx context.Context) error {
 		stop()
 		d.ending.Wait()
 	}()
-	if err := d.adoptAll(ctx); err != nil {
+	if err := d.findAll(ctx); err != nil {
 		server.close()
 		return err
 	}
+	d.ending.Go(func() { d.reportUnconfirmed(d.background) })
 	for name, i := range d.issuers {
 		d.ending.Go(func() { i.Scheduler.Run(d.background) })
 		d.ending.Go(func() { d.readiness.Watch(d.background, name, i.Issuer.Issuer, i.rootsRefresh) })

@@ -20,15 +20,16 @@ import (
 var errNotRoot = errors.New("the plugin needs root: run this test with make test")
 
 // Without podInfoOnMount, users could set a pod's identity. The authority needs the
-// tokens of pods. With requiresRepublish, the kubelet sends new tokens.
+// tokens of pods. With requiresRepublish, the kubelet sends new tokens, and confirms the
+// volumes of an earlier process.
 func TestCSIDriver(t *testing.T) {
 	tokens := []any{object{"audience": issuer.TokenAudience, "expirationSeconds": 3600.0}}
 	for _, c := range []struct {
 		mode, kubernetes string
 		differs          object
 	}{
-		{"node", "1.28.0", object{"requiresRepublish": false}},
-		{"node", "1.37.2", object{"requiresRepublish": false}},
+		{"node", "1.28.0", object{"requiresRepublish": true}},
+		{"node", "1.37.2", object{"requiresRepublish": true}},
 		{"ra", "1.30.0", object{"requiresRepublish": true, "tokenRequests": tokens}},
 		{"ra", "1.34.9", object{"requiresRepublish": true, "tokenRequests": tokens}},
 		{"ra", "1.35.0-gke.1", object{"requiresRepublish": true, "tokenRequests": tokens, "serviceAccountTokenInSecrets": true}},

@@ -213,6 +213,7 @@ func TestKeysStayInMemory(t *testing.T) {
 	}
 	n.Kill()
 	n.Start()
+	n.Republish()
 	node.Eventually(t, 15*time.Second, "a renewal of each certificate", func() bool { return n.Logs.Count(logs.Renewed) >= len(pods) })
 	_ = n.TryPublish(node.Pod{Name: "web-0", Attributes: map[string]string{"dns-names": "web.other"}})
 	secrets = append(secrets, []byte("PRIVATE KEY"))

@@ -12,8 +12,9 @@ const (
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`
 	CallFailed       = `"Call failed"`
-	Adopted          = `"Adopted mounted volumes"`
+	Found            = `"Found mounted volumes"`
 	CannotAdopt      = `"Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again"`
+	Contradicts      = `"The record of a mounted volume contradicts the kubelet; the volume is renewed at once"`
 	Renewed          = `"Certificate renewed"`
 	RenewalFailed    = `"Renewal failed"`
 	RenewalsStopped  = `"Renewals stopped until the kubelet publishes the volume again"`
