@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/fair"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
@@ -88,10 +89,10 @@ type State struct {
 	Err      error     // of the last renewal
 }
 
-// Call makes a call to the issuer as soon as the limiter admits it, and reports the
-// outcome to the limiter and the breaker.
-func (s *Scheduler) Call(ctx context.Context, p Priority, call func(context.Context) error) (err error) {
-	release, err := s.limiter.Acquire(ctx, p)
+// Call makes a call to the issuer for the pod as soon as the limiter admits it, and
+// reports the outcome to the limiter and the breaker.
+func (s *Scheduler) Call(ctx context.Context, p Priority, pod fair.Owner, call func(context.Context) error) (err error) {
+	release, err := s.limiter.Acquire(ctx, p, pod)
 	if err != nil {
 		return err
 	}

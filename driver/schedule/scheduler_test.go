@@ -69,7 +69,7 @@ func (n *node) end() {
 
 // ask calls the CA through the scheduler. Its errors look like those of an issuer.
 func (n *node) ask(ctx context.Context, p Priority, name string) error {
-	return n.Call(ctx, p, func(ctx context.Context) error { return n.answer(ctx, name) })
+	return n.Call(ctx, p, somePod, func(ctx context.Context) error { return n.answer(ctx, name) })
 }
 
 func (n *node) answer(ctx context.Context, name string) error {
@@ -293,7 +293,7 @@ func TestFailingCertificateDoesNotDelayOthers(t *testing.T) {
 				}
 				n.Add("bad", issuedAt(time.Now(), day, "19"), func(ctx context.Context) (renewal.Validity, error) {
 					v := issuedAt(begin, day, "19")
-					return v, n.Call(ctx, Renewal, func(ctx context.Context) error {
+					return v, n.Call(ctx, Renewal, somePod, func(ctx context.Context) error {
 						return errors.Join(n.answer(ctx, "bad"), err)
 					})
 				})
@@ -365,7 +365,7 @@ func TestFailingPublishesDoNotPostponeRenewals(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.keep("a", issuedAt(time.Now(), day, "a"))
 		for range 20 * 60 * 30 {
-			_ = n.Call(n.t.Context(), Publish, func(context.Context) error { return errAway })
+			_ = n.Call(n.t.Context(), Publish, somePod, func(context.Context) error { return errAway })
 			time.Sleep(2 * time.Second)
 		}
 		if calls := n.calls(); len(calls) == 0 {
@@ -459,7 +459,7 @@ func TestPanicIsAFailure(t *testing.T) {
 		before, tries := panics.Total(), 0
 		e := n.Add("a", issuedAt(time.Now(), 3*time.Hour, "a"), func(ctx context.Context) (renewal.Validity, error) {
 			if tries++; tries < 3 {
-				return renewal.Validity{}, n.Call(ctx, Renewal, func(context.Context) error { panic("a defect") })
+				return renewal.Validity{}, n.Call(ctx, Renewal, somePod, func(context.Context) error { panic("a defect") })
 			}
 			return issuedAt(time.Now(), 3*time.Hour, "a"), nil
 		})
@@ -481,7 +481,7 @@ func TestOutcomesOfOnePodDoNotStopOthers(t *testing.T) {
 		virtually(t, func(n *node) {
 			n.limiter.limit = 8
 			for range 20 {
-				_ = n.Call(n.t.Context(), Publish, func(context.Context) error { return fmt.Errorf("%w: a test", outcome) })
+				_ = n.Call(n.t.Context(), Publish, somePod, func(context.Context) error { return fmt.Errorf("%w: a test", outcome) })
 			}
 			if n.breaker.IsOpen() || n.limiter.limit < 8 {
 				t.Errorf("%v: breaker open: %v, limit %d", outcome, n.breaker.IsOpen(), n.limiter.limit)

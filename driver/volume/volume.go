@@ -173,7 +173,7 @@ func (v *Volume) Renew(ctx context.Context) error {
 func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (credential *issuer.Credential, err error) {
 	prepared, err := v.issuer.Prepare(ctx, issuer.Applicant{Pod: v.Pod, Token: *v.token.Load()}, v.attributes.Request, key)
 	if err == nil {
-		err = v.issuer.Scheduler.Call(ctx, p, func(ctx context.Context) (err error) {
+		err = v.issuer.Scheduler.Call(ctx, p, v.Pod.Owner(), func(ctx context.Context) (err error) {
 			began := time.Now()
 			credential, err = v.issuer.Sign(ctx, prepared)
 			v.issuer.Observe(p, began, err)
