@@ -178,7 +178,7 @@ func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) 
 		VolumeID:   req.GetVolumeId(),
 		Target:     target,
 		Pod:        pod,
-		Attributes: user,
+		Attributes: attributes.Normalize(user),
 		MountGroup: capability.GetMount().GetVolumeMountGroup(),
 	}, token, nil
 }

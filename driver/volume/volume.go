@@ -48,6 +48,8 @@ type Node struct {
 	Targets *tmpfs.Directory
 	// Attributes is the configuration for parsing volume attributes.
 	Attributes attributes.Config
+	// MinInterval is the shortest time between two renewals of a volume.
+	MinInterval time.Duration
 	// Issuers by name.
 	Issuers map[string]*Issuer
 }
@@ -104,6 +106,9 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	v := newVolume(n, s)
 	if v.unfit != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, v.unfit)
+	}
+	if err := v.attributes.CheckRenewBefore(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if v.attributes.RevokeOnDelete && !v.issuer.CanRevoke() {
 		return nil, fmt.Errorf("%w: revoke-on-delete: the issuer %s cannot revoke; leave it out", ErrInvalid, v.issuer.Name)
@@ -373,7 +378,10 @@ func (v *Volume) validity() renewal.Validity {
 
 func (v *Volume) validityLocked() renewal.Validity {
 	c := v.certificate
-	return renewal.Validity{Issued: c.Issued, NotAfter: c.NotAfter, Before: v.attributes.RenewBefore, Spread: renewal.SpreadOf(c.Serial)}
+	return renewal.Validity{
+		Issued: c.Issued, NotAfter: c.NotAfter,
+		Before: v.attributes.RenewBefore, MinInterval: v.node.MinInterval, Spread: renewal.SpreadOf(c.Serial),
+	}
 }
 
 // logIssued requires the lock, or a volume that no other goroutine knows yet.
