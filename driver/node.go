@@ -56,6 +56,11 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 			known.Stop()
 			d.volumes.remove(known.VolumeID, path)
 		}
+		done, err := d.admit(ctx, spec)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 		v, err := volume.Create(ctx, d.node, spec, token)
 		if err != nil {
 			return nil, err

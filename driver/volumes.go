@@ -20,6 +20,8 @@ type volumes struct {
 	byID map[string]*volume.Volume
 	// unread are the target paths of mounted volumes that could not be adopted.
 	unread map[string]bool
+	// publishing has the UIDs of the pods whose volumes are being published, by volume id.
+	publishing map[string]string
 }
 
 func (r *volumes) get(id string) *volume.Volume {
@@ -38,7 +40,40 @@ func (r *volumes) put(v *volume.Volume) (previous *volume.Volume) {
 	previous = r.byID[v.VolumeID]
 	r.byID[v.VolumeID] = v
 	delete(r.unread, v.Target)
+	delete(r.publishing, v.VolumeID)
 	return previous
+}
+
+// reserve counts the volumes, and reserves a place for another one of the pod if check
+// allows it. Either put or release ends the reservation.
+func (r *volumes) reserve(id, uid string, check func(volumeCount) (limit string, err error)) (limit string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := volumeCount{mounted: len(r.byID) + len(r.unread), publishing: len(r.publishing)}
+	for _, v := range r.byID {
+		if v.Pod.UID == uid {
+			n.ofPod++
+		}
+	}
+	for _, other := range r.publishing {
+		if other == uid {
+			n.ofPod++
+		}
+	}
+	if limit, err = check(n); err != nil {
+		return limit, err
+	}
+	if r.publishing == nil {
+		r.publishing = map[string]string{}
+	}
+	r.publishing[id] = uid
+	return "", nil
+}
+
+func (r *volumes) release(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.publishing, id)
 }
 
 // remove removes the volume at the target path, even if it could not be adopted.
