@@ -126,11 +126,13 @@ func manyNames() string {
 // renewed, twice, so that each holds two sets of files. A killed plugin starts again beside
 // the volumes, adopts and renews them, and still refuses new ones.
 func TestMemoryLimit(t *testing.T) {
+	t.Parallel()
 	for name, attributes := range map[string]map[string]string{
 		"usual":   {"service-names": "web", "duration": "30s"},
 		"largest": {"dns-names": manyNames(), "duration": "30s"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ca := startCA(t)
 			g := newControlGroup(t, 64<<20)
 			n := node.New(t, binary, ca)
