@@ -4,12 +4,13 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // Normalize returns the attributes in a form that the driver records and compares: lists
 // without blanks around the commas and without duplicates, durations as Go writes them.
-// Parse takes both forms for the same volume, except that duplicates do not count for its
-// limits. Normalize leaves invalid values to Parse.
+// Parse takes both forms for the same volume. Normalize leaves invalid values to Parse.
 func Normalize(values map[string]string) map[string]string {
 	normal := make(map[string]string, len(values))
 	for key, value := range values {
@@ -29,6 +30,9 @@ func Normalize(values map[string]string) map[string]string {
 // normalizeList keeps the order: the first DNS name is the default common name.
 func normalizeList(value string) string {
 	parts := strings.Split(value, ",")
+	if len(parts) > names.MaxNames {
+		return value // Parse rejects it
+	}
 	for i, part := range parts {
 		parts[i] = strings.TrimSpace(part)
 	}
