@@ -126,7 +126,8 @@ func New(c Config) (*Driver, error) {
 
 // Run serves until ctx ends. Then it finishes the calls in progress and stops its
 // goroutines. The mounts stay: pods continue to read, and the next process adopts the
-// volumes. Run fails at once on a machine that cannot mount volumes.
+// volumes. The directory of the CSI socket stays, too. Run fails at once on a machine that
+// cannot mount volumes, and it fails when somebody removes a socket.
 func (d *Driver) Run(ctx context.Context) error {
 	if err := tmpfs.Supported(); err != nil {
 		return err
@@ -163,9 +164,7 @@ func (d *Driver) Run(ctx context.Context) error {
 			d.followRoots(d.background, i)
 		})
 	}
-	err = server.serve(ctx)
-	d.removeDirectory()
-	return err
+	return server.serve(ctx)
 }
 
 // Ready returns nil once every issuer has been reached and verified. Until then, the
