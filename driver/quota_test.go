@@ -47,6 +47,12 @@ func TestQuota(t *testing.T) {
 			t.Errorf("%s: limit %q, error %v", name, limit, err)
 		}
 	}
+	// docs/configuration.md has these numbers.
+	for limit, want := range map[int64]int{128 * mib: 1280, 256 * mib: 2560} {
+		if got := volumesIn(limit); got != want {
+			t.Errorf("%d MiB have room for %d volumes, want %d", limit/mib, got, want)
+		}
+	}
 	if _, err := (quota{}).check(pod, volumeCount{1e6, 1e6, 1e6}, nil); err != nil {
 		t.Errorf("without limits: %v", err)
 	}
