@@ -59,6 +59,7 @@ type Scheduler struct {
 	ending    sync.WaitGroup
 	began     time.Time // when the last renewal of the backlog started; zero once the backlog is empty
 	jitter    float64   // of the pause before the next renewal
+	jumped    bool      // the last renewal was urgent, and did not wait for its turn
 }
 
 // New makes a scheduler. Renewals start with Run.
@@ -263,11 +264,13 @@ func (s *Scheduler) step(now time.Time) (next time.Time) {
 			}
 			return next
 		}
+		s.jumped = !s.jumped && e != s.backlog.next(now)
 		s.begin(e, now)
 	}
 }
 
-// candidate returns the next entry to renew, and when. It returns nil if no entry is due,
+// candidate returns the next entry to renew, and when. Urgent entries come first, but not
+// twice in a row. It returns nil if no entry is due,
 // or if a renewal in progress must end first.
 func (s *Scheduler) candidate(now time.Time) (*Entry, time.Time) {
 	// An expired certificate is no longer urgent: it waits for its turn.
@@ -295,10 +298,13 @@ func (s *Scheduler) candidate(now time.Time) (*Entry, time.Time) {
 		return turn, s.breaker.ProbeAt(turn.validity, now)
 	}
 	at := s.began.Add(time.Duration(s.jitter * float64(s.gap(turn))))
-	if urgent != nil && urgent.at.Before(at) {
-		return urgent.entry, urgent.at
+	switch {
+	case urgent == nil || !urgent.at.Before(at):
+		return turn, at
+	case s.jumped: // urgent certificates of some pods do not take all turns
+		return turn, urgent.at
 	}
-	return turn, at
+	return urgent.entry, urgent.at
 }
 
 // gap returns the mean time between two renewals of the backlog.
