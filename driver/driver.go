@@ -117,6 +117,7 @@ func New(c Config) (*Driver, error) {
 		d.readiness.Expect(name)
 		d.metrics.expect(name)
 	}
+	d.quota = newQuota(c, d.metrics.refused)
 	d.collector = newCollector(d)
 	if err := d.registerMetrics(c.Metrics); err != nil {
 		return nil, err
@@ -138,8 +139,8 @@ func (d *Driver) Run(ctx context.Context) error {
 	}
 	defer targets.Close()
 	d.node.Targets = targets
-	if d.quota, err = newQuota(d.config, d.metrics.refused); err != nil {
-		klog.FromContext(ctx).Error(err, "Cannot find the plugin's memory limit; volumes are not limited by it")
+	if d.quota.problem != nil {
+		klog.FromContext(ctx).Error(d.quota.problem, "Cannot find the plugin's memory limit; volumes are not limited by it")
 	}
 
 	server, err := d.listen(ctx)

@@ -70,7 +70,8 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 		return nil
 	}
 	m := d.metrics
-	for _, c := range []prometheus.Collector{m.signings, m.duration, m.answered, m.failed, m.refusals, d.collector} {
+	all := append(d.quota.gauges(), m.signings, m.duration, m.answered, m.failed, m.refusals, d.collector)
+	for _, c := range all {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register the metrics: %w", err)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/cgroup"
@@ -41,6 +42,8 @@ type quota struct {
 	perPod, perNode int // volumes; zero means no limit
 	// memory returns the usage of the plugin's control group; ok is false without a limit.
 	memory func() (usage cgroup.Usage, ok bool, err error)
+	// problem is why the control group is not known.
+	problem error
 	// refused counts the refusals.
 	refused func(limit string)
 }
@@ -48,13 +51,32 @@ type quota struct {
 // volumeCount counts volumes: mounted ones and those that are being published.
 type volumeCount struct{ ofPod, mounted, publishing int }
 
-func newQuota(c Config, refused func(limit string)) (quota, error) {
+func newQuota(c Config, refused func(limit string)) quota {
 	q := quota{perPod: c.VolumesPerPod, perNode: c.VolumesPerNode, refused: refused}
-	own, err := cgroup.OwnMemory()
-	if err == nil && own != nil {
+	var own *cgroup.Memory
+	if own, q.problem = cgroup.OwnMemory(); own != nil {
 		q.memory = own.Usage
 	}
-	return q, err
+	return q
+}
+
+// gauges return the memory limit and the usage that counts, or 0 without a limit.
+func (q quota) gauges() []prometheus.Collector {
+	gauge := func(name, help string, value func(cgroup.Usage) int64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			if q.memory == nil {
+				return 0
+			}
+			usage, _, _ := q.memory() // admit logs the error
+			return float64(value(usage))
+		})
+	}
+	return []prometheus.Collector{
+		gauge("step_csi_memory_limit_bytes", "Memory limit of the node plugin's control group; 0 if there is none.",
+			func(u cgroup.Usage) int64 { return u.Limit }),
+		gauge("step_csi_memory_used_bytes", "Memory of the control group in use by the node plugin and by mounted volumes, without what the kernel can free; 0 without a limit.",
+			func(u cgroup.Usage) int64 { return u.Used }),
+	}
 }
 
 // admit reserves a place for the volume. The caller must call done when the volume is
