@@ -23,6 +23,8 @@ const (
 	// mostProcessMemory is what the process takes without volumes, or a quarter of the
 	// limit if that is less.
 	mostProcessMemory = 64 << 20
+	// kernelMemory is what the kernel keeps for a volume beside its files.
+	kernelMemory = 24 << 10
 )
 
 // errExhausted means that a volume exceeds a limit. The kubelet retries, and does not
@@ -42,6 +44,8 @@ type quota struct {
 	perPod, perNode int // volumes; zero means no limit
 	// memory returns the usage of the plugin's control group; ok is false without a limit.
 	memory func() (usage cgroup.Usage, ok bool, err error)
+	// blind means that memory does not show the volumes of earlier containers of the pod.
+	blind bool
 	// problem is why the control group is not known.
 	problem error
 	// refused counts the refusals.
@@ -49,13 +53,16 @@ type quota struct {
 }
 
 // volumeCount counts volumes: mounted ones and those that are being published.
-type volumeCount struct{ ofPod, mounted, publishing int }
+type volumeCount struct {
+	ofPod, mounted, publishing int
+	inherited                  int64 // memory of the volumes of earlier processes, in bytes
+}
 
 func newQuota(c Config, refused func(limit string)) quota {
 	q := quota{perPod: c.VolumesPerPod, perNode: c.VolumesPerNode, refused: refused}
 	var own *cgroup.Memory
 	if own, q.problem = cgroup.OwnMemory(); own != nil {
-		q.memory = own.Usage
+		q.memory, q.blind = own.Usage, !own.SeesParent()
 	}
 	return q
 }
@@ -120,6 +127,9 @@ func (q quota) check(pod issuer.Pod, n volumeCount, usage *cgroup.Usage) (limit 
 	if most := volumesIn(usage.Limit); all >= most {
 		return limitMemory, fmt.Errorf("the node has %d volumes of this driver; the node plugin's memory limit of %s has room for %d: "+
 			"move pods to other nodes, or raise resources.limits.memory in the chart's values", all, mebibytes(usage.Limit), most)
+	}
+	if q.blind {
+		usage.Used += n.inherited
 	}
 	reserved := usage.Limit/8 + int64(n.mounted)*renewalMemory + int64(n.publishing+1)*volumeMemory
 	if usage.Free() < reserved {

@@ -53,7 +53,16 @@ func TestQuota(t *testing.T) {
 			t.Errorf("%d MiB have room for %d volumes, want %d", limit/mib, got, want)
 		}
 	}
-	if _, err := (quota{}).check(pod, volumeCount{1e6, 1e6, 1e6}, nil); err != nil {
+	// If only the container's group is visible, the volumes of an earlier container count
+	// by themselves.
+	inherited := volumeCount{mounted: 600, inherited: 600 * 120 << 10}
+	for blind, want := range map[bool]string{false: "", true: limitMemory} {
+		q := quota{blind: blind}
+		if limit, err := q.check(pod, inherited, &cgroup.Usage{Limit: 128 * mib, Used: 30 * mib}); limit != want || (err != nil) != blind {
+			t.Errorf("with volumes of an earlier container: blind %v, limit %q, error %v", blind, limit, err)
+		}
+	}
+	if _, err := (quota{}).check(pod, volumeCount{1e6, 1e6, 1e6, 1e9}, nil); err != nil {
 		t.Errorf("without limits: %v", err)
 	}
 }

@@ -22,6 +22,8 @@ type volumes struct {
 	unread map[string]bool
 	// publishing has the UIDs of the pods whose volumes are being published, by volume id.
 	publishing map[string]string
+	// inherited is the memory of the volumes that earlier processes mounted, by volume id.
+	inherited map[string]int64
 }
 
 func (r *volumes) get(id string) *volume.Volume {
@@ -55,6 +57,9 @@ func (r *volumes) reserve(id, uid string, check func(volumeCount) (limit string,
 			n.ofPod++
 		}
 	}
+	for _, bytes := range r.inherited {
+		n.inherited += bytes
+	}
 	for _, other := range r.publishing {
 		if other == uid {
 			n.ofPod++
@@ -70,6 +75,16 @@ func (r *volumes) reserve(id, uid string, check func(volumeCount) (limit string,
 	return "", nil
 }
 
+// inherit records the memory of a volume that an earlier process mounted.
+func (r *volumes) inherit(id string, bytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.inherited == nil {
+		r.inherited = map[string]int64{}
+	}
+	r.inherited[id] = bytes
+}
+
 func (r *volumes) release(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,6 +97,7 @@ func (r *volumes) remove(id, target string) {
 	defer r.mu.Unlock()
 	if v := r.byID[id]; v != nil && v.Target == target {
 		delete(r.byID, id)
+		delete(r.inherited, id)
 	}
 	delete(r.unread, target)
 }
@@ -148,6 +164,22 @@ func (d *Driver) adopt(ctx context.Context, path string) (err error) {
 	if err := v.Unmanaged(); err != nil {
 		klog.FromContext(ctx).Error(err, "A mounted volume does not fit the configuration; it is not renewed", v.LogValues()...)
 	}
+	d.volumes.inherit(v.VolumeID, memoryOf(v))
 	d.manage(ctx, v)
 	return nil
+}
+
+// memoryOf returns how much memory a mounted volume takes, or the usual amount if that is
+// not known.
+func memoryOf(v *volume.Volume) int64 {
+	target, err := v.Open()
+	if err != nil {
+		return volumeMemory
+	}
+	defer target.Close()
+	usage, err := tmpfs.Stat(target)
+	if err != nil {
+		return volumeMemory
+	}
+	return usage.Bytes - usage.BytesFree + kernelMemory
 }

@@ -135,9 +135,13 @@ func contains(root, path string) bool {
 	return err == nil && filepath.IsLocal(below)
 }
 
+// SeesParent tells whether Usage includes a group that contains the process's own. If not,
+// Usage misses the volumes that an earlier container of the pod mounted: they are charged
+// to the pod's group.
+func (m *Memory) SeesParent() bool { return len(m.groups) > 1 }
+
 // Usage returns the usage of the group that has the least memory left: the process's own,
-// or one that contains it. ok is false if none has a limit. After a container restarted,
-// the volumes that it had mounted are charged to the pod's group, not to its own.
+// or one that contains it. ok is false if none has a limit.
 func (m *Memory) Usage() (least Usage, ok bool, err error) {
 	for _, group := range m.groups {
 		u, limited, err := m.usage(group)

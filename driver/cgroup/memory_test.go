@@ -56,6 +56,9 @@ func TestVersion2(t *testing.T) {
 	if want := []string{container, pod, filepath.Dir(pod), root}; m == nil || !slices.Equal(m.groups, want) {
 		t.Fatalf("%+v, want %q", m, want)
 	}
+	if !m.SeesParent() {
+		t.Error("it does not see the pod's group")
+	}
 	expect(t, m, Usage{256 * mib, 190 * mib}, true)
 	group(t, container, fmt.Sprint(64*mib), 50*mib, 10*mib) // the limits may change at any time
 	expect(t, m, Usage{64 * mib, 40 * mib}, true)
@@ -80,6 +83,9 @@ func TestVersion1(t *testing.T) {
 	m := find(groups, mounts)
 	if m == nil || !slices.Equal(m.groups, []string{root}) {
 		t.Fatalf("%+v", m)
+	}
+	if m.SeesParent() {
+		t.Error("it sees more than its own group")
 	}
 	expect(t, m, Usage{128 * mib, 60 * mib}, true)
 	write(t, root, map[string]string{"memory.limit_in_bytes": "9223372036854771712\n"})
