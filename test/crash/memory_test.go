@@ -19,11 +19,13 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// controlGroup is a control group with a memory limit.
+// controlGroup is a pod's control group with a memory limit. Each process of the plugin is
+// in a group of its own below, as in the containers of a pod.
 type controlGroup struct {
 	t         *testing.T
 	directory string
 	version2  bool
+	started   int // containers
 }
 
 // newControlGroup makes a group, which is removed when the test ends. The test needs the
@@ -48,6 +50,7 @@ func newControlGroup(t *testing.T, limit int) *controlGroup {
 	t.Cleanup(func() { // runs after the plugin has ended
 		var err error
 		for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(20 * time.Millisecond) {
+			_ = g.removeContainer()
 			if err = os.Remove(directory); err == nil || errors.Is(err, os.ErrNotExist) {
 				return
 			}
@@ -55,14 +58,32 @@ func newControlGroup(t *testing.T, limit int) *controlGroup {
 		t.Error(err)
 	})
 	node.Must(t, os.WriteFile(filepath.Join(directory, limitFile), []byte(strconv.Itoa(limit)), 0))
+	if g.version2 {
+		node.Must(t, os.WriteFile(filepath.Join(directory, "cgroup.subtree_control"), []byte("+memory"), 0))
+	}
 	return g
 }
 
-// start starts the plugin in the group, and waits until it is ready.
+func (g *controlGroup) container() string {
+	return filepath.Join(g.directory, fmt.Sprint("container-", g.started))
+}
+
+// removeContainer removes the group of the last container, once its processes have ended.
+func (g *controlGroup) removeContainer() error {
+	if err := os.Remove(g.container()); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// start starts the plugin in a new container's group, and waits until it is ready.
 func (g *controlGroup) start(n *node.Node) {
 	g.t.Helper()
+	node.Eventually(g.t, time.Minute, "the last container is gone", func() bool { return g.removeContainer() == nil })
+	g.started++
+	node.Must(g.t, os.Mkdir(g.container(), 0o755))
 	plugin := n.Command()
-	shell := exec.Command("/bin/sh", append([]string{"-c", `echo $$ >"$0" && exec "$@"`, g.directory + "/cgroup.procs"}, plugin.Args...)...)
+	shell := exec.Command("/bin/sh", append([]string{"-c", `echo $$ >"$0" && exec "$@"`, g.container() + "/cgroup.procs"}, plugin.Args...)...)
 	shell.Dir, shell.Env, shell.Stdout, shell.Stderr = plugin.Dir, plugin.Env, plugin.Stdout, plugin.Stderr
 	n.Process = shell
 	node.Must(g.t, shell.Start())
@@ -76,12 +97,12 @@ func (g *controlGroup) read(file string) string {
 	return strings.TrimSpace(string(data))
 }
 
-// kills returns how many processes were killed for lack of memory.
+// kills returns how many processes of the container were killed for lack of memory.
 func (g *controlGroup) kills() string {
 	g.t.Helper()
-	file := "memory.oom_control"
+	file := filepath.Base(g.container()) + "/memory.oom_control"
 	if g.version2 {
-		file = "memory.events"
+		file = filepath.Base(g.container()) + "/memory.events"
 	}
 	for line := range strings.Lines(g.read(file)) {
 		if count, found := strings.CutPrefix(line, "oom_kill "); found {
@@ -123,8 +144,9 @@ func manyNames() string {
 }
 
 // The plugin refuses new volumes before its control group is full. All mounted volumes are
-// renewed, twice, so that each holds two sets of files. A killed plugin starts again beside
-// the volumes, adopts and renews them, and still refuses new ones.
+// renewed, twice, so that each holds two sets of files. A killed plugin starts again in
+// another container of the same pod, whose group the volumes are charged to. It adopts and
+// renews them, and still refuses new ones.
 func TestMemoryLimit(t *testing.T) {
 	t.Parallel()
 	for name, attributes := range map[string]map[string]string{
