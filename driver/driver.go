@@ -160,14 +160,16 @@ func (d *Driver) Run(ctx context.Context) error {
 	}
 	for name, i := range d.issuers {
 		d.ending.Go(func() { i.Scheduler.Run(d.background) })
-		d.ending.Go(func() {
-			d.readiness.Connect(d.background, name, i.Issuer.Issuer)
-			d.followRoots(d.background, i)
-		})
+		d.ending.Go(func() { d.readiness.Watch(d.background, name, i.Issuer.Issuer, i.rootsRefresh) })
+		d.ending.Go(func() { d.followRoots(d.background, i) })
 	}
 	return server.serve(ctx)
 }
 
-// Ready returns nil once every issuer has been reached and verified. Until then, the
-// error names the issuers that have not.
-func (d *Driver) Ready() error { return d.readiness.Err() }
+// Ready returns a nil error once at least one issuer has been reached and verified. It
+// does not wait for all of them: a CA that is down must not stop the rollout of the
+// plugin, which serves the volumes of the others. details has a line for each issuer that
+// does not work, or that has a warning.
+func (d *Driver) Ready() (details string, err error) {
+	return d.readiness.Details(), d.readiness.Err()
+}

@@ -43,6 +43,7 @@ func (d *Driver) followRoots(ctx context.Context, i *issuerState) {
 	ctx = klog.NewContext(ctx, logger)
 	i.FollowRoots(ctx, i.rootsRefresh, func(_ issuer.Roots, err error) {
 		d.metrics.called(i.Name, callRoots, issuer.OutcomeOf(err))
+		d.readiness.ObserveRoots(i.Name, err)
 		if err != nil {
 			return // the known roots stay
 		}

@@ -70,7 +70,7 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 		return nil
 	}
 	m := d.metrics
-	all := append(d.quota.gauges(), m.signings, m.duration, m.answered, m.failed, m.refusals, d.collector)
+	all := append(d.quota.gauges(), m.signings, m.duration, m.answered, m.failed, m.refusals, d.collector, &d.readiness)
 	for _, c := range all {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register the metrics: %w", err)

@@ -134,6 +134,9 @@ type Config struct {
 	// Keys generates the private keys. The issuers of a process share one, because they
 	// share its cores. Nil means a generator of the issuer's own.
 	Keys *KeyGenerator
+	// RequireDisableRenewal refuses to sign while the CA renews certificates for whoever
+	// holds them. The signer must be a HolderRenewal.
+	RequireDisableRenewal bool
 }
 
 // Issuer makes credentials: the policy, the key, the CSR, the signer, and the check
@@ -142,6 +145,8 @@ type Issuer struct {
 	signer Signer
 	policy Policy
 	keys   *KeyGenerator
+	// requireDisabled is nil unless holders must not be able to renew.
+	requireDisabled HolderRenewal
 
 	roots      latestRoots
 	followed   atomic.Pointer[Roots] // what FollowRoots announced last
@@ -157,13 +162,23 @@ func New(c Config) (*Issuer, error) {
 	if c.Keys == nil {
 		c.Keys = NewKeyGenerator()
 	}
-	return &Issuer{signer: c.Signer, policy: c.Policy, keys: c.Keys, otherRoots: make(chan struct{}, 1)}, nil
+	i := &Issuer{signer: c.Signer, policy: c.Policy, keys: c.Keys, otherRoots: make(chan struct{}, 1)}
+	if c.RequireDisableRenewal {
+		var err error
+		if i.requireDisabled, err = requireDisabled(c.Signer); err != nil {
+			return nil, err
+		}
+	}
+	return i, nil
 }
 
 // Connect checks that the CA can be reached, is trusted, and would sign.
 func (i *Issuer) Connect(ctx context.Context) (err error) {
 	defer panics.Recover(ctx, "connect to the issuer", &err)
-	return i.signer.Connect(ctx)
+	if err := i.signer.Connect(ctx); err != nil {
+		return err
+	}
+	return i.refuseHolderRenewal(ctx)
 }
 
 // Prepared is a request that the policy allows, with its CSR. Only Prepare and
@@ -205,6 +220,9 @@ func (i *Issuer) PrepareCSR(ctx context.Context, req SigningRequest) (Prepared, 
 // Sign has the signer sign what was prepared, and checks the answer as if the CA
 // were hostile. Its errors wrap an Outcome.
 func (i *Issuer) Sign(ctx context.Context, p Prepared) (*Credential, error) {
+	if err := i.refuseHolderRenewal(ctx); err != nil {
+		return nil, err
+	}
 	// Before the call: a slow answer must not allow a longer lifetime.
 	asked := time.Now()
 	answer, err := i.signer.Sign(ctx, p.request)

@@ -7,6 +7,7 @@ package logs
 const (
 	Connected        = `"Issuer connected"`
 	CannotConnect    = `"Cannot connect to the issuer"`
+	HoldersRenew     = `"Warning: the CA renews certificates for their holders"`
 	ServingHealth    = `"Serving health"`
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`

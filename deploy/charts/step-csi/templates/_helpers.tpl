@@ -201,6 +201,9 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
     type: {{ $issuer.provisioner.type }}
     name: {{ $issuer.provisioner.name | quote }}
     passwordFile: issuers/{{ $name }}/password
+    {{- if $issuer.provisioner.requireDisableRenewal }}
+    requireDisableRenewal: true
+    {{- end }}
   {{- with include "step-csi.issuerDuration" $issuer }}{{ nindent 2 . }}{{ end }}
   {{- with include "step-csi.issuerRoots" (dict "mode" $.Values.mode "roots" $issuer.roots) }}{{ nindent 2 . }}{{ end }}
   {{- with include "step-csi.validations" ($issuer.policy | default dict) }}
