@@ -19,6 +19,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/tmpfs"
@@ -46,6 +47,11 @@ type Config struct {
 	ClusterDomain   names.ClusterDomain
 	TrustDomain     spiffeid.TrustDomain
 	AllowShortNames bool
+	// MinInterval is the shortest time between two renewals of a volume.
+	MinInterval time.Duration
+	// VolumesPerPod and VolumesPerNode limit the volumes of a pod and of the node; zero
+	// means no limit. They do not apply to volumes that are mounted already.
+	VolumesPerPod, VolumesPerNode int
 	// Issuers by name. A volume that names no issuer uses the issuer "default".
 	Issuers map[string]Issuer
 	// Metrics is where the driver registers its metrics, unless it is nil.
@@ -70,6 +76,7 @@ type Driver struct {
 	node      *volume.Node
 	volumes   volumes
 	locks     locks // by volume id
+	quota     quota
 	metrics   *metrics
 	collector *collector
 	readiness issuer.Readiness
@@ -94,8 +101,9 @@ func New(c Config) (*Driver, error) {
 		issuers: map[string]*issuerState{},
 		metrics: newMetrics(),
 		node: &volume.Node{
-			DriverName: c.Name,
-			Issuers:    map[string]*volume.Issuer{},
+			DriverName:  c.Name,
+			MinInterval: c.MinInterval,
+			Issuers:     map[string]*volume.Issuer{},
 			Attributes: attributes.Config{
 				ClusterDomain:   c.ClusterDomain,
 				TrustDomain:     c.TrustDomain,
@@ -117,6 +125,7 @@ func New(c Config) (*Driver, error) {
 		d.readiness.Expect(name)
 		d.metrics.expect(name)
 	}
+	d.quota = newQuota(c, d.metrics.refused)
 	d.collector = newCollector(d)
 	if err := d.registerMetrics(c.Metrics); err != nil {
 		return nil, err
@@ -138,6 +147,9 @@ func (d *Driver) Run(ctx context.Context) error {
 	}
 	defer targets.Close()
 	d.node.Targets = targets
+	if d.quota.problem != nil {
+		klog.FromContext(ctx).Error(d.quota.problem, "Cannot find the plugin's memory limit; volumes are not limited by it")
+	}
 
 	server, err := d.listen(ctx)
 	if err != nil {

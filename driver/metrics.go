@@ -32,13 +32,14 @@ type metrics struct {
 	duration *prometheus.HistogramVec
 	answered *prometheus.GaugeVec
 	failed   *prometheus.GaugeVec
+	refusals *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
 	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 	}
-	return &metrics{
+	m := &metrics{
 		signings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "step_csi_signings_total",
 			Help: "Calls for a certificate, by issuer, operation (publish, renew) and result.",
@@ -52,7 +53,15 @@ func newMetrics() *metrics {
 			"Time of the issuer's last successful answer, by operation (sign, roots); 0 if there was none.", "issuer", "operation"),
 		failed: gauge("step_csi_issuer_last_failure_timestamp_seconds",
 			"Time of the last call that found the issuer down: unreachable, without an answer in time, or rejecting the node plugin; by operation (sign, roots); 0 if there was none.", "issuer", "operation"),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "step_csi_publishes_refused_total",
+			Help: "Publishes of new volumes that were refused, by limit: volumes of the pod, volumes of the node, memory of the node plugin.",
+		}, []string{"limit"}),
 	}
+	for _, limit := range []string{limitPod, limitNode, limitMemory} {
+		m.refusals.WithLabelValues(limit)
+	}
+	return m
 }
 
 // registerMetrics registers all metrics of the driver.
@@ -61,7 +70,8 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 		return nil
 	}
 	m := d.metrics
-	for _, c := range []prometheus.Collector{m.signings, m.duration, m.answered, m.failed, d.collector, &d.readiness} {
+	all := append(d.quota.gauges(), m.signings, m.duration, m.answered, m.failed, m.refusals, d.collector, &d.readiness)
+	for _, c := range all {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register the metrics: %w", err)
 		}
@@ -85,6 +95,9 @@ func (m *metrics) expect(name string) {
 		m.failed.WithLabelValues(name, call)
 	}
 }
+
+// refused counts a volume that exceeds a limit.
+func (m *metrics) refused(limit string) { m.refusals.WithLabelValues(limit).Inc() }
 
 // signed counts a call for a certificate.
 func (m *metrics) signed(name string, p schedule.Priority, began time.Time, o issuer.Outcome) {

@@ -60,6 +60,11 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 			d.volumes.remove(known.VolumeID, path)
 			d.revokeLater(ctx, known, known.Abandon())
 		}
+		done, err := d.admit(ctx, spec)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 		v, err := volume.Create(ctx, d.node, spec, token)
 		if err != nil {
 			return nil, err
@@ -187,7 +192,7 @@ func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) 
 		VolumeID:   req.GetVolumeId(),
 		Target:     target,
 		Pod:        pod,
-		Attributes: user,
+		Attributes: attributes.Normalize(user),
 		MountGroup: capability.GetMount().GetVolumeMountGroup(),
 	}, token, nil
 }

@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -21,11 +20,20 @@ type volumes struct {
 	mu sync.Mutex
 	// byID are the volumes that the kubelet has published to this process, by volume id.
 	byID map[string]*volume.Volume
-	// found are the volumes of an earlier process, by target path, until the kubelet
-	// publishes them. Only their record says whose they are: see volume.Find.
-	found map[string]*volume.Volume
-	// unread are the target paths of mounted volumes that could not be adopted.
+	// byTarget are these volumes by target path, and those of an earlier process until the
+	// kubelet publishes them. Of the latter, only the record says whose they are: see
+	// volume.Find.
+	byTarget map[string]*volume.Volume
+	// unread are the target paths of mounted volumes that could not be read.
 	unread map[string]bool
+	// inherited is the memory in bytes of the volumes that earlier processes mounted, by
+	// target path, and inAll is its sum.
+	inherited map[string]int64
+	inAll     int64
+	// publishing has the UIDs of the pods whose volumes are being published, by volume id.
+	publishing map[string]string
+	// ofPod is the number of volumes in byID and in publishing, by the pod's UID.
+	ofPod map[string]int
 }
 
 func (r *volumes) get(id string) *volume.Volume {
@@ -36,12 +44,9 @@ func (r *volumes) get(id string) *volume.Volume {
 
 // at returns the volume at the target path, or nil.
 func (r *volumes) at(target string) *volume.Volume {
-	for _, v := range r.all() {
-		if v.Target == target {
-			return v
-		}
-	}
-	return nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byTarget[target]
 }
 
 // put registers the volume, and returns the volume that it replaces: the one with its id,
@@ -49,51 +54,98 @@ func (r *volumes) at(target string) *volume.Volume {
 func (r *volumes) put(v *volume.Volume) (previous *volume.Volume) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.byID == nil {
-		r.byID = map[string]*volume.Volume{}
+	previous = r.byID[v.VolumeID]
+	if previous != nil {
+		r.uncount(previous.Pod.UID)
+	} else {
+		previous = r.byTarget[v.Target]
 	}
-	previous = cmp.Or(r.byID[v.VolumeID], r.found[v.Target])
-	r.byID[v.VolumeID] = v
-	delete(r.found, v.Target)
+	set(&r.byID, v.VolumeID, v)
+	set(&r.byTarget, v.Target, v)
 	delete(r.unread, v.Target)
+	r.count(v.Pod.UID)
+	r.unreserve(v.VolumeID)
 	return previous
 }
 
-// putFound registers a volume of an earlier process.
-func (r *volumes) putFound(v *volume.Volume) {
+// putFound registers a volume of an earlier process, which takes so many bytes of memory.
+func (r *volumes) putFound(v *volume.Volume, memory int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.found == nil {
-		r.found = map[string]*volume.Volume{}
-	}
-	r.found[v.Target] = v
+	set(&r.byTarget, v.Target, v)
+	r.inherit(v.Target, memory)
 }
 
-// allFound returns the volumes of an earlier process that the kubelet has not published.
-func (r *volumes) allFound() []*volume.Volume {
+// putUnread registers the target path of a volume of an earlier process that cannot be
+// read, with the usual memory.
+func (r *volumes) putUnread(target string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Collect(maps.Values(r.found))
+	set(&r.unread, target, true)
+	r.inherit(target, volumeMemory)
 }
 
-// remove removes the volume at the target path, even if it could not be adopted.
+// inherit sets the inherited memory at the target path.
+func (r *volumes) inherit(target string, memory int64) {
+	r.inAll += memory - r.inherited[target]
+	set(&r.inherited, target, memory)
+}
+
+// remove removes the volume at the target path, even if it could not be read.
 func (r *volumes) remove(id, target string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if v := r.byID[id]; v != nil && v.Target == target {
 		delete(r.byID, id)
+		r.uncount(v.Pod.UID)
 	}
-	delete(r.found, target)
+	delete(r.byTarget, target)
 	delete(r.unread, target)
+	r.inAll -= r.inherited[target]
+	delete(r.inherited, target)
 }
 
-func (r *volumes) putUnread(target string) {
+// reserve reserves a place for another volume of the pod if check allows it. Either put
+// or release ends the reservation.
+func (r *volumes) reserve(id, uid string, check func(volumeCount) (limit string, err error)) (limit string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.unread == nil {
-		r.unread = map[string]bool{}
+	n := volumeCount{ofPod: r.ofPod[uid], mounted: len(r.byTarget) + len(r.unread), publishing: len(r.publishing), inherited: r.inAll}
+	if limit, err = check(n); err != nil {
+		return limit, err
 	}
-	r.unread[target] = true
+	set(&r.publishing, id, uid)
+	r.count(uid)
+	return "", nil
+}
+
+func (r *volumes) release(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.unreserve(id)
+}
+
+func (r *volumes) unreserve(id string) {
+	if uid, found := r.publishing[id]; found {
+		delete(r.publishing, id)
+		r.uncount(uid)
+	}
+}
+
+func (r *volumes) count(uid string) { set(&r.ofPod, uid, r.ofPod[uid]+1) }
+
+func (r *volumes) uncount(uid string) {
+	if r.ofPod[uid]--; r.ofPod[uid] == 0 {
+		delete(r.ofPod, uid)
+	}
+}
+
+// set sets an element of a map that may be nil.
+func set[K comparable, V any](m *map[K]V, key K, value V) {
+	if *m == nil {
+		*m = map[K]V{}
+	}
+	(*m)[key] = value
 }
 
 func (r *volumes) countUnread() int {
@@ -105,7 +157,12 @@ func (r *volumes) countUnread() int {
 func (r *volumes) all() []*volume.Volume {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.AppendSeq(slices.Collect(maps.Values(r.byID)), maps.Values(r.found))
+	return slices.Collect(maps.Values(r.byTarget))
+}
+
+// allFound returns the volumes of an earlier process that the kubelet has not published.
+func (r *volumes) allFound() []*volume.Volume {
+	return slices.DeleteFunc(r.all(), func(v *volume.Volume) bool { return !v.IsFound() })
 }
 
 // manage registers a mounted volume and starts its renewals. The volume replaces a
@@ -155,7 +212,7 @@ func (d *Driver) find(ctx context.Context, path string) (err error) {
 	if err := v.Unmanaged(); err != nil {
 		klog.FromContext(ctx).Error(err, "A mounted volume does not fit the configuration; it is not renewed", v.LogValues()...)
 	}
-	d.volumes.putFound(v)
+	d.volumes.putFound(v, memoryOf(v))
 	v.Keep(ctx)
 	return nil
 }
@@ -173,4 +230,19 @@ func (d *Driver) reportUnconfirmed(ctx context.Context) {
 			klog.FromContext(ctx).Error(err, "A mounted volume is not renewed", append(v.LogValues(), "target", v.Target)...)
 		}
 	}
+}
+
+// memoryOf returns how much memory a mounted volume takes, or the usual amount if that is
+// not known.
+func memoryOf(v *volume.Volume) int64 {
+	target, err := v.Open()
+	if err != nil {
+		return volumeMemory
+	}
+	defer target.Close()
+	usage, err := tmpfs.Stat(target)
+	if err != nil {
+		return volumeMemory
+	}
+	return usage.Bytes - usage.BytesFree + kernelMemory
 }

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/flexstack/step-csi/issuer/fair"
 	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
@@ -28,6 +29,9 @@ type Pod struct {
 	ServiceAccount string `json:"serviceAccount"`
 	Node           string `json:"node"`
 }
+
+// Owner identifies the pod where pods share a resource.
+func (p Pod) Owner() fair.Owner { return fair.Owner{Namespace: p.Namespace, UID: p.UID} }
 
 // Applicant is the pod that a certificate is for, with the token that proves its
 // identity to the registration authority.
@@ -211,7 +215,7 @@ func (i *Issuer) Prepare(ctx context.Context, pod Applicant, req Request, key Pr
 	}
 	if key.Signer == nil {
 		var err error
-		if key, err = i.keys.Generate(ctx, req.KeyType); err != nil {
+		if key, err = i.keys.Generate(ctx, pod.Pod, req.KeyType); err != nil {
 			return Prepared{}, err
 		}
 	}

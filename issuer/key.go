@@ -13,6 +13,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"github.com/flexstack/step-csi/issuer/fair"
 )
 
 // KeyType is an algorithm with its size, as users write it.
@@ -34,26 +36,26 @@ func KeyTypes() []KeyType {
 	return []KeyType{ECDSAP256, ECDSAP384, ECDSAP521, Ed25519, RSA2048, RSA3072, RSA4096}
 }
 
-// KeyGenerator generates private keys. An RSA key takes up to a second of a core: at
-// most half of the cores generate RSA keys, so that the keys of other pods do not wait.
-type KeyGenerator struct {
-	rsa chan struct{} // holds an element for each RSA key that is being generated
-}
+// KeyGenerator generates private keys. An RSA key takes up to several seconds of a core,
+// so pods have turns: a pod with many RSA keys does not delay the keys of other pods.
+// Keys of other types are generated at once.
+type KeyGenerator struct{ rsa *fair.Semaphore }
 
-// NewKeyGenerator returns a generator for the cores that the process may use.
+// NewKeyGenerator returns a generator that uses half of the cores for RSA keys, and at
+// least two threads: one namespace leaves one of them to the others.
 func NewKeyGenerator() *KeyGenerator {
-	return &KeyGenerator{make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))}
+	return &KeyGenerator{fair.NewSemaphore(runtime.GOMAXPROCS(0) / 2)}
 }
 
-// Generate generates a key. It waits for other RSA keys, at most until ctx ends.
-func (g *KeyGenerator) Generate(ctx context.Context, t KeyType) (PrivateKey, error) {
+// Generate generates a key for the pod. It waits for other RSA keys, at most until ctx
+// ends.
+func (g *KeyGenerator) Generate(ctx context.Context, pod Pod, t KeyType) (PrivateKey, error) {
 	if strings.HasPrefix(string(t), "rsa-") {
-		select {
-		case g.rsa <- struct{}{}:
-			defer func() { <-g.rsa }()
-		case <-ctx.Done():
-			return PrivateKey{}, fmt.Errorf("wait for other %s keys to be generated: %w", t, ctx.Err())
+		release, err := g.rsa.Acquire(ctx, pod.Owner())
+		if err != nil {
+			return PrivateKey{}, fmt.Errorf("wait for other %s keys to be generated: %w", t, err)
 		}
+		defer release()
 	}
 	return t.Generate()
 }

@@ -3,29 +3,65 @@ package issuer
 import (
 	"context"
 	"errors"
-	"runtime"
+	"fmt"
+	"sync"
 	"testing"
+	"time"
 )
 
-// At most half of the cores generate RSA keys, so that other keys need not wait.
-func TestRSAKeysAreBounded(t *testing.T) {
+// A pod with many RSA keys delays neither the keys of other types, nor the RSA key of a
+// pod of another namespace: that key comes before almost all keys of the greedy pod.
+func TestRSAKeysOfOnePodDelayNoOtherPod(t *testing.T) {
+	const count = 100
 	g := NewKeyGenerator()
-	if cap(g.rsa) != max(1, runtime.GOMAXPROCS(0)/2) {
-		t.Errorf("%d RSA keys at a time", cap(g.rsa))
+	greedy, honest := Pod{Namespace: "greedy", UID: "1"}, Pod{Namespace: "shop", UID: "2"}
+	ctx, cancel := context.WithCancel(t.Context())
+	var mu sync.Mutex
+	done := 0
+	var keys sync.WaitGroup
+	for range count {
+		keys.Go(func() {
+			if _, err := g.Generate(ctx, greedy, RSA2048); err == nil {
+				mu.Lock()
+				done++
+				mu.Unlock()
+			}
+		})
 	}
-	for range cap(g.rsa) {
-		g.rsa <- struct{}{} // slow keys in progress
+	for begin := time.Now(); g.rsa.Waiting() < count/2 && time.Since(begin) < time.Minute; {
+		time.Sleep(time.Millisecond)
 	}
-	if key, err := g.Generate(t.Context(), ECDSAP256); err != nil || !ECDSAP256.Matches(key.Signer) {
-		t.Errorf("an ECDSA key waited for RSA keys: %v", err)
+	for _, keyType := range []KeyType{ECDSAP256, RSA2048} {
+		if key, err := g.Generate(t.Context(), honest, keyType); err != nil || !keyType.Matches(key.Signer) {
+			t.Errorf("%s: %v", keyType, err)
+		}
+	}
+	mu.Lock()
+	before := done
+	mu.Unlock()
+	cancel()
+	keys.Wait()
+	// The honest pod's own RSA key takes as long as a few of the greedy pod's.
+	if before > count*3/4 {
+		t.Errorf("%d keys of another pod came first", before)
+	}
+}
+
+func TestGiveUpWaitingForAKey(t *testing.T) {
+	g := NewKeyGenerator()
+	for i := range 2 { // slow keys in progress
+		release, err := g.rsa.Acquire(t.Context(), Pod{Namespace: fmt.Sprint(i)}.Owner())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := g.Generate(ctx, RSA2048); !errors.Is(err, context.Canceled) {
+	if _, err := g.Generate(ctx, Pod{Namespace: "0"}, RSA2048); !errors.Is(err, context.Canceled) {
 		t.Errorf("another RSA key: %v", err)
 	}
-	<-g.rsa
-	if key, err := g.Generate(t.Context(), RSA2048); err != nil || !RSA2048.Matches(key.Signer) || len(g.rsa) != cap(g.rsa)-1 {
-		t.Errorf("after one RSA key is done: %v", err)
+	if _, err := g.Generate(t.Context(), Pod{Namespace: "0"}, ECDSAP256); err != nil {
+		t.Errorf("an ECDSA key: %v", err)
 	}
 }

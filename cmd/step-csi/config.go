@@ -32,6 +32,15 @@ type configFile struct {
 		Validations     []policy.Validation `json:"validations"`
 	} `json:"policy"`
 	Authority *authorityFile `json:"authority"`
+
+	// Only node plugins have these.
+	Renewal *struct {
+		MinInterval string `json:"minInterval"`
+	} `json:"renewal"`
+	Limits *struct {
+		VolumesPerPod  *int `json:"volumesPerPod"`
+		VolumesPerNode int  `json:"volumesPerNode"`
+	} `json:"limits"`
 }
 
 // authorityFile is the part for the registration authority alone.
@@ -66,6 +75,10 @@ type config struct {
 	reserved        []names.Host
 	allowShortNames bool
 	issuers         map[string]configured
+
+	// Only a node plugin has these.
+	minInterval                   time.Duration
+	volumesPerPod, volumesPerNode int
 
 	// Only the registration authority has these.
 	authority      authorityFile
@@ -118,13 +131,46 @@ func (f *configFile) node(directory string) (*config, error) {
 	if f.Authority != nil {
 		return nil, errors.New("authority: is for step-csi ra; a node plugin has none")
 	}
-	return f.check(directory, refreshRoots)
+	c, err := f.check(directory, refreshRoots)
+	if err != nil {
+		return nil, err
+	}
+	return c, f.parseLimits(c)
+}
+
+// parseLimits parses what bounds the volumes of pods into c.
+func (f *configFile) parseLimits(c *config) (err error) {
+	c.minInterval, c.volumesPerPod = time.Minute, 32
+	if f.Renewal != nil {
+		if c.minInterval, err = parseDuration("renewal.minInterval", f.Renewal.MinInterval, c.minInterval); err != nil {
+			return err
+		}
+	}
+	if f.Limits == nil {
+		return nil
+	}
+	if f.Limits.VolumesPerPod != nil {
+		c.volumesPerPod = *f.Limits.VolumesPerPod
+	}
+	if c.volumesPerNode = f.Limits.VolumesPerNode; c.volumesPerNode < 0 {
+		return fmt.Errorf("limits.volumesPerNode: %d is below zero; 0 means no limit but memory", c.volumesPerNode)
+	}
+	if c.volumesPerPod < 1 {
+		return fmt.Errorf("limits.volumesPerPod: %d is below one", c.volumesPerPod)
+	}
+	return nil
 }
 
 // ra checks the file of a registration authority.
 func (f *configFile) ra(directory string) (*config, error) {
 	if f.Authority == nil {
 		return nil, errors.New("authority: is missing; see step-csi ra --help")
+	}
+	if f.Renewal != nil {
+		return nil, errors.New("renewal: is for step-csi node; a registration authority has no volumes")
+	}
+	if f.Limits != nil {
+		return nil, errors.New("limits: is for step-csi node; a registration authority has authority.limits")
 	}
 	for name, i := range f.Issuers {
 		if i.Provisioner.Type == typeRA {

@@ -37,6 +37,11 @@ policy:
     message: too many names
 `
 
+const nodePart = `
+renewal: {minInterval: 5m}
+limits: {volumesPerPod: 4, volumesPerNode: 100}
+`
+
 func write(t *testing.T, config string) string {
 	t.Helper()
 	directory := t.TempDir()
@@ -52,13 +57,14 @@ func write(t *testing.T, config string) string {
 }
 
 func TestConfiguration(t *testing.T) {
-	c, err := loadConfig(write(t, valid), (*configFile).node)
+	c, err := loadConfig(write(t, valid+nodePart), (*configFile).node)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := c.driverConfig(nodeOptions{kubeletDir: "/var/lib/kubelet", nodeName: "node-1", register: true}, nil)
 	if got.Name != "csi.step-ca.io" || got.Socket != "/var/lib/kubelet/plugins/csi.step-ca.io/csi.sock" || got.TrustDomain.Name() != "example.org" ||
-		!got.AllowShortNames || !got.Register || got.NodeName != "node-1" {
+		!got.AllowShortNames || !got.Register || got.NodeName != "node-1" ||
+		got.MinInterval != 5*time.Minute || got.VolumesPerPod != 4 || got.VolumesPerNode != 100 {
 		t.Errorf("%+v", got)
 	}
 	if want := (attributes.Bounds{Default: 12 * time.Hour, Max: 24 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
@@ -80,7 +86,8 @@ issuers:
 		t.Fatal(err)
 	}
 	got := c.driverConfig(nodeOptions{}, nil)
-	if got.Name != "csi.step-ca.io" || got.TrustDomain.Name() != "k8s.example.com" || got.AllowShortNames {
+	if got.Name != "csi.step-ca.io" || got.TrustDomain.Name() != "k8s.example.com" || got.AllowShortNames ||
+		got.MinInterval != time.Minute || got.VolumesPerPod != 32 || got.VolumesPerNode != 0 {
 		t.Errorf("%+v", got)
 	}
 	if want := (attributes.Bounds{Default: 8 * time.Hour, Max: 8 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
@@ -117,6 +124,9 @@ func TestInvalidConfigurations(t *testing.T) {
 		"default over maximum":  {"12h", "25h", "issuers.default.duration.default"},
 		"minimum over maximum":  {"min: 5m", "min: 30h", "issuers.default.duration.min"},
 		"under a second":        {"min: 5m", "min: 5ms", "issuers.default.duration.min"},
+		"renewal interval":      {"policy:", "renewal: {minInterval: 1d}\npolicy:", `renewal.minInterval: "1d" is not a duration`},
+		"no volumes":            {"policy:", "limits: {volumesPerPod: 0}\npolicy:", "limits.volumesPerPod: 0 is below one"},
+		"fewer than no volumes": {"policy:", "limits: {volumesPerNode: -1}\npolicy:", "limits.volumesPerNode: -1 is below zero"},
 		"policy":                {"request.dnsNames.size() < 10", "request.dnsName.size() < 10", "undefined field 'dnsName'"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -188,9 +198,10 @@ func TestHelp(t *testing.T) {
 	if _, err := loadConfig(write(t, example), (*configFile).node); err != nil {
 		t.Error(err)
 	}
-	_, more, _ := strings.Cut(raUsage, "It also\nhas these keys:\n")
+	_, more, _ := strings.Cut(raUsage, "It also has these keys:\n")
 	more, _, _ = strings.Cut(more, "Its service account")
 	indented := strings.ReplaceAll("\n"+more, "\n  ", "\n")
+	example, _, _ = strings.Cut(example, "  renewal:\n") // and limits: for node plugins alone
 	example = strings.ReplaceAll("\n"+example, "\n  ", "\n") + indented
 	if _, err := loadConfig(write(t, example), (*configFile).ra); err != nil {
 		t.Error(err)
@@ -208,6 +219,12 @@ func TestAuthorityConfiguration(t *testing.T) {
 	c, err := loadConfig(write(t, valid+authorityPart), (*configFile).ra)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, key := range []string{"renewal: {minInterval: 1m}", "limits: {volumesPerPod: 1}"} {
+		name, _, _ := strings.Cut(key, " ")
+		if _, err := loadConfig(write(t, valid+authorityPart+key), (*configFile).ra); err == nil || !strings.Contains(err.Error(), name+" is for step-csi node") {
+			t.Errorf("%s: %v", key, err)
+		}
 	}
 	got, err := c.serverConfig(nil, prometheus.NewRegistry())
 	if err != nil {
@@ -389,7 +406,8 @@ func TestDocumentation(t *testing.T) {
 	if _, err := loadConfig(write(t, config), (*configFile).node); err != nil {
 		t.Error(err)
 	}
-	if _, err := loadConfig(write(t, config+block("configuration.md", "authority:")), (*configFile).ra); err != nil {
+	shared, _, _ := strings.Cut(config, "renewal:\n") // and limits: for node plugins alone
+	if _, err := loadConfig(write(t, shared+block("configuration.md", "authority:")), (*configFile).ra); err != nil {
 		t.Error(err)
 	}
 	own := block("policy.md", "policy:")

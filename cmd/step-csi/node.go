@@ -41,6 +41,11 @@ The configuration, with its defaults where there are any:
     allowShortNames: false             # service-names: s also gives the short name s
     validations: []                    # CEL; replaces the default policy. An issuer's own
                                        # policy.validations replaces this list
+  renewal:
+    minInterval: 1m                    # shortest time between two renewals of a volume, but at most half a lifetime
+  limits:
+    volumesPerPod: 32
+    volumesPerNode: 0                  # 0: as many as fit into the memory limit of the node plugin
 `
 
 // nodeOptions are the flags of the node command.
@@ -108,6 +113,9 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		ClusterDomain:   c.clusterDomain,
 		TrustDomain:     c.trustDomain,
 		AllowShortNames: c.allowShortNames,
+		MinInterval:     c.minInterval,
+		VolumesPerPod:   c.volumesPerPod,
+		VolumesPerNode:  c.volumesPerNode,
 		Issuers:         map[string]driver.Issuer{},
 		Metrics:         metrics,
 	}

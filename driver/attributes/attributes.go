@@ -18,7 +18,8 @@
 //	                   64 bytes, else the pod's name if a controller made it, else
 //	                   its UID
 //	duration           the lifetime; the issuer's default
-//	renew-before       how long before expiry to renew; a third of the lifetime
+//	renew-before       how long before expiry to renew, at most nine tenths of the
+//	                   lifetime; a third of the lifetime
 //	key-type           an issuer.KeyType; "ecdsa-p256"
 //	key-encoding       "pkcs8", "pkcs1" (RSA) or "sec1" (ECDSA); "pkcs8"
 //	reuse-private-key  keep the key at renewal; "false"
@@ -151,6 +152,17 @@ func Parse(values map[string]string, pod issuer.Pod, mountGroup string, c Config
 		return Attributes{}, err
 	}
 	return p.result, nil
+}
+
+// CheckRenewBefore rejects a renewal that is due when less than a tenth of the lifetime is
+// over: the pod would take certificates at the cost of others. Parse does not reject it,
+// because volumes of earlier versions may have it.
+func (a Attributes) CheckRenewBefore() error {
+	if most := a.Request.Duration / 10 * 9; a.RenewBefore > most {
+		return fmt.Errorf("renew-before: %q is more than nine tenths of the duration of %s; use at most %s",
+			a.RenewBefore, a.Request.Duration, most)
+	}
+	return nil
 }
 
 // joined returns the first errors in one line, as events and logs need it.

@@ -57,6 +57,9 @@ func FuzzParse(f *testing.F) {
 		if !reflect.DeepEqual(got, again) || fmt.Sprint(err) != fmt.Sprint(errAgain) {
 			t.Fatalf("parsed twice: %+v, %v\nand %+v, %v", got, err, again, errAgain)
 		}
+		checkNormalize(t, values, func(values map[string]string) (attributes.Attributes, error) {
+			return attributes.Parse(values, p, mountGroup, c)
+		})
 		if err != nil {
 			checkMessage(t, err.Error())
 			return

@@ -41,6 +41,16 @@ func (b *Backlog) remove(el *element) {
 	}
 }
 
+// of returns the due entries of the pod.
+func (b *Backlog) of(pod string) (all []*Entry) {
+	if q := b.pods[pod]; q != nil {
+		for _, el := range q.elements {
+			all = append(all, el.entry)
+		}
+	}
+	return all
+}
+
 // next returns the next entry of the round, or nil. The entry stays until remove.
 func (b *Backlog) next(now time.Time) *Entry {
 	for b.size > 0 {

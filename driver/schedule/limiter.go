@@ -1,13 +1,13 @@
 package schedule
 
 import (
-	"container/list"
 	"context"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/fair"
 )
 
 // Priority is the purpose of a call to the issuer.
@@ -38,9 +38,9 @@ const (
 type Limiter struct {
 	mu      sync.Mutex
 	limit   int
-	calls   [2]int       // in progress, by priority
-	waiting [2]list.List // of chan struct{}, by priority, in order of arrival
-	lowered time.Time    // when the limit was last lowered
+	calls   [2]int        // in progress, by priority
+	waiting [2]fair.Queue // by priority
+	lowered time.Time     // when the limit was last lowered
 }
 
 // NewLimiter makes a limiter that starts with the limit mostCalls.
@@ -53,40 +53,36 @@ func (l *Limiter) Waiting(p Priority) int {
 	return l.waiting[p].Len()
 }
 
-// Acquire waits until the call may start. It gives up well before the deadline: a call
+// Acquire waits until the call may start. The pods have turns. It gives up well before the deadline: a call
 // that starts too late times out and loads the issuer for nothing. The caller must call
 // release once, with the call's outcome.
-func (l *Limiter) Acquire(ctx context.Context, p Priority) (release func(issuer.Outcome), err error) {
+func (l *Limiter) Acquire(ctx context.Context, p Priority, pod fair.Owner) (release func(issuer.Outcome), err error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		reserved := min(callTime, time.Until(deadline)/2)
 		limited, cancel := context.WithDeadline(ctx, deadline.Add(-reserved))
 		defer cancel()
 		ctx = limited
 	}
-	turn := make(chan struct{})
 	l.mu.Lock()
-	place := l.waiting[p].PushBack(turn)
+	ticket := l.waiting[p].Add(pod)
 	l.admit()
 	l.mu.Unlock()
 	select {
-	case <-turn:
+	case <-ticket.Turn:
 		began := time.Now()
 		return func(o issuer.Outcome) { l.release(p, began, o) }, nil
 	case <-ctx.Done():
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	select {
-	case <-turn: // admitted at the same moment
+	if !l.waiting[p].Remove(ticket) { // admitted at the same moment
 		l.calls[p]--
 		l.admit()
-	default:
-		l.waiting[p].Remove(place)
 	}
 	return nil, fmt.Errorf("%w: wait for other calls to the issuer: %w", issuer.Ended(ctx), ctx.Err())
 }
 
-// admit starts waiting calls in order. Publishes go first, and never wait for renewals,
+// admit starts waiting calls. Publishes go first, and never wait for renewals,
 // which may hang. Renewals take at most half of the limit. One renewal may always start,
 // because an expiring certificate cannot wait until all pods have started.
 func (l *Limiter) admit() {
@@ -101,15 +97,13 @@ func (l *Limiter) renewalMayBegin() bool {
 		l.waiting[Publish].Len() == 0 && l.calls[Publish]+l.calls[Renewal] < l.limit && l.calls[Renewal] < l.limit/2
 }
 
-// begin starts the first waiting call, and tells whether there was one.
+// begin starts the next waiting call, and tells whether there was one.
 func (l *Limiter) begin(p Priority) bool {
-	first := l.waiting[p].Front()
-	if first == nil {
-		return false
+	_, ok := l.waiting[p].Next(nil)
+	if ok {
+		l.calls[p]++
 	}
-	close(l.waiting[p].Remove(first).(chan struct{}))
-	l.calls[p]++
-	return true
+	return ok
 }
 
 // release ends a call and adjusts the limit. Only answers, missing answers and their

@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -9,7 +10,11 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/fair"
 )
+
+// somePod is the pod of the calls whose pod does not matter.
+var somePod = fair.Owner{Namespace: "shop", UID: "some"}
 
 // publish makes count calls concurrently. Each call takes as long as takes returns
 // for the current number of calls. publish returns the largest number of concurrent
@@ -20,7 +25,7 @@ func publish(t *testing.T, l *Limiter, count int, takes func(at int) time.Durati
 	inside := 0
 	for range count {
 		all.Go(func() {
-			release, err := l.Acquire(t.Context(), Publish)
+			release, err := l.Acquire(t.Context(), Publish, somePod)
 			if err != nil {
 				t.Error(err)
 				return
@@ -77,7 +82,7 @@ func TestCanceledCallsDoNotLowerTheLimit(t *testing.T) {
 		for _, outcome := range []issuer.Outcome{issuer.Canceled, issuer.Failed, issuer.NoPodToken, issuer.CallerRejected} {
 			l := NewLimiter()
 			for range 100 {
-				release, err := l.Acquire(t.Context(), Publish)
+				release, err := l.Acquire(t.Context(), Publish, somePod)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -97,7 +102,7 @@ func TestGiveUpWaiting(t *testing.T) {
 		l.limit = 1
 		var order []string
 		hold := func(ctx context.Context, name string, d time.Duration) error {
-			release, err := l.Acquire(ctx, Publish)
+			release, err := l.Acquire(ctx, Publish, somePod)
 			if err == nil {
 				order = append(order, name)
 				time.Sleep(d)
@@ -135,7 +140,7 @@ func TestRenewalsLeaveRoomForPods(t *testing.T) {
 		l.limit = 8
 		acquire := func(p Priority, count int) {
 			for range count {
-				go l.Acquire(ctx, p)
+				go l.Acquire(ctx, p, somePod)
 			}
 			synctest.Wait()
 		}
@@ -170,7 +175,7 @@ func TestNoCallBeginsTooLate(t *testing.T) {
 			all.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
 				defer cancel()
-				release, err := l.Acquire(ctx, Publish)
+				release, err := l.Acquire(ctx, Publish, somePod)
 				if err != nil {
 					return
 				}
@@ -187,6 +192,45 @@ func TestNoCallBeginsTooLate(t *testing.T) {
 		all.Wait()
 		if took := time.Since(begin); begun != 12 || late != 0 || took > 100*time.Second {
 			t.Errorf("%d calls began, %d of them too late, took %s", begun, late, took)
+		}
+	})
+}
+
+// 40 pods of a namespace publish 32 volumes each. The first volumes of other pods come
+// before almost all of them.
+func TestPublishesOfAGreedyNamespaceDelayNoOtherPod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLimiter()
+		publish := func(pod fair.Owner) {
+			release, err := l.Acquire(t.Context(), Publish, pod)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			time.Sleep(time.Second)
+			release(issuer.OK)
+		}
+		for i := range 40 * 32 {
+			go publish(fair.Owner{Namespace: "greedy", UID: fmt.Sprint(i / 32)})
+		}
+		synctest.Wait()
+		begin := time.Now()
+		var honest sync.WaitGroup
+		for _, pod := range []fair.Owner{{Namespace: "shop", UID: "web"}, {Namespace: "bank", UID: "db"}} {
+			honest.Go(func() { publish(pod) })
+		}
+		honest.Wait()
+		if took := time.Since(begin); took > 2*time.Second {
+			t.Errorf("other pods waited for %s", took)
+		}
+		synctest.Wait()
+		if left := l.Waiting(Publish); left < 40*32-4*mostCalls {
+			t.Errorf("only %d publishes of the greedy namespace still wait", left)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if l.calls != [2]int{} || l.Waiting(Publish) != 0 {
+			t.Errorf("the limiter still counts calls: %+v", l.calls)
 		}
 	})
 }

@@ -3,7 +3,8 @@
 // the CA, after the outage, and when a whole fleet starts.
 //
 // A Limiter limits the concurrent calls, a Breaker stops renewals while the issuer is
-// down, a Queue holds the due times, and a Backlog serves due entries fairly. The callers
+// down, a Queue holds the due times, and a Backlog serves due entries fairly. A pod that is
+// over its rate limit at the issuer backs off with all its certificates. The callers
 // supply the calls.
 package schedule
 
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/fair"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
@@ -46,16 +48,18 @@ type Scheduler struct {
 	limiter *Limiter
 	wake    chan struct{} // something changed
 
-	mu       sync.Mutex
-	breaker  Breaker
-	waiting  Queue   // entries that are not due, or wait for their own retry
-	backlog  Backlog // entries that are due
-	urgent   Queue   // the due entries, by the time when they become urgent; without expired ones
-	renewals int     // in progress
-	running  context.Context
-	ending   sync.WaitGroup
-	began    time.Time // when the last renewal of the backlog started; zero once the backlog is empty
-	jitter   float64   // of the pause before the next renewal
+	mu        sync.Mutex
+	breaker   Breaker
+	waiting   Queue   // entries that are not due, or wait for their own retry
+	backlog   Backlog // entries that are due
+	throttled throttles
+	urgent    Queue // the due entries, by the time when they become urgent; without expired ones
+	renewals  int   // in progress
+	running   context.Context
+	ending    sync.WaitGroup
+	began     time.Time // when the last renewal of the backlog started; zero once the backlog is empty
+	jitter    float64   // of the pause before the next renewal
+	jumped    bool      // the last renewal was urgent, and did not wait for its turn
 }
 
 // New makes a scheduler. Renewals start with Run.
@@ -72,6 +76,7 @@ type Entry struct {
 	validity renewal.Validity
 	due      time.Time // by the wall clock
 	retry    time.Time // after its own failure, not one of the issuer
+	began    time.Time // when the last renewal started
 	failures int
 	err      error // of the last renewal
 
@@ -88,10 +93,10 @@ type State struct {
 	Err      error     // of the last renewal
 }
 
-// Call makes a call to the issuer as soon as the limiter admits it, and reports the
-// outcome to the limiter and the breaker.
-func (s *Scheduler) Call(ctx context.Context, p Priority, call func(context.Context) error) (err error) {
-	release, err := s.limiter.Acquire(ctx, p)
+// Call makes a call to the issuer for the pod as soon as the limiter admits it, and
+// reports the outcome to the limiter and the breaker.
+func (s *Scheduler) Call(ctx context.Context, p Priority, pod fair.Owner, call func(context.Context) error) (err error) {
+	release, err := s.limiter.Acquire(ctx, p, pod)
 	if err != nil {
 		return err
 	}
@@ -170,22 +175,27 @@ func (e *Entry) State() State {
 	s, now := e.scheduler, time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	state := State{Validity: e.validity, Next: e.due, Failures: e.failures, Err: e.err}
-	if e.retry.After(state.Next) {
-		state.Next = e.retry
-	}
+	state := State{Validity: e.validity, Next: s.next(e), Failures: e.failures, Err: e.err}
 	if b := s.breaker; b.IsOpen() && e.cancel == nil && !now.Before(state.Next) {
 		state.Err, state.Failures, state.Next = b.err, max(e.failures, b.failures), b.ProbeAt(e.validity, now)
 	}
 	return state
 }
 
+// next returns when the entry may be renewed, as far as its pod is concerned.
+func (s *Scheduler) next(e *Entry) time.Time {
+	at := e.due
+	for _, other := range []time.Time{e.retry, s.throttled.until(e.pod, e.validity)} {
+		if other.After(at) {
+			at = other
+		}
+	}
+	return at
+}
+
 // enqueue puts the entry into the queues that its times require.
 func (s *Scheduler) enqueue(e *Entry) {
-	at := e.due
-	if e.retry.After(at) {
-		at = e.retry
-	}
+	at := s.next(e)
 	if at.After(time.Now()) {
 		e.inWaiting = s.waiting.add(e, at)
 		return
@@ -254,11 +264,13 @@ func (s *Scheduler) step(now time.Time) (next time.Time) {
 			}
 			return next
 		}
+		s.jumped = !s.jumped && e != s.backlog.next(now)
 		s.begin(e, now)
 	}
 }
 
-// candidate returns the next entry to renew, and when. It returns nil if no entry is due,
+// candidate returns the next entry to renew, and when. Urgent entries come first, but not
+// twice in a row. It returns nil if no entry is due,
 // or if a renewal in progress must end first.
 func (s *Scheduler) candidate(now time.Time) (*Entry, time.Time) {
 	// An expired certificate is no longer urgent: it waits for its turn.
@@ -286,10 +298,13 @@ func (s *Scheduler) candidate(now time.Time) (*Entry, time.Time) {
 		return turn, s.breaker.ProbeAt(turn.validity, now)
 	}
 	at := s.began.Add(time.Duration(s.jitter * float64(s.gap(turn))))
-	if urgent != nil && urgent.at.Before(at) {
-		return urgent.entry, urgent.at
+	switch {
+	case urgent == nil || !urgent.at.Before(at):
+		return turn, at
+	case s.jumped: // urgent certificates of some pods do not take all turns
+		return turn, urgent.at
 	}
-	return turn, at
+	return urgent.entry, urgent.at
 }
 
 // gap returns the mean time between two renewals of the backlog.
@@ -301,6 +316,7 @@ func (s *Scheduler) gap(turn *Entry) time.Duration {
 func (s *Scheduler) begin(e *Entry, now time.Time) {
 	s.dequeue(e)
 	s.began, s.jitter = now, 0.5+rand.Float64()
+	e.began = now
 	ctx, cancel := context.WithCancel(s.running)
 	e.cancel, e.done = cancel, make(chan struct{})
 	s.renewals++
@@ -327,6 +343,7 @@ func (s *Scheduler) end(e *Entry, v renewal.Validity, err error, stopped bool) {
 	switch {
 	case err == nil:
 		e.validity, e.due, e.retry, e.failures, e.err = v, v.Due(), now.Add(leastInterval), 0, nil
+		s.throttled.served(e.pod)
 	case errors.Is(err, ErrGone) || e.renew == nil:
 		e.renew = nil
 		return
@@ -340,6 +357,14 @@ func (s *Scheduler) end(e *Entry, v renewal.Validity, err error, stopped bool) {
 		e.retry = now.Add(e.validity.Retry(e.failures, now, rand.Float64()))
 		if issuer.OutcomeOf(err).IsDown() && s.breaker.IsOpen() {
 			e.retry = time.Time{} // the breaker decides when
+		}
+		if issuer.OutcomeOf(err) == issuer.Throttled {
+			e.retry = time.Time{} // the throttle of the pod decides when
+			s.throttled.rejected(e.pod, e.began, now)
+			for _, other := range s.backlog.of(e.pod) {
+				s.dequeue(other)
+				s.enqueue(other)
+			}
 		}
 	}
 	if e.renew != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -69,7 +70,7 @@ func (n *node) end() {
 
 // ask calls the CA through the scheduler. Its errors look like those of an issuer.
 func (n *node) ask(ctx context.Context, p Priority, name string) error {
-	return n.Call(ctx, p, func(ctx context.Context) error { return n.answer(ctx, name) })
+	return n.Call(ctx, p, somePod, func(ctx context.Context) error { return n.answer(ctx, name) })
 }
 
 func (n *node) answer(ctx context.Context, name string) error {
@@ -293,7 +294,7 @@ func TestFailingCertificateDoesNotDelayOthers(t *testing.T) {
 				}
 				n.Add("bad", issuedAt(time.Now(), day, "19"), func(ctx context.Context) (renewal.Validity, error) {
 					v := issuedAt(begin, day, "19")
-					return v, n.Call(ctx, Renewal, func(ctx context.Context) error {
+					return v, n.Call(ctx, Renewal, somePod, func(ctx context.Context) error {
 						return errors.Join(n.answer(ctx, "bad"), err)
 					})
 				})
@@ -365,7 +366,7 @@ func TestFailingPublishesDoNotPostponeRenewals(t *testing.T) {
 	virtually(t, func(n *node) {
 		n.keep("a", issuedAt(time.Now(), day, "a"))
 		for range 20 * 60 * 30 {
-			_ = n.Call(n.t.Context(), Publish, func(context.Context) error { return errAway })
+			_ = n.Call(n.t.Context(), Publish, somePod, func(context.Context) error { return errAway })
 			time.Sleep(2 * time.Second)
 		}
 		if calls := n.calls(); len(calls) == 0 {
@@ -442,6 +443,127 @@ func TestGreedyPodDelaysNoOtherPod(t *testing.T) {
 	})
 }
 
+// Beside 40 certificates that are renewed as often as the plugin allows, those of other
+// pods are renewed when they are due, even if the CA is slow. No certificate is renewed
+// more often than MinInterval allows.
+func TestGreedyRenewalsDelayNoOtherPod(t *testing.T) {
+	virtually(t, func(n *node) {
+		n.takes = 2 * time.Second
+		greedily := func(name string) renewal.Validity {
+			v := issuedAt(time.Now(), 5*time.Minute, name)
+			v.Before, v.MinInterval = 270*time.Second, time.Minute
+			return v
+		}
+		for i := range 40 {
+			name := fmt.Sprint("greedy-", i)
+			n.Add(fmt.Sprint("greedy-", i%2), greedily(name), func(ctx context.Context) (renewal.Validity, error) {
+				err := n.ask(ctx, Renewal, name)
+				return greedily(name), err
+			})
+		}
+		honest := map[string]time.Duration{"a": time.Hour, "b": day, "c": 5 * time.Minute}
+		for name, lifetime := range honest {
+			n.keep(name, issuedAt(time.Now(), lifetime, name))
+		}
+		late := time.Duration(0)
+		for range 2 * 24 * 60 * 4 {
+			time.Sleep(15 * time.Second)
+			for name := range honest {
+				late = max(late, time.Since(n.entries[name].State().Validity.Due()))
+			}
+		}
+		if late > 30*time.Second {
+			t.Errorf("a renewal of another pod was %s late", late)
+		}
+		last := map[string]time.Time{}
+		for _, c := range n.calls() {
+			if before, ok := last[c.name]; ok && strings.HasPrefix(c.name, "greedy") && c.at.Sub(before) < time.Minute {
+				t.Fatalf("%s was renewed %s after the last time", c.name, c.at.Sub(before))
+			}
+			last[c.name] = c.at
+		}
+		if len(last) != 43 {
+			t.Errorf("%d certificates were renewed", len(last))
+		}
+	})
+}
+
+// A pod over its rate limit at the issuer backs off with all its certificates. Other pods
+// are served as if it were not there.
+func TestThrottledPodBacksOff(t *testing.T) {
+	virtually(t, func(n *node) {
+		var last time.Time // when the issuer last served the greedy pod
+		rejected, served := 0, 0
+		for i := range 32 {
+			v := issuedAt(time.Now(), time.Hour, fmt.Sprint(i))
+			v.Before, v.MinInterval = 54*time.Minute, time.Minute // due after 6 minutes
+			n.Add("greedy", v, func(ctx context.Context) (renewal.Validity, error) {
+				err := n.Call(ctx, Renewal, somePod, func(context.Context) error {
+					if time.Since(last) < 20*time.Second {
+						rejected++
+						return fmt.Errorf("%w: pod greedy", issuer.Throttled)
+					}
+					last = time.Now()
+					served++
+					return nil
+				})
+				if err == nil {
+					v.Issued, v.NotAfter = time.Now(), time.Now().Add(time.Hour)
+				}
+				return v, err
+			})
+		}
+		for i := range 20 {
+			name := fmt.Sprint("honest-", i)
+			n.keep(name, issuedAt(time.Now(), 10*time.Minute, name))
+		}
+		late := time.Duration(0)
+		for range 6 * 60 * 2 {
+			time.Sleep(10 * time.Second)
+			for _, e := range n.entries {
+				late = max(late, time.Since(e.State().Validity.Due()))
+			}
+		}
+		if late > 30*time.Second {
+			t.Errorf("a renewal of another pod was %s late", late)
+		}
+		if served < 100 || rejected > 2*served {
+			t.Errorf("the throttled pod was served %d times, and rejected %d times", served, rejected)
+		}
+	})
+}
+
+// A certificate with a short lifetime does not expire because the pod's other
+// certificates wait for long.
+func TestThrottleFitsTheLifetime(t *testing.T) {
+	virtually(t, func(n *node) {
+		var failing throttles
+		now := time.Now()
+		for range 20 {
+			now = now.Add(time.Hour)
+			failing.rejected("web", now, now)
+			failing.rejected("web", now.Add(-time.Second), now) // it began before that failure
+		}
+		if f := failing["web"].failures; f != 1 {
+			t.Errorf("%d failures are remembered for longer than they matter", f)
+		}
+		for range 20 {
+			now = now.Add(time.Second)
+			failing.rejected("web", now, now)
+		}
+		long, short := issuedAt(now.Add(-16*time.Hour), day, "a"), issuedAt(now.Add(-210*time.Second), 5*time.Minute, "b")
+		if wait := failing.until("web", long).Sub(now); wait < renewal.SlowestRetry/2 || wait > renewal.SlowestRetry {
+			t.Errorf("the certificate with a long lifetime waits for %s", wait)
+		}
+		if wait := failing.until("web", short).Sub(now); wait > 15*time.Second {
+			t.Errorf("the certificate with a short lifetime waits for %s", wait)
+		}
+		if !failing.until("other", long).IsZero() {
+			t.Error("another pod waits")
+		}
+	})
+}
+
 // A certificate with a very short lifetime does not cause a busy loop.
 func TestLeastInterval(t *testing.T) {
 	virtually(t, func(n *node) {
@@ -459,7 +581,7 @@ func TestPanicIsAFailure(t *testing.T) {
 		before, tries := panics.Total(), 0
 		e := n.Add("a", issuedAt(time.Now(), 3*time.Hour, "a"), func(ctx context.Context) (renewal.Validity, error) {
 			if tries++; tries < 3 {
-				return renewal.Validity{}, n.Call(ctx, Renewal, func(context.Context) error { panic("a defect") })
+				return renewal.Validity{}, n.Call(ctx, Renewal, somePod, func(context.Context) error { panic("a defect") })
 			}
 			return issuedAt(time.Now(), 3*time.Hour, "a"), nil
 		})
@@ -481,7 +603,7 @@ func TestOutcomesOfOnePodDoNotStopOthers(t *testing.T) {
 		virtually(t, func(n *node) {
 			n.limiter.limit = 8
 			for range 20 {
-				_ = n.Call(n.t.Context(), Publish, func(context.Context) error { return fmt.Errorf("%w: a test", outcome) })
+				_ = n.Call(n.t.Context(), Publish, somePod, func(context.Context) error { return fmt.Errorf("%w: a test", outcome) })
 			}
 			if n.breaker.IsOpen() || n.limiter.limit < 8 {
 				t.Errorf("%v: breaker open: %v, limit %d", outcome, n.breaker.IsOpen(), n.limiter.limit)

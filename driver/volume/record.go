@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/trust"
@@ -20,7 +21,7 @@ type Spec struct {
 	// the volume elsewhere has the same record, but another path.
 	Target string     `json:"target"`
 	Pod    issuer.Pod `json:"pod"`
-	// Attributes are the volume attributes, as written in the pod's spec.
+	// Attributes are the volume attributes in the pod's spec, normalized.
 	Attributes map[string]string `json:"attributes,omitempty"`
 	MountGroup string            `json:"mountGroup,omitempty"`
 }
@@ -74,6 +75,7 @@ func ParseRecord(data []byte) (Record, error) {
 	if err != nil {
 		return r, fmt.Errorf("the volume's record cannot be read: %w", err)
 	}
+	r.Attributes = attributes.Normalize(r.Attributes) // earlier versions did not
 	return r, nil
 }
 

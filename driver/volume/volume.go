@@ -57,6 +57,8 @@ type Node struct {
 	Targets *tmpfs.Directory
 	// Attributes is the configuration for parsing volume attributes.
 	Attributes attributes.Config
+	// MinInterval is the shortest time between two renewals of a volume.
+	MinInterval time.Duration
 	// Issuers by name.
 	Issuers map[string]*Issuer
 	// Background runs a function in the background. Its context ends with the plugin.
@@ -123,6 +125,9 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	v := newVolume(n, s)
 	if v.unfit != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, v.unfit)
+	}
+	if err := v.attributes.CheckRenewBefore(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if v.attributes.RevokeOnDelete && !v.issuer.CanRevoke() {
 		return nil, fmt.Errorf("%w: revoke-on-delete: the issuer %s cannot revoke; leave it out", ErrInvalid, v.issuer.Name)
@@ -230,7 +235,7 @@ func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.Priv
 
 // sign makes the call to the issuer when the scheduler allows it.
 func (v *Volume) sign(ctx context.Context, p schedule.Priority, call func(context.Context) (*issuer.Credential, error)) (credential *issuer.Credential, err error) {
-	err = v.issuer.Scheduler.Call(ctx, p, func(ctx context.Context) (err error) {
+	err = v.issuer.Scheduler.Call(ctx, p, v.Pod.Owner(), func(ctx context.Context) (err error) {
 		began := time.Now()
 		credential, err = call(ctx)
 		v.issuer.Observe(p, began, err)
@@ -407,7 +412,10 @@ func (v *Volume) validity() renewal.Validity {
 
 func (v *Volume) validityLocked() renewal.Validity {
 	c := v.certificate
-	return renewal.Validity{Issued: c.Issued, NotAfter: c.NotAfter, Before: v.attributes.RenewBefore, Spread: renewal.SpreadOf(c.Serial)}
+	return renewal.Validity{
+		Issued: c.Issued, NotAfter: c.NotAfter,
+		Before: v.attributes.RenewBefore, MinInterval: v.node.MinInterval, Spread: renewal.SpreadOf(c.Serial),
+	}
 }
 
 // logIssued requires the lock, or a volume that no other goroutine knows yet.

@@ -418,3 +418,20 @@ const anotherKey = `-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC
 -----END PRIVATE KEY-----
 `
+
+// The record of the largest attributes fits into the extended attribute, and the next
+// process adopts the volume without a renewal.
+func TestLargestRecord(t *testing.T) {
+	f := newFixture(t)
+	long := strings.Repeat("n", 63)
+	f.spec.Pod.Namespace, f.spec.Pod.ServiceAccount = long, strings.Repeat(long+".", 3)+long[:61]
+	f.spec.Pod.Name, f.spec.Pod.Node = f.spec.Pod.ServiceAccount, f.spec.Pod.ServiceAccount
+	// JSON writes & as six bytes.
+	f.spec.Attributes = attributes.Normalize(map[string]string{"uri-sans": "https://a/?" + strings.Repeat("&", 1350)})
+	f.create()
+	v, err := volume.Adopt(t.Context(), f.node, f.spec)
+	must(t, err)
+	if v.Unmanaged() != nil || !v.Same(f.spec) {
+		t.Errorf("adopted as %+v, %v", v.Spec, v.Unmanaged())
+	}
+}

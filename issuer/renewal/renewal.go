@@ -29,6 +29,9 @@ type Validity struct {
 	// Before is how long before NotAfter to renew; zero means a third of the
 	// lifetime.
 	Before time.Duration
+	// MinInterval is the shortest time from Issued to the next renewal, or half of the
+	// lifetime if that is less: no certificate expires because of it.
+	MinInterval time.Duration
 	// Spread in [0, 1) is this certificate's place in the time that renewals are spread
 	// over. It must stay the same after a restart.
 	Spread float64
@@ -47,11 +50,15 @@ func (v Validity) Window() time.Duration {
 
 // Due is when to renew, by the wall clock. The spread is ±10 % of the time until then,
 // but at most half of the window, so that certificates that were issued together are
-// not renewed together.
+// not renewed together. MinInterval shifts the spread, and does not cut it off.
 func (v Validity) Due() time.Time {
 	due := v.NotAfter.Add(-v.Window())
 	spread := min(due.Sub(v.Issued)/10, v.Window()/2)
-	return due.Add(time.Duration((2*v.Spread - 1) * float64(spread))).Round(0)
+	first := due.Add(-spread)
+	if least := v.Issued.Add(min(v.MinInterval, v.NotAfter.Sub(v.Issued)/2)); least.After(first) {
+		first = least
+	}
+	return first.Add(time.Duration(2 * v.Spread * float64(spread))).Round(0)
 }
 
 // Retry is how long to wait after a number of failures in a row, at least one. The

@@ -84,6 +84,42 @@ func TestEightAttemptsBeforeExpiry(t *testing.T) {
 	}
 }
 
+// No renewal comes sooner than MinInterval after the last one. Renewals that MinInterval
+// delays are spread, too, and a certificate never expires because of it.
+func TestMinInterval(t *testing.T) {
+	for name, test := range map[string]struct {
+		lifetime, before time.Duration
+		earliest, latest time.Duration // after start
+	}{
+		"shorter than the wait anyway": {24 * time.Hour, 0, 14*time.Hour + 24*time.Minute, 17*time.Hour + 36*time.Minute},
+		"longer":                       {5 * time.Minute, 270 * time.Second, time.Minute, 66 * time.Second},
+		"within the spread":            {5 * time.Minute, 235 * time.Second, time.Minute, 73 * time.Second},
+		"longer than half of the lifetime": {
+			time.Minute, 54 * time.Second, 30 * time.Second, 31200 * time.Millisecond},
+		"longer than the lifetime": {6 * time.Second, 0, 3600 * time.Millisecond, 4400 * time.Millisecond},
+		"no lifetime":              {0, 0, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := Validity{Issued: start, NotAfter: start.Add(test.lifetime), Before: test.before, MinInterval: time.Minute}
+			if got := v.Due().Sub(start); got != test.earliest {
+				t.Errorf("earliest %s, want %s", got, test.earliest)
+			}
+			v.Spread = 1
+			if got := v.Due().Sub(start); got != test.latest {
+				t.Errorf("latest %s, want %s", got, test.latest)
+			}
+		})
+	}
+	for lifetime := time.Second; lifetime < time.Hour; lifetime += time.Second {
+		for _, before := range []time.Duration{0, lifetime / 100, lifetime / 2, lifetime * 9 / 10} {
+			v := Validity{Issued: start, NotAfter: start.Add(lifetime), Before: before, MinInterval: time.Hour, Spread: 0.999}
+			if left := v.NotAfter.Sub(v.Due()); left < min(lifetime/4, before/2) || left <= 0 {
+				t.Errorf("lifetime %s, renew-before %s: only %s remain after the renewal is due", lifetime, before, left)
+			}
+		}
+	}
+}
+
 // Consecutive serial numbers spread evenly.
 func TestSpreadOf(t *testing.T) {
 	const count, parts = 10000, 10

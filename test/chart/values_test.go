@@ -126,7 +126,7 @@ func leaves(t *testing.T, file string) map[string]any {
 // free tells whether users choose the keys of the object.
 func free(path string) bool {
 	last := path[strings.LastIndex(path, ".")+1:]
-	return slices.Contains([]string{"nodeSelector", "affinity", "requests", "limits", "labels"}, last) ||
+	return slices.Contains([]string{"nodeSelector", "affinity", "requests", "limits", "labels"}, last) && path != "limits" ||
 		strings.HasSuffix(strings.ToLower(last), "annotations") || strings.HasSuffix(last, "Labels")
 }
 
@@ -186,6 +186,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"port of root", `ra: {port: 443}`, "/ra/port"},
 		{"one port for two", `ra: {port: 9808}`, "ra.port and httpPort are the same"},
 		{"limit without a burst", `ra: {limits: {pod: {rate: 1, burst: null}}}`, "missing property 'burst'"},
+		{"no volumes", `limits: {volumesPerPod: 0}`, "/limits/volumesPerPod"},
 		{"limit of nothing", `ra: {limits: {node: {rate: 0}}}`, "/ra/limits/node/rate"},
 		{"no replica may be unavailable", `ra: {podDisruptionBudget: {maxUnavailable: 0}}`, "/ra/podDisruptionBudget/maxUnavailable"},
 		{"no time to stop", `ra: {terminationGracePeriodSeconds: 1}`, "/ra/terminationGracePeriodSeconds"},

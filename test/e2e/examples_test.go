@@ -18,7 +18,7 @@ func example(t *testing.T, name string) (namespace string) {
 	t.Helper()
 	directory := "deploy/examples/" + name
 	rendered := kubectl(t, "kustomize", directory)
-	brief := strings.ReplaceAll(rendered, "volumeAttributes:\n", "volumeAttributes:\n            duration: 5m\n            renew-before: 4m56s\n")
+	brief := strings.ReplaceAll(rendered, "volumeAttributes:\n", "volumeAttributes:\n            duration: 5m\n            renew-before: 4m30s\n")
 	if brief == rendered {
 		t.Fatal("the example has no volume")
 	}
@@ -102,13 +102,16 @@ func exampleMTLS(t *testing.T) {
 		waitLog(t, 30*time.Second, n, pair[0], "ok: https://"+pair[1]+".", "hello "+pair[0]+"."+n)
 	}
 	// b uses its new certificate: a sees another serial number.
-	changes(t, time.Minute, func() (string, error) {
-		out, err := command("kubectl", "-n", n, "logs", "deployment/a", "--tail=1")
-		_, theirs, _ := strings.Cut(out, "theirs ")
-		return theirs, err
-	})
+	rotates := func() {
+		changes(t, 90*time.Second, func() (string, error) {
+			out, err := command("kubectl", "-n", n, "logs", "deployment/a", "--tail=1")
+			_, theirs, _ := strings.Cut(out, "theirs ")
+			return theirs, err
+		})
+	}
+	rotates()
 	before := since(t, n, "b", "error:")
-	time.Sleep(5 * time.Second)
+	rotates()
 	if after := since(t, n, "b", "error:"); after != before {
 		t.Errorf("calls failed during rotations:\n%s", kubectl(t, "-n", n, "logs", "deployment/b"))
 	}
@@ -131,7 +134,7 @@ func exampleAPI(t *testing.T) {
 	client := apiClient(t, n)
 	waitLog(t, 30*time.Second, n, client, "ok")
 	refused(t, n, client, "certificate required", "curl", "--silent", "--show-error", "--cacert", "/etc/tls/ca.crt", "https://other-service.example-api.svc:8443/health")
-	changes(t, time.Minute, func() (string, error) {
+	changes(t, 90*time.Second, func() (string, error) {
 		return command("kubectl", "-n", n, "exec", "deployment/"+client, "--", "sh", "-c",
 			"echo | openssl s_client -connect other-service.example-api.svc:8443 2>/dev/null | openssl x509 -noout -serial")
 	})
@@ -169,7 +172,7 @@ func exampleNATS(t *testing.T) {
 		// The server uses the new certificate. Its monitoring shows the expiry of the
 		// served certificate.
 		name := kubectl(t, "-n", n, "get", "pods", "-l", "app="+server, "-o", "jsonpath={.items[0].metadata.name}")
-		changes(t, time.Minute, func() (string, error) {
+		changes(t, 90*time.Second, func() (string, error) {
 			out, err := command("kubectl", "get", "--raw", "/api/v1/namespaces/"+n+"/pods/"+name+":8222/proxy/varz")
 			_, until, _ := strings.Cut(out, "tls_cert_not_after")
 			return until[:min(len(until), 40)], err
@@ -183,7 +186,7 @@ func examplePostgreSQL(t *testing.T) {
 	waitLog(t, time.Minute, n, "app", "ok: app|TLS")
 	refused(t, n, "app", "certificate", "env", "PGSSLCERT=/nowhere", "psql", "--no-psqlrc", "--command=select 1")
 	refused(t, n, "app", "", "env", "PGUSER=postgres", "psql", "--no-psqlrc", "--command=select 1")
-	changes(t, time.Minute, func() (string, error) {
+	changes(t, 90*time.Second, func() (string, error) {
 		return command("kubectl", "-n", n, "exec", "deployment/app", "--", "sh", "-c",
 			"echo | openssl s_client -starttls postgres -connect postgresql.example-postgresql.svc:5432 2>/dev/null | openssl x509 -noout -serial")
 	})
@@ -198,12 +201,12 @@ func exampleNginx(t *testing.T) {
 	master := func() string { return kubectl(t, "-n", n, "exec", "deployment/nginx", "--", "cat", "/tmp/nginx.pid") }
 	first := master()
 	for range 2 {
-		changes(t, time.Minute, func() (string, error) {
+		changes(t, 90*time.Second, func() (string, error) {
 			return command("kubectl", "-n", n, "exec", "deployment/client", "--", "sh", "-c",
 				"echo | openssl s_client -connect nginx.example-nginx.svc:8443 2>/dev/null | openssl x509 -noout -serial")
 		})
 	}
-	waitLog(t, 30*time.Second, n, "nginx", logs.Reloaded)
+	waitLog(t, 90*time.Second, n, "nginx", logs.Reloaded)
 	waitLog(t, 30*time.Second, n, "client", "ok: ")
 	if now := master(); now != first {
 		t.Errorf("nginx was restarted: its process was %s and is now %s", first, now)

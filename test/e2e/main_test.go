@@ -252,7 +252,7 @@ func shellBlock(document, mark string, change func(string) string) (string, erro
 }
 
 func installPlugin(values ...string) error {
-	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4", "--wait", "--timeout=90s"}, values...)
+	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=10s", "--wait", "--timeout=90s"}, values...)
 	_, err := command("helm", args...)
 	return err
 }

@@ -23,6 +23,10 @@ func metrics(t *testing.T) {
 	if text := metricsOf(t, "step-csi"); !strings.Contains(text, series+"\n") {
 		t.Errorf("the series %s is missing in the metrics:\n%s", series, text)
 	}
+	// The node plugin sees the limit of its container: 256Mi, as the chart sets it.
+	if text := metricsOf(t, "step-csi"); !strings.Contains(text, "\nstep_csi_memory_limit_bytes 2.68435456e+08\n") || strings.Contains(text, "\nstep_csi_memory_used_bytes 0\n") {
+		t.Errorf("the memory limit of the container is missing in the metrics:\n%s", text)
+	}
 	if text := metricsOf(t, "step-csi-ra"); !strings.Contains(text, "step_csi_ra_certificate_expiration_timestamp_seconds 1") {
 		t.Errorf("the expiry of the authority's certificate is missing in its metrics:\n%s", text)
 	}

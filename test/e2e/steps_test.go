@@ -80,9 +80,10 @@ type pod struct {
 	mountReadOnly   bool
 }
 
-// short returns the attributes of a certificate that is renewed after about 4 s.
+// short returns the attributes of a certificate that is renewed after about 30 s, the
+// soonest that a volume can ask for.
 func short(more ...string) map[string]string {
-	attributes := map[string]string{"duration": "5m", "renew-before": "4m56s"}
+	attributes := map[string]string{"duration": "5m", "renew-before": "4m30s"}
 	for i := 0; i+1 < len(more); i += 2 {
 		attributes[more[i]] = more[i+1]
 	}

@@ -133,8 +133,8 @@ func nonRoot(t *testing.T) {
 func rotation(t *testing.T) {
 	p := witness(t, "rotation")
 	first := p.files(t)
-	second := p.waitRotation(t, first, time.Minute)
-	third := p.waitRotation(t, second, time.Minute)
+	second := p.waitRotation(t, first, 90*time.Second)
+	third := p.waitRotation(t, second, 90*time.Second)
 	if !third.NotAfter.After(first.NotAfter) {
 		t.Errorf("the first certificate is valid until %s, and the third until %s", first.NotAfter, third.NotAfter)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/fair"
 	"github.com/flexstack/step-csi/issuer/renewal"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
@@ -72,7 +73,7 @@ func (n *node) keep(v *volume) {
 	n.scheduler.Add(pod, v.validity, func(ctx context.Context) (renewal.Validity, error) {
 		ctx, cancel := context.WithTimeout(ctx, renewalTimeout)
 		defer cancel()
-		issued, err := n.sign(ctx, schedule.Renewal)
+		issued, err := n.sign(ctx, schedule.Renewal, fair.Owner{UID: pod})
 		if err == nil {
 			n.fleet.until(v.validity, time.Now())
 			n.mu.Lock()
@@ -84,8 +85,8 @@ func (n *node) keep(v *volume) {
 }
 
 // sign requests a certificate from the CA.
-func (n *node) sign(ctx context.Context, p schedule.Priority) (issued renewal.Validity, err error) {
-	err = n.scheduler.Call(ctx, p, func(ctx context.Context) error {
+func (n *node) sign(ctx context.Context, p schedule.Priority, pod fair.Owner) (issued renewal.Validity, err error) {
+	err = n.scheduler.Call(ctx, p, pod, func(ctx context.Context) error {
 		now := time.Now()
 		n.asks(now)
 		issued = issuedAt(now)
@@ -140,7 +141,7 @@ func (n *node) startPod() {
 func (n *node) publish() (*volume, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
 	defer cancel()
-	issued, err := n.sign(ctx, schedule.Publish)
+	issued, err := n.sign(ctx, schedule.Publish, fair.Owner{UID: strconv.FormatUint(rand.Uint64(), 10)})
 	return &volume{issued}, err
 }
 

@@ -643,6 +643,7 @@ var lifetimeAttacks = []attempt{
 	{"none", with("duration", "0s"), codes.InvalidArgument, "not a duration above zero"},
 	{"that never stops renewing", with("duration", "1ns"), codes.InvalidArgument, "not between"},
 	{"renewed immediately", with("renew-before", "1h"), codes.InvalidArgument, "not shorter than the duration"},
+	{"renewed too often", with("renew-before", "59m"), codes.InvalidArgument, "more than nine tenths of the duration of 1h0m0s; use at most 54m0s"},
 	{"never renewed", with("renew-before", "-1h"), codes.InvalidArgument, "not a duration above zero"},
 	{"of a weak key", with("key-type", "rsa-1024"), codes.InvalidArgument, "not one of"},
 	{"of a key that takes long to make", with("key-type", "rsa-16384"), codes.InvalidArgument, "not one of"},

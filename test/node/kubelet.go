@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -80,7 +81,7 @@ func (k *Kubelet) RegistrationSocket() string {
 
 // Target is the path at which the pod's volume is mounted.
 func (k *Kubelet) Target(p Pod) string {
-	return filepath.Join(k.KubeletDir, "pods", p.ID(), "volumes/kubernetes.io~csi/tls/mount")
+	return filepath.Join(k.KubeletDir, "pods", p.ID(), "volumes/kubernetes.io~csi", cmp.Or(p.Volume, "tls"), "mount")
 }
 
 // disconnected waits until calls no longer go to a process that has ended.
@@ -108,7 +109,7 @@ func (k *Kubelet) Request(p Pod) (*csi.NodePublishVolumeRequest, error) {
 	volumeContext := map[string]string{
 		"csi.storage.k8s.io/ephemeral":           "true",
 		"csi.storage.k8s.io/pod.name":            p.Name,
-		"csi.storage.k8s.io/pod.namespace":       "shop",
+		"csi.storage.k8s.io/pod.namespace":       cmp.Or(p.Namespace, "shop"),
 		"csi.storage.k8s.io/pod.uid":             p.ID(),
 		"csi.storage.k8s.io/serviceAccount.name": "web",
 	}

@@ -108,6 +108,12 @@ func (n *Node) Launch() {
 func (n *Node) Start() {
 	n.T.Helper()
 	n.Launch()
+	n.WaitReady()
+}
+
+// WaitReady waits until the plugin is ready.
+func (n *Node) WaitReady() {
+	n.T.Helper()
 	n.wait("the plugin is ready", func(answer *csi.ProbeResponse) bool { return answer.GetReady().GetValue() })
 }
 

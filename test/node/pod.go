@@ -6,10 +6,11 @@ import (
 	"maps"
 )
 
-// Pod is a pod with one volume, as the kubelet sees it. It is in the namespace
-// shop and has the service account web.
+// Pod is a volume of a pod, as the kubelet sees it. The pod has the service account web.
 type Pod struct {
 	Name       string
+	Namespace  string            // "shop", if empty
+	Volume     string            // the volume's name in the pod's spec; "tls", if empty
 	UID        string            // "uid-" and the name, if empty
 	Attributes map[string]string // of the volume
 	Group      string            // fsGroup
@@ -35,6 +36,6 @@ func (p Pod) ID() string {
 
 // VolumeID has the form that the kubelet gives to inline volumes.
 func (p Pod) VolumeID() string {
-	sum := sha256.Sum256([]byte(p.ID()))
+	sum := sha256.Sum256([]byte(p.Volume + p.ID()))
 	return "csi-" + hex.EncodeToString(sum[:])
 }

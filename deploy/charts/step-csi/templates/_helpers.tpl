@@ -155,6 +155,11 @@ policy:
   {{- if eq .Values.mode "node" }}
   {{- with include "step-csi.validations" .Values.policy }}{{ nindent 2 . }}{{ end }}
   {{- end }}
+renewal:
+  minInterval: {{ .Values.renewal.minInterval }}
+limits:
+  volumesPerPod: {{ .Values.limits.volumesPerPod }}
+  volumesPerNode: {{ .Values.limits.volumesPerNode }}
 {{- end }}
 
 {{/* The configuration of the registration authority. */}}
