@@ -7,10 +7,10 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/panics"
+	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
 // issuerState is a configured issuer with the driver's own state for it.
