@@ -35,6 +35,7 @@ type issuerFile struct {
 	Roots struct {
 		Refresh    string `json:"refresh"`
 		Federation bool   `json:"federation"`
+		Pinned     bool   `json:"pinned"`
 	} `json:"roots"`
 	Policy struct {
 		Validations []policy.Validation `json:"validations"`
@@ -102,6 +103,7 @@ func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, e
 		URL:         f.URL,
 		Fingerprint: f.Fingerprint,
 		CABundle:    bundle,
+		Pinned:      f.Roots.Pinned,
 		Provisioner: f.Provisioner.Name,
 		Federation:  f.Roots.Federation,
 		Password:    password,
@@ -128,6 +130,7 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 		URL:         f.URL,
 		Fingerprint: f.Fingerprint,
 		CABundle:    bundle,
+		Pinned:      f.Roots.Pinned,
 		Issuer:      cmp.Or(f.Provisioner.Name, name),
 		Token:       token,
 	})
