@@ -67,6 +67,7 @@ type Driver struct {
 	config    Config
 	issuers   map[string]*issuerState
 	node      *volume.Node
+	trust     *trustFile
 	volumes   volumes
 	locks     locks // by volume id
 	metrics   *metrics
@@ -92,6 +93,7 @@ func New(c Config) (*Driver, error) {
 		config:  c,
 		issuers: map[string]*issuerState{},
 		metrics: newMetrics(),
+		trust:   newTrustFile(c.Socket),
 		node: &volume.Node{
 			DriverName: c.Name,
 			Issuers:    map[string]*volume.Issuer{},
@@ -137,14 +139,13 @@ func (d *Driver) Run(ctx context.Context) error {
 	// Renewals continue after ctx ends, until the calls in progress have ended.
 	var stop context.CancelFunc
 	d.background, stop = context.WithCancel(context.WithoutCancel(ctx))
-	defer func() {
-		stop()
-		d.ending.Wait()
-	}()
+	defer stop()
 	if err := d.adoptAll(ctx); err != nil {
 		server.close()
 		return err
 	}
+	d.trust.restore(ctx, d.issuers)
+	d.ending.Go(func() { d.trust.keep(d.background, d.issuers) })
 	for name, i := range d.issuers {
 		d.ending.Go(func() { i.Scheduler.Run(d.background) })
 		d.ending.Go(func() {
@@ -153,6 +154,8 @@ func (d *Driver) Run(ctx context.Context) error {
 		})
 	}
 	err = server.serve(ctx)
+	stop()
+	d.ending.Wait()
 	d.removeDirectory()
 	return err
 }

@@ -46,6 +46,7 @@ func (d *Driver) followRoots(ctx context.Context, i *issuerState) {
 		if err != nil {
 			return // the known roots stay
 		}
+		d.trust.mayHaveChanged()
 		changed := 0
 		for _, v := range d.volumes.all() {
 			if v.Issuer() == i.Issuer && d.replaceRoots(ctx, v) {

@@ -102,8 +102,12 @@ func (s *server) serve(ctx context.Context) error {
 
 // removeDirectory removes the directory of the CSI socket if it is empty and has the
 // driver's name, so that an uninstalled driver leaves nothing. The next start makes
-// the directory again.
+// the directory again. The saved roots go too if no volume is mounted: then the driver
+// may have been uninstalled, and no pod depends on them.
 func (d *Driver) removeDirectory() {
+	if len(d.volumes.all()) == 0 && d.volumes.countUnread() == 0 {
+		d.trust.remove()
+	}
 	if directory := filepath.Dir(d.config.Socket); filepath.Base(directory) == d.config.Name {
 		os.Remove(directory)
 	}

@@ -55,10 +55,6 @@ func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, er
 	if damage != nil {
 		klog.FromContext(ctx).Error(damage, "A mounted volume is damaged; it is renewed at once", v.LogValues()...)
 	}
-	// Without this, the plugin verifies the issuer's server by the configured roots.
-	if trusted, err := readTrust(target); err == nil && v.unfit == nil {
-		v.issuer.Trust().Restore(trusted)
-	}
 	return v, nil
 }
 

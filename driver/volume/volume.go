@@ -82,9 +82,7 @@ type Volume struct {
 	mu          sync.Mutex // held while the mounted files are rewritten
 	closed      bool
 	certificate certificate // the mounted one
-	// roots and trusted are those known to be in the mount; empty after Adopt.
-	roots   issuer.Roots
-	trusted time.Time
+	roots       issuer.Roots // those known to be in the mount; empty after Adopt
 }
 
 // newVolume makes a volume that does not know its mount yet. If the attributes are
@@ -213,7 +211,7 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 		return err
 	}
 	v.roots = c.Roots
-	return errors.Join(v.writeTrust(tree), cleanUp)
+	return cleanUp
 }
 
 // wipe overwrites the encoded key, which is in one of the files.

@@ -53,7 +53,7 @@ func (s *pausingSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]*x
 // Roots returns the roots from the time of the answer to Sign, like a registration
 // authority, and then pauses.
 func (s *pausingSigner) Roots(context.Context) (issuer.Roots, error) {
-	answered := issuer.Roots{Own: *s.roots.Load()}
+	answered := issuer.Roots{Own: *s.roots.Load(), Asked: time.Now()}
 	if s.paused != nil {
 		s.paused()
 	}
@@ -61,7 +61,7 @@ func (s *pausingSigner) Roots(context.Context) (issuer.Roots, error) {
 }
 
 func (s *pausingSigner) RefreshRoots(context.Context) (issuer.Roots, error) {
-	return issuer.Roots{Own: *s.roots.Load()}, nil
+	return issuer.Roots{Own: *s.roots.Load(), Asked: time.Now()}, nil
 }
 
 func (s *pausingSigner) Trust() *trust.Store { return s.store }
@@ -189,28 +189,6 @@ func TestPublishDoesNotMissNewRoots(t *testing.T) {
 	v.Keep(t.Context())
 	if contents := f.check(); len(contents.Roots) != 3 {
 		t.Errorf("%d roots after the registration, want 3", len(contents.Roots))
-	}
-}
-
-// An extended attribute has the roots that verify the issuer's peer. When only that
-// attribute changes, the files stay the same, so that programs do not reload.
-func TestTrustAloneChangesNoFile(t *testing.T) {
-	f := newFixture(t)
-	v := f.create()
-	set, err := os.Readlink(filepath.Join(f.path, payload.DataLink))
-	must(t, err)
-	f.signer.store.Follow([]*x509.Certificate{f.signer.ca.Root})
-	if changed, err := v.ReplaceRoots(); err != nil || changed {
-		t.Errorf("ReplaceRoots: changed %v, error %v", changed, err)
-	}
-	if now, err := os.Readlink(filepath.Join(f.path, payload.DataLink)); err != nil || now != set {
-		t.Errorf("the volume has a new set of files: %v", err)
-	}
-	target, err := f.node.Targets.Open("mount")
-	must(t, err)
-	defer target.Close()
-	if data, err := tmpfs.Trust(target); err != nil || !strings.Contains(string(data), `"roots":["`) {
-		t.Errorf("extended attribute %s, error %v", data, err)
 	}
 }
 
