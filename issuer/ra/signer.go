@@ -216,7 +216,14 @@ func (s *Signer) takeRoots(answer answeredRoots, sent time.Time) (roots issuer.R
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if asked, newer := askedAfter(s.roots.Asked, sent, answer.GetRootsAgeMilliseconds()); newer {
+	asked, newer := askedAfter(s.roots.Asked, sent, answer.GetRootsAgeMilliseconds())
+	// An earlier process may have seen the roots change. A second is for network delays:
+	// the same replica may answer the same roots again.
+	if changed := s.trust.State().Since; len(s.roots.Own) == 0 && asked.Before(changed.Add(-time.Second)) {
+		return issuer.Roots{}, fmt.Errorf("%w: the replica that answered got its roots from the CA at %s, but the roots changed at %s; another replica may have newer ones",
+			issuer.Unavailable, asked.UTC().Format(time.RFC3339), changed.UTC().Format(time.RFC3339))
+	}
+	if newer {
 		roots.Asked = asked
 		s.roots = roots
 	}

@@ -137,6 +137,13 @@ func TestRootsNeverGoBack(t *testing.T) {
 	n.Publish(p)
 	waitForRoots(n, p, own)
 
+	// change changes the CA's roots some seconds after the second replica got them last.
+	change := func(roots ...*x509.Certificate) {
+		t.Helper()
+		answer.set(func() { answer.lost = stale })
+		answer.waitAsked(t, "127.0.0.1")
+		answer.set(func() { answer.own = roots })
+	}
 	// checkOnlyStale leaves only the stale replica.
 	checkOnlyStale := func(late node.Pod, want ...*x509.Certificate) {
 		t.Helper()
@@ -152,17 +159,27 @@ func TestRootsNeverGoBack(t *testing.T) {
 			time.Sleep(time.Second) // the node asks for roots
 		}
 		n.Unpublish(late)
+		const rejected = "but the roots changed at"
+		before := n.Logs.Count(rejected)
+		n.Kill()
+		n.Launch()
+		node.Eventually(t, time.Minute, "the next process rejects the older roots", func() bool { return n.Logs.Count(rejected) > before })
 		r.start(0)
 		r.waitReady(0)
+		n.Kill()
+		n.Start()
+		if got := rootsOf(n, p); !slices.EqualFunc(got, want, (*x509.Certificate).Equal) {
+			t.Fatalf("%d roots after a restart, want the %d newest", len(got), len(want))
+		}
 	}
 
-	answer.set(func() { answer.lost, answer.own = stale, []*x509.Certificate{own, added} })
+	change(own, added)
 	waitForRoots(n, p, own, added)
 	checkOnlyStale(node.Pod{Name: "late-0"}, own, added)
 
 	answer.set(func() { answer.lost = "" })
 	answer.waitAsked(t, stale)
-	answer.set(func() { answer.lost, answer.own = stale, []*x509.Certificate{own} })
+	change(own)
 	waitForRoots(n, p, own)
 	checkOnlyStale(node.Pod{Name: "late-1"}, own)
 
