@@ -3,6 +3,7 @@ package volume_test
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -189,6 +190,42 @@ func TestPublishDoesNotMissNewRoots(t *testing.T) {
 	v.Keep(t.Context())
 	if contents := f.check(); len(contents.Roots) != 3 {
 		t.Errorf("%d roots after the registration, want 3", len(contents.Roots))
+	}
+}
+
+// An earlier version kept the roots that verify the CA's server in another extended
+// attribute of the mount, which a container with CAP_SYS_ADMIN can forge. It is ignored.
+func TestRootsInTheMountAreIgnored(t *testing.T) {
+	f := newFixture(t)
+	f.create()
+	foreign, err := minica.New()
+	must(t, err)
+	learned := trust.NewStore("https://ca", trust.Pins{})
+	learned.Follow([]*x509.Certificate{foreign.Root}, time.Now())
+	forged, err := json.Marshal(learned.State())
+	must(t, err)
+	target, err := f.node.Targets.Open("mount")
+	must(t, err)
+	defer target.Close()
+	tree, err := tmpfs.Clone(target)
+	must(t, err)
+	defer tree.Close()
+	root, err := tree.Root()
+	must(t, err)
+	defer root.Close()
+	directory, err := root.Open(".")
+	must(t, err)
+	defer directory.Close()
+	must(t, unix.Fsetxattr(int(directory.Fd()), "trusted.step-csi.trust", forged, 0))
+	before := f.check().Leaf
+	v, err := volume.Adopt(t.Context(), f.node, "mount", nil)
+	must(t, err)
+	if err := v.Unmanaged(); err != nil || len(f.signer.store.Trusted()) > 0 {
+		t.Errorf("adopted: %v; %d trusted roots, want none", err, len(f.signer.store.Trusted()))
+	}
+	must(t, v.Renew(t.Context()))
+	if f.check().Leaf.Equal(before) {
+		t.Error("Renew did not replace the certificate")
 	}
 }
 
