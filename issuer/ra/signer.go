@@ -44,6 +44,10 @@ type Config struct {
 	// Pinned means that no other root is used, whatever the registration authority
 	// answers: not to verify it, not for pods, and not to check issued certificates.
 	Pinned bool
+	// RootsFingerprint or RootsCABundle are the pinned roots for pods and to check issued
+	// certificates, if another CA than that of the registration authority signs those.
+	RootsFingerprint string
+	RootsCABundle    []byte
 	// Issuer is the name of the issuer in the configuration of the registration
 	// authority.
 	Issuer string
@@ -57,7 +61,8 @@ type Config struct {
 type Signer struct {
 	config     Config
 	url        *url.URL
-	pins       trust.Pins
+	pins       trust.Pins // of the registration authority
+	rootPins   trust.Pins // of the CA
 	trust      *trust.Store
 	presented  atomic.Pointer[[]*x509.Certificate] // the certificates of the last handshake that was verified
 	connection *grpc.ClientConn
@@ -87,7 +92,13 @@ func New(c Config) (*Signer, error) {
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
 	}
-	s.pins.Only = c.Pinned
+	s.rootPins = s.pins
+	if c.RootsFingerprint != "" || len(c.RootsCABundle) > 0 {
+		if s.rootPins, err = trust.Parse(c.RootsFingerprint, c.RootsCABundle); err != nil {
+			return nil, fmt.Errorf("roots.%w", err)
+		}
+	}
+	s.pins.Only, s.rootPins.Only = c.Pinned, c.Pinned
 	s.trust = trust.NewStore(u.String(), s.pins)
 	if s.connection, err = s.dial(); err != nil {
 		return nil, err
@@ -211,7 +222,7 @@ func (s *Signer) takeRoots(answer answeredRoots, sent time.Time) (roots issuer.R
 			return issuer.Roots{}, err
 		}
 	}
-	if roots, err = roots.Accept(s.pins); err != nil {
+	if roots, err = roots.Accept(s.rootPins); err != nil {
 		return issuer.Roots{}, err
 	}
 	s.mu.Lock()

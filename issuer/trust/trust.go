@@ -216,8 +216,11 @@ func (s *Store) Restore(state State) error {
 }
 
 // Unpinned returns the fingerprints of those roots that the configuration does not
-// name.
+// name, unless only the pins are trusted.
 func (s *Store) Unpinned(roots []*x509.Certificate) []string {
+	if s.pins.Only {
+		return nil
+	}
 	return Fingerprints(slices.DeleteFunc(slices.Clone(roots), s.pins.has))
 }
 
