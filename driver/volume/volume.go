@@ -81,7 +81,7 @@ type Volume struct {
 
 	mu          sync.Mutex // held while the mounted files are rewritten
 	closed      bool
-	certificate certificate // the mounted one
+	certificate certificate  // the mounted one
 	roots       issuer.Roots // those known to be in the mount; empty after Adopt
 }
 
