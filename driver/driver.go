@@ -120,7 +120,8 @@ func New(c Config) (*Driver, error) {
 
 // Run serves until ctx ends. Then it finishes the calls in progress and stops its
 // goroutines. The mounts stay: pods continue to read, and the next process adopts the
-// volumes. Run fails at once on a machine that cannot mount volumes.
+// volumes. The directory of the CSI socket stays, too. Run fails at once on a machine that
+// cannot mount volumes, and it fails when somebody removes a socket.
 func (d *Driver) Run(ctx context.Context) error {
 	if err := tmpfs.Supported(); err != nil {
 		return err
@@ -139,7 +140,10 @@ func (d *Driver) Run(ctx context.Context) error {
 	// Renewals continue after ctx ends, until the calls in progress have ended.
 	var stop context.CancelFunc
 	d.background, stop = context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
+	defer func() {
+		stop()
+		d.ending.Wait()
+	}()
 	if err := d.adoptAll(ctx); err != nil {
 		server.close()
 		return err
@@ -153,11 +157,7 @@ func (d *Driver) Run(ctx context.Context) error {
 			d.followRoots(d.background, i)
 		})
 	}
-	err = server.serve(ctx)
-	stop()
-	d.ending.Wait()
-	d.removeDirectory()
-	return err
+	return server.serve(ctx)
 }
 
 // Ready returns nil once every issuer has been reached and verified. Until then, the

@@ -166,9 +166,3 @@ func (f *trustFile) write(data []byte) error {
 	}
 	return errors.Join(directory.Sync(), directory.Close())
 }
-
-// remove removes the file.
-func (f *trustFile) remove() {
-	os.Remove(f.path)
-	os.Remove(f.temporary())
-}

@@ -249,6 +249,22 @@ func compromisedNode(t *testing.T) {
 			t.Errorf("%s got a token: %v: %s", who, err, out)
 		}
 	}
+	// The node can set some labels of its Node, but not those that the documentation
+	// proposes to keep the registration authority on trusted nodes.
+	own := kubectl(t, "-n", identity, "get", "pod", pluginPod(t), "-o", "jsonpath={.spec.nodeName}")
+	for label, allowed := range map[string]bool{
+		"example.com/attracts":                       true,
+		"node-restriction.kubernetes.io/step-csi-ra": false,
+		"node-role.kubernetes.io/step-csi-attacks":   false,
+	} {
+		out, err := tool("exec", "kubectl", "--kubeconfig", "/run/cluster/state/config/kubelet", "label", "node", own, label+"=x")
+		if allowed {
+			must(t, err)
+			kubectl(t, "label", "node", own, label+"-")
+		} else if err == nil || !strings.Contains(err.Error(), "is not allowed to modify labels") {
+			t.Errorf("the node sets the label %s: %v: %s", label, err, out)
+		}
+	}
 	// The plugin's token is not valid for the API server.
 	if out, err := command("kubectl", "--token", a.plugin, "--kubeconfig", "/dev/null", "auth", "whoami"); err == nil {
 		t.Errorf("the API server accepts the plugin's token: %s", out)

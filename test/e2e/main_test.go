@@ -72,6 +72,7 @@ func TestE2E(t *testing.T) {
 		{"password", password},
 		{"root-rotation", rootRotation},
 		{"kubelet-restart", kubeletRestart},
+		{"directory-removed", directoryRemoved},
 		{"node-restart", nodeRestart},
 		{"hundred-pods", hundredPods},
 		{"uninstall", uninstall},

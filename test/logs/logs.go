@@ -6,6 +6,7 @@ package logs
 // that klog puts around it, unless its comment says that it is a part.
 const (
 	Connected        = `"Issuer connected"`
+	CannotConnect    = `"Cannot connect to the issuer"`
 	ServingHealth    = `"Serving health"`
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`
