@@ -47,6 +47,7 @@ func (f *trustFile) temporary() string { return f.path + ".new" }
 // they trust the configured roots.
 func (f *trustFile) restore(ctx context.Context, issuers map[string]*issuerState) {
 	logger := klog.FromContext(ctx)
+	os.Remove(f.temporary()) // of a process that was killed
 	contents, err := f.read()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -144,7 +145,7 @@ func (f *trustFile) save(ctx context.Context, issuers map[string]*issuerState) (
 // write replaces the file, so that a reader finds either the old or the new contents,
 // also after a power failure.
 func (f *trustFile) write(data []byte) error {
-	// An earlier process may have been killed before the rename.
+	// restore may have failed to remove it.
 	if err := os.Remove(f.temporary()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

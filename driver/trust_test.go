@@ -74,6 +74,9 @@ func TestLearnedRootsAreRestored(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.restore(first.ctx, first.issuers)
+	if _, err := os.Stat(first.temporary()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file of the killed process is still there: %v", err)
+	}
 	if err := first.save(first.ctx, first.issuers); err != nil {
 		t.Fatal(err)
 	}
