@@ -10,8 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/volume"
+	"github.com/flexstack/step-csi/issuer/schedule"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 

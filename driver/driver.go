@@ -74,6 +74,7 @@ type Driver struct {
 	config    Config
 	issuers   map[string]*issuerState
 	node      *volume.Node
+	trust     *trustFile
 	volumes   volumes
 	locks     locks // by volume id
 	quota     quota
@@ -100,6 +101,7 @@ func New(c Config) (*Driver, error) {
 		config:  c,
 		issuers: map[string]*issuerState{},
 		metrics: newMetrics(),
+		trust:   newTrustFile(c.Socket),
 		node: &volume.Node{
 			DriverName:  c.Name,
 			MinInterval: c.MinInterval,
@@ -167,6 +169,8 @@ func (d *Driver) Run(ctx context.Context) error {
 		return err
 	}
 	d.ending.Go(func() { d.reportUnconfirmed(d.background) })
+	d.trust.restore(ctx, d.issuers)
+	d.ending.Go(func() { d.trust.keep(d.background, d.issuers) })
 	for name, i := range d.issuers {
 		d.ending.Go(func() { i.Scheduler.Run(d.background) })
 		d.ending.Go(func() { d.readiness.Watch(d.background, name, i.Issuer.Issuer, i.rootsRefresh) })

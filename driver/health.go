@@ -10,9 +10,9 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
+	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
 // NodeGetVolumeStats implements csi.NodeServer.

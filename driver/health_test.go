@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
 func TestTrouble(t *testing.T) {

@@ -7,10 +7,10 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/panics"
+	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
 // issuerState is a configured issuer with the driver's own state for it.
@@ -49,6 +49,7 @@ func (d *Driver) followRoots(ctx context.Context, i *issuerState) {
 		if err != nil {
 			return // the known roots stay
 		}
+		d.trust.mayHaveChanged()
 		changed := 0
 		for _, v := range d.volumes.all() {
 			if v.Issuer() == i.Issuer && d.replaceRoots(ctx, v) {

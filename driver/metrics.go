@@ -6,8 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
 // Operations of an issuer. The metrics separate them, because the registration

@@ -17,9 +17,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
 // signer is a Signer that the tests never call.

@@ -75,7 +75,7 @@ type Signer interface {
 	// Sign returns the leaf, followed by its intermediates.
 	Sign(context.Context, SigningRequest) ([]*x509.Certificate, error)
 	// Roots returns all root certificates of the CA, as last answered over a
-	// verified connection.
+	// verified connection. It never returns older ones than before.
 	Roots(context.Context) (Roots, error)
 	// RefreshRoots requests the roots from the CA.
 	RefreshRoots(context.Context) (Roots, error)
@@ -264,17 +264,16 @@ func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certifi
 	req, public := p.request.Request, p.request.CSR.PublicKey
 	chain, err := check(answer, roots.Own, req, public, asked)
 	if errors.Is(err, errNoChain) {
-		asked := time.Now()
 		if roots, err = i.signer.RefreshRoots(ctx); err != nil {
 			return nil, err
 		}
-		i.roots.store(roots, asked)
+		i.roots.store(roots)
 		chain, err = check(answer, roots.Own, req, public, asked)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", InvalidAnswer, err)
 	}
-	i.roots.store(roots, asked)
+	i.roots.store(roots)
 	if known := i.followed.Load(); known != nil && !known.Same(roots) {
 		select {
 		case i.otherRoots <- struct{}{}: // FollowRoots requests the roots

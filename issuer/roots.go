@@ -3,7 +3,9 @@ package issuer
 import (
 	"context"
 	"crypto/x509"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +23,12 @@ type Roots struct {
 	// Federated are the roots of CAs that this CA is federated with, if the issuer is
 	// configured to include them. They never verify what this CA itself signs.
 	Federated []*x509.Certificate
+	// Ignored are the roots that the CA answered and the configuration does not allow,
+	// with roots.pinned.
+	Ignored []*x509.Certificate
+	// Asked is when the CA was asked for these roots, by this machine's clock. It orders
+	// answers: the roots of a CA change, and answers can arrive late.
+	Asked time.Time
 }
 
 // All returns the roots of both kinds, without duplicates.
@@ -28,22 +36,33 @@ func (r Roots) All() []*x509.Certificate { return trust.Union(r.Own, r.Federated
 
 // Same tells whether both have the same certificates, in any order.
 func (r Roots) Same(other Roots) bool {
-	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated)
+	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated) && trust.Same(r.Ignored, other.Ignored)
 }
 
-// latestRoots holds the newest roots that the CA answered, and when they were requested.
-// Answers can arrive in another order than their requests: the latest request counts.
+// Accept returns the roots that the pins allow. If they allow none of the CA's own roots,
+// the outcome is InvalidAnswer.
+func (r Roots) Accept(p trust.Pins) (Roots, error) {
+	own, ignored := p.Accept(r.Own)
+	federated, alsoIgnored := p.Accept(r.Federated)
+	if len(own) == 0 {
+		return Roots{}, fmt.Errorf("%w: roots.pinned is true, and none of the CA's %d roots is in fingerprint or caBundleFile; "+
+			"the first one has the fingerprint %s", InvalidAnswer, len(r.Own), trust.Fingerprint(r.Own[0]))
+	}
+	return Roots{Own: own, Federated: federated, Ignored: slices.Concat(ignored, alsoIgnored), Asked: r.Asked}, nil
+}
+
+// latestRoots holds the newest roots that the CA answered. Answers can arrive in another
+// order than their requests: the latest request counts.
 type latestRoots struct {
 	mu    sync.Mutex
 	roots Roots
-	asked time.Time
 }
 
-func (l *latestRoots) store(roots Roots, asked time.Time) {
+func (l *latestRoots) store(roots Roots) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !asked.Before(l.asked) {
-		l.roots, l.asked = roots, asked
+	if !roots.Asked.Before(l.roots.Asked) {
+		l.roots = roots
 	}
 }
 
@@ -120,14 +139,17 @@ func (i *Issuer) followRoots(ctx context.Context, observe func(Roots, error)) (e
 // configuration.
 func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 	defer panics.Recover(ctx, "refresh the roots", &err)
-	asked := time.Now()
 	if roots, err = i.signer.RefreshRoots(ctx); err != nil {
 		return Roots{}, err
 	}
-	i.roots.store(roots, asked)
+	i.roots.store(roots)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)
 		logger.Info("New CA roots", "own", trust.Fingerprints(roots.Own), "federated", trust.Fingerprints(roots.Federated))
+		if len(roots.Ignored) > 0 {
+			logger.Info("Ignoring roots of the CA that the configuration does not name (roots.pinned); "+
+				"to trust them, add them to fingerprint or caBundleFile", "fingerprints", trust.Fingerprints(roots.Ignored))
+		}
 		if unpinned := i.signer.Trust().Unpinned(roots.Own); len(unpinned) > 0 {
 			logger.Info("The configuration does not name all roots of the CA; add these to fingerprint or caBundleFile before the CA removes another root",
 				"fingerprints", unpinned)

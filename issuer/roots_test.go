@@ -42,10 +42,20 @@ type changingSigner struct {
 	store *trust.Store
 	asked log[time.Time]
 	away  atomic.Bool
+	roots atomic.Pointer[issuer.Roots] // instead of the embedded signer's
 }
 
 func newChangingSigner(t *testing.T) *changingSigner {
 	return &changingSigner{hostileSigner: newSigner(t), store: trust.NewStore("", trust.Pins{})}
+}
+
+func (s *changingSigner) answer(roots issuer.Roots) { s.roots.Store(&roots) }
+
+func (s *changingSigner) Roots(ctx context.Context) (issuer.Roots, error) {
+	if roots := s.roots.Load(); roots != nil {
+		return *roots, nil
+	}
+	return s.hostileSigner.Roots(ctx)
 }
 
 func (s *changingSigner) Trust() *trust.Store { return s.store }
@@ -129,15 +139,42 @@ func TestAnswersBringNewRoots(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.roots = []*x509.Certificate{s.ca.Root, next.Root}
+		both := issuer.Roots{Own: []*x509.Certificate{s.ca.Root, next.Root}}
+		s.answer(both)
 		for range 3 { // these cause one request
 			if _, err := i.Issue(t.Context(), issuer.Applicant{}, request(), issuer.PrivateKey{}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		pass(5 * time.Second)
-		if len(fresh.all()) != 2 || !fresh.all()[1].Same(issuer.Roots{Own: s.roots}) {
+		if len(fresh.all()) != 2 || !fresh.all()[1].Same(both) {
 			t.Errorf("%d answers", len(fresh.all()))
+		}
+	})
+}
+
+// A request for roots that was sent earlier and answered later does not replace newer
+// roots, and neither does a certificate with older roots in its answer.
+func TestNewerRootsAreNotReplaced(t *testing.T) {
+	following(t, func(s *changingSigner, i *issuer.Issuer, _ *log[issuer.Roots]) {
+		next, err := minica.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		older := time.Now()
+		pass(time.Second)
+		s.answer(issuer.Roots{Own: []*x509.Certificate{s.ca.Root, next.Root}, Asked: time.Now()})
+		pass(6 * time.Minute) // a refresh
+		if got := len(i.LatestRoots().Own); got != 2 {
+			t.Fatalf("%d roots after the refresh, want 2", got)
+		}
+		s.answer(issuer.Roots{Own: []*x509.Certificate{s.ca.Root}, Asked: older})
+		if _, err := i.Issue(t.Context(), issuer.Applicant{}, request(), issuer.PrivateKey{}); err != nil {
+			t.Fatal(err)
+		}
+		pass(6 * time.Minute)
+		if got := len(i.LatestRoots().Own); got != 2 {
+			t.Errorf("%d roots after an older answer, want 2", got)
 		}
 	})
 }

@@ -33,8 +33,11 @@ type issuerFile struct {
 		Min     string `json:"min"`
 	} `json:"duration"`
 	Roots struct {
-		Refresh    string `json:"refresh"`
-		Federation bool   `json:"federation"`
+		Refresh      string `json:"refresh"`
+		Federation   bool   `json:"federation"`
+		Pinned       bool   `json:"pinned"`
+		Fingerprint  string `json:"fingerprint"`
+		CABundleFile string `json:"caBundleFile"`
 	} `json:"roots"`
 	Policy struct {
 		Validations []policy.Validation `json:"validations"`
@@ -73,11 +76,9 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration) (
 	if c.rootsRefresh, err = parseDuration("roots.refresh", f.Roots.Refresh, otherwise); err != nil {
 		return c, err
 	}
-	var bundle []byte
-	if f.CABundleFile != "" {
-		if bundle, err = os.ReadFile(within(directory, f.CABundleFile)); err != nil {
-			return c, fmt.Errorf("caBundleFile: %w", err)
-		}
+	bundle, err := readBundle(directory, f.CABundleFile)
+	if err != nil {
+		return c, fmt.Errorf("caBundleFile: %w", err)
 	}
 	switch f.Provisioner.Type {
 	case typeJWK:
@@ -94,6 +95,9 @@ func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, e
 	if f.Provisioner.TokenFile != "" {
 		return nil, fmt.Errorf("provisioner.tokenFile: is for the type %s only", typeRA)
 	}
+	if f.Roots.Fingerprint != "" || f.Roots.CABundleFile != "" {
+		return nil, fmt.Errorf("roots.fingerprint and roots.caBundleFile: are for the type %s only; set the issuer's fingerprint or caBundleFile", typeRA)
+	}
 	if f.Provisioner.PasswordFile == "" {
 		return nil, errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key")
 	}
@@ -105,6 +109,7 @@ func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, e
 		URL:         f.URL,
 		Fingerprint: f.Fingerprint,
 		CABundle:    bundle,
+		Pinned:      f.Roots.Pinned,
 		Provisioner: f.Provisioner.Name,
 		Federation:  f.Roots.Federation,
 		Password:    password,
@@ -126,17 +131,35 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 	if f.Provisioner.TokenFile == "" {
 		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod, for the audience " + issuer.TokenAudience)
 	}
+	if !f.Roots.Pinned && (f.Roots.Fingerprint != "" || f.Roots.CABundleFile != "") {
+		return nil, errors.New("roots.fingerprint and roots.caBundleFile: have no effect without roots.pinned: true")
+	}
+	rootsBundle, err := readBundle(directory, f.Roots.CABundleFile)
+	if err != nil {
+		return nil, fmt.Errorf("roots.caBundleFile: %w", err)
+	}
 	token, err := secretFile(within(directory, f.Provisioner.TokenFile))
 	if err != nil {
 		return nil, fmt.Errorf("provisioner.tokenFile: %w", err)
 	}
 	return ra.New(ra.Config{
-		URL:         f.URL,
-		Fingerprint: f.Fingerprint,
-		CABundle:    bundle,
-		Issuer:      cmp.Or(f.Provisioner.Name, name),
-		Token:       token,
+		URL:              f.URL,
+		Fingerprint:      f.Fingerprint,
+		CABundle:         bundle,
+		Pinned:           f.Roots.Pinned,
+		RootsFingerprint: f.Roots.Fingerprint,
+		RootsCABundle:    rootsBundle,
+		Issuer:           cmp.Or(f.Provisioner.Name, name),
+		Token:            token,
 	})
+}
+
+// readBundle reads the roots in PEM; none if there is no path.
+func readBundle(directory, path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	return os.ReadFile(within(directory, path))
 }
 
 func within(directory, path string) string {

@@ -342,6 +342,12 @@ func TestIssuerOfTypeRA(t *testing.T) {
 		"unused token":        {"{type: jwk, name: admin, passwordFile: password, tokenFile: password}", "provisioner.tokenFile"},
 		"policy at the node":  {"{type: ra, tokenFile: password}\n    policy: {validations: [{expression: 'true'}]}", "issuers.default.policy"},
 		"authority at a node": {"{type: ra, tokenFile: password}", "authority: is for step-csi ra"},
+		"pinned":              {"{type: ra, tokenFile: password}\n    roots: {pinned: true}", ""},
+		"pinned, another CA":  {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00}", ""},
+		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile: open"},
+		"pinned to rubbish":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: x}", "roots.fingerprint: "},
+		"pins, not pinned":    {"{type: ra, tokenFile: password}\n    roots: {caBundleFile: password}", "without roots.pinned: true"},
+		"pins of a JWK":       {jwk + "\n    roots: {pinned: true, caBundleFile: password}", "are for the type ra only"},
 	} {
 		text := strings.Replace(valid, jwk, test.provisioner, 1)
 		if name == "authority at a node" {

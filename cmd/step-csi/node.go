@@ -36,7 +36,8 @@ The configuration, with its defaults where there are any:
         {type: jwk, name: admin, passwordFile: /etc/step-csi/password, requireDisableRenewal: false}
       # provisioner: {type: ra, tokenFile: /etc/step-csi/token}   with the URL of "step-csi ra" as the url
       duration: {default: 24h, max: 24h, min: 5m}
-      roots: {refresh: 5m, federation: false}   # how often to fetch the CA's roots; add federated roots
+      # how often to fetch the CA's roots; add federated roots; never use a root that is not configured here
+      roots: {refresh: 5m, federation: false, pinned: false}
   policy:
     allowShortNames: false             # service-names: s also gives the short name s
     validations: []                    # CEL; replaces the default policy. An issuer's own

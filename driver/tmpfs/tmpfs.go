@@ -24,10 +24,7 @@ import (
 // not to workloads. See xattr(7).
 const record = "trusted.step-csi"
 
-// trust is the extended attribute that holds the roots that verify the issuer's server.
-const trust = "trusted.step-csi.trust"
-
-// MaxRecord is the largest size of either attribute, in bytes.
+// MaxRecord is the largest size of a record, in bytes.
 const MaxRecord = 16 << 10
 
 // Options of a new tmpfs.
@@ -107,25 +104,6 @@ func (t *Tree) SetRecord(value []byte) error {
 		return fmt.Errorf("the record of %d bytes is longer than %d", len(value), MaxRecord)
 	}
 	return os.NewSyscallError("setxattr", unix.Setxattr(path(t.file), record, value, 0))
-}
-
-// SetTrust stores the roots that verify the issuer's server, at most MaxRecord bytes.
-func (t *Tree) SetTrust(value []byte) error {
-	return os.NewSyscallError("setxattr", unix.Setxattr(path(t.file), trust, value, 0))
-}
-
-// Trust returns the value that SetTrust stored in the tmpfs that is attached at target,
-// or nil.
-func Trust(target *os.File) ([]byte, error) {
-	value := make([]byte, MaxRecord)
-	n, err := unix.Getxattr(path(target), trust, value)
-	if errors.Is(err, unix.ENODATA) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("getxattr", err)
-	}
-	return value[:n], nil
 }
 
 // Attach makes the mount read-only and attaches it at target, an empty directory. Other

@@ -44,7 +44,6 @@ func Find(n *Node, path string) (*Volume, error) {
 	if v.device, err = tmpfs.Device(target); err != nil {
 		return nil, err
 	}
-	restoreTrust(v, target)
 	return v, nil
 }
 
@@ -99,7 +98,6 @@ func Adopt(ctx context.Context, n *Node, wanted Spec) (*Volume, error) {
 	case damage != nil:
 		logger.Error(damage, "A mounted volume is damaged; it is renewed at once", v.LogValues()...)
 	}
-	restoreTrust(v, target)
 	return v, nil
 }
 
@@ -114,14 +112,6 @@ func (r Record) belongsTo(wanted Spec) error {
 	}
 	return fmt.Errorf("%w: volume %q at %q of pod %q, UID %q, service account %q, node %q", errForged,
 		r.VolumeID, r.Target, r.Pod.Namespace+"/"+r.Pod.Name, r.Pod.UID, r.Pod.ServiceAccount, r.Pod.Node)
-}
-
-// restoreTrust makes the roots in the volume known. Without them, the plugin verifies the
-// issuer's server by the configured roots.
-func restoreTrust(v *Volume, target *os.File) {
-	if trusted, err := readTrust(target); err == nil && v.unfit == nil {
-		v.issuer.Trust().Restore(trusted)
-	}
 }
 
 // takeCertificate reads which certificate is mounted, and returns its damage. A process

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"time"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
-	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // Spec is the kubelet's request for a volume.
@@ -88,29 +86,4 @@ func writeRecord(tree *tmpfs.Tree, r Record) error {
 		return fmt.Errorf("write the record: %w", err)
 	}
 	return nil
-}
-
-// writeTrust stores the roots that verify the issuer's server, for the next process. If
-// they are too large, the next process starts with the configured roots.
-func (v *Volume) writeTrust(tree *tmpfs.Tree) error {
-	state := v.issuer.Trust().State()
-	data, err := json.Marshal(state)
-	if err != nil {
-		return err
-	}
-	if len(data) <= tmpfs.MaxRecord {
-		if err := tree.SetTrust(data); err != nil {
-			return fmt.Errorf("write the trusted roots: %w", err)
-		}
-	}
-	v.trusted = state.Since
-	return nil
-}
-
-func readTrust(target *os.File) (state trust.State, err error) {
-	data, err := tmpfs.Trust(target)
-	if err != nil || data == nil {
-		return state, err
-	}
-	return state, json.Unmarshal(data, &state)
 }

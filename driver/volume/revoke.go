@@ -8,10 +8,10 @@ import (
 	"os"
 
 	"github.com/flexstack/step-csi/driver/payload"
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/panics"
+	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
 // Close detaches the volume and ends its renewals. It returns the certificate to

@@ -17,8 +17,8 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	if v.closed || v.unfit != nil {
 		return false, nil
 	}
-	roots, trusted := v.issuer.LatestRoots(), v.issuer.Trust().State().Since
-	if len(roots.Own) == 0 || v.roots.Same(roots) && v.trusted.Equal(trusted) {
+	roots := v.issuer.LatestRoots()
+	if len(roots.Own) == 0 || v.roots.Same(roots) {
 		return false, nil
 	}
 	target, err := v.Open()
@@ -39,8 +39,8 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if known, err := readTrust(target); same && err == nil && known.Since.Equal(trusted) {
-		v.roots, v.trusted = roots, trusted
+	if same {
+		v.roots = roots
 		return false, nil
 	}
 	tree, err := tmpfs.Clone(target)
@@ -48,20 +48,18 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer tree.Close()
-	if !same {
-		root, err := tree.Root()
-		if err != nil {
-			return false, err
-		}
-		defer root.Close()
-		err = payload.Replace(root, file, payload.NamesOf(v.attributes), payload.AccessOf(v.attributes))
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil // the file names have changed: a renewal is due
-		}
-		if err != nil {
-			return false, err
-		}
+	root, err := tree.Root()
+	if err != nil {
+		return false, err
+	}
+	defer root.Close()
+	err = payload.Replace(root, file, payload.NamesOf(v.attributes), payload.AccessOf(v.attributes))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // the file names have changed: a renewal is due
+	}
+	if err != nil {
+		return false, err
 	}
 	v.roots = roots
-	return !same, v.writeTrust(tree)
+	return true, nil
 }

@@ -25,11 +25,11 @@ import (
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/payload"
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
 var (
@@ -103,9 +103,7 @@ type Volume struct {
 	// issued means that this process has the certificate from the issuer. Otherwise, the
 	// certificate was read from the mount.
 	issued bool
-	// roots and trusted are those known to be in the mount; empty after Adopt.
-	roots   issuer.Roots
-	trusted time.Time
+	roots  issuer.Roots // those known to be in the mount; empty after Adopt
 }
 
 // newVolume makes a volume that does not know its mount yet. If the attributes are
@@ -270,7 +268,7 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 		return err
 	}
 	v.roots = c.Roots
-	return errors.Join(v.writeTrust(tree), cleanUp)
+	return cleanUp
 }
 
 // wipe overwrites the encoded key, which is in one of the files.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -22,11 +23,11 @@ import (
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/payload"
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/schedule"
 	"github.com/flexstack/step-csi/issuer/trust"
 	"github.com/flexstack/step-csi/test/sandbox"
 )
@@ -58,7 +59,7 @@ func (s *pausingSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]*x
 // Roots returns the roots from the time of the answer to Sign, like a registration
 // authority, and then pauses.
 func (s *pausingSigner) Roots(context.Context) (issuer.Roots, error) {
-	answered := issuer.Roots{Own: *s.roots.Load()}
+	answered := issuer.Roots{Own: *s.roots.Load(), Asked: time.Now()}
 	if s.paused != nil {
 		s.paused()
 	}
@@ -66,7 +67,7 @@ func (s *pausingSigner) Roots(context.Context) (issuer.Roots, error) {
 }
 
 func (s *pausingSigner) RefreshRoots(context.Context) (issuer.Roots, error) {
-	return issuer.Roots{Own: *s.roots.Load()}, nil
+	return issuer.Roots{Own: *s.roots.Load(), Asked: time.Now()}, nil
 }
 
 func (*pausingSigner) Revoke(context.Context, issuer.Revocation) error { return nil }
@@ -203,25 +204,39 @@ func TestPublishDoesNotMissNewRoots(t *testing.T) {
 	}
 }
 
-// An extended attribute has the roots that verify the issuer's peer. When only that
-// attribute changes, the files stay the same, so that programs do not reload.
-func TestTrustAloneChangesNoFile(t *testing.T) {
+// An earlier version kept the roots that verify the CA's server in another extended
+// attribute of the mount, which a container with CAP_SYS_ADMIN can forge. It is ignored.
+func TestRootsInTheMountAreIgnored(t *testing.T) {
 	f := newFixture(t)
-	v := f.create()
-	set, err := os.Readlink(filepath.Join(f.path, payload.DataLink))
+	f.create()
+	foreign, err := minica.New()
 	must(t, err)
-	f.signer.store.Follow([]*x509.Certificate{f.signer.ca.Root})
-	if changed, err := v.ReplaceRoots(); err != nil || changed {
-		t.Errorf("ReplaceRoots: changed %v, error %v", changed, err)
-	}
-	if now, err := os.Readlink(filepath.Join(f.path, payload.DataLink)); err != nil || now != set {
-		t.Errorf("the volume has a new set of files: %v", err)
-	}
+	learned := trust.NewStore("https://ca", trust.Pins{})
+	learned.Follow([]*x509.Certificate{foreign.Root}, time.Now())
+	forged, err := json.Marshal(learned.State())
+	must(t, err)
 	target, err := f.node.Targets.Open("mount")
 	must(t, err)
 	defer target.Close()
-	if data, err := tmpfs.Trust(target); err != nil || !strings.Contains(string(data), `"roots":["`) {
-		t.Errorf("extended attribute %s, error %v", data, err)
+	tree, err := tmpfs.Clone(target)
+	must(t, err)
+	defer tree.Close()
+	root, err := tree.Root()
+	must(t, err)
+	defer root.Close()
+	directory, err := root.Open(".")
+	must(t, err)
+	defer directory.Close()
+	must(t, unix.Fsetxattr(int(directory.Fd()), "trusted.step-csi.trust", forged, 0))
+	before := f.check().Leaf
+	v, err := volume.Adopt(t.Context(), f.node, f.spec)
+	must(t, err)
+	if err := v.Unmanaged(); err != nil || len(f.signer.store.Trusted()) > 0 {
+		t.Errorf("adopted: %v; %d trusted roots, want none", err, len(f.signer.store.Trusted()))
+	}
+	must(t, v.Renew(t.Context()))
+	if f.check().Leaf.Equal(before) {
+		t.Error("Renew did not replace the certificate")
 	}
 }
 

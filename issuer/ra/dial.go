@@ -22,7 +22,9 @@ const MaxMessage = 128 << 10
 
 // serviceConfig spreads the calls over all replicas, and retries a call at another
 // replica if one is unavailable. It stops retrying while most calls fail, because
-// then the fault is not in one replica. See
+// then the fault is not in one replica. A call for roots waits longer: a replica that has
+// lost its way to the CA is unavailable for this call alone, and the connection to
+// another one may not be established yet. See
 // https://github.com/grpc/grpc-proto/blob/master/grpc/service_config/service_config.proto
 const serviceConfig = `{
   "loadBalancingConfig": [{"round_robin": {}}],
@@ -30,6 +32,12 @@ const serviceConfig = `{
     "name": [{"service": "stepcsi.ra.v1.RegistrationAuthority"}],
     "retryPolicy": {
       "maxAttempts": 3, "initialBackoff": "0.02s", "maxBackoff": "0.2s", "backoffMultiplier": 3,
+      "retryableStatusCodes": ["UNAVAILABLE"]
+    }
+  }, {
+    "name": [{"service": "stepcsi.ra.v1.RegistrationAuthority", "method": "Roots"}],
+    "retryPolicy": {
+      "maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 4,
       "retryableStatusCodes": ["UNAVAILABLE"]
     }
   }],

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +41,13 @@ type Config struct {
 	Fingerprint string
 	// CABundle holds roots of that CA, in PEM.
 	CABundle []byte
+	// Pinned means that no other root is used, whatever the registration authority
+	// answers: not to verify it, not for pods, and not to check issued certificates.
+	Pinned bool
+	// RootsFingerprint or RootsCABundle are the pinned roots for pods and to check issued
+	// certificates, if another CA than that of the registration authority signs those.
+	RootsFingerprint string
+	RootsCABundle    []byte
 	// Issuer is the name of the issuer in the configuration of the registration
 	// authority.
 	Issuer string
@@ -53,12 +61,16 @@ type Config struct {
 type Signer struct {
 	config     Config
 	url        *url.URL
-	pins       trust.Pins
+	pins       trust.Pins // of the registration authority
+	rootPins   trust.Pins // of the CA
 	trust      *trust.Store
 	presented  atomic.Pointer[[]*x509.Certificate] // the certificates of the last handshake that was verified
-	roots      atomic.Pointer[issuer.Roots]
 	connection *grpc.ClientConn
 	client     rapb.RegistrationAuthorityClient
+
+	mu       sync.Mutex
+	roots    issuer.Roots // the newest that were answered
+	followed time.Time    // when the CA was asked for the roots that trust follows
 }
 
 var _ issuer.Signer = (*Signer)(nil)
@@ -80,6 +92,13 @@ func New(c Config) (*Signer, error) {
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
 	}
+	s.rootPins = s.pins
+	if c.RootsFingerprint != "" || len(c.RootsCABundle) > 0 {
+		if s.rootPins, err = trust.Parse(c.RootsFingerprint, c.RootsCABundle); err != nil {
+			return nil, fmt.Errorf("roots.%w", err)
+		}
+	}
+	s.pins.Only, s.rootPins.Only = c.Pinned, c.Pinned
 	s.trust = trust.NewStore(u.String(), s.pins)
 	if s.connection, err = s.dial(); err != nil {
 		return nil, err
@@ -140,8 +159,8 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 		},
 	}
 	var chain []*x509.Certificate
-	var roots issuer.Roots
 	err := s.call(ctx, callSign, func(ctx context.Context, options ...grpc.CallOption) error {
+		sent := time.Now()
 		answer, err := s.client.Sign(ctx, request, append(options, grpc.WaitForReady(true))...)
 		if err != nil {
 			return err
@@ -149,55 +168,113 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 		if chain, err = certificates(answer.GetChain()); err != nil {
 			return err
 		}
-		roots, err = answeredRoots(answer)
+		_, err = s.takeRoots(answer, sent)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.roots.Store(&roots)
 	return chain, nil
 }
 
-// Roots returns the roots of the CA that the registration authority answered last.
+// Roots returns the newest roots of the CA that the registration authority answered.
 func (s *Signer) Roots(ctx context.Context) (issuer.Roots, error) {
-	if known := s.roots.Load(); known != nil {
-		return *known, nil
+	s.mu.Lock()
+	known := s.roots
+	s.mu.Unlock()
+	if len(known.Own) > 0 {
+		return known, nil
 	}
 	return s.RefreshRoots(ctx)
 }
 
 // RefreshRoots requests the roots of the CA, and also the roots of the registration
-// authority's own certificate, which may change.
-func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
-	var roots issuer.Roots
-	var own []*x509.Certificate
-	err := s.call(ctx, callRoots, func(ctx context.Context, options ...grpc.CallOption) error {
+// authority's own certificate, which may change. It returns the newest roots that it
+// knows: a replica may answer older ones.
+func (s *Signer) RefreshRoots(ctx context.Context) (roots issuer.Roots, err error) {
+	err = s.call(ctx, callRoots, func(ctx context.Context, options ...grpc.CallOption) error {
+		sent := time.Now()
 		answer, err := s.client.Roots(ctx, &rapb.RootsRequest{Issuer: s.config.Issuer}, options...)
 		if err != nil {
 			return err
 		}
-		if roots, err = answeredRoots(answer); err != nil {
+		if roots, err = s.takeRoots(answer, sent); err != nil {
 			return err
 		}
-		own, err = certificates(answer.GetAuthorityRoots())
-		return err
+		own, err := certificates(answer.GetAuthorityRoots())
+		if err != nil {
+			return err
+		}
+		s.followRoots(own, sent, answer.GetAuthorityRootsAgeMilliseconds())
+		return nil
 	})
-	if err != nil {
+	return roots, err
+}
+
+// takeRoots takes the roots of an answer to a call, unless newer ones are known, and
+// returns the newest.
+func (s *Signer) takeRoots(answer answeredRoots, sent time.Time) (roots issuer.Roots, err error) {
+	if roots.Own, err = certificates(answer.GetRoots()); err != nil {
 		return issuer.Roots{}, err
 	}
-	s.roots.Store(&roots)
-	// The trusted roots change only to roots that verify the certificate that the
-	// registration authority has now.
-	if presented := s.presented.Load(); presented != nil {
-		for _, trusted := range s.trust.Candidates(own) {
-			if s.verifyBy(trusted, *presented) == nil {
-				s.trust.Follow(trusted)
-				break
-			}
+	if len(answer.GetFederatedRoots()) > 0 {
+		if roots.Federated, err = certificates(answer.GetFederatedRoots()); err != nil {
+			return issuer.Roots{}, err
 		}
 	}
-	return roots, nil
+	if roots, err = roots.Accept(s.rootPins); err != nil {
+		return issuer.Roots{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	asked, newer := askedAfter(s.roots.Asked, sent, answer.GetRootsAgeMilliseconds())
+	// An earlier process may have seen the roots change. A second is for network delays:
+	// the same replica may answer the same roots again.
+	if changed := s.trust.State().Since; len(s.roots.Own) == 0 && asked.Before(changed.Add(-time.Second)) {
+		return issuer.Roots{}, fmt.Errorf("%w: the replica that answered got its roots from the CA at %s, but the roots changed at %s; another replica may have newer ones",
+			issuer.Unavailable, asked.UTC().Format(time.RFC3339), changed.UTC().Format(time.RFC3339))
+	}
+	if newer {
+		roots.Asked = asked
+		s.roots = roots
+	}
+	return s.roots, nil
+}
+
+// followRoots makes the roots of an answer those that the registration authority is
+// verified by, if they are newer and verify the certificate that it has now.
+func (s *Signer) followRoots(answered []*x509.Certificate, sent time.Time, age uint32) {
+	presented := s.presented.Load()
+	if presented == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	asked, newer := askedAfter(s.followed, sent, age)
+	if !newer {
+		return
+	}
+	for _, trusted := range s.trust.Candidates(answered) {
+		if s.verifyBy(trusted, *presented) == nil {
+			s.trust.Follow(trusted, asked)
+			s.followed = asked
+			return
+		}
+	}
+}
+
+// askedAfter tells whether a CA was certainly asked for the roots of an answer after the
+// known time. The answer was sent between sent, the time of the call, and now; the age in
+// it says how long before that its sender had asked the CA. So the CA was asked between
+// sent-age and now-age. askedAfter returns the later of these times, to compare the next
+// answers with.
+//
+// An age needs no clocks that agree, unlike a time: neither the clocks of replicas, nor
+// that of the node. Both times are by the node's monotonic clock. An answer without an
+// age, of an earlier version, counts as asked during the call.
+func askedAfter(known, sent time.Time, ageMilliseconds uint32) (asked time.Time, after bool) {
+	age := time.Duration(ageMilliseconds) * time.Millisecond // rounded down
+	return time.Now().Add(-age), sent.Add(-age - time.Millisecond).After(known)
 }
 
 // Trust holds the roots that the registration authority is verified by.
@@ -231,18 +308,11 @@ func (s *Signer) verifyBy(trusted, presented []*x509.Certificate) error {
 	return err
 }
 
-// answeredRoots returns the roots of a SignResponse or a RootsResponse.
-func answeredRoots(answer interface {
+// answeredRoots is a SignResponse or a RootsResponse.
+type answeredRoots interface {
 	GetRoots() [][]byte
 	GetFederatedRoots() [][]byte
-}) (roots issuer.Roots, err error) {
-	if roots.Own, err = certificates(answer.GetRoots()); err != nil {
-		return roots, err
-	}
-	if len(answer.GetFederatedRoots()) > 0 {
-		roots.Federated, err = certificates(answer.GetFederatedRoots())
-	}
-	return roots, err
+	GetRootsAgeMilliseconds() uint32
 }
 
 func certificates(all [][]byte) ([]*x509.Certificate, error) {

@@ -3,12 +3,14 @@
 package renewal
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"time"
 )
 
-// SlowestRetry is the longest wait between the retries of a failing renewal.
+// SlowestRetry is the longest wait between the retries of a failing renewal, unless its
+// Validity has another.
 const SlowestRetry = 5 * time.Minute
 
 const (
@@ -35,6 +37,9 @@ type Validity struct {
 	// Spread in [0, 1) is this certificate's place in the time that renewals are spread
 	// over. It must stay the same after a restart.
 	Spread float64
+	// SlowestRetry is the longest wait between the retries of a failing renewal; zero
+	// means the constant of that name.
+	SlowestRetry time.Duration
 }
 
 // Window is how long before expiry the renewal is due, without the spread. It is always
@@ -62,11 +67,11 @@ func (v Validity) Due() time.Time {
 }
 
 // Retry is how long to wait after a number of failures in a row, at least one. The
-// wait doubles, up to SlowestRetry, and is short enough for triesBeforeExpiry tries
+// wait doubles, up to the slowest, and is short enough for triesBeforeExpiry tries
 // before expiry, as long as there is time for them. random in [0, 1) is the jitter,
 // which shortens the wait by up to a half.
 func (v Validity) Retry(failures int, now time.Time, random float64) time.Duration {
-	wait := SlowestRetry
+	wait := cmp.Or(v.SlowestRetry, SlowestRetry)
 	// There is no window if nothing is known about the certificate.
 	if window := v.Window(); window > 0 {
 		wait = min(wait, window/triesBeforeExpiry)

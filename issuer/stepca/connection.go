@@ -69,7 +69,7 @@ func (s *Signer) follow(ctx context.Context, c *connection) *connection {
 			}
 			c.transport.CloseIdleConnections()
 		}
-		s.trust.Follow(trusted)
+		s.trust.Follow(trusted, c.roots.Asked)
 		s.connection.Store(next)
 		return next
 	}
@@ -132,28 +132,32 @@ func (t limitedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
+// fetchRoots replaces the roots of the connection. A failure changes nothing.
 func (s *Signer) fetchRoots(ctx context.Context, c *connection) error {
+	roots := issuer.Roots{Asked: time.Now()}
 	answer, err := c.client.RootsWithContext(ctx)
 	if err != nil {
 		return err
 	}
-	own, err := certificates(answer.Certificates)
-	if err != nil {
+	if roots.Own, err = certificates(answer.Certificates); err != nil {
 		return err
 	}
-	c.roots = issuer.Roots{Own: own}
-	if !s.config.Federation {
-		return nil
+	if s.config.Federation {
+		federation, err := c.client.FederationWithContext(ctx)
+		if err != nil {
+			return err
+		}
+		if len(federation.Certificates) > 0 {
+			if roots.Federated, err = certificates(federation.Certificates); err != nil {
+				return err
+			}
+		}
 	}
-	federation, err := c.client.FederationWithContext(ctx)
-	if err != nil {
-		return err
+	if roots, err = roots.Accept(s.pins); err != nil {
+		return fmt.Errorf("CA %s: %w", s.url, err)
 	}
-	if len(federation.Certificates) == 0 {
-		return nil
-	}
-	c.roots.Federated, err = certificates(federation.Certificates)
-	return err
+	c.roots = roots
+	return nil
 }
 
 // fetchPinnedRoot fetches the root with the fingerprint, and trusts it. The connection

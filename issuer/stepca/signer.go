@@ -42,6 +42,9 @@ type Config struct {
 	Fingerprint string
 	// CABundle holds roots of the CA, in PEM.
 	CABundle []byte
+	// Pinned means that no other root is used, whatever the CA answers: not for the
+	// connection to the CA, not for pods, and not to check issued certificates.
+	Pinned bool
 	// Provisioner is the name of the CA's JWK provisioner.
 	Provisioner string
 	// Password returns the password of the provisioner's key. It is called whenever
@@ -89,6 +92,7 @@ func New(c Config) (*Signer, error) {
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
 	}
+	s.pins.Only = c.Pinned
 	s.trust = trust.NewStore(u.String(), s.pins)
 	// Otherwise the client would read $STEPPATH/config/identity.json of the host.
 	ca.DisableIdentity = true

@@ -24,6 +24,9 @@ type Pins struct {
 	Roots []*x509.Certificate
 	// Fingerprints are the SHA-256 of roots, in lower-case hexadecimal.
 	Fingerprints []string
+	// Only means that no other root is ever trusted, whatever the peer answers
+	// (roots.pinned).
+	Only bool
 }
 
 // Parse parses either fingerprints in hexadecimal, separated by commas, or a bundle of
@@ -78,11 +81,31 @@ func (p Pins) Among(offered []*x509.Certificate) []*x509.Certificate {
 	})
 }
 
+// Accept returns those of the answered roots that may be trusted, and the others: all
+// roots may, unless only the pinned ones do.
+func (p Pins) Accept(answered []*x509.Certificate) (accepted, ignored []*x509.Certificate) {
+	if !p.Only {
+		return answered, nil
+	}
+	for _, root := range answered {
+		if p.has(root) {
+			accepted = append(accepted, root)
+		} else {
+			ignored = append(ignored, root)
+		}
+	}
+	return accepted, ignored
+}
+
+func (p Pins) has(root *x509.Certificate) bool {
+	return slices.Contains(p.Fingerprints, Fingerprint(root)) || slices.ContainsFunc(p.Roots, root.Equal)
+}
+
 // State is the state of a Store, for the next process.
 type State struct {
-	// Anchor identifies the URL and the pins. A Store with others ignores the State.
+	// Anchor identifies the URL and the pins. A Store with others rejects the State.
 	Anchor string `json:"anchor"`
-	// Since is when the roots changed last.
+	// Since is when the peer was asked for the roots, when they changed last.
 	Since time.Time `json:"since"`
 	// Roots are in DER.
 	Roots [][]byte `json:"roots"`
@@ -98,7 +121,7 @@ type Store struct {
 	mu     sync.Mutex
 	pinned []*x509.Certificate // the certificates of the pins, as far as they are known
 	roots  []*x509.Certificate // what the peer answered
-	since  time.Time           // when roots changed last
+	since  time.Time           // when the peer was asked for roots, when they changed last
 }
 
 // NewStore returns a Store with the pins for the peer at the URL.
@@ -126,29 +149,33 @@ func (s *Store) Trusted() []*x509.Certificate {
 // Candidates returns the sets of roots to verify the peer by after it answered these
 // roots. The first one that verifies the peer is for Follow: the first set lacks the
 // roots that the peer no longer lists; the second includes them, in case they still
-// sign the peer's own certificate.
+// sign the peer's own certificate. If only the pins are trusted, no set has other roots.
 func (s *Store) Candidates(answered []*x509.Certificate) [][]*x509.Certificate {
+	accepted, _ := s.pins.Accept(answered)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	without := Union(s.pinned, answered)
+	without := Union(s.pinned, accepted)
 	return [][]*x509.Certificate{without, Union(without, s.roots)}
 }
 
-// Follow replaces the trusted roots. The caller has verified the peer by the new ones.
-func (s *Store) Follow(trusted []*x509.Certificate) {
+// Follow replaces the trusted roots by those that the peer was asked for at that time,
+// unless it knows newer ones. The caller has verified the peer by them.
+func (s *Store) Follow(trusted []*x509.Certificate, asked time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !Same(trusted, s.roots) {
-		s.roots, s.since = trusted, time.Now()
+	// A restored time can be in the future only if the clock was set back.
+	older := asked.Before(s.since) && !s.since.After(time.Now())
+	if !older && !Same(trusted, s.roots) {
+		s.roots, s.since = trusted, asked
 	}
 }
 
 // State returns the state for the next process. It is the zero value if the peer has
-// answered no roots yet.
+// answered no roots yet, or if only the pins are trusted.
 func (s *Store) State() State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.roots == nil {
+	if s.roots == nil || s.pins.Only {
 		return State{}
 	}
 	state := State{Anchor: s.anchor, Since: s.since.UTC()}
@@ -158,29 +185,43 @@ func (s *Store) State() State {
 	return state
 }
 
-// Restore restores the state of an earlier process, unless that had another
-// configuration, or the state is older than this one.
-func (s *Store) Restore(state State) {
+// Restore restores the state of an earlier process. It returns an error, and changes
+// nothing, if that process had another configuration, if the state is damaged or from
+// the future, or if only the pins are trusted.
+func (s *Store) Restore(state State) error {
+	switch {
+	case s.pins.Only:
+		return errors.New("only the configured roots are trusted (roots.pinned)")
+	case state.Anchor != s.anchor:
+		return errors.New("they belong to another url, fingerprint or caBundleFile")
+	case state.Since.After(time.Now()):
+		return fmt.Errorf("they are from the future, %s; check the clock of the node", state.Since.Format(time.RFC3339))
+	case len(state.Roots) == 0:
+		return errors.New("there are none")
+	}
 	var roots []*x509.Certificate
 	for _, der := range state.Roots {
 		root, err := x509.ParseCertificate(der)
 		if err != nil {
-			return
+			return err
 		}
 		roots = append(roots, root)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if state.Anchor == s.anchor && state.Since.After(s.since) {
+	if state.Since.After(s.since) {
 		s.roots, s.since = roots, state.Since
 	}
+	return nil
 }
 
 // Unpinned returns the fingerprints of those roots that the configuration does not
-// name.
+// name, unless only the pins are trusted.
 func (s *Store) Unpinned(roots []*x509.Certificate) []string {
-	pinned := slices.Concat(s.pins.Fingerprints, Fingerprints(s.pins.Roots))
-	return slices.DeleteFunc(Fingerprints(roots), func(f string) bool { return slices.Contains(pinned, f) })
+	if s.pins.Only {
+		return nil
+	}
+	return Fingerprints(slices.DeleteFunc(slices.Clone(roots), s.pins.has))
 }
 
 // Fingerprint is the SHA-256 of a certificate, as step certificate fingerprint

@@ -59,12 +59,48 @@ func TestTrustFollows(t *testing.T) {
 	a, b, c := newRoot(t), newRoot(t), newRoot(t)
 	s := pinned(t, a)
 	s.Pin([]*x509.Certificate{a})
-	s.Follow([]*x509.Certificate{a, b})
+	s.Follow([]*x509.Certificate{a, b}, time.Now())
 	candidates := s.Candidates([]*x509.Certificate{c})
 	expect(t, "without what is gone", candidates[0], a, c)
 	expect(t, "with it", candidates[1], a, b, c)
-	s.Follow(candidates[0])
+	asked := time.Now()
+	s.Follow(candidates[0], asked)
 	expect(t, "after that", s.Trusted(), a, c)
+	s.Follow([]*x509.Certificate{a, b}, asked.Add(-time.Second))
+	expect(t, "after older roots", s.Trusted(), a, c)
+}
+
+// With roots.pinned, an answer can narrow the trust and never widen it, with a bundle as
+// well as with fingerprints.
+func TestPinnedRootsAreNeverWidened(t *testing.T) {
+	a, b, foreign := newRoot(t), newRoot(t), newRoot(t)
+	for name, pins := range map[string]trust.Pins{
+		"fingerprints": {Fingerprints: []string{trust.Fingerprint(a), trust.Fingerprint(b)}, Only: true},
+		"bundle":       {Roots: []*x509.Certificate{a, b}, Only: true},
+	} {
+		accepted, ignored := pins.Accept([]*x509.Certificate{foreign, b})
+		expect(t, name+": accepted", accepted, b)
+		expect(t, name+": ignored", ignored, foreign)
+		s := trust.NewStore(url, pins)
+		s.Pin([]*x509.Certificate{a, foreign})
+		for _, trusted := range s.Candidates([]*x509.Certificate{b, foreign}) {
+			expect(t, name+": a candidate", trusted, a, b)
+			s.Follow(trusted, time.Now())
+		}
+		expect(t, name+": trusted", s.Trusted(), a, b)
+
+		if state := s.State(); len(state.Roots) > 0 {
+			t.Errorf("%s: %d roots for the next process", name, len(state.Roots))
+		}
+		open := pins
+		open.Only = false
+		learned := trust.NewStore(url, open)
+		learned.Follow([]*x509.Certificate{foreign}, time.Now())
+		if err := s.Restore(learned.State()); err == nil {
+			t.Errorf("%s: the learned roots of an earlier process are restored", name)
+		}
+		expect(t, name+": after Restore", s.Trusted(), a, b)
+	}
 }
 
 func TestTheNextProcessRestoresTheState(t *testing.T) {
@@ -73,31 +109,51 @@ func TestTheNextProcessRestoresTheState(t *testing.T) {
 	if l := first.State(); len(l.Roots) > 0 {
 		t.Errorf("the state of a new store has %d roots", len(l.Roots))
 	}
-	first.Follow([]*x509.Certificate{a})
+	first.Follow([]*x509.Certificate{a}, time.Now().Add(-time.Minute))
 	early := first.State()
-	time.Sleep(time.Millisecond)
-	first.Follow([]*x509.Certificate{b})
+	first.Follow([]*x509.Certificate{b}, time.Now())
 	late := first.State()
 
 	next := pinned(t, a)
-	next.Restore(late)
-	next.Restore(early)
+	for _, state := range []trust.State{late, early} {
+		if err := next.Restore(state); err != nil {
+			t.Error(err)
+		}
+	}
 	expect(t, "the newest", next.Trusted(), b)
 	if l := next.State(); !l.Since.Equal(late.Since) || l.Anchor != late.Anchor {
 		t.Errorf("since %v, want %v", l.Since, late.Since)
 	}
+	next.Follow([]*x509.Certificate{a}, late.Since.Add(-time.Second))
+	expect(t, "after older roots", next.Trusted(), b)
+}
 
-	other := pinned(t, a, b)
-	other.Restore(late)
-	expect(t, "under another configuration", other.Trusted())
-	pins, _ := trust.Parse(trust.Fingerprint(a), nil)
-	elsewhere := trust.NewStore("https://other.example.com", pins)
-	elsewhere.Restore(late)
-	expect(t, "for another peer", elsewhere.Trusted())
-	damaged := pinned(t, a)
-	late.Roots[0] = late.Roots[0][1:]
-	damaged.Restore(late)
-	expect(t, "damaged", damaged.Trusted())
+func TestWrongStatesAreNotRestored(t *testing.T) {
+	a, b := newRoot(t), newRoot(t)
+	first := pinned(t, a)
+	first.Follow([]*x509.Certificate{b}, time.Now())
+	pins, err := trust.Parse(trust.Fingerprint(a), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		store *trust.Store
+		spoil func(*trust.State)
+		want  string
+	}{
+		"other pins":      {pinned(t, a, b), func(*trust.State) {}, "another url, fingerprint"},
+		"another peer":    {trust.NewStore("https://other.example.com", pins), func(*trust.State) {}, "another url, fingerprint"},
+		"damaged":         {pinned(t, a), func(s *trust.State) { s.Roots[0] = s.Roots[0][1:] }, "x509"},
+		"no roots":        {pinned(t, a), func(s *trust.State) { s.Roots = nil }, "none"},
+		"from the future": {pinned(t, a), func(s *trust.State) { s.Since = time.Now().Add(time.Minute) }, "future"},
+	} {
+		state := first.State()
+		test.spoil(&state)
+		if err := test.store.Restore(state); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want an error with %q", name, err, test.want)
+		}
+		expect(t, name, test.store.Trusted())
+	}
 }
 
 func TestParseFingerprints(t *testing.T) {

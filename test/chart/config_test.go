@@ -281,3 +281,49 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 		t.Errorf("in mode ra, the plugin has the policy %v", got)
 	}
 }
+
+// With roots.pinned, every program that gets roots pins them. In mode ra, the node plugin
+// has the roots of the issuer's own CA for that, also if another CA signs the authority's
+// certificate.
+func TestPinnedRoots(t *testing.T) {
+	const edge = "../../deploy/examples/values/two-issuers.yaml"
+	pinned := func(own ...string) []string {
+		return append([]string{"--values", edge, "--set", "issuers.default.roots.pinned=true,issuers.edge.roots.pinned=true"}, own...)
+	}
+	for name, test := range map[string]struct {
+		values []string
+		kind   string
+		want   map[string]object
+	}{
+		"plugin in mode node": {pinned("--set", "mode=node"), "ConfigMap", map[string]object{
+			"default": {"refresh": "5m", "federation": false, "pinned": true}, "edge": {"pinned": true},
+		}},
+		"authority": {pinned(), "ra/ConfigMap", map[string]object{
+			"default": {"federation": false, "pinned": true}, "edge": {"pinned": true},
+		}},
+		"plugin": {pinned(), "ConfigMap", map[string]object{
+			"default": {"refresh": "5m", "pinned": true}, "edge": {"pinned": true, "caBundleFile": "issuers/edge/ca.crt"},
+		}},
+		"plugin with a fingerprint": {[]string{"--values", allValues, "--set", "mode=ra"}, "ConfigMap", map[string]object{
+			"default": {"refresh": "7m", "pinned": true, "fingerprint": "84a06f1a9c0b8f1c4f2f6e0d1b5e0a3f7c7d3b2a1908f7e6d5c4b3a291807f6e"},
+		}},
+	} {
+		issuers := at(config(t, render(t, test.values...)[test.kind]), "issuers")
+		for issuer, want := range test.want {
+			if got := at(issuers, issuer, "roots"); !reflect.DeepEqual(got, want) {
+				t.Errorf("%s: the issuer %s has roots: %v, want %v", name, issuer, got, want)
+			}
+		}
+	}
+	directory := pluginFiles(t, render(t, pinned()...))
+	if err := startPlugin(directory); !refusedForTheDirectory(err) {
+		t.Error(err)
+	}
+	file := filepath.Join(directory, "issuers/edge/ca.crt")
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := startPlugin(directory); err == nil || !strings.Contains(err.Error(), "issuers.edge.roots.caBundleFile: open "+file) {
+		t.Errorf("without the file: %v", err)
+	}
+}

@@ -181,6 +181,44 @@ func TestRootsLargerThanAVolume(t *testing.T) {
 	n.stop()
 }
 
+// The disk of the plugin's own directory is full, and later read-only. Only the saving of
+// the trusted roots fails, and is logged once. With space again, they are saved.
+func TestRootsCannotBeSaved(t *testing.T) {
+	t.Parallel()
+	n := newVictim(t, startCA(t))
+	directory := filepath.Dir(n.Socket())
+	node.Must(t, os.MkdirAll(directory, 0o755))
+	node.Must(t, syscall.Mount("small", directory, "tmpfs", 0, "size=4k"))
+	defer func() { node.Must(t, syscall.Unmount(directory, syscall.MNT_DETACH)) }()
+	filler := filepath.Join(directory, "filler")
+	node.Must(t, os.WriteFile(filler, make([]byte, 4096), 0o600))
+	const saved, failed = "trusted-roots.json", `"Cannot save the trusted roots`
+	files := func() string {
+		names, err := filepath.Glob(directory + "/*roots*")
+		node.Must(t, err)
+		for i := range names {
+			names[i] = filepath.Base(names[i])
+		}
+		return strings.Join(names, " ")
+	}
+	p := newPod("web-0").With("duration", "6s")
+	n.start()
+	n.Publish(p)
+	n.expectRenewal(p, n.serial(p)) // meanwhile, roots are requested every second
+	n.expectRenewal(p, n.serial(p))
+	if logged := n.Logs.Count(failed, "no space left on device"); logged != 1 || files() != "" {
+		t.Errorf("logged %d times; there is %q", logged, files())
+	}
+	node.Must(t, os.Remove(filler))
+	node.Eventually(t, time.Minute, "the roots are saved", func() bool { return files() == saved })
+
+	node.Must(t, syscall.Mount("", directory, "", syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+	n.expectRenewal(p, n.serial(p))
+	node.Must(t, syscall.Mount("", directory, "", syscall.MS_REMOUNT, ""))
+	n.Unpublish(p)
+	n.stop()
+}
+
 // If somebody removes a mount, its target or the pod's directory, the plugin notices
 // at the next renewal, and the kubelet's next call restores the volume.
 func TestTakenAwayBehindOurBack(t *testing.T) {

@@ -11,10 +11,10 @@ import (
 	"github.com/go-logr/logr"
 	"k8s.io/klog/v2"
 
-	"github.com/flexstack/step-csi/driver/schedule"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/fair"
 	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/schedule"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 

@@ -426,6 +426,7 @@ func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
 	})
 	node.Must(t, ca.Resume())
 	r.waitReady(0)
+	r.shown(0) // a handshake with a valid certificate
 }
 
 // shown returns the certificate that a replica serves.

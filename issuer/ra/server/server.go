@@ -166,11 +166,15 @@ func (s *Server) roots(ctx context.Context, name string) (*rapb.RootsResponse, e
 	if err != nil {
 		return nil, err
 	}
+	if err := checkAge(roots, i.RootsRefresh); err != nil {
+		return nil, err
+	}
 	own, err := s.serving.issuer.Roots(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return &rapb.RootsResponse{
-		Roots: ra.Raw(roots.Own), AuthorityRoots: ra.Raw(own.Own), FederatedRoots: ra.Raw(roots.Federated),
+		Roots: ra.Raw(roots.Own), FederatedRoots: ra.Raw(roots.Federated), RootsAgeMilliseconds: ageMilliseconds(roots),
+		AuthorityRoots: ra.Raw(own.Own), AuthorityRootsAgeMilliseconds: ageMilliseconds(own),
 	}, nil
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -13,11 +12,12 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
-	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/fair"
 	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/renewal"
+	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
 // Serving is the configuration of the server's own certificate.
@@ -58,41 +58,44 @@ func (s *serving) onlyOwn(_ context.Context, _ issuer.Pod, req issuer.Request) e
 	return nil
 }
 
+// slowestRetry is the longest wait between two tries to renew the certificate. It is
+// short, because no node plugin can connect without a valid certificate, and the machine
+// may be suspended during the wait.
+const slowestRetry = 10 * time.Second
+
 // keep obtains the certificate and renews it until ctx ends.
 func (s *serving) keep(ctx context.Context) {
-	logger := klog.FromContext(ctx)
-	// Max is short, because no node plugin can connect without a valid certificate.
-	retry := backoff.Backoff{First: time.Second, Max: 10 * time.Second}
-	for next := time.Now(); backoff.Sleep(ctx, time.Until(next)); {
-		due, err := s.renew(ctx)
-		if ctx.Err() != nil {
-			return
+	scheduler := schedule.New()
+	scheduler.Add("", renewal.Validity{SlowestRetry: slowestRetry}, func(ctx context.Context) (v renewal.Validity, err error) {
+		err = scheduler.Call(ctx, schedule.Renewal, fair.Owner{}, func(ctx context.Context) (err error) {
+			v, err = s.renew(ctx)
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
+			klog.FromContext(ctx).Error(err, "Own certificate not issued")
 		}
-		if err != nil {
-			next = time.Now().Add(retry.Next())
-			logger.Error(err, "Own certificate not issued", "retry", next.UTC().Format(time.RFC3339))
-			continue
-		}
-		retry.Reset()
-		next = due
-		leaf := s.current.Load().Leaf
-		logger.Info("Own certificate issued", "serial", leaf.SerialNumber.String(), "dnsNames", leaf.DNSNames,
-			"notAfter", leaf.NotAfter.UTC().Format(time.RFC3339), "renewal", next.UTC().Format(time.RFC3339))
-	}
+		return v, err
+	})
+	scheduler.Run(ctx)
 }
 
-// renew obtains a new certificate, and returns when to renew that.
-func (s *serving) renew(ctx context.Context) (due time.Time, err error) {
+// renew obtains a new certificate.
+func (s *serving) renew(ctx context.Context) (v renewal.Validity, err error) {
 	defer panics.Recover(ctx, "renew the own certificate", &err)
 	credential, err := s.issuer.Issue(ctx, issuer.Applicant{}, s.request, issuer.PrivateKey{})
 	if err != nil {
-		return time.Time{}, err
+		return v, err
 	}
-	certificate := &tls.Certificate{PrivateKey: credential.Key.Signer, Leaf: credential.Leaf()}
+	leaf := credential.Leaf()
+	certificate := &tls.Certificate{PrivateKey: credential.Key.Signer, Leaf: leaf}
 	// The roots are included, because node plugins may know only the fingerprint of one.
 	certificate.Certificate = ra.Raw(slices.Concat(credential.Chain, credential.Roots.Own))
 	s.current.Store(certificate)
-	return renewal.Validity{Issued: credential.Asked, NotAfter: credential.Leaf().NotAfter, Spread: rand.Float64()}.Due(), nil
+	serial := leaf.SerialNumber.String()
+	v = renewal.Validity{Issued: credential.Asked, NotAfter: leaf.NotAfter, Spread: renewal.SpreadOf(serial), SlowestRetry: slowestRetry}
+	klog.FromContext(ctx).Info("Own certificate issued", "serial", serial, "dnsNames", leaf.DNSNames,
+		"notAfter", leaf.NotAfter.UTC().Format(time.RFC3339), "renewal", v.Due().UTC().Format(time.RFC3339))
+	return v, nil
 }
 
 // certificate is for tls.Config.GetCertificate.

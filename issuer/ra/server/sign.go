@@ -34,6 +34,7 @@ func (s *Server) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.SignRes
 	klog.FromContext(ctx).Info("Certificate signed", *entry...)
 	return &rapb.SignResponse{
 		Chain: ra.Raw(credential.Chain), Roots: ra.Raw(credential.Roots.Own), FederatedRoots: ra.Raw(credential.Roots.Federated),
+		RootsAgeMilliseconds: ageMilliseconds(credential.Roots),
 	}, nil
 }
 

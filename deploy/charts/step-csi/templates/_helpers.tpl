@@ -145,9 +145,7 @@ issuers:
       name: {{ $name | quote }}
       tokenFile: token
     {{- with include "step-csi.issuerDuration" $own }}{{ nindent 4 . }}{{ end }}
-    {{- with $own.roots }}{{ with .refresh }}
-    roots: {refresh: {{ . }}}
-    {{- end }}{{ end }}
+    {{- with include "step-csi.raIssuerRoots" (dict "name" $name "authority" $issuer "issuer" $own) }}{{ nindent 4 . }}{{ end }}
 {{- end }}
 {{- end }}
 policy:
@@ -234,6 +232,19 @@ caBundleFile: issuers/{{ .name }}/ca.crt
 {{- define "step-csi.issuerDuration" -}}
 {{- with .duration -}}
 duration:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The roots of an issuer at the registration authority. If another CA signs the
+authority's own certificate, the pinned roots of the issuer's CA are named here. */}}
+{{- define "step-csi.raIssuerRoots" -}}
+{{- $roots := omit (.issuer.roots | default dict) "federation" }}
+{{- if and $roots.pinned (ne .name .authority) }}
+{{- $roots = merge (include "step-csi.issuerTrust" . | fromYaml) $roots }}
+{{- end }}
+{{- with $roots -}}
+roots:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}

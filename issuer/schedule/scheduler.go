@@ -1,4 +1,4 @@
-// Package schedule decides when a node calls an issuer: at once for first certificates,
+// Package schedule decides when a process calls an issuer: at once for first certificates,
 // and when they are due for renewals. It prevents storms of calls during an outage of
 // the CA, after the outage, and when a whole fleet starts.
 //
