@@ -3,14 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer/panics"
@@ -22,25 +20,31 @@ const healthStop = time.Second
 // health serves /livez, /readyz and /metrics over HTTP. /healthz is the older name of
 // /livez; see https://kubernetes.io/docs/reference/using-api/health-checks/.
 type health struct {
-	listener net.Listener
+	listener *connections
 	server   *http.Server
 }
 
-// newHealth listens on the address. It returns nil for an empty address.
-func newHealth(address string, ready func() error, metrics prometheus.Gatherer) (*health, error) {
+// newHealth listens on the address. It returns nil for an empty address. Every pod of
+// the cluster may be able to connect: the limits keep the memory of the process bounded
+// and the kubelet's probes answered, whatever clients do.
+func newHealth(address string, ready func() error, registry *prometheus.Registry) (*health, error) {
 	if address == "" {
 		return nil, nil
 	}
-	listener, err := net.Listen("tcp", address)
+	listener, err := listenBounded(address)
 	if err != nil {
 		return nil, fmt.Errorf("--http-address %s: %w", address, err)
 	}
+	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "step_csi_http_connections_evicted_total",
+		Help: "Connections to the port of health and metrics that were closed in favor of new ones, because there were too many.",
+	}, listener.countEvicted))
 	return &health{listener, &http.Server{
-		Handler:           healthHandler(ready, metrics),
-		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      10 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    1 << 14,
+		Handler:        healthHandler(ready, registry),
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   10 * time.Second,
+		IdleTimeout:    time.Minute,
+		MaxHeaderBytes: 1 << 13,
 	}}, nil
 }
 
@@ -58,7 +62,7 @@ func healthHandler(ready func() error, metrics prometheus.Gatherer) http.Handler
 		}
 		fmt.Fprintln(w, "ok")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", newExposition(metrics))
 	return mux
 }
 
@@ -83,6 +87,7 @@ func (h *health) serve(ctx context.Context) {
 		h.server.Close()
 	}
 	<-failed
+	h.listener.closeAll()
 }
 
 // newRegistry returns the metrics of every command: those of Go, of the process and of
