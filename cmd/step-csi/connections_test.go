@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 )
 
 // patience is how long tests wait for something that takes milliseconds on a fast
@@ -58,6 +59,9 @@ type client struct {
 	from net.IP
 	to   string
 	open []net.Conn
+	// window limits how many bytes the client takes without reading them, if it is not 0.
+	// The kernel makes it a few thousand.
+	window int
 }
 
 func (h *health) client(t *testing.T, from string) *client {
@@ -71,7 +75,18 @@ func (h *health) client(t *testing.T, from string) *client {
 }
 
 func (c *client) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	return (&net.Dialer{LocalAddr: &net.TCPAddr{IP: c.from}}).DialContext(ctx, "tcp", c.to)
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: c.from}}
+	if c.window > 0 {
+		dialer.Control = func(_, _ string, raw syscall.RawConn) (err error) {
+			if failed := raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, c.window)
+			}); failed != nil {
+				return failed
+			}
+			return err
+		}
+	}
+	return dialer.DialContext(ctx, "tcp", c.to)
 }
 
 // connect opens a connection that stays open, sends the text, and may close its side. The
@@ -166,7 +181,7 @@ func TestProbesAmongThousandsOfConnections(t *testing.T) {
 			if most > 3*mostConnections {
 				t.Errorf("%d goroutines", most)
 			}
-			if n := countSockets(t, h); n > mostConnections {
+			if n := h.sockets(t, ""); n > mostConnections {
 				t.Errorf("%d sockets", n)
 			}
 		})
@@ -186,26 +201,38 @@ func TestProbesFromACrowdedAddress(t *testing.T) {
 				}
 				kubelet.expectProbes()
 			}
-			if n := countSockets(t, h); n > mostOfAddress {
+			if n := h.sockets(t, ""); n > mostOfAddress {
 				t.Errorf("%d sockets", n)
 			}
 		})
 	}
 }
 
+// smallMetrics are metrics that the kernel can hold for a client that does not read them.
+func smallMetrics() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	small := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "small", Help: "small"}, []string{"n"})
+	for n := range 80 {
+		small.WithLabelValues(fmt.Sprintf("%0100d", n)).Set(1)
+	}
+	registry.MustRegister(small)
+	return registry
+}
+
 // A client asks for the metrics, does not read them, and closes its side, again and
-// again. The kernel does not keep the answers.
+// again. The server is done with each request, but the kernel does not keep the answers.
 func TestUnreadAnswersAreNotKept(t *testing.T) {
-	h := startHealth(t, largeMetrics())
+	h := startHealth(t, smallMetrics())
 	for i := range 4 {
 		attacker := h.client(t, fmt.Sprintf("127.0.1.%d", 1+i))
-		for range 3 * mostConnections {
+		attacker.window = 1
+		for range mostConnections {
 			attacker.connect(unread, true)
 		}
 	}
 	kubelet := h.client(t, "127.0.0.1")
 	kubelet.expectProbes()
-	if n := countSockets(t, h); n > mostConnections {
+	if n := h.sockets(t, ""); n > mostConnections {
 		t.Errorf("%d sockets", n)
 	}
 	if h.listener.countEvicted() == 0 {
@@ -213,19 +240,38 @@ func TestUnreadAnswersAreNotKept(t *testing.T) {
 	}
 }
 
-// countSockets returns the number of sockets of the server in the kernel, which also has
-// those that no process has open any more.
-func countSockets(t *testing.T, h *health) (count int) {
+// A client that asks to close the connection gets all of the answer, also if it reads the
+// end after the server has closed the connection.
+func TestAnswerAfterClose(t *testing.T) {
+	h := startHealth(t, smallMetrics())
+	c := h.client(t, "127.0.0.1")
+	c.window = 1
+	c.connect("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", false)
+	const established = "01"
+	for deadline := time.Now().Add(patience); h.sockets(t, established) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the server does not close the connection")
+		}
+	}
+	if body, err := io.ReadAll(c.open[0]); err != nil || strings.Count(string(body), "\nsmall{") != 80 {
+		t.Errorf("%d bytes, %v", len(body), err)
+	}
+}
+
+// sockets returns the number of the server's sockets in the kernel, which also has those
+// that no process has open any more. If a state of tcp_states.h is given, only those in
+// this state count.
+func (h *health) sockets(t *testing.T, state string) (count int) {
 	t.Helper()
 	table, err := os.ReadFile("/proc/net/tcp")
 	if err != nil {
 		t.Fatal(err)
 	}
 	port := fmt.Sprintf(":%04X", h.listener.Addr().(*net.TCPAddr).Port)
-	const timeWait, listening = "06", "0A" // tcp_states.h; a socket in TIME_WAIT has no buffers
+	const timeWait, listening = "06", "0A" // a socket in TIME_WAIT has no buffers
 	for line := range strings.Lines(string(table)) {
 		fields := strings.Fields(line)
-		if strings.HasSuffix(fields[1], port) && fields[3] != timeWait && fields[3] != listening {
+		if strings.HasSuffix(fields[1], port) && fields[3] != timeWait && fields[3] != listening && (state == "" || fields[3] == state) {
 			count++
 		}
 	}
@@ -250,9 +296,9 @@ func TestSlowClientsAreDisconnected(t *testing.T) {
 	c.connect(halfSent, false)
 	c.connect(nothing, false)
 	c.connect(unread, false)
-	for deadline := time.Now().Add(patience); countSockets(t, h) > 0; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); h.sockets(t, "") > 0; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d connections are still open", countSockets(t, h))
+			t.Fatalf("%d connections are still open", h.sockets(t, ""))
 		}
 	}
 }
