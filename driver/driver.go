@@ -49,6 +49,9 @@ type Config struct {
 	Issuers map[string]Issuer
 	// Metrics is where the driver registers its metrics, unless it is nil.
 	Metrics prometheus.Registerer
+	// MetricsPerVolume adds series of each volume, with the names of pods. Otherwise, the
+	// metrics are aggregated by namespace and issuer.
+	MetricsPerVolume bool
 }
 
 // Issuer is an issuer with the lifetimes that pods may request.

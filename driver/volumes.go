@@ -69,7 +69,7 @@ func (r *volumes) countUnread() int {
 func (r *volumes) all() []*volume.Volume {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Collect(maps.Values(r.byID))
+	return slices.AppendSeq(make([]*volume.Volume, 0, len(r.byID)), maps.Values(r.byID))
 }
 
 // manage registers a mounted volume and starts its renewals. The volume replaces a
