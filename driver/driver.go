@@ -148,6 +148,7 @@ func (d *Driver) Run(ctx context.Context) error {
 		server.close()
 		return err
 	}
+	d.ending.Go(func() { d.logExpiring(d.background) })
 	for name, i := range d.issuers {
 		d.ending.Go(func() { i.Scheduler.Run(d.background) })
 		d.ending.Go(func() {

@@ -31,6 +31,9 @@ type configFile struct {
 		AllowShortNames bool                `json:"allowShortNames"`
 		Validations     []policy.Validation `json:"validations"`
 	} `json:"policy"`
+	Metrics struct {
+		PerVolume bool `json:"perVolume"`
+	} `json:"metrics"`
 	Authority *authorityFile `json:"authority"`
 }
 
@@ -66,6 +69,9 @@ type config struct {
 	reserved        []names.Host
 	allowShortNames bool
 	issuers         map[string]configured
+
+	// Only a node plugin has this.
+	metricsPerVolume bool
 
 	// Only the registration authority has these.
 	authority      authorityFile
@@ -118,13 +124,21 @@ func (f *configFile) node(directory string) (*config, error) {
 	if f.Authority != nil {
 		return nil, errors.New("authority: is for step-csi ra; a node plugin has none")
 	}
-	return f.check(directory, refreshRoots)
+	c, err := f.check(directory, refreshRoots)
+	if err != nil {
+		return nil, err
+	}
+	c.metricsPerVolume = f.Metrics.PerVolume
+	return c, nil
 }
 
 // ra checks the file of a registration authority.
 func (f *configFile) ra(directory string) (*config, error) {
 	if f.Authority == nil {
 		return nil, errors.New("authority: is missing; see step-csi ra --help")
+	}
+	if f.Metrics.PerVolume {
+		return nil, errors.New("metrics.perVolume: is for step-csi node; a registration authority has no volumes")
 	}
 	for name, i := range f.Issuers {
 		if i.Provisioner.Type == typeRA {

@@ -40,6 +40,8 @@ The configuration, with its defaults where there are any:
     allowShortNames: false             # service-names: s also gives the short name s
     validations: []                    # CEL; replaces the default policy. An issuer's own
                                        # policy.validations replaces this list
+  metrics:
+    perVolume: false                   # metrics of each volume, which name the pods that have certificates
 `
 
 // nodeOptions are the flags of the node command.
@@ -109,6 +111,8 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		AllowShortNames: c.allowShortNames,
 		Issuers:         map[string]driver.Issuer{},
 		Metrics:         metrics,
+
+		MetricsPerVolume: c.metricsPerVolume,
 	}
 	for name, i := range c.issuers {
 		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, Bounds: i.bounds, RootsRefresh: i.rootsRefresh}

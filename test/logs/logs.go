@@ -14,6 +14,7 @@ const (
 	CannotAdopt      = `"Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again"`
 	Renewed          = `"Certificate renewed"`
 	RenewalFailed    = `"Renewal failed"`
+	Expiring         = `"Certificate expiring"`
 	RenewalsStopped  = `"Renewals stopped until the kubelet publishes the volume again"`
 	NoSVID           = `"The certificate is no X.509-SVID` // a part
 	Revoked          = `"Certificate revoked"`

@@ -102,6 +102,8 @@ policy:
   {{- if eq .Values.mode "node" }}
   {{- with include "step-csi.validations" .Values.policy }}{{ nindent 2 . }}{{ end }}
   {{- end }}
+metrics:
+  perVolume: {{ .Values.metrics.perVolume }}
 {{- end }}
 
 {{/* The configuration of the registration authority. */}}
