@@ -37,6 +37,10 @@ policy:
     message: too many names
 `
 
+const perVolume = `
+metrics: {perVolume: true}
+`
+
 func write(t *testing.T, config string) string {
 	t.Helper()
 	directory := t.TempDir()
@@ -52,7 +56,7 @@ func write(t *testing.T, config string) string {
 }
 
 func TestConfiguration(t *testing.T) {
-	c, err := loadConfig(write(t, valid), (*configFile).node)
+	c, err := loadConfig(write(t, valid+perVolume), (*configFile).node)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,6 +67,9 @@ func TestConfiguration(t *testing.T) {
 	}
 	if want := (attributes.Bounds{Default: 12 * time.Hour, Max: 24 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
 		t.Errorf("bounds %+v", got.Issuers["default"].Bounds)
+	}
+	if !got.MetricsPerVolume {
+		t.Error("no metrics of each volume")
 	}
 }
 
@@ -80,7 +87,7 @@ issuers:
 		t.Fatal(err)
 	}
 	got := c.driverConfig(nodeOptions{}, nil)
-	if got.Name != "csi.step-ca.io" || got.TrustDomain.Name() != "k8s.example.com" || got.AllowShortNames {
+	if got.Name != "csi.step-ca.io" || got.TrustDomain.Name() != "k8s.example.com" || got.AllowShortNames || got.MetricsPerVolume {
 		t.Errorf("%+v", got)
 	}
 	if want := (attributes.Bounds{Default: 8 * time.Hour, Max: 8 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
@@ -286,6 +293,7 @@ func TestInvalidAuthorities(t *testing.T) {
 		"a limit of nothing":  {"{rate: 5, burst: 50}", "{rate: -1, burst: 50}", "limits.node"},
 		"half a Kubernetes":   {"  plugin:", "  kubernetes: {url: 'https://10.0.0.1'}\n  plugin:", "authority.kubernetes"},
 		"no Kubernetes":       {"", "", "authority.kubernetes"},
+		"metrics of volumes":  {authorityPart, authorityPart + perVolume, "metrics.perVolume: is for step-csi node"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := write(t, strings.Replace(valid+authorityPart, test.old, test.new, 1))
