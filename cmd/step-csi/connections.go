@@ -178,7 +178,8 @@ func (c *connection) Close() error {
 
 // reset closes the connection, and frees what the kernel holds for it.
 func (c *connection) reset() {
-	c.listener.remove(c)
+	c.closing.Do(func() {}) // Close has nothing more to do
 	_ = c.SetLinger(0)
 	_ = c.TCPConn.Close()
+	c.listener.remove(c) // it has counted until now
 }
