@@ -69,7 +69,7 @@ func newCollector(d *Driver) *collector {
 		backoff:   volumes("_backoff", "Volumes whose last renewal failed, and that wait for a retry."),
 		overdue:   volumes("_overdue", "Volumes whose renewal is due and has not succeeded."),
 		expiring:  volumes("_expiring", "Volumes whose certificate has less than a fifth of its lifetime left, and whose renewal fails or is overdue."),
-		unmanaged: volumes("_unmanaged", "Volumes that are not renewed: something else is mounted at their path, or they do not fit the configuration."),
+		unmanaged: volumes("_unmanaged", "Volumes that are not renewed: something else is mounted at their path, they do not fit the configuration, or the kubelet has not published them within 5 minutes since the node plugin started."),
 		firstExpiration: volumes("_earliest_expiration_timestamp_seconds",
 			"Expiry of the certificate that expires first; 0 if unknown."),
 		firstIssued: volumes("_earliest_issued_timestamp_seconds",

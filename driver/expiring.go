@@ -34,7 +34,7 @@ func (d *Driver) logExpiring(ctx context.Context) {
 }
 
 // logExpiringOnce logs the certificates that are not in logged. It returns all that are
-// expiring: their expiry by volume ID.
+// expiring: their expiry by target path.
 func (d *Driver) logExpiringOnce(ctx context.Context, logged map[string]time.Time) (all map[string]time.Time) {
 	all = map[string]time.Time{}
 	now := time.Now()
@@ -49,8 +49,8 @@ func (d *Driver) logExpiringOnce(ctx context.Context, logged map[string]time.Tim
 func (v volumeSnapshot) logExpiring(ctx context.Context, logged, all map[string]time.Time) {
 	defer panics.Recover(ctx, "log an expiring certificate", nil)
 	expiry := v.state.Validity.NotAfter
-	all[v.VolumeID] = expiry
-	if known, is := logged[v.VolumeID]; is && known.Equal(expiry) {
+	all[v.Target] = expiry
+	if known, is := logged[v.Target]; is && known.Equal(expiry) {
 		return
 	}
 	reason := v.state.Err

@@ -29,6 +29,7 @@ func TestExpiringCertificateIsLoggedOnce(t *testing.T) {
 		d, _ := measured(t, false)
 		failing, hanging := mounted("web-0", "tls"), mounted("web-1", "tls")
 		failing.VolumeID, hanging.VolumeID = "csi-a", "csi-b"
+		failing.Target, hanging.Target = "a", "b"
 		failing.state.Failures, failing.state.Err = 7, errors.New("issuer default: denied")
 		all := []volumeSnapshot{failing, hanging}
 		for i := range 1000 {
@@ -64,7 +65,7 @@ func TestExpiringCertificateIsLoggedOnce(t *testing.T) {
 		d.show(hanging)
 		time.Sleep(expiringCheck)
 		again := mounted("web-0", "tls")
-		again.VolumeID, again.state.Failures = "csi-a", 1
+		again.Target, again.state.Failures = "a", 1
 		d.show(again, hanging)
 		time.Sleep(23 * time.Hour)
 		synctest.Wait()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,10 +25,14 @@ type health struct {
 	server   *http.Server
 }
 
+// readiness tells whether a program is ready. details has a line for each part of it that
+// does not work, also while the program as a whole is ready.
+type readiness func() (details string, err error)
+
 // newHealth listens on the address. It returns nil for an empty address. Every pod of
 // the cluster may be able to connect: the limits keep the memory of the process bounded
 // and the kubelet's probes answered, whatever clients do.
-func newHealth(address string, ready func() error, registry *prometheus.Registry) (*health, error) {
+func newHealth(address string, ready readiness, registry *prometheus.Registry) (*health, error) {
 	if address == "" {
 		return nil, nil
 	}
@@ -50,17 +55,18 @@ func newHealth(address string, ready func() error, registry *prometheus.Registry
 
 // healthHandler returns the handler. Only readiness depends on the CA: restarting the
 // process would not help.
-func healthHandler(ready func() error, metrics prometheus.Gatherer) http.Handler {
+func healthHandler(ready readiness, metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	alive := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }
 	mux.HandleFunc("GET /livez", alive)
 	mux.HandleFunc("GET /healthz", alive)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := ready(); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		details, err := ready()
+		if err != nil {
+			http.Error(w, strings.TrimSpace(err.Error()+"\n"+details), http.StatusServiceUnavailable)
 			return
 		}
-		fmt.Fprintln(w, "ok")
+		fmt.Fprint(w, "ok\n", details)
 	})
 	mux.Handle("GET /metrics", newExposition(metrics))
 	return mux
