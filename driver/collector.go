@@ -3,6 +3,7 @@ package driver
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/x509"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/flexstack/step-csi/driver/volume"
+	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/schedule"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
@@ -19,100 +21,141 @@ import (
 // has. The collector reports the roots that expire first.
 const mostRoots = 8
 
+const (
+	// A certificate is expiring when less than expiringShare of its lifetime is left, and
+	// its renewal has failed or is later than overdueAfter. The share fits all lifetimes,
+	// and a pod may ask for a late renewal.
+	expiringShare = 0.2
+	overdueAfter  = 5 * time.Minute
+)
+
 // collector reads volumes and issuers at each scrape. It stores nothing, so the series
-// of a volume end when the volume is removed.
+// of a namespace or of a volume end when the volumes are removed.
 type collector struct {
 	issuers map[string]*issuerState
-	volumes func() []volumeSnapshot
+	volumes func(yield func(volumeSnapshot) bool)
 	unread  func() int // counts volumes that could not be adopted: their issuer is unknown
 
-	expiration, issued, renewal, failures       *prometheus.Desc // of each volume
-	count, backoff, overdue, unmanaged, waiting *prometheus.Desc // of each issuer
-	rootExpiration                              *prometheus.Desc
+	// Of the volumes of a namespace and issuer.
+	count, backoff, overdue, expiring, unmanaged *prometheus.Desc
+	firstExpiration, firstIssued                 *prometheus.Desc
+	// Of each volume, unless perVolume is nil.
+	perVolume *perVolume
+	// Of each issuer.
+	waiting, rootExpiration *prometheus.Desc
 }
 
+// perVolume has the optional series of each volume.
+type perVolume struct{ expiration, issued, renewal, failures *prometheus.Desc }
+
 func newCollector(d *Driver) *collector {
-	perVolume := func(name, help string) *prometheus.Desc {
-		return prometheus.NewDesc("step_csi_certificate_"+name, help, []string{"namespace", "pod", "volume", "issuer"}, nil)
+	describe := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("step_csi_"+name, help, labels, nil)
 	}
-	perIssuer := func(name, help string) *prometheus.Desc {
-		return prometheus.NewDesc("step_csi_"+name, help, []string{"issuer"}, nil)
+	volumes := func(name, help string) *prometheus.Desc {
+		return describe("volumes"+name, help, "namespace", "issuer")
 	}
-	return &collector{
+	c := &collector{
 		issuers: d.issuers,
-		volumes: func() (all []volumeSnapshot) {
+		volumes: func(yield func(volumeSnapshot) bool) {
 			for _, v := range d.volumes.all() {
-				all = append(all, volumeSnapshot{labelsOf(v), v.State(), v.Unmanaged() != nil})
+				if !yield(volumeSnapshot{v, d.issuerLabel(v), v.State(), v.Unmanaged() != nil}) {
+					return
+				}
 			}
-			return all
 		},
-		unread:     d.volumes.countUnread,
-		expiration: perVolume("expiration_timestamp_seconds", "Expiry of the certificate in a pod's volume."),
-		issued:     perVolume("issued_timestamp_seconds", "Time at which the certificate was asked for, by the node's clock."),
-		renewal:    perVolume("renewal_timestamp_seconds", "Time of the next renewal or retry; in the past if it is under way, or waits for others."),
-		failures:   perVolume("renewal_failures", "Failed renewals in a row; 0 after a successful one."),
-		count:      perIssuer("volumes", "Mounted volumes."),
-		backoff:    perIssuer("volumes_backoff", "Volumes whose last renewal failed, and that wait for a retry."),
-		overdue:    perIssuer("volumes_overdue", "Volumes whose renewal is due and has not succeeded."),
-		unmanaged:  perIssuer("volumes_unmanaged", "Volumes that are not renewed: something else is mounted at their path, they do not fit the configuration, or the kubelet has not published them within 5 minutes since the node plugin started."),
-		waiting:    perIssuer("signings_waiting", "First certificates that wait for other calls to the issuer."),
-		rootExpiration: prometheus.NewDesc("step_csi_root_expiration_timestamp_seconds",
-			"Expiry of a root of the issuer.", []string{"issuer", "fingerprint"}, nil),
+		unread:    d.volumes.countUnread,
+		count:     volumes("", "Mounted volumes."),
+		backoff:   volumes("_backoff", "Volumes whose last renewal failed, and that wait for a retry."),
+		overdue:   volumes("_overdue", "Volumes whose renewal is due and has not succeeded."),
+		expiring:  volumes("_expiring", "Volumes whose certificate has less than a fifth of its lifetime left, and whose renewal fails or is overdue."),
+		unmanaged: volumes("_unmanaged", "Volumes that are not renewed: something else is mounted at their path, they do not fit the configuration, or the kubelet has not published them within 5 minutes since the node plugin started."),
+		firstExpiration: volumes("_earliest_expiration_timestamp_seconds",
+			"Expiry of the certificate that expires first; 0 if unknown."),
+		firstIssued: volumes("_earliest_issued_timestamp_seconds",
+			"Time at which the oldest certificate was asked for, by the node's clock; 0 if unknown."),
+		waiting:        describe("signings_waiting", "First certificates that wait for other calls to the issuer.", "issuer"),
+		rootExpiration: describe("root_expiration_timestamp_seconds", "Expiry of a root of the issuer.", "issuer", "fingerprint"),
 	}
+	if d.config.MetricsPerVolume {
+		volume := func(name, help string) *prometheus.Desc {
+			return describe("certificate_"+name, help, "namespace", "pod", "volume", "issuer")
+		}
+		c.perVolume = &perVolume{
+			expiration: volume("expiration_timestamp_seconds", "Expiry of the certificate in a pod's volume."),
+			issued:     volume("issued_timestamp_seconds", "Time at which the certificate was asked for, by the node's clock."),
+			renewal:    volume("renewal_timestamp_seconds", "Time of the next renewal or retry; in the past if it is under way, or waits for others."),
+			failures:   volume("renewal_failures", "Failed renewals in a row; 0 after a successful one."),
+		}
+	}
+	return c
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(descriptions chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{
-		c.expiration, c.issued, c.renewal, c.failures,
-		c.count, c.backoff, c.overdue, c.unmanaged, c.waiting, c.rootExpiration,
-	} {
+	all := []*prometheus.Desc{
+		c.count, c.backoff, c.overdue, c.expiring, c.unmanaged, c.firstExpiration, c.firstIssued,
+		c.waiting, c.rootExpiration,
+	}
+	if p := c.perVolume; p != nil {
+		all = append(all, p.expiration, p.issued, p.renewal, p.failures)
+	}
+	for _, d := range all {
 		descriptions <- d
 	}
 }
 
-// Collect implements prometheus.Collector.
+// Collect implements prometheus.Collector. The registry calls it in a goroutine.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
+	defer panics.Recover(context.Background(), "collect metrics", nil)
 	send := func(d *prometheus.Desc, value float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}
-	counts := map[string]*volumeCounts{}
 	for name, i := range c.issuers {
-		counts[name] = &volumeCounts{}
 		send(c.waiting, float64(i.Scheduler.Waiting()), name)
 		for _, root := range firstToExpire(i.LatestRoots().Own) {
 			send(c.rootExpiration, seconds(root.NotAfter), name, trust.Fingerprint(root))
 		}
 	}
 	now := time.Now()
-	states := map[volumeLabels]schedule.State{}
-	for _, v := range c.volumes() {
-		labels, s := v.labels, v.state
-		if counts[labels.issuer] == nil {
-			counts[labels.issuer] = &volumeCounts{} // an issuer of an earlier configuration
+	groups := map[groupLabels]*volumeGroup{}
+	group := func(labels groupLabels) *volumeGroup {
+		if groups[labels] == nil {
+			groups[labels] = &volumeGroup{}
 		}
-		counts[labels.issuer].add(v, now)
+		return groups[labels]
+	}
+	newest := map[volumeLabels]schedule.State{}
+	for v := range c.volumes {
+		group(v.group()).add(v, now)
+		if c.perVolume == nil {
+			continue
+		}
 		// A pod that was deleted by force may still run beside a new pod of the same
 		// name. Prometheus rejects two series with the same labels.
-		if other, twice := states[labels]; !twice || other.Validity.Issued.Before(s.Validity.Issued) {
-			states[labels] = s
+		labels := v.labels()
+		if other, twice := newest[labels]; !twice || other.Validity.Issued.Before(v.state.Validity.Issued) {
+			newest[labels] = v.state
 		}
 	}
-	for l, s := range states {
-		labels := []string{l.namespace, l.pod, l.volume, l.issuer}
-		send(c.expiration, seconds(s.Validity.NotAfter), labels...)
-		send(c.issued, seconds(s.Validity.Issued), labels...)
-		send(c.renewal, seconds(s.Next), labels...)
-		send(c.failures, float64(s.Failures), labels...)
-	}
 	if n := c.unread(); n > 0 {
-		send(c.unmanaged, float64(n), "")
+		group(groupLabels{}).unmanaged += n
 	}
-	for name, n := range counts {
-		send(c.count, float64(n.all), name)
-		send(c.backoff, float64(n.backoff), name)
-		send(c.overdue, float64(n.overdue), name)
-		send(c.unmanaged, float64(n.unmanaged), name)
+	for l, g := range groups {
+		send(c.count, float64(g.all), l.namespace, l.issuer)
+		send(c.backoff, float64(g.backoff), l.namespace, l.issuer)
+		send(c.overdue, float64(g.overdue), l.namespace, l.issuer)
+		send(c.expiring, float64(g.expiring), l.namespace, l.issuer)
+		send(c.unmanaged, float64(g.unmanaged), l.namespace, l.issuer)
+		send(c.firstExpiration, seconds(g.firstExpiration), l.namespace, l.issuer)
+		send(c.firstIssued, seconds(g.firstIssued), l.namespace, l.issuer)
+	}
+	for l, s := range newest {
+		labels := []string{l.namespace, l.pod, l.volume, l.issuer}
+		send(c.perVolume.expiration, seconds(s.Validity.NotAfter), labels...)
+		send(c.perVolume.issued, seconds(s.Validity.Issued), labels...)
+		send(c.perVolume.renewal, seconds(s.Next), labels...)
+		send(c.perVolume.failures, float64(s.Failures), labels...)
 	}
 }
 
@@ -135,25 +178,52 @@ func seconds(t time.Time) float64 {
 
 // volumeSnapshot is the state of a volume at one scrape.
 type volumeSnapshot struct {
-	labels    volumeLabels
+	*volume.Volume
+	issuer    string
 	state     schedule.State
 	unmanaged bool
+}
+
+// groupLabels identify volumes in metrics that are aggregated.
+type groupLabels struct{ namespace, issuer string }
+
+func (v volumeSnapshot) group() groupLabels {
+	return groupLabels{label(v.Pod.Namespace), v.issuer}
 }
 
 // volumeLabels identify a volume in metrics.
 type volumeLabels struct{ namespace, pod, volume, issuer string }
 
-func labelsOf(v *volume.Volume) volumeLabels {
-	l := volumeLabels{
-		namespace: v.Pod.Namespace,
-		pod:       v.Pod.Name,
-		volume:    cmp.Or(nameInPod(v.Target), v.VolumeID),
-		issuer:    cmp.Or(v.Attributes["issuer"], "default"),
+func (v volumeSnapshot) labels() volumeLabels {
+	return volumeLabels{
+		namespace: label(v.Pod.Namespace),
+		pod:       label(v.Pod.Name),
+		volume:    label(cmp.Or(nameInPod(v.Target), v.VolumeID)),
+		issuer:    v.issuer,
 	}
+}
+
+// label returns the name as the value of a label. It is empty for a name that no object in
+// Kubernetes can have: the record of an adopted volume may be forged.
+func label(name string) string {
+	const longestName = 253 // bytes
+	if len(name) > longestName {
+		return ""
+	}
+	return name
+}
+
+// issuerLabel returns the value of the label "issuer". It is empty for an issuer of an
+// earlier configuration: pods choose the attribute, and could create any number of series.
+func (d *Driver) issuerLabel(v *volume.Volume) string {
+	name := cmp.Or(v.Attributes["issuer"], "default")
 	if i := v.Issuer(); i != nil {
-		l.issuer = i.Name
+		name = i.Name
 	}
-	return l
+	if _, known := d.issuers[name]; !known {
+		return ""
+	}
+	return name
 }
 
 // nameInPod returns the volume's name in the pod's spec. The kubelet puts the name into
@@ -167,17 +237,44 @@ func nameInPod(target string) string {
 	return ""
 }
 
-type volumeCounts struct{ all, backoff, overdue, unmanaged int }
+// volumeGroup is the aggregate of the volumes of a namespace and issuer.
+type volumeGroup struct {
+	all, backoff, overdue, expiring, unmanaged int
+	firstExpiration, firstIssued               time.Time
+}
 
-func (n *volumeCounts) add(v volumeSnapshot, now time.Time) {
-	n.all++
+func (g *volumeGroup) add(v volumeSnapshot, now time.Time) {
+	g.all++
 	if v.unmanaged {
-		n.unmanaged++
+		g.unmanaged++
 	}
 	if v.state.Failures > 0 {
-		n.backoff++
+		g.backoff++
 	}
 	if v.state.Failures > 0 || now.After(v.state.Validity.Due()) {
-		n.overdue++
+		g.overdue++
 	}
+	if expiring(v.state, now) {
+		g.expiring++
+	}
+	g.firstExpiration = earlier(g.firstExpiration, v.state.Validity.NotAfter)
+	g.firstIssued = earlier(g.firstIssued, v.state.Validity.Issued)
+}
+
+// expiring tells whether a certificate is about to expire, or has expired, because its
+// renewal fails, is overdue, or is never attempted.
+func expiring(s schedule.State, now time.Time) bool {
+	v := s.Validity
+	if s.Failures == 0 && now.Sub(s.Next) < overdueAfter {
+		return false
+	}
+	return v.NotAfter.Sub(now) < time.Duration(expiringShare*float64(v.NotAfter.Sub(v.Issued)))
+}
+
+// earlier returns the earlier time. Unknown times do not count.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }

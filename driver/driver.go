@@ -56,6 +56,9 @@ type Config struct {
 	Issuers map[string]Issuer
 	// Metrics is where the driver registers its metrics, unless it is nil.
 	Metrics prometheus.Registerer
+	// MetricsPerVolume adds series of each volume, with the names of pods. Otherwise, the
+	// metrics are aggregated by namespace and issuer.
+	MetricsPerVolume bool
 }
 
 // Issuer is an issuer with the lifetimes that pods may request.
@@ -168,6 +171,7 @@ func (d *Driver) Run(ctx context.Context) error {
 		server.close()
 		return err
 	}
+	d.ending.Go(func() { d.logExpiring(d.background) })
 	d.ending.Go(func() { d.reportUnconfirmed(d.background) })
 	d.trust.restore(ctx, d.issuers)
 	d.ending.Go(func() { d.trust.keep(d.background, d.issuers) })

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
 	"github.com/flexstack/step-csi/issuer/schedule"
@@ -26,7 +28,7 @@ import (
 type signer struct{ issuer.Signer }
 
 // measured returns a driver with the issuers default and other, and its metrics.
-func measured(t testing.TB) (*Driver, *prometheus.Registry) {
+func measured(t testing.TB, perVolume bool) (*Driver, *prometheus.Registry) {
 	t.Helper()
 	i, err := issuer.New(issuer.Config{Signer: signer{}, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
 	if err != nil {
@@ -34,7 +36,7 @@ func measured(t testing.TB) (*Driver, *prometheus.Registry) {
 	}
 	registry := prometheus.NewRegistry()
 	d, err := New(Config{
-		Name: "csi.step-ca.io", NodeName: "node-1", KubeletDir: "/var/lib/kubelet", Metrics: registry,
+		Name: "csi.step-ca.io", NodeName: "node-1", KubeletDir: "/var/lib/kubelet", Metrics: registry, MetricsPerVolume: perVolume,
 		Issuers: map[string]Issuer{"default": {Issuer: i}, "other": {Issuer: i}},
 	})
 	if err != nil {
@@ -45,15 +47,20 @@ func measured(t testing.TB) (*Driver, *prometheus.Registry) {
 
 // show makes the collector report these volumes.
 func (d *Driver) show(volumes ...volumeSnapshot) {
-	d.collector.volumes = func() []volumeSnapshot { return volumes }
+	d.collector.volumes = slices.Values(volumes)
 }
 
-// mounted returns a volume with a certificate issued now, for one day.
-func mounted(pod, volume string) volumeSnapshot {
+// mounted returns a volume of the issuer default, with a certificate issued now, for one
+// day.
+func mounted(pod, name string) volumeSnapshot {
 	now := time.Now()
 	v := renewal.Validity{Issued: now, NotAfter: now.Add(24 * time.Hour)}
 	return volumeSnapshot{
-		labels: volumeLabels{namespace: "shop", pod: pod, volume: volume, issuer: "default"},
+		Volume: &volume.Volume{Spec: volume.Spec{
+			Target: "pods/uid/volumes/kubernetes.io~csi/" + name + "/mount",
+			Pod:    issuer.Pod{Namespace: "shop", Name: pod},
+		}},
+		issuer: "default",
 		state:  schedule.State{Validity: v, Next: v.Due()},
 	}
 }
@@ -97,7 +104,7 @@ func expectSeries(t *testing.T, got, want map[string]float64) {
 
 // The names and types follow the conventions of Prometheus.
 func TestMetricsAreWellNamed(t *testing.T) {
-	d, registry := measured(t)
+	d, registry := measured(t, true)
 	d.show(mounted("web-0", "tls"))
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil || len(problems) > 0 {
@@ -114,10 +121,32 @@ func TestMetricsAreWellNamed(t *testing.T) {
 	}
 }
 
-// A volume has its series only while it is registered.
+// By default, no metric names a pod or a volume, and the number of series does not depend
+// on the number of volumes.
+func TestMetricsNameNoPods(t *testing.T) {
+	d, registry := measured(t, false)
+	var all []volumeSnapshot
+	for i := range 1000 {
+		all = append(all, mounted(fmt.Sprint("secret-pod-", i), "secret-volume"))
+	}
+	d.show(all[0])
+	one := scrape(t, registry, "step_csi_")
+	d.show(all...)
+	thousand := scrape(t, registry, "step_csi_")
+	if len(one) != len(thousand) {
+		t.Errorf("%d series for 1 volume, %d for 1,000", len(one), len(thousand))
+	}
+	for series := range thousand {
+		if strings.Contains(series, "secret") || strings.Contains(series, "pod=") {
+			t.Errorf("%s names a pod or a volume", series)
+		}
+	}
+}
+
+// Where it is configured, a volume has its series while it is registered.
 func TestSeriesOfAVolume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, registry := measured(t)
+		d, registry := measured(t, true)
 		now := float64(time.Now().Unix())
 		v := mounted("web-0", "tls")
 		v.state.Failures, v.state.Next = 3, time.Now().Add(time.Minute)
@@ -138,7 +167,7 @@ func TestSeriesOfAVolume(t *testing.T) {
 // the scrape does not fail.
 func TestVolumesOfTheSameLabels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, registry := measured(t)
+		d, registry := measured(t, true)
 		var all []volumeSnapshot
 		for range 5 {
 			all = append(all, mounted("web-0", "tls"))
@@ -147,28 +176,134 @@ func TestVolumesOfTheSameLabels(t *testing.T) {
 		d.show(all...)
 		const newest = `step_csi_certificate_issued_timestamp_seconds{issuer="default",namespace="shop",pod="web-0",volume="tls"}`
 		expectSeries(t, scrape(t, registry, "step_csi_certificate_issued"), map[string]float64{newest: float64(time.Now().Add(-time.Hour).Unix())})
-		if all := scrape(t, registry, "step_csi_volumes{")[`step_csi_volumes{issuer="default"}`]; all != 5 {
+		const count = `step_csi_volumes{issuer="default",namespace="shop"}`
+		if all := scrape(t, registry, "step_csi_volumes{")[count]; all != 5 {
 			t.Errorf("%v volumes", all)
 		}
 	})
 }
 
-func TestCountsOfVolumes(t *testing.T) {
+// The volumes of a namespace and issuer are counted together, and their series end with
+// the last of them.
+func TestMetricsOfNamespaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, registry := measured(t)
+		d, registry := measured(t, false)
+		now := time.Now()
 		good, failing, hanging, unfit := mounted("web-0", "a"), mounted("web-1", "b"), mounted("web-2", "c"), mounted("web-3", "d")
 		failing.state.Failures = 3
-		hanging.state.Validity.Issued, hanging.state.Validity.NotAfter = time.Now().Add(-20*time.Hour), time.Now().Add(4*time.Hour)
-		unfit.labels.issuer, unfit.unmanaged = "old", true // no longer configured
-		d.show(good, failing, hanging, unfit)
+		hanging.state.Validity.Issued, hanging.state.Validity.NotAfter = now.Add(-20*time.Hour), now.Add(4*time.Hour)
+		hanging.state.Next = hanging.state.Validity.Due()
+		unfit.issuer, unfit.unmanaged = "", true // no longer configured
+		bank := mounted("web-0", "e")
+		bank.Pod.Namespace, bank.issuer = "bank", "other"
+		d.collector.unread = func() int { return 2 }
+		d.show(good, failing, hanging, unfit, bank)
 		want := map[string]float64{}
-		for issuer, counts := range map[string][4]float64{"default": {3, 1, 2, 0}, "other": {}, "old": {1, 0, 0, 1}} {
-			for i, name := range []string{"volumes", "volumes_backoff", "volumes_overdue", "volumes_unmanaged"} {
-				want[fmt.Sprintf("step_csi_%s{issuer=%q}", name, issuer)] = counts[i]
+		hours := func(n int) float64 { return float64(now.Add(time.Duration(n) * time.Hour).Unix()) }
+		for labels, values := range map[[2]string][7]float64{
+			{"shop", "default"}: {3, 1, 2, 1, 0, hours(4), hours(-20)},
+			{"shop", ""}:        {1, 0, 0, 0, 1, hours(24), hours(0)},
+			{"bank", "other"}:   {1, 0, 0, 0, 0, hours(24), hours(0)},
+			{"", ""}:            {0, 0, 0, 0, 2, 0, 0},
+		} {
+			for i, name := range []string{"", "_backoff", "_overdue", "_expiring", "_unmanaged", "_earliest_expiration_timestamp_seconds", "_earliest_issued_timestamp_seconds"} {
+				want[fmt.Sprintf("step_csi_volumes%s{issuer=%q,namespace=%q}", name, labels[1], labels[0])] = values[i]
 			}
 		}
 		expectSeries(t, scrape(t, registry, "step_csi_volumes"), want)
+		d.collector.unread = func() int { return 0 }
+		d.show()
+		expectSeries(t, scrape(t, registry, "step_csi_volumes"), nil)
 	})
+}
+
+// One volume that expires shows among thousands that do not.
+func TestOneExpiringVolumeAmongThousands(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, registry := measured(t, false)
+		all := []volumeSnapshot{mounted("web-0", "tls")}
+		all[0].state.Failures = 1
+		time.Sleep(23 * time.Hour)
+		for i := range 5000 {
+			v := mounted(fmt.Sprint("good-", i), "tls")
+			v.state.Validity.NotAfter = time.Now().Add(time.Hour) // earlier than web-0's, at the end
+			if i%2 == 0 {
+				v.state.Validity.NotAfter = time.Now().Add(24 * time.Hour)
+			}
+			all = append(all, v)
+		}
+		d.show(all...)
+		for _, name := range []string{"backoff", "overdue", "expiring"} {
+			series := "step_csi_volumes_" + name + `{issuer="default",namespace="shop"}`
+			if got := scrape(t, registry, series)[series]; got != 1 {
+				t.Errorf("%s: %v", series, got)
+			}
+		}
+	})
+}
+
+// When a certificate of a day counts as expiring.
+func TestExpiring(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issued := time.Now()
+		for name, c := range map[string]struct {
+			after    time.Duration // since it was issued
+			next     time.Duration // from then on
+			failures int
+			want     bool
+		}{
+			"new":                         {time.Hour, 15 * time.Hour, 0, false},
+			"fails, with time left":       {19 * time.Hour, time.Minute, 5, false},
+			"fails":                       {20 * time.Hour, time.Minute, 5, true},
+			"a late renewal, not yet due": {23 * time.Hour, 30 * time.Minute, 0, false},
+			"due and in turn":             {23 * time.Hour, -time.Minute, 0, false},
+			"overdue":                     {23 * time.Hour, -overdueAfter, 0, true},
+			"expired":                     {25 * time.Hour, time.Minute, 9, true},
+			"expired, and in turn":        {25 * time.Hour, -time.Minute, 0, false},
+		} {
+			now := issued.Add(c.after)
+			s := schedule.State{Validity: renewal.Validity{Issued: issued, NotAfter: issued.Add(24 * time.Hour)}, Next: now.Add(c.next), Failures: c.failures}
+			if got := expiring(s, now); got != c.want {
+				t.Errorf("%s: %v", name, got)
+			}
+		}
+		// A volume that is not renewed has no time for its next renewal.
+		unfit := schedule.State{Validity: renewal.Validity{Issued: issued, NotAfter: issued.Add(24 * time.Hour)}}
+		if expiring(unfit, issued.Add(19*time.Hour)) || !expiring(unfit, issued.Add(20*time.Hour)) {
+			t.Error("a volume that does not fit the configuration")
+		}
+		if !expiring(schedule.State{Failures: 1}, issued) {
+			t.Error("a certificate of which nothing is known, and whose renewal fails")
+		}
+	})
+}
+
+// Pods choose the attribute "issuer", and who can write to the record of a volume chooses
+// more. They cannot make long series, or a series for each volume.
+func TestLabelsAreBounded(t *testing.T) {
+	d, registry := measured(t, true)
+	var all []volumeSnapshot
+	for i := range 1000 {
+		v := mounted(strings.Repeat("x", 10_000), fmt.Sprint(i))
+		v.Pod.Namespace = strings.Repeat("y", 10_000) + fmt.Sprint(i)
+		v.Target = strings.Repeat("z", 10_000)
+		v.Attributes = map[string]string{"issuer": fmt.Sprint("unknown-", i)}
+		v.issuer = d.issuerLabel(v.Volume)
+		all = append(all, v)
+	}
+	d.show(all...)
+	series := scrape(t, registry, "step_csi_")
+	if got := series[`step_csi_volumes{issuer="",namespace=""}`]; got != 1000 {
+		t.Errorf("%v volumes without a known issuer", got)
+	}
+	if len(series) > 150 {
+		t.Errorf("%d series", len(series))
+	}
+	for name := range series {
+		if len(name) > 300 {
+			t.Errorf("a long series: %.400s", name)
+		}
+	}
 }
 
 func TestResultsOfSigning(t *testing.T) {
@@ -178,7 +313,7 @@ func TestResultsOfSigning(t *testing.T) {
 		}
 		t.Run(want.Label(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d, registry := measured(t)
+				d, registry := measured(t, false)
 				began := time.Now()
 				time.Sleep(time.Second)
 				d.metrics.signed("default", schedule.Renewal, began, want)
@@ -267,14 +402,22 @@ func TestRootsAreBounded(t *testing.T) {
 	}
 }
 
+// One scrape of a node with 1,000 volumes in 100 namespaces.
 func BenchmarkScrape(b *testing.B) {
-	d, registry := measured(b)
-	var all []volumeSnapshot
-	for i := range 110 {
-		all = append(all, mounted(fmt.Sprint("web-", i), "tls"))
-	}
-	d.show(all...)
-	for b.Loop() {
-		scrape(b, registry, "step_csi_certificate_")
+	for name, perVolume := range map[string]bool{"aggregated": false, "per volume": true} {
+		b.Run(name, func(b *testing.B) {
+			d, registry := measured(b, perVolume)
+			for i := range 1000 {
+				v := mounted(fmt.Sprint("web-", i), "tls")
+				v.VolumeID, v.Pod.Namespace = fmt.Sprint(i), fmt.Sprint("namespace-", i%100)
+				d.volumes.put(v.Volume)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := registry.Gather(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -70,7 +70,7 @@ func TestQuota(t *testing.T) {
 // quotaDriver returns a driver with limits, and the usage that its control group has.
 func quotaDriver(t *testing.T, perPod int) (*Driver, *cgroup.Usage, *error) {
 	t.Helper()
-	d, _ := measured(t)
+	d, _ := measured(t, false)
 	usage, problem := &cgroup.Usage{}, new(error)
 	d.quota = quota{perPod: perPod, refused: d.metrics.refused, memory: func() (cgroup.Usage, bool, error) {
 		return *usage, usage.Limit > 0 && *problem == nil, *problem

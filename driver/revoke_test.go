@@ -89,7 +89,7 @@ func TestRevocationsAreBounded(t *testing.T) {
 			}
 		}, funcr.Options{})
 		ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logger))
-		d, _ := measured(t)
+		d, _ := measured(t, false)
 		state := newIssuerState("default", Issuer{Issuer: i}, d.metrics)
 		for range mostWaiting + 3 {
 			d.revokeBy(ctx, state, issuer.Revocation{Serial: "17"})

@@ -10,7 +10,7 @@ import (
 // A panic about one volume stops neither the start nor the replacement of the roots in
 // the other volumes.
 func TestPanicAboutOneVolume(t *testing.T) {
-	d, _ := measured(t)
+	d, _ := measured(t, false)
 	before := panics.Total()
 	if d.replaceRoots(t.Context(), &volume.Volume{}) { // it has no issuer
 		t.Error("the roots of a volume without an issuer changed")

@@ -31,6 +31,9 @@ type configFile struct {
 		AllowShortNames bool                `json:"allowShortNames"`
 		Validations     []policy.Validation `json:"validations"`
 	} `json:"policy"`
+	Metrics struct {
+		PerVolume bool `json:"perVolume"`
+	} `json:"metrics"`
 	Authority *authorityFile `json:"authority"`
 
 	// Only node plugins have these.
@@ -79,6 +82,7 @@ type config struct {
 	// Only a node plugin has these.
 	minInterval                   time.Duration
 	volumesPerPod, volumesPerNode int
+	metricsPerVolume              bool
 
 	// Only the registration authority has these.
 	authority      authorityFile
@@ -135,6 +139,7 @@ func (f *configFile) node(directory string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.metricsPerVolume = f.Metrics.PerVolume
 	return c, f.parseLimits(c)
 }
 
@@ -171,6 +176,9 @@ func (f *configFile) ra(directory string) (*config, error) {
 	}
 	if f.Limits != nil {
 		return nil, errors.New("limits: is for step-csi node; a registration authority has authority.limits")
+	}
+	if f.Metrics.PerVolume {
+		return nil, errors.New("metrics.perVolume: is for step-csi node; a registration authority has no volumes")
 	}
 	for name, i := range f.Issuers {
 		if i.Provisioner.Type == typeRA {

@@ -40,6 +40,7 @@ policy:
 const nodePart = `
 renewal: {minInterval: 5m}
 limits: {volumesPerPod: 4, volumesPerNode: 100}
+metrics: {perVolume: true}
 `
 
 func write(t *testing.T, config string) string {
@@ -70,6 +71,9 @@ func TestConfiguration(t *testing.T) {
 	if want := (attributes.Bounds{Default: 12 * time.Hour, Max: 24 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
 		t.Errorf("bounds %+v", got.Issuers["default"].Bounds)
 	}
+	if !got.MetricsPerVolume {
+		t.Error("no metrics of each volume")
+	}
 }
 
 func TestDefaults(t *testing.T) {
@@ -87,7 +91,7 @@ issuers:
 	}
 	got := c.driverConfig(nodeOptions{}, nil)
 	if got.Name != "csi.step-ca.io" || got.TrustDomain.Name() != "k8s.example.com" || got.AllowShortNames ||
-		got.MinInterval != time.Minute || got.VolumesPerPod != 32 || got.VolumesPerNode != 0 {
+		got.MinInterval != time.Minute || got.VolumesPerPod != 32 || got.VolumesPerNode != 0 || got.MetricsPerVolume {
 		t.Errorf("%+v", got)
 	}
 	if want := (attributes.Bounds{Default: 8 * time.Hour, Max: 8 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
@@ -303,6 +307,7 @@ func TestInvalidAuthorities(t *testing.T) {
 		"a limit of nothing":  {"{rate: 5, burst: 50}", "{rate: -1, burst: 50}", "limits.node"},
 		"half a Kubernetes":   {"  plugin:", "  kubernetes: {url: 'https://10.0.0.1'}\n  plugin:", "authority.kubernetes"},
 		"no Kubernetes":       {"", "", "authority.kubernetes"},
+		"metrics of volumes":  {authorityPart, authorityPart + "\nmetrics: {perVolume: true}\n", "metrics.perVolume: is for step-csi node"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := write(t, strings.Replace(valid+authorityPart, test.old, test.new, 1))

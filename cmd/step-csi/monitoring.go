@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"runtime"
 	"strings"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer/panics"
@@ -23,7 +21,7 @@ const healthStop = time.Second
 // health serves /livez, /readyz and /metrics over HTTP. /healthz is the older name of
 // /livez; see https://kubernetes.io/docs/reference/using-api/health-checks/.
 type health struct {
-	listener net.Listener
+	listener *connections
 	server   *http.Server
 }
 
@@ -31,21 +29,27 @@ type health struct {
 // does not work, also while the program as a whole is ready.
 type readiness func() (details string, err error)
 
-// newHealth listens on the address. It returns nil for an empty address.
-func newHealth(address string, ready readiness, metrics prometheus.Gatherer) (*health, error) {
+// newHealth listens on the address. It returns nil for an empty address. Every pod of
+// the cluster may be able to connect: the limits keep the memory of the process bounded
+// and the kubelet's probes answered, whatever clients do.
+func newHealth(address string, ready readiness, registry *prometheus.Registry) (*health, error) {
 	if address == "" {
 		return nil, nil
 	}
-	listener, err := net.Listen("tcp", address)
+	listener, err := listenBounded(address)
 	if err != nil {
 		return nil, fmt.Errorf("--http-address %s: %w", address, err)
 	}
+	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "step_csi_http_connections_evicted_total",
+		Help: "Connections to the port of health and metrics that were closed in favor of new ones, because there were too many.",
+	}, listener.countEvicted))
 	return &health{listener, &http.Server{
-		Handler:           healthHandler(ready, metrics),
-		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      10 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    1 << 14,
+		Handler:        healthHandler(ready, registry),
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   10 * time.Second,
+		IdleTimeout:    time.Minute,
+		MaxHeaderBytes: 1 << 13,
 	}}, nil
 }
 
@@ -64,7 +68,7 @@ func healthHandler(ready readiness, metrics prometheus.Gatherer) http.Handler {
 		}
 		fmt.Fprint(w, "ok\n", details)
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", newExposition(metrics))
 	return mux
 }
 
@@ -89,6 +93,7 @@ func (h *health) serve(ctx context.Context) {
 		h.server.Close()
 	}
 	<-failed
+	h.listener.closeAll()
 }
 
 // newRegistry returns the metrics of every command: those of Go, of the process and of

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
@@ -59,7 +60,7 @@ func TestCommonMetrics(t *testing.T) {
 }
 
 func TestHealthAddress(t *testing.T) {
-	if h, err := newHealth("", nil, nil); h != nil || err != nil {
+	if h, err := newHealth("", nil, prometheus.NewRegistry()); h != nil || err != nil {
 		t.Errorf("without an address: %v, %v", h, err)
 	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
@@ -67,7 +68,7 @@ func TestHealthAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	if _, err := newHealth(taken.Addr().String(), nil, nil); err == nil || !strings.Contains(err.Error(), "--http-address "+taken.Addr().String()) {
+	if _, err := newHealth(taken.Addr().String(), nil, prometheus.NewRegistry()); err == nil || !strings.Contains(err.Error(), "--http-address "+taken.Addr().String()) {
 		t.Errorf("an address in use: %v", err)
 	}
 }
@@ -75,7 +76,7 @@ func TestHealthAddress(t *testing.T) {
 // When the plugin stops, it finishes the requests in flight and then closes the port.
 func TestHealthStops(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
-	h, err := newHealth("127.0.0.1:0", func() (string, error) { close(asked); <-release; return "", nil }, nil)
+	h, err := newHealth("127.0.0.1:0", func() (string, error) { close(asked); <-release; return "", nil }, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

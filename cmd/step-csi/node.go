@@ -47,6 +47,8 @@ The configuration, with its defaults where there are any:
   limits:
     volumesPerPod: 32
     volumesPerNode: 0                  # 0: as many as fit into the memory limit of the node plugin
+  metrics:
+    perVolume: false                   # metrics of each volume, which name the pods that have certificates
 `
 
 // nodeOptions are the flags of the node command.
@@ -119,6 +121,8 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		VolumesPerNode:  c.volumesPerNode,
 		Issuers:         map[string]driver.Issuer{},
 		Metrics:         metrics,
+
+		MetricsPerVolume: c.metricsPerVolume,
 	}
 	for name, i := range c.issuers {
 		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, Bounds: i.bounds, RootsRefresh: i.rootsRefresh}

@@ -12,16 +12,24 @@ import (
 	"time"
 )
 
-// A pod's series exist as long as the pod. The API server's proxy reads the metrics at
-// the port that the chart sets, like Prometheus.
+// The series of a namespace exist as long as its pods have volumes. They do not name the
+// pods. The API server's proxy reads the metrics at the port that the chart sets, like
+// Prometheus.
 func metrics(t *testing.T) {
 	namespace(t, "metrics", "baseline")
 	p := pod{namespace: "metrics", name: "measured", attributes: map[string]string{"service-names": "measured"}}
 	p.start(t)
-	series := fmt.Sprintf(`step_csi_certificate_expiration_timestamp_seconds{issuer="default",namespace="metrics",pod="measured",volume="tls"} %s`,
-		strconv.FormatFloat(float64(p.files(t).NotAfter.Unix()), 'g', -1, 64))
-	if text := metricsOf(t, "step-csi"); !strings.Contains(text, series+"\n") {
-		t.Errorf("the series %s is missing in the metrics:\n%s", series, text)
+	const labels = `{issuer="default",namespace="metrics"} `
+	for _, series := range []string{
+		"step_csi_volumes" + labels + "1",
+		"step_csi_volumes_earliest_expiration_timestamp_seconds" + labels + strconv.FormatFloat(float64(p.files(t).NotAfter.Unix()), 'g', -1, 64),
+	} {
+		eventually(t, 60*time.Second, func() error {
+			if text := metricsOf(t, "step-csi"); !strings.Contains(text, series+"\n") || strings.Contains(text, p.name) {
+				return fmt.Errorf("the series %s is missing, or the pod is named, in the metrics:\n%s", series, text)
+			}
+			return nil
+		})
 	}
 	// The node plugin sees the limit of its container: 256Mi, as the chart sets it.
 	if text := metricsOf(t, "step-csi"); !strings.Contains(text, "\nstep_csi_memory_limit_bytes 2.68435456e+08\n") || strings.Contains(text, "\nstep_csi_memory_used_bytes 0\n") {
@@ -32,7 +40,7 @@ func metrics(t *testing.T) {
 	}
 	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now")
 	eventually(t, 60*time.Second, func() error {
-		if text := metricsOf(t, "step-csi"); strings.Contains(text, p.name) || !strings.Contains(text, "\nstep_csi_volumes{") {
+		if text := metricsOf(t, "step-csi"); strings.Contains(text, `namespace="metrics"`) {
 			return fmt.Errorf("after the pod's deletion, the metrics are\n%s", text)
 		}
 		return nil

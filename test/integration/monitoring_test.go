@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flexstack/step-csi/test/logs"
 	"github.com/flexstack/step-csi/test/node"
 )
 
@@ -145,9 +147,11 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 
 	ca.Stop()
 	prometheus.waitFiring(90*time.Second, "StepCSICAUnreachable", "StepCSICertificateExpiring", "StepCSIRenewalFailing")
-	for _, alert := range prometheus.query(`ALERTS{alertname="StepCSICertificateExpiring"}`) {
-		if m := alert.Metric; m["namespace"] != "shop" || m["pod"] != "short-0" || m["volume"] != "tls" || m["node"] != "node-1" {
-			t.Errorf("the alert is about the wrong certificate: %v", m)
+	for _, name := range []string{"StepCSICertificateExpiring", "StepCSIRenewalFailing"} {
+		for _, alert := range prometheus.query(`ALERTS{alertname="` + name + `"}`) {
+			if m := alert.Metric; m["namespace"] != "shop" || m["issuer"] != "default" || m["node"] != "node-1" {
+				t.Errorf("the alert is about other certificates: %v", m)
+			}
 		}
 	}
 	node.Must(t, ca.Resume())
@@ -183,20 +187,44 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	prometheus.expectVolumes(n, address)
 }
 
-// expectVolumes waits until Prometheus has exactly the pods' series, with the expiry
-// times of the mounted certificates.
+// The alerts name a namespace and a node. The log names the pod whose certificate is
+// expiring, and no other.
+func TestExpiringCertificateIsLogged(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t)
+	n := newNode(t, ca)
+	long, short := node.Pod{Name: "long-0"}, node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "12s"}}
+	n.Publish(long)
+	n.Publish(short)
+	ca.Stop()
+	node.Eventually(t, 3*time.Minute, "the log names the pod", func() bool { return n.Logs.Has(logs.Expiring) })
+	for line := range strings.Lines(n.Logs.String()) {
+		if strings.Contains(line, logs.Expiring) && (!strings.Contains(line, `pod="shop/short-0"`) || !strings.Contains(line, ` notAfter="`)) {
+			t.Errorf("the log has %s", line)
+		}
+	}
+	n.Unpublish(long)
+	n.Unpublish(short)
+}
+
+// expectVolumes waits until Prometheus counts exactly the volumes of these pods, and has
+// the expiry of the certificate that expires first.
 func (s *server) expectVolumes(n *node.Node, address string, pods ...node.Pod) {
 	s.t.Helper()
-	const name = "step_csi_certificate_expiration_timestamp_seconds"
-	node.Eventually(s.t, 60*time.Second, fmt.Sprintf("the series of %d pods", len(pods)), func() bool {
-		return len(s.query(name)) == len(pods)
+	labels := fmt.Sprintf(`{namespace="shop",issuer="default",node="node-1",job="step-csi",instance=%q}`, address)
+	node.Eventually(s.t, 60*time.Second, fmt.Sprintf("the series of %d volumes", len(pods)), func() bool {
+		count, first := s.query("step_csi_volumes"), s.query("step_csi_volumes_earliest_expiration_timestamp_seconds"+labels)
+		if len(pods) == 0 {
+			return len(count)+len(first) == 0
+		}
+		var earliest time.Time
+		for _, p := range pods {
+			if expiry := read(s.t, n.Target(p)).leaf().NotAfter; earliest.IsZero() || expiry.Before(earliest) {
+				earliest = expiry
+			}
+		}
+		return len(count) == 1 && count[0].Value[1] == fmt.Sprint(len(pods)) && len(first) == 1 && first[0].Value[1] == fmt.Sprint(earliest.Unix())
 	})
-	for _, p := range pods {
-		node.Eventually(s.t, 30*time.Second, "the series has the expiry of "+p.Name, func() bool {
-			found := s.query(fmt.Sprintf(`%s{namespace="shop",pod=%q,volume="tls",issuer="default",node="node-1",job="step-csi",instance=%q}`, name, p.Name, address))
-			return len(found) == 1 && found[0].Value[1] == fmt.Sprint(read(s.t, n.Target(p)).leaf().NotAfter.Unix())
-		})
-	}
 }
 
 // described compares the metrics with the table in docs/monitoring.md, in both
@@ -218,7 +246,8 @@ func described(t *testing.T, served string) {
 	}
 }
 
-// The metrics are well-formed and contain no secret.
+// The metrics are well-formed and contain no secret. They name no pod, unless the
+// configuration asks for it.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -233,12 +262,15 @@ func TestMetrics(t *testing.T) {
 	_, password := ca.Provisioner()
 	_, authority := r.get(0, "/metrics")
 	_, plugin := get(t, "http://"+address+"/metrics")
+	if strings.Contains(plugin+authority, p.Name) || strings.Contains(plugin, "step_csi_certificate_") {
+		t.Errorf("the metrics name a pod:\n%s%s", plugin, authority)
+	}
 	for _, want := range []string{
 		`step_csi_signings_total{issuer="default",operation="publish",result="success"} 1`,
 		`step_csi_signing_duration_seconds_count{issuer="default",operation="publish"} 1`,
 		`step_csi_signings_waiting{issuer="default"} 0`,
 		`step_csi_root_expiration_timestamp_seconds{fingerprint="` + ca.Fingerprint() + `",issuer="default"} `,
-		`step_csi_volumes{issuer="default"} 1`,
+		`step_csi_volumes{issuer="default",namespace="shop"} 1`,
 		`step_csi_build_info{`,
 	} {
 		if !strings.Contains(plugin, "\n"+want) {
@@ -257,12 +289,23 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s: promtool, of the package prometheus: %v\n%s", name, err, out)
 		}
 	}
-	described(t, plugin+authority)
 	if status, body := get(t, "http://"+address+"/healthz"); status != http.StatusOK || body != "ok\n" {
 		t.Errorf("healthz: %d %q", status, body)
 	}
-	n.Unpublish(p)
-	if _, left := get(t, "http://"+address+"/metrics"); strings.Contains(left, "web-0") || !strings.Contains(left, `step_csi_volumes{issuer="default"} 0`) {
-		t.Errorf("the metrics after the unpublish:\n%s", left)
+
+	n.Stop()
+	n.ChangeConfig("\nissuers:\n", "\nmetrics: {perVolume: true}\nissuers:\n")
+	n.Start()
+	_, perVolume := get(t, "http://"+address+"/metrics")
+	expiry := fmt.Sprintf(`step_csi_certificate_expiration_timestamp_seconds{issuer="default",namespace="shop",pod="web-0",volume="tls"} %s`,
+		strconv.FormatFloat(float64(read(t, n.Target(p)).leaf().NotAfter.Unix()), 'g', -1, 64))
+	if !strings.Contains(perVolume, "\n"+expiry+"\n") {
+		t.Errorf("the metrics lack %s:\n%s", expiry, perVolume)
 	}
+	described(t, perVolume+authority)
+	n.Unpublish(p)
+	node.Eventually(t, 30*time.Second, "the series end with the volume", func() bool {
+		_, left := get(t, "http://"+address+"/metrics")
+		return !strings.Contains(left, "web-0") && !strings.Contains(left, "\nstep_csi_volumes")
+	})
 }

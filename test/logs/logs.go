@@ -17,6 +17,7 @@ const (
 	Contradicts      = `"The record of a mounted volume contradicts the kubelet; the volume is renewed at once"`
 	Renewed          = `"Certificate renewed"`
 	RenewalFailed    = `"Renewal failed"`
+	Expiring         = `"Certificate expiring"`
 	RenewalsStopped  = `"Renewals stopped until the kubelet publishes the volume again"`
 	NoSVID           = `"The certificate is no X.509-SVID` // a part
 	Revoked          = `"Certificate revoked"`

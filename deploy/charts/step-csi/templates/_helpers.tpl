@@ -158,6 +158,8 @@ renewal:
 limits:
   volumesPerPod: {{ .Values.limits.volumesPerPod }}
   volumesPerNode: {{ .Values.limits.volumesPerNode }}
+metrics:
+  perVolume: {{ .Values.metrics.perVolume }}
 {{- end }}
 
 {{/* The configuration of the registration authority. */}}
