@@ -74,3 +74,11 @@ func (l *limiter) allow(key string) bool {
 	}
 	return bucket.Allow()
 }
+
+// empty tells whether allow would return false now.
+func (l *limiter) empty(key string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	bucket := l.buckets[key]
+	return bucket != nil && bucket.Tokens() < 1
+}

@@ -1,0 +1,119 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/panics"
+	"github.com/flexstack/step-csi/issuer/ra"
+)
+
+const (
+	// maxCalls and maxCallsOfNode bound the accepted calls at a time, and so the memory
+	// of their messages. Others wait before their message is read, in turn by node.
+	maxCalls       = 512
+	maxCallsOfNode = 64
+	waitingCalls   = maxConnectionsOfNode * maxStreams
+	// prefixLength is the length of what precedes a gRPC message. See
+	// https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests
+	prefixLength = 5
+)
+
+// call is what is known of a call before its message is read.
+type call struct {
+	begin    time.Time
+	caller   issuer.Pod
+	rejected error // nil if the caller is a node plugin
+}
+
+type callKey struct{}
+
+func (c *call) context(ctx context.Context) context.Context {
+	return context.WithValue(ctx, callKey{}, c)
+}
+
+// callOf returns the call, which is rejected if calls has not seen it.
+func callOf(ctx context.Context) *call {
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		return c
+	}
+	return &call{begin: time.Now(), rejected: fmt.Errorf("%w: the caller is not known", issuer.CallerRejected)}
+}
+
+// calls is the http.Handler in front of gRPC's. It knows the caller by the headers of a
+// call. Until then nothing of the message is read, except for what fits into the
+// window of the connection.
+type calls struct {
+	callers    *callers
+	nodes      *limiter
+	inFlight   *slots
+	rejections *rejections
+	grpc       http.Handler
+}
+
+// ServeHTTP implements http.Handler.
+func (c *calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	connection := connectionOf(r.Context())
+	this := &call{begin: time.Now()}
+	ctx, cancel := context.WithTimeout(klog.NewContext(r.Context(), c.rejections.logger), callTimeout)
+	defer cancel()
+	message, release, reason, err := c.admit(ctx, w, r, connection, this)
+	defer release()
+	if err != nil {
+		this.rejected = err
+		c.rejections.call(reason, connection.address, err)
+		message = make([]byte, prefixLength) // an empty message, so that gRPC answers the error
+		if connection.reject() {
+			w.Header().Set("Connection", "close")
+		}
+	}
+	if time.Now().After(connection.expires) {
+		w.Header().Set("Connection", "close") // HTTP/2: no new calls, and close after the last
+	}
+	r = r.WithContext(this.context(ctx))
+	r.Body = io.NopCloser(bytes.NewReader(message))
+	c.grpc.ServeHTTP(w, r)
+}
+
+// admit identifies the caller and reads the message of an accepted call. The caller of
+// admit must call release in any case.
+func (c *calls) admit(ctx context.Context, w http.ResponseWriter, r *http.Request, connection *connection, this *call) (message []byte, release func(), reason string, err error) {
+	defer panics.Recover(ctx, "admit a call", &err)
+	release = func() {}
+	caller, reason, err := c.callers.identify(ctx, r.Header, connection.address)
+	if err != nil {
+		return nil, release, reason, err
+	}
+	if !c.nodes.allow(caller.Node) {
+		return nil, release, rejectedRate, fmt.Errorf("%w: %s; authority.limits.node sets the limit", errTooManyOfNode, caller.Node)
+	}
+	this.caller = caller
+	connection.accept(caller.Node)
+	free, err := c.inFlight.acquire(ctx, caller.Node)
+	if err == nil {
+		release = free
+	}
+	switch {
+	case errors.Is(err, errTooManyWait):
+		return nil, release, rejectedRate, fmt.Errorf("%w: calls of %s that wait", errTooManyOfNode, caller.Node)
+	case err != nil:
+		return nil, release, rejectedUnavailable, fmt.Errorf("%w: wait for other calls: %w", issuer.Ended(ctx), err)
+	}
+	message, err = io.ReadAll(http.MaxBytesReader(w, r.Body, ra.MaxRequest+prefixLength))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		err = fmt.Errorf("%w: the message is larger than max %d bytes", errTooLarge, ra.MaxRequest)
+	case err != nil:
+		err = fmt.Errorf("%w: the message does not arrive: %w", issuer.Ended(ctx), err)
+	}
+	return message, release, rejectedMessage, err
+}

@@ -1,0 +1,325 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"github.com/flexstack/step-csi/issuer/ra"
+)
+
+// A connection is a stranger's until one of its calls is accepted: its caller has
+// proved to be a node plugin. Anybody can open connections, so strangers get little,
+// and for a short time. Node plugins whose addresses are also an attacker's (behind
+// NAT or a proxy, or with hostNetwork) share only the bounds of strangers with the
+// attacker, for the milliseconds until their first call is accepted.
+const (
+	// acceptWithin is how long after it is opened a connection needs an accepted call.
+	// It is longer than a review, whose error the caller should get.
+	acceptWithin = reviewTimeout + 2*time.Second
+	// maxStrangers and maxStrangersOfAddress bound the connections of strangers. At the
+	// bound, the oldest is closed instead of refusing the new one, which may be a node
+	// plugin's.
+	maxStrangers          = 512
+	maxStrangersOfAddress = 32
+	// maxConnections and maxConnectionsOfNode bound the accepted connections. A node
+	// plugin has one to each replica, and a second one while the first is drained.
+	maxConnections       = 4096
+	maxConnectionsOfNode = 8
+	// connectionAge makes node plugins reconnect, so that they also find new replicas.
+	connectionAge = 10 * time.Minute
+	// maxStrikes is the number of rejected calls in a row after which a connection is
+	// closed.
+	maxStrikes = 8
+	// firstAllowance is how many bytes a connection may send before its first call is
+	// accepted: the TLS handshake, and a window of calls. It bounds the cost of frames
+	// that are no calls.
+	firstAllowance = 256 << 10
+	// callAllowance is how many bytes each accepted call adds.
+	callAllowance = ra.MaxRequest + maxHeaders + 16<<10
+	// maxKnown bounds the addresses that are kept as known, for knownFor.
+	maxKnown = 8192
+	knownFor = time.Hour
+)
+
+// The rates of new connections: a TLS handshake takes half a millisecond of a core.
+var (
+	// strangersRate is that of an address that no node plugin has called from.
+	strangersRate = Limit{Rate: 20, Burst: 64}
+	// knownRate is that of an address that a node plugin has called from.
+	knownRate = Limit{Rate: 200, Burst: 1000}
+	// allStrangersRate is that of all addresses that no node plugin has called from.
+	allStrangersRate = Limit{Rate: 500, Burst: 1000}
+)
+
+// Why connections are refused or closed: values of the label "reason".
+const (
+	closedRate     = "rate"       // too many new connections of the address, or of all strangers
+	closedCrowded  = "crowded"    // too many strangers
+	closedLate     = "late"       // no accepted call within acceptWithin
+	closedBytes    = "bytes"      // more bytes than calls need
+	closedReplaced = "replaced"   // too many connections of a node, or of all nodes
+	closedRejected = "rejections" // maxStrikes
+)
+
+// connections is a net.Listener that bounds the connections.
+type connections struct {
+	net.Listener
+	closed *prometheus.CounterVec // by reason
+
+	strangersRate, knownRate *limiter
+	allStrangersRate         *rate.Limiter
+
+	mu        sync.Mutex
+	strangers map[netip.Prefix][]*connection // the oldest first
+	nodes     map[string][]*connection       // accepted connections, the oldest first
+	counts    struct{ strangers, accepted int }
+	known     map[netip.Prefix]time.Time // when a node plugin last called from there
+}
+
+func newConnections(l net.Listener, closed *prometheus.CounterVec) *connections {
+	return &connections{
+		Listener: l, closed: closed,
+		strangersRate: newLimiter(strangersRate), knownRate: newLimiter(knownRate),
+		allStrangersRate: rate.NewLimiter(rate.Limit(allStrangersRate.Rate), allStrangersRate.Burst),
+		strangers:        map[netip.Prefix][]*connection{}, nodes: map[string][]*connection{}, known: map[netip.Prefix]time.Time{},
+	}
+}
+
+// Accept implements net.Listener.
+func (l *connections) Accept() (net.Conn, error) {
+	for {
+		raw, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		address := network(raw.RemoteAddr())
+		if !l.allow(address) {
+			l.closed.WithLabelValues(closedRate).Inc()
+			raw.Close()
+			continue
+		}
+		return l.add(raw, address), nil
+	}
+}
+
+// network is what bounds apply to: an IPv4 address, or the /64 of an IPv6 address,
+// because a host has all addresses of a /64.
+func network(a net.Addr) netip.Prefix {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	address := tcp.AddrPort().Addr().Unmap().WithZone("")
+	bits := 64
+	if address.Is4() {
+		bits = 32
+	}
+	prefix, _ := address.Prefix(bits)
+	return prefix
+}
+
+// allow tells whether the address may open another connection now.
+func (l *connections) allow(address netip.Prefix) bool {
+	if l.isKnown(address) {
+		return l.knownRate.allow(address.String())
+	}
+	return l.strangersRate.allow(address.String()) && l.allStrangersRate.Allow()
+}
+
+func (l *connections) isKnown(address netip.Prefix) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	called, found := l.known[address]
+	return found && time.Since(called) < knownFor
+}
+
+// add makes a stranger's connection, and closes another one if there are too many.
+func (l *connections) add(raw net.Conn, address netip.Prefix) *connection {
+	c := &connection{Conn: raw, listener: l, address: address, opened: time.Now()}
+	c.expires = c.opened.Add(time.Duration((0.9 + 0.2*rand.Float64()) * float64(connectionAge)))
+	c.allowance.Store(firstAllowance)
+	l.mu.Lock()
+	c.late = time.AfterFunc(acceptWithin, func() { c.end(closedLate) })
+	l.strangers[address] = append(l.strangers[address], c)
+	l.counts.strangers++
+	var crowded *connection
+	switch {
+	case len(l.strangers[address]) > maxStrangersOfAddress:
+		crowded = l.strangers[address][0]
+	case l.counts.strangers > maxStrangers:
+		// The address with the most: those with one connection are the last to lose it.
+		var most []*connection
+		for _, of := range l.strangers {
+			if len(of) > len(most) {
+				most = of
+			}
+		}
+		crowded = most[0]
+	}
+	l.mu.Unlock()
+	crowded.end(closedCrowded)
+	return c
+}
+
+// connection is a connection from its accept to its end.
+type connection struct {
+	net.Conn
+	listener  *connections
+	address   netip.Prefix
+	opened    time.Time
+	expires   time.Time   // when it has reached its age
+	late      *time.Timer // closes it, unless a call is accepted
+	allowance atomic.Int64
+	strikes   atomic.Int32
+	ended     atomic.Bool
+
+	// Below are guarded by the listener's mutex.
+	node string // empty until it is accepted
+	used time.Time
+	gone bool
+}
+
+// Read implements net.Conn. It closes the connection of a client that sends more than
+// its calls need.
+func (c *connection) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.allowance.Add(-int64(n)) < 0 {
+		c.end(closedBytes)
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+// Close implements net.Conn.
+func (c *connection) Close() error {
+	c.ended.Store(true)
+	l := c.listener
+	l.mu.Lock()
+	c.late.Stop()
+	if !c.gone {
+		c.gone = true
+		l.remove(c)
+	}
+	l.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// end closes the connection for a reason. c may be nil.
+func (c *connection) end(reason string) {
+	if c == nil || c.ended.Swap(true) {
+		return
+	}
+	c.listener.closed.WithLabelValues(reason).Inc()
+	c.Close()
+}
+
+// remove removes the connection from where it is counted. The caller holds the mutex.
+func (l *connections) remove(c *connection) {
+	if c.node != "" {
+		l.counts.accepted--
+		removeFrom(l.nodes, c.node, c)
+		return
+	}
+	l.counts.strangers--
+	removeFrom(l.strangers, c.address, c)
+}
+
+func removeFrom[K comparable](all map[K][]*connection, key K, c *connection) {
+	rest := slices.DeleteFunc(all[key], func(other *connection) bool { return other == c })
+	if all[key] = rest; len(rest) == 0 {
+		delete(all, key)
+	}
+}
+
+// accept makes the connection that of the node plugin on the node, which has made an
+// accepted call.
+func (c *connection) accept(node string) {
+	c.strikes.Store(0)
+	c.allowance.Store(min(c.allowance.Load()+callAllowance, maxStreams*callAllowance))
+	l := c.listener
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.late.Stop()
+	c.used = now
+	if c.gone || c.node == node {
+		return
+	}
+	l.remove(c)
+	c.node = node
+	l.nodes[node] = append(l.nodes[node], c)
+	l.counts.accepted++
+	l.learn(c.address, now)
+	var replaced *connection
+	switch {
+	case len(l.nodes[node]) > maxConnectionsOfNode:
+		replaced = l.nodes[node][0]
+	case l.counts.accepted > maxConnections:
+		for _, of := range l.nodes {
+			for _, other := range of {
+				if replaced == nil || other.used.Before(replaced.used) {
+					replaced = other
+				}
+			}
+		}
+	}
+	if replaced != nil {
+		go replaced.end(closedReplaced) // it needs the mutex
+	}
+}
+
+// learn keeps the address as that of a node plugin. The caller holds the mutex.
+func (l *connections) learn(address netip.Prefix, now time.Time) {
+	if _, found := l.known[address]; !found && len(l.known) >= maxKnown {
+		for other, called := range l.known {
+			if now.Sub(called) >= knownFor {
+				delete(l.known, other)
+			}
+		}
+		if len(l.known) >= maxKnown {
+			return
+		}
+	}
+	l.known[address] = now
+}
+
+// reject counts a rejected call. It returns true if the connection is to be closed.
+func (c *connection) reject() (last bool) {
+	strikes := c.strikes.Add(1)
+	if strikes == maxStrikes {
+		c.listener.closed.WithLabelValues(closedRejected).Inc()
+	}
+	return strikes >= maxStrikes
+}
+
+// sizes returns the number of connections of strangers and of accepted ones.
+func (l *connections) sizes() (strangers, accepted int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts.strangers, l.counts.accepted
+}
+
+type connectionKey struct{}
+
+// withConnection is for http.Server.ConnContext.
+func withConnection(ctx context.Context, c net.Conn) context.Context {
+	if secure, ok := c.(*tls.Conn); ok {
+		c = secure.NetConn()
+	}
+	return context.WithValue(ctx, connectionKey{}, c)
+}
+
+// connectionOf returns the connection of a request.
+func connectionOf(ctx context.Context) *connection {
+	return ctx.Value(connectionKey{}).(*connection)
+}
