@@ -22,10 +22,8 @@ import (
 
 const (
 	// keepReview is how long a successful review of a caller is kept. The API server
-	// keeps its own reviews as long. See
-	// https://kubernetes.io/docs/reference/command-line-tools-reference/kube-apiserver/
-	// (--authentication-token-webhook-cache-ttl is for webhooks; the cache of service
-	// account tokens has the same ten seconds).
+	// keeps it as long: TokenSuccessCacheTTL in
+	// https://github.com/kubernetes/kubernetes/blob/master/pkg/kubeapiserver/options/authentication.go
 	keepReview = 10 * time.Second
 	// maxCallers bounds the tokens that are remembered: for a fleet of 5,000 nodes.
 	maxCallers = 16384

@@ -12,6 +12,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/backoff"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/ra"
 )
@@ -22,6 +23,9 @@ const (
 	maxCalls       = 512
 	maxCallsOfNode = 64
 	waitingCalls   = maxConnectionsOfNode * maxStreams
+	// overLimit is how long a call over the limit of its node waits for its answer, so
+	// that one connection's calls over the limit are at most maxStreams in this time.
+	overLimit = time.Second
 	// prefixLength is the length of what precedes a gRPC message. See
 	// https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests
 	prefixLength = 5
@@ -71,12 +75,10 @@ func (c *calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		this.rejected = err
 		c.rejections.call(reason, connection.address, err)
 		message = make([]byte, prefixLength) // an empty message, so that gRPC answers the error
-		if connection.reject() {
-			w.Header().Set("Connection", "close")
-		}
 	}
-	if time.Now().After(connection.expires) {
-		w.Header().Set("Connection", "close") // HTTP/2: no new calls, and close after the last
+	// "Connection: close" means for HTTP/2: no new calls, and close after the last.
+	if err != nil && this.caller == (issuer.Pod{}) && reason != rejectedUnavailable && connection.strike() || time.Now().After(connection.expires) {
+		w.Header().Set("Connection", "close")
 	}
 	r = r.WithContext(this.context(ctx))
 	r.Body = io.NopCloser(bytes.NewReader(message))
@@ -92,10 +94,11 @@ func (c *calls) admit(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return nil, release, reason, err
 	}
+	this.caller = caller
 	if !c.nodes.allow(caller.Node) {
+		backoff.Sleep(ctx, overLimit)
 		return nil, release, rejectedRate, fmt.Errorf("%w: %s; authority.limits.node sets the limit", errTooManyOfNode, caller.Node)
 	}
-	this.caller = caller
 	connection.accept(caller.Node)
 	free, err := c.inFlight.acquire(ctx, caller.Node)
 	if err == nil {

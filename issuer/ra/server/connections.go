@@ -37,8 +37,8 @@ const (
 	maxConnectionsOfNode = 8
 	// connectionAge makes node plugins reconnect, so that they also find new replicas.
 	connectionAge = 10 * time.Minute
-	// maxStrikes is the number of rejected calls in a row after which a connection is
-	// closed.
+	// maxStrikes is the number of rejected callers in a row after which a connection gets
+	// no new calls. After twice as many it is closed, without waiting for its calls.
 	maxStrikes = 8
 	// firstAllowance is how many bytes a connection may send before its first call is
 	// accepted: the TLS handshake, and a window of calls. It bounds the cost of frames
@@ -293,11 +293,12 @@ func (l *connections) learn(address netip.Prefix, now time.Time) {
 	l.known[address] = now
 }
 
-// reject counts a rejected call. It returns true if the connection is to be closed.
-func (c *connection) reject() (last bool) {
+// strike counts a call with a rejected caller. It returns true if the connection is to
+// get no new calls.
+func (c *connection) strike() (last bool) {
 	strikes := c.strikes.Add(1)
-	if strikes == maxStrikes {
-		c.listener.closed.WithLabelValues(closedRejected).Inc()
+	if strikes >= 2*maxStrikes {
+		c.end(closedRejected)
 	}
 	return strikes >= maxStrikes
 }
