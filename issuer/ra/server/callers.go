@@ -130,7 +130,7 @@ func (c *callers) identify(ctx context.Context, headers http.Header, address net
 		queue, key = c.unknown, address.String()
 		switch {
 		case c.rejections.empty(key):
-			return pod, rejectedRate, fmt.Errorf("%w: rejected tokens from this address", errTooManyOfAddress)
+			return pod, rejectedRate, errManyRejections
 		case !issuerKnown && !c.otherIssuers.Allow():
 			return pod, rejectedClaims, fmt.Errorf("%w: the caller's token: %w: its issuer is not that of the API server", issuer.CallerRejected, ErrRejected)
 		}
@@ -183,6 +183,9 @@ func (c *callers) reviewOnce(ctx context.Context, token issuer.Token, hash token
 		return pod, fmt.Errorf("%w: wait for other token reviews: %w", issuer.Ended(ctx), err)
 	}
 	defer release()
+	if queue == c.unknown && c.rejections.empty(key) { // emptied while the call waited
+		return pod, errManyRejections
+	}
 	pod, err = c.reviewer.Review(ctx, token)
 	switch {
 	case err == nil && ServiceAccount{pod.Namespace, pod.ServiceAccount} != c.plugin:
@@ -197,7 +200,7 @@ func (c *callers) reviewOnce(ctx context.Context, token issuer.Token, hash token
 	if err != nil {
 		delete(c.accepted, hash)
 		if queue == c.unknown {
-			c.rejections.allow(key)
+			c.rejections.charge(key)
 		}
 		return pod, err
 	}

@@ -131,6 +131,7 @@ var (
 	errNotPlugin        = fmt.Errorf("%w: only node plugins may call", issuer.CallerRejected)
 	errTooManyOfNode    = fmt.Errorf("%w: rate limit of the node exceeded", issuer.Unavailable)
 	errTooManyOfAddress = fmt.Errorf("%w: rate limit of the address exceeded", issuer.Unavailable)
+	errManyRejections   = fmt.Errorf("%w: many of its tokens were rejected", errTooManyOfAddress)
 )
 
 // code is the gRPC code of an error; rapb/ra.proto describes the codes.
