@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/test/embeddedca"
 	"github.com/flexstack/step-csi/test/node"
@@ -202,7 +203,7 @@ func (r *running) newNode(name string) (*honestNode, error) {
 
 // newRequest returns a request for a certificate that any pod of shop may have.
 func newRequest() (issuer.SigningRequest, error) {
-	request := issuer.Request{DNSNames: namesOfWeb(), Duration: time.Hour, KeyType: issuer.ECDSAP256}
+	request := issuer.Request{CommonName: names.Must(names.ParseCommonName("web.shop.svc")), DNSNames: namesOfWeb(), Duration: time.Hour, KeyType: issuer.ECDSAP256}
 	key, err := request.KeyType.Generate()
 	if err != nil {
 		return issuer.SigningRequest{}, err

@@ -37,13 +37,17 @@ const (
 	maxConnectionsOfNode = 8
 	// connectionAge makes node plugins reconnect, so that they also find new replicas.
 	connectionAge = 10 * time.Minute
+	// maxCallsOfStrangers and maxCallsOfAddress bound the calls at a time on connections
+	// of strangers. A connection has one of them identified at a time.
+	maxCallsOfStrangers = 2048
+	maxCallsOfAddress   = 256
 	// maxStrikes is the number of rejected callers in a row after which a connection gets
 	// no new calls. After twice as many it is closed, without waiting for its calls.
-	maxStrikes = 8
+	maxStrikes = 4
 	// firstAllowance is how many bytes a connection may send before its first call is
 	// accepted: the TLS handshake, and a window of calls. It bounds the cost of frames
 	// that are no calls.
-	firstAllowance = 256 << 10
+	firstAllowance = 128 << 10
 	// callAllowance is how many bytes each accepted call adds.
 	callAllowance = ra.MaxRequest + maxHeaders + 16<<10
 	// maxKnown bounds the addresses that are kept as known, for knownFor.
@@ -59,6 +63,9 @@ var (
 	knownRate = Limit{Rate: 200, Burst: 1000}
 	// allStrangersRate is that of all addresses that no node plugin has called from.
 	allStrangersRate = Limit{Rate: 500, Burst: 1000}
+	// bytesRate is the number of bytes per second that are read from all strangers of an
+	// address. It bounds the processor time for what they send.
+	bytesRate = Limit{Rate: 256 << 10, Burst: 512 << 10}
 )
 
 // Why connections are refused or closed: values of the label "reason".
@@ -78,18 +85,21 @@ type connections struct {
 
 	strangersRate, knownRate *limiter
 	allStrangersRate         *rate.Limiter
+	bytesRate                *limiter
 
 	mu        sync.Mutex
 	strangers map[netip.Prefix][]*connection // the oldest first
 	nodes     map[string][]*connection       // accepted connections, the oldest first
-	counts    struct{ strangers, accepted int }
+	counts    struct{ strangers, accepted, calls int }
+	calls     map[netip.Prefix]int       // of strangers
 	known     map[netip.Prefix]time.Time // when a node plugin last called from there
 }
 
 func newConnections(l net.Listener, closed *prometheus.CounterVec) *connections {
 	return &connections{
 		Listener: l, closed: closed,
-		strangersRate: newLimiter(strangersRate), knownRate: newLimiter(knownRate),
+		strangersRate: newLimiter(strangersRate), knownRate: newLimiter(knownRate), bytesRate: newLimiter(bytesRate),
+		calls:            map[netip.Prefix]int{},
 		allStrangersRate: rate.NewLimiter(rate.Limit(allStrangersRate.Rate), allStrangersRate.Burst),
 		strangers:        map[netip.Prefix][]*connection{}, nodes: map[string][]*connection{}, known: map[netip.Prefix]time.Time{},
 	}
@@ -145,7 +155,7 @@ func (l *connections) isKnown(address netip.Prefix) bool {
 
 // add makes a stranger's connection, and closes another one if there are too many.
 func (l *connections) add(raw net.Conn, address netip.Prefix) *connection {
-	c := &connection{Conn: raw, listener: l, address: address, opened: time.Now()}
+	c := &connection{Conn: raw, listener: l, address: address, opened: time.Now(), turn: make(chan struct{}, 1)}
 	c.expires = c.opened.Add(time.Duration((0.9 + 0.2*rand.Float64()) * float64(connectionAge)))
 	c.allowance.Store(firstAllowance)
 	l.mu.Lock()
@@ -182,6 +192,8 @@ type connection struct {
 	allowance atomic.Int64
 	strikes   atomic.Int32
 	ended     atomic.Bool
+	accepted  atomic.Bool
+	turn      chan struct{} // holds an element while a call of a stranger is identified
 
 	// Below are guarded by the listener's mutex.
 	node string // empty until it is accepted
@@ -189,10 +201,14 @@ type connection struct {
 	gone bool
 }
 
-// Read implements net.Conn. It closes the connection of a client that sends more than
-// its calls need.
+// Read implements net.Conn. It slows strangers down, and closes the connection of a
+// client that sends more than its calls need.
 func (c *connection) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if n > 0 && !c.accepted.Load() {
+		// At most seconds, because each of the address's connections waits for one read.
+		time.Sleep(c.listener.bytesRate.delay(c.address.String(), n))
+	}
 	if c.allowance.Add(-int64(n)) < 0 {
 		c.end(closedBytes)
 		return 0, net.ErrClosed
@@ -257,6 +273,7 @@ func (c *connection) accept(node string) {
 	}
 	l.remove(c)
 	c.node = node
+	c.accepted.Store(true)
 	l.nodes[node] = append(l.nodes[node], c)
 	l.counts.accepted++
 	l.learn(c.address, now)
@@ -291,6 +308,49 @@ func (l *connections) learn(address netip.Prefix, now time.Time) {
 		}
 	}
 	l.known[address] = now
+}
+
+// enter waits until the call may be identified. The calls of an accepted connection need
+// not wait, and those of a stranger are identified one after the other. The caller calls
+// leave in any case.
+func (c *connection) enter(ctx context.Context) (leave func(), err error) {
+	if c.accepted.Load() {
+		return func() {}, nil
+	}
+	l := c.listener
+	l.mu.Lock()
+	l.counts.calls++
+	l.calls[c.address]++
+	crowded := l.counts.calls > maxCallsOfStrangers || l.calls[c.address] > maxCallsOfAddress
+	l.mu.Unlock()
+	release := func() {}
+	leave = func() {
+		release()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.counts.calls--
+		if l.calls[c.address]--; l.calls[c.address] == 0 {
+			delete(l.calls, c.address)
+		}
+	}
+	if crowded {
+		c.end(closedCrowded)
+		return leave, net.ErrClosed
+	}
+	select {
+	case c.turn <- struct{}{}:
+		release = func() { <-c.turn }
+	case <-ctx.Done():
+		return leave, ctx.Err()
+	}
+	if c.accepted.Load() { // meanwhile: the others need not wait for this one
+		release()
+		release = func() {}
+	}
+	if c.ended.Load() {
+		return leave, net.ErrClosed
+	}
+	return leave, nil
 }
 
 // strike counts a call with a rejected caller. It returns true if the connection is to

@@ -64,6 +64,14 @@ func (l *limiter) allow(key string) bool {
 	return l.bucket(key).Allow()
 }
 
+// delay takes n tokens from the key's bucket, and returns how long to wait until the
+// bucket has had them.
+func (l *limiter) delay(key string, n int) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bucket(key).ReserveN(time.Now(), min(n, l.limit.Burst)).Delay()
+}
+
 // charge takes a token from the key's bucket, even if the bucket is empty: then allow
 // returns false for longer.
 func (l *limiter) charge(key string) {

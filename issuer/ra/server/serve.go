@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
@@ -36,7 +37,7 @@ const (
 	idleTimeout = 5 * time.Minute
 	// stopTimeout is how long calls in flight may take after the server is stopped.
 	stopTimeout = callTimeout + 5*time.Second
-	maxStreams  = 128              // calls at a time of a connection
+	maxStreams  = 32               // calls at a time of a connection
 	maxHeaders  = maxToken + 4<<10 // bytes of a call's headers
 	window      = 64 << 10         // bytes that a connection may send ahead: the least that HTTP/2 allows
 )
@@ -94,13 +95,12 @@ func (s *Server) serve(ctx context.Context, listener net.Listener) error {
 	return nil
 }
 
-// intercept refuses rejected calls. It gives each other call a logger and a deadline,
-// and each error its code.
+// intercept gives each call a logger and a deadline, and each error its code.
 func intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 		this := callOf(ctx)
-		if this.rejected != nil {
-			return nil, ra.Status(code(this.rejected), this.rejected)
+		if this == nil {
+			return nil, status.Error(codes.Internal, "the caller is not known")
 		}
 		limited, cancel := context.WithDeadline(klog.NewContext(ctx, logger), this.begin.Add(handlerTimeout))
 		defer cancel()
