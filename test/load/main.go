@@ -28,10 +28,10 @@ func main() {
 	defer stop()
 	var c config
 	flag.IntVar(&c.nodes, "nodes", 100, "honest nodes")
-	flag.DurationVar(&c.every, "every", time.Second, "time between two certificates of a node")
+	flag.DurationVar(&c.every, "every", 2*time.Second, "time between two certificates of a node")
 	flag.DurationVar(&c.phase, "phase", 15*time.Second, "duration of each measurement")
-	flag.IntVar(&c.addresses, "addresses", 8, "addresses that attack")
-	flag.DurationVar(&c.pause, "pause", 0, "pause of each of an attacker's senders between two attempts")
+	flag.IntVar(&c.addresses, "addresses", 5, "addresses that attack")
+	flag.DurationVar(&c.pause, "pause", 20*time.Millisecond, "pause of each of an attacker's senders between two attempts")
 	flag.StringVar(&c.only, "only", "", "only the attack with this `NAME`")
 	attack := flag.String("attack", "", "be the attackers (the program starts itself with it)")
 	address := flag.String("address", "", "attack the registration authority at this `ADDRESS`")

@@ -50,6 +50,9 @@ const (
 	firstAllowance = 128 << 10
 	// callAllowance is how many bytes each accepted call adds.
 	callAllowance = ra.MaxRequest + maxHeaders + 16<<10
+	// socketBuffer is the size of the kernel's buffer for received data. The kernel
+	// doubles it for its own overhead.
+	socketBuffer = 32 << 10
 	// maxKnown bounds the addresses that are kept as known, for knownFor.
 	maxKnown = 8192
 	knownFor = time.Hour
@@ -117,6 +120,10 @@ func (l *connections) Accept() (net.Conn, error) {
 			l.closed.WithLabelValues(closedRate).Inc()
 			raw.Close()
 			continue
+		}
+		if tcp, ok := raw.(*net.TCPConn); ok {
+			// The kernel's memory for what is not yet read is the container's, too.
+			_ = tcp.SetReadBuffer(socketBuffer)
 		}
 		return l.add(raw, address), nil
 	}
