@@ -30,6 +30,7 @@ func main() {
 	flag.IntVar(&c.nodes, "nodes", 100, "honest nodes")
 	flag.DurationVar(&c.every, "every", 2*time.Second, "time between two certificates of a node")
 	flag.DurationVar(&c.phase, "phase", 15*time.Second, "duration of each measurement")
+	flag.IntVar(&c.rounds, "rounds", 3, "rounds of each measurement; those without and with the attack alternate")
 	flag.IntVar(&c.addresses, "addresses", 5, "addresses that attack")
 	flag.DurationVar(&c.pause, "pause", 20*time.Millisecond, "pause of each of an attacker's senders between two attempts")
 	flag.StringVar(&c.only, "only", "", "only the attack with this `NAME`")
@@ -50,6 +51,7 @@ func main() {
 
 type config struct {
 	nodes, addresses    int
+	rounds              int
 	every, phase, pause time.Duration
 	only                string
 }
@@ -99,27 +101,29 @@ func (c config) measure(ctx context.Context) error {
 	for n, attack := range attackers.All() {
 		names = slices.Insert(names, n, attack.Name)
 	}
-	fmt.Println("| attack | attempts/s | certificates/s without → with | median without → with | 99th percentile without → with | errors without → with | CPU of the authority without → with | its peak memory without → with | its log without → with |")
+	fmt.Println("| attack | attempts per second | certificates per second | lost | median | 99th percentile | CPU | peak memory | log per second |")
 	fmt.Println("|---|---|---|---|---|---|---|---|---|")
 	for _, name := range names {
 		if c.only != "" && c.only != name {
 			continue
 		}
-		without, err := r.sample(ctx, nil)
-		if err != nil {
-			return err
-		}
-		self := exec.Command("/proc/self/exe", "-attack", name, "-address", r.address, "-addresses", fmt.Sprint(c.addresses), "-pause", c.pause.String())
-		with, err := r.sample(ctx, self)
-		if err != nil {
-			return err
+		without, with := &sample{}, &sample{}
+		for range c.rounds {
+			if err := r.sample(ctx, without, nil); err != nil {
+				return err
+			}
+			self := exec.Command("/proc/self/exe", "-attack", name, "-address", r.address, "-addresses", fmt.Sprint(c.addresses), "-pause", c.pause.String())
+			if err := r.sample(ctx, with, self); err != nil {
+				return err
+			}
 		}
 		if ctx.Err() != nil {
 			return errors.New("interrupted")
 		}
-		fmt.Printf("| %s | %.0f | %.1f → %.1f | %s → %s | %s → %s | %d → %d | %.0f %% → %.0f %% | %d MiB → %d MiB | %s → %s |\n", name, float64(with.attempts)/with.took.Seconds(),
-			without.rate(), with.rate(), without.percentile(50), with.percentile(50), without.percentile(99), with.percentile(99),
-			without.errors, with.errors, without.cpu(), with.cpu(), without.memory>>20, with.memory>>20, without.logRate(), with.logRate())
+		fmt.Printf("| %s | %.0f | %.1f → %.1f (%.0f %%) | %d → %d | %s → %s | %s → %s | %.0f %% → %.0f %% | %d → %d MiB | %s → %s |\n",
+			name, float64(with.attempts)/with.took.Seconds(), without.rate(), with.rate(), 100*with.rate()/without.rate(), without.errors, with.errors,
+			without.percentile(50), with.percentile(50), without.percentile(99), with.percentile(99),
+			without.cpu(), with.cpu(), without.memory>>20, with.memory>>20, without.logRate(), with.logRate())
 		for _, failed := range with.failures {
 			fmt.Fprintln(os.Stderr, "with", name+":", strings.TrimSpace(failed))
 		}

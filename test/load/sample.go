@@ -21,7 +21,7 @@ func namesOfWeb() []names.DNSName {
 	return names.Must(names.ParseAll(names.ParseDNSName, "web.shop.svc", "web.shop.svc.cluster.local"))
 }
 
-// sample is one measurement.
+// sample is the sum of the rounds of a measurement.
 type sample struct {
 	took     time.Duration
 	latency  []time.Duration // of each certificate
@@ -50,35 +50,39 @@ func (s *sample) percentile(p int) time.Duration {
 // settle is how long an attack runs before it is measured.
 const settle = 2 * time.Second
 
-// sample measures for the time of a phase. The attack's process runs meanwhile, if it is
-// not nil.
-func (r *running) sample(ctx context.Context, attack *exec.Cmd) (s *sample, err error) {
-	s = &sample{}
+// sample measures for the time of a phase, and adds to s. The attack's process runs
+// meanwhile, if it is not nil.
+func (r *running) sample(ctx context.Context, s *sample, attack *exec.Cmd) error {
 	var output strings.Builder
 	if attack != nil {
 		attack.Stdout, attack.Stderr = &output, io.Writer(os.Stderr)
 		if err := attack.Start(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	time.Sleep(settle)
 	if err := r.resetPeak(); err != nil {
-		return nil, err
+		return err
 	}
 	cpu, logged, begin := r.cpuTime(), r.logged.bytes.Load(), time.Now()
 	r.sign(ctx, s)
-	s.took = time.Since(begin)
-	s.busy, s.logged, s.memory = r.cpuTime()-cpu, r.logged.bytes.Load()-logged, r.peak()
-	if attack != nil {
-		_ = attack.Process.Signal(syscall.SIGTERM)
-		if err := attack.Wait(); err != nil {
-			return nil, fmt.Errorf("the attackers: %w", err)
-		}
-		if s.attempts, err = strconv.ParseInt(strings.TrimSpace(output.String()), 10, 64); err != nil {
-			return nil, errors.New("the attackers print no count")
-		}
+	s.took += time.Since(begin)
+	s.busy += r.cpuTime() - cpu
+	s.logged += r.logged.bytes.Load() - logged
+	s.memory = max(s.memory, r.peak())
+	if attack == nil {
+		return nil
 	}
-	return s, nil
+	_ = attack.Process.Signal(syscall.SIGTERM)
+	if err := attack.Wait(); err != nil {
+		return fmt.Errorf("the attackers: %w", err)
+	}
+	attempts, err := strconv.ParseInt(strings.TrimSpace(output.String()), 10, 64)
+	if err != nil {
+		return errors.New("the attackers print no count")
+	}
+	s.attempts += attempts
+	return nil
 }
 
 // sign has each node get a certificate again and again, at a steady rate, and not after
