@@ -78,7 +78,7 @@ func (c config) attack(ctx context.Context, name, address string) error {
 			continue
 		}
 		for n := range c.addresses {
-			a := &attackers.Attacker{Address: address, From: netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + n)}), Plugin: plugin("node-0"), Pause: c.pause}
+			a := &attackers.Attacker{Address: address, From: netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + n)}), Plugin: plugin("guessed"), Pause: c.pause}
 			all.Go(func() {
 				attack.Run(ctx, a)
 				done.Add(a.Done.Load())

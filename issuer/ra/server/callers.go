@@ -27,9 +27,9 @@ const (
 	keepReview = 10 * time.Second
 	// maxCallers bounds the tokens that are remembered: for a fleet of 5,000 nodes.
 	maxCallers = 16384
-	// knownReviews and strangersReviews bound the reviews of callers at a time: of
-	// tokens that the API server has accepted before, and of others. Strangers wait in
-	// turn by address, so that an address with many tokens does not delay another one.
+	// knownReviews and strangersReviews bound the reviews of callers at a time: of node
+	// plugins' pods that the API server has confirmed before, and of others. Strangers wait
+	// in turn by address, so that an address with many tokens does not delay another one.
 	// Together with podReviews they are not more than client-go keeps connections.
 	knownReviews     = 4
 	strangersReviews = 5
@@ -51,13 +51,14 @@ var (
 type callers struct {
 	reviewer       Reviewer
 	plugin         ServiceAccount
-	rejections     *limiter // of an address
+	rejections     *limiter // of an address, or of a known pod
 	known, unknown *slots
 	otherIssuers   *rate.Limiter
 	reviews        singleflight.Group
 
 	mu       sync.Mutex
 	accepted map[tokenHash]acceptedToken
+	pods     map[string]bool // UIDs of node plugins' pods, which only who may read pods knows
 	issuers  map[string]bool // of accepted tokens, and of the server's own
 }
 
@@ -79,7 +80,7 @@ func newCallers(r Reviewer, plugin ServiceAccount, tokenIssuer string) *callers 
 		known:        newSlots(knownReviews, 1, waitingStrangers),
 		unknown:      newSlots(strangersReviews, strangersReviews, waitingStrangers),
 		otherIssuers: rate.NewLimiter(rate.Limit(otherIssuersRate.Rate), otherIssuersRate.Burst),
-		accepted:     map[tokenHash]acceptedToken{}, issuers: map[string]bool{},
+		accepted:     map[tokenHash]acceptedToken{}, pods: map[string]bool{}, issuers: map[string]bool{},
 	}
 	if tokenIssuer != "" {
 		c.issuers[tokenIssuer] = true
@@ -121,29 +122,28 @@ func (c *callers) identify(ctx context.Context, headers http.Header, address net
 		return pod, rejectedClaims, fmt.Errorf("%w: the caller's token: %w", issuer.CallerRejected, err)
 	}
 	hash := tokenHash(sha256.Sum256([]byte(token.Reveal())))
-	seen, familiar, issuerKnown := c.look(hash, said.Issuer)
-	if familiar && now.Before(seen.fresh) {
+	seen, podKnown, issuerKnown := c.look(hash, said)
+	if now.Before(seen.fresh) {
 		return seen.pod, "", nil
 	}
-	queue, key := c.known, seen.pod.Node
-	if !familiar {
-		queue, key = c.unknown, address.String()
-		switch {
-		case c.rejections.empty(key):
-			return pod, rejectedRate, errManyRejections
-		case !issuerKnown && !c.otherIssuers.Allow():
-			return pod, rejectedClaims, fmt.Errorf("%w: the caller's token: %w: its issuer is not that of the API server", issuer.CallerRejected, ErrRejected)
-		}
+	queue, key := c.unknown, address.String()
+	if podKnown {
+		queue, key = c.known, said.Kubernetes.Pod.UID
+	}
+	switch {
+	case c.rejections.empty(key):
+		return pod, rejectedRate, errManyRejections
+	case !podKnown && !issuerKnown && !c.otherIssuers.Allow():
+		return pod, rejectedClaims, fmt.Errorf("%w: the caller's token: %w: its issuer is not that of the API server", issuer.CallerRejected, ErrRejected)
 	}
 	return c.review(ctx, token, hash, said, queue, key)
 }
 
-// look returns what is remembered of the token.
-func (c *callers) look(hash tokenHash, tokenIssuer string) (seen acceptedToken, familiar, issuerKnown bool) {
+// look returns what is remembered of the token, of its pod and of its issuer.
+func (c *callers) look(hash tokenHash, said claims) (seen acceptedToken, podKnown, issuerKnown bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	seen, familiar = c.accepted[hash]
-	return seen, familiar, len(c.issuers) == 0 || c.issuers[tokenIssuer]
+	return c.accepted[hash], c.pods[said.Kubernetes.Pod.UID], len(c.issuers) == 0 || c.issuers[said.Issuer]
 }
 
 // review has the API server review the token, once for all calls that wait for it.
@@ -183,7 +183,7 @@ func (c *callers) reviewOnce(ctx context.Context, token issuer.Token, hash token
 		return pod, fmt.Errorf("%w: wait for other token reviews: %w", issuer.Ended(ctx), err)
 	}
 	defer release()
-	if queue == c.unknown && c.rejections.empty(key) { // emptied while the call waited
+	if c.rejections.empty(key) { // emptied while the call waited
 		return pod, errManyRejections
 	}
 	pod, err = c.reviewer.Review(ctx, token)
@@ -199,9 +199,7 @@ func (c *callers) reviewOnce(ctx context.Context, token issuer.Token, hash token
 	defer c.mu.Unlock()
 	if err != nil {
 		delete(c.accepted, hash)
-		if queue == c.unknown {
-			c.rejections.charge(key)
-		}
+		c.rejections.charge(key)
 		return pod, err
 	}
 	c.remember(hash, said, pod)
@@ -220,6 +218,10 @@ func (c *callers) remember(hash tokenHash, said claims, pod issuer.Pod) {
 			delete(c.accepted, other)
 		}
 	}
+	if len(c.pods) >= maxCallers {
+		clear(c.pods)
+	}
+	c.pods[pod.UID] = true
 	if len(c.issuers) < 16 {
 		c.issuers[said.Issuer] = true
 	}

@@ -177,13 +177,16 @@ func TestReviewOutlivesTheCallThatBeganIt(t *testing.T) {
 	})
 }
 
+// guessed is a node plugin's pod for who does not know the UID of one.
+var guessed = issuer.Pod{Namespace: plugin.Namespace, Name: plugin.Name, UID: "guessed", ServiceAccount: plugin.ServiceAccount, Node: plugin.Node}
+
 // forge sends forged tokens that look like a plugin's from the address, at once and
 // again and again, until the context ends.
 func forge(ctx context.Context, c *callers, address netip.Prefix) {
 	for sender := range 40 { // more than can wait
 		go func() {
 			for n := 0; ctx.Err() == nil; n++ {
-				token := reviews.Token(plugin, fmt.Sprint(address, sender, n))
+				token := reviews.Token(guessed, fmt.Sprint(address, sender, n))
 				if _, reason, _ := c.identify(ctx, bearer(token), address); reason == rejectedRate {
 					time.Sleep(100 * time.Millisecond)
 				}
@@ -196,7 +199,7 @@ func forge(ctx context.Context, c *callers, address netip.Prefix) {
 // one, and cost few reviews.
 func TestForgedTokensDelayNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fresh := reviews.Token(plugin, "fresh")
+		fresh := reviews.Token(guessed, "fresh")
 		c, api := newSlow(pluginToken, fresh)
 		c.rejections = newLimiter(Limit{1e9, 1e9}) // as if there were a thousand addresses
 		identify := func(token string) time.Duration {
@@ -227,12 +230,13 @@ func TestForgedTokensDelayNobody(t *testing.T) {
 	})
 }
 
-// An address gets few reviews for tokens that are then rejected. A token that was
-// accepted before is not affected, from whichever address.
+// An address gets few reviews for tokens that are then rejected. A node plugin's pod
+// that was accepted before is not affected, from whichever address and with whichever
+// token: the kubelet brings a new one each hour.
 func TestRejectedTokensOfAnAddressAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fresh := reviews.Token(plugin, "fresh")
-		c, api := newSlow(pluginToken, fresh)
+		fresh, rotated := reviews.Token(guessed, "fresh"), reviews.Token(plugin, "rotated")
+		c, api := newSlow(pluginToken, fresh, rotated)
 		if _, _, err := c.identify(t.Context(), bearer(pluginToken), here); err != nil {
 			t.Fatal(err)
 		}
@@ -242,8 +246,10 @@ func TestRejectedTokensOfAnAddressAreLimited(t *testing.T) {
 		if most := int64(rejectionsRate.Burst+strangersReviews) + int64(rejectionsRate.Rate*60); api.reviews.Load() > most {
 			t.Errorf("%d reviews in a minute, want at most %d", api.reviews.Load(), most)
 		}
-		if _, _, err := c.identify(t.Context(), bearer(pluginToken), here); err != nil {
-			t.Error(err)
+		for _, token := range []string{pluginToken, rotated} {
+			if _, _, err := c.identify(t.Context(), bearer(token), here); err != nil {
+				t.Error(err)
+			}
 		}
 		if _, _, err := c.identify(t.Context(), bearer(fresh), there); err != nil {
 			t.Error(err)
@@ -290,9 +296,11 @@ func TestRememberedCallersAreBounded(t *testing.T) {
 	said := claims{Expiry: time.Now().Add(time.Hour).Unix()}
 	for n := range maxCallers + 1000 {
 		said.Issuer = fmt.Sprint("https://", n)
-		c.remember(tokenHash{byte(n), byte(n >> 8), byte(n >> 16)}, said, plugin)
+		pod := plugin
+		pod.UID = fmt.Sprint(n)
+		c.remember(tokenHash{byte(n), byte(n >> 8), byte(n >> 16)}, said, pod)
 	}
-	if len(c.accepted) > maxCallers || len(c.issuers) > 16 {
+	if len(c.accepted) > maxCallers || len(c.pods) > maxCallers || len(c.issuers) > 16 {
 		t.Errorf("%d tokens, %d issuers", len(c.accepted), len(c.issuers))
 	}
 }
