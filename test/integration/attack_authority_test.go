@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
@@ -93,10 +94,18 @@ func (a *attack) call(client rapb.RegistrationAuthorityClient) error {
 
 func (r *authorities) client(t testing.TB) rapb.RegistrationAuthorityClient {
 	t.Helper()
+	return r.clientFrom(t, "127.0.0.1")
+}
+
+// clientFrom returns a client with the address.
+func (r *authorities) clientFrom(t testing.TB, address string) rapb.RegistrationAuthorityClient {
+	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AddCert(r.ca.Root())
+	dialer := &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(address), 0))}
 	connection, err := grpc.NewClient(net.JoinHostPort("127.0.0.1", r.port), grpc.WithTransportCredentials(
-		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: authorityHost})))
+		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: authorityHost})),
+		grpc.WithContextDialer(func(ctx context.Context, to string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", to) }))
 	node.Must(t, err)
 	t.Cleanup(func() { connection.Close() })
 	return rapb.NewRegistrationAuthorityClient(connection)

@@ -72,7 +72,7 @@ func TestAttackAuthorityPort(t *testing.T) {
 	}
 	for range 10 {
 		sign(client)
-		sign(r.client(t)) // another connection
+		sign(r.clientFrom(t, "127.0.0.9"))
 	}
 	node.Eventually(t, 2*time.Minute, "all attackers have attacked", func() bool {
 		for _, a := range all {

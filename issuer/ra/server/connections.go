@@ -19,9 +19,10 @@ import (
 
 // A connection is a stranger's until one of its calls is accepted: its caller has
 // proved to be a node plugin. Anybody can open connections, so strangers get little,
-// and for a short time. Node plugins whose addresses are also an attacker's (behind
-// NAT or a proxy, or with hostNetwork) share only the bounds of strangers with the
-// attacker, for the milliseconds until their first call is accepted.
+// and for a short time. A node plugin whose address is also an attacker's (behind NAT or
+// a proxy, or with hostNetwork) shares the bounds of strangers with the attacker until
+// its first call is accepted, and nothing afterwards: an attack delays its new
+// connections, and not its calls.
 const (
 	// acceptWithin is how long after it is opened a connection needs an accepted call.
 	// It is longer than a review, whose error the caller should get.
@@ -172,7 +173,7 @@ func (l *connections) add(raw net.Conn, address netip.Prefix) *connection {
 	var crowded *connection
 	switch {
 	case len(l.strangers[address]) > maxStrangersOfAddress:
-		crowded = l.strangers[address][0]
+		crowded = least(l.strangers[address])
 	case l.counts.strangers > maxStrangers:
 		// The address with the most: those with one connection are the last to lose it.
 		var most []*connection
@@ -181,11 +182,22 @@ func (l *connections) add(raw net.Conn, address netip.Prefix) *connection {
 				most = of
 			}
 		}
-		crowded = most[0]
+		crowded = least(most)
 	}
 	l.mu.Unlock()
 	crowded.end(closedCrowded)
 	return c
+}
+
+// least returns the connection to close among too many: the oldest without a call, and
+// otherwise the oldest.
+func least(strangers []*connection) *connection {
+	for _, c := range strangers {
+		if !c.called {
+			return c
+		}
+	}
+	return strangers[0]
 }
 
 // connection is a connection from its accept to its end.
@@ -203,9 +215,10 @@ type connection struct {
 	turn      chan struct{} // holds an element while a call of a stranger is identified
 
 	// Below are guarded by the listener's mutex.
-	node string // empty until it is accepted
-	used time.Time
-	gone bool
+	node   string // empty until it is accepted
+	used   time.Time
+	called bool
+	gone   bool
 }
 
 // Read implements net.Conn. It slows strangers down, and closes the connection of a
@@ -326,6 +339,7 @@ func (c *connection) enter(ctx context.Context) (leave func(), err error) {
 	}
 	l := c.listener
 	l.mu.Lock()
+	c.called = true
 	l.counts.calls++
 	l.calls[c.address]++
 	crowded := l.counts.calls > maxCallsOfStrangers || l.calls[c.address] > maxCallsOfAddress

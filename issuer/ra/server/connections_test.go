@@ -117,6 +117,12 @@ func TestStrangersOfOneAddressAreBounded(t *testing.T) {
 		_, other := b.open("10.0.0.2")
 		plugin, accepted := b.open("10.0.0.1")
 		plugin.accept("node-1")
+		calling, far := b.open("10.0.0.1")
+		leave, err := calling.enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer leave()
 		_, oldest := b.open("10.0.0.1")
 		for range 10_000 {
 			b.open("10.0.0.1")
@@ -124,8 +130,8 @@ func TestStrangersOfOneAddressAreBounded(t *testing.T) {
 		if strangers, _ := b.sizes(); strangers != maxStrangersOfAddress+1 || !isClosed(oldest) {
 			t.Errorf("%d strangers, the oldest is closed: %v", strangers, isClosed(oldest))
 		}
-		if isClosed(other) || isClosed(accepted) {
-			t.Error("the connection of another address, or of a node plugin, is closed")
+		if isClosed(other) || isClosed(accepted) || isClosed(far) {
+			t.Error("the connection of another address, of a node plugin, or with a call is closed")
 		}
 	})
 }
