@@ -297,16 +297,18 @@ func (c *connection) accept(node string) {
 	l.nodes[node] = append(l.nodes[node], c)
 	l.counts.accepted++
 	l.learn(c.address, now)
-	var replaced *connection
+	candidates := map[string][]*connection{} // of which the longest unused is closed
 	switch {
 	case len(l.nodes[node]) > maxConnectionsOfNode:
-		replaced = l.nodes[node][0]
+		candidates[node] = l.nodes[node]
 	case l.counts.accepted > maxConnections:
-		for _, of := range l.nodes {
-			for _, other := range of {
-				if replaced == nil || other.used.Before(replaced.used) {
-					replaced = other
-				}
+		candidates = l.nodes
+	}
+	var replaced *connection
+	for _, of := range candidates {
+		for _, other := range of {
+			if replaced == nil || other.used.Before(replaced.used) {
+				replaced = other
 			}
 		}
 	}

@@ -165,7 +165,7 @@ func TestIPv6IsBoundedByNetwork(t *testing.T) {
 	})
 }
 
-// A node has few connections: its oldest is closed, and no other node's.
+// A node has few connections: its longest unused is closed, and no other node's.
 func TestConnectionsOfANodeAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBounded(t)
@@ -178,6 +178,7 @@ func TestConnectionsOfANodeAreBounded(t *testing.T) {
 				first = far
 			}
 			synctest.Wait()
+			time.Sleep(time.Millisecond)
 		}
 		if _, accepted := b.sizes(); accepted != maxConnectionsOfNode+1 || !isClosed(first) || isClosed(far) {
 			t.Errorf("%d accepted; the first is closed: %v; the other node's is closed: %v", accepted, isClosed(first), isClosed(far))
