@@ -32,7 +32,11 @@ func (s *slowAPIServer) Review(ctx context.Context, token issuer.Token) (issuer.
 	defer s.now.Add(-1)
 	for most := s.most.Load(); now > most && !s.most.CompareAndSwap(most, now); most = s.most.Load() {
 	}
-	time.Sleep(50 * time.Millisecond)
+	select {
+	case <-time.After(50 * time.Millisecond):
+	case <-ctx.Done():
+		return issuer.Pod{}, fmt.Errorf("%w: %w", issuer.Ended(ctx), ctx.Err())
+	}
 	if pod, known := s.tokens[token.Reveal()]; known {
 		return pod, nil
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -287,6 +288,116 @@ func TestKnownAddressesAreBounded(t *testing.T) {
 		c, _ := b.open("10.250.0.1")
 		if c.accept("node-1"); len(b.known) != 1 {
 			t.Errorf("%d are known, one of them for less than %s", len(b.known), knownFor)
+		}
+	})
+}
+
+// A stranger's calls are identified one after the other. Once one is accepted, the others
+// go on at once.
+func TestCallsOfAStrangerTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBounded(t)
+		c, _ := b.open("10.0.0.1")
+		first, err := c.enter(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		entered := make(chan func(), 10)
+		for range cap(entered) {
+			go func() {
+				leave, err := c.enter(t.Context())
+				if err != nil {
+					t.Error(err)
+				}
+				entered <- leave
+			}()
+		}
+		synctest.Wait()
+		if len(entered) > 0 {
+			t.Fatal("a second call is identified at the same time")
+		}
+		c.accept("node-1")
+		first()
+		synctest.Wait()
+		if len(entered) != cap(entered) {
+			t.Errorf("%d of %d calls go on", len(entered), cap(entered))
+		}
+		for range len(entered) {
+			(<-entered)()
+		}
+		if b.counts.calls != 0 || len(b.calls) != 0 {
+			t.Errorf("%d calls are left", b.counts.calls)
+		}
+	})
+}
+
+// Calls of strangers that wait are bounded: a connection with too many is closed.
+func TestWaitingCallsOfStrangersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBounded(t)
+		other, otherFar := b.open("10.0.0.2")
+		c, far := b.open("10.0.0.1")
+		for range 2 * maxCallsOfAddress {
+			go func() {
+				if leave, err := c.enter(t.Context()); err == nil {
+					t.Cleanup(leave)
+				}
+			}()
+		}
+		synctest.Wait()
+		leave, err := other.enter(t.Context())
+		defer leave()
+		if err != nil || isClosed(otherFar) || !isClosed(far) {
+			t.Errorf("another address: %v; closed: %v; the address with too many: %v", err, isClosed(otherFar), isClosed(far))
+		}
+	})
+}
+
+// A connection whose callers are all rejected gets no new calls, and is then closed.
+func TestConnectionOfRejectedCallersIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBounded(t)
+		c, far := b.open("10.0.0.1")
+		for n := 1; n <= 2*maxStrikes; n++ {
+			if isClosed(far) {
+				t.Fatalf("closed after %d rejections", n-1)
+			}
+			if last := c.strike(); last != (n >= maxStrikes) {
+				t.Errorf("rejection %d: no new calls: %v", n, last)
+			}
+		}
+		if !isClosed(far) {
+			t.Error("not closed")
+		}
+	})
+}
+
+// All strangers of an address together are read slowly, and another address is not.
+func TestStrangersAreReadSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBounded(t)
+		send := func(address string, n int) time.Duration {
+			begin := time.Now()
+			for n > 0 {
+				c, far := b.open(address)
+				var reading sync.WaitGroup
+				reading.Go(func() { _, _ = io.Copy(io.Discard, c) })
+				for sent := 0; sent < 64<<10; sent += 1024 {
+					if _, err := far.Write(make([]byte, 1024)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				n -= 64 << 10
+				c.Close()
+				reading.Wait()
+			}
+			return time.Since(begin)
+		}
+		if took := send("10.0.0.1", 2560<<10); took < 7*time.Second {
+			t.Errorf("2560 KiB were read in %s", took)
+		}
+		if took := send("10.0.0.2", 64<<10); took > time.Millisecond {
+			t.Errorf("64 KiB of another address took %s", took)
 		}
 	})
 }

@@ -9,8 +9,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.step.sm/crypto/minica"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -243,5 +245,45 @@ func TestCallWithoutCallerIsRejected(t *testing.T) {
 	})
 	if status.Code(err) != codes.Internal {
 		t.Error(err)
+	}
+}
+
+// Revocations of a node have a rate limit of their own: signing does not wait for them.
+func TestRevocationsOfANodeAreLimited(t *testing.T) {
+	client := serveFuzzed(t, func(s *Server) { s.revocations = newLimiter(Limit{Rate: 1e-9, Burst: 1}) }).client("127.0.0.1")
+	for _, want := range []codes.Code{codes.InvalidArgument, codes.ResourceExhausted, codes.ResourceExhausted} {
+		_, err := client.Revoke(as(t, pluginToken), &rapb.RevokeRequest{Issuer: "default"})
+		if status.Code(err) != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+	if _, err := client.Sign(as(t, pluginToken), webRequest(t, "a.web.c")); status.Code(err) != codes.Unavailable { // the CA never signs
+		t.Error(err)
+	}
+}
+
+// What an unauthenticated client sends is logged shortened, and seldom. The rest is
+// counted.
+func TestRejectionsAreLoggedSeldom(t *testing.T) {
+	begin := time.Now()
+	s := serveFuzzed(t, func(*Server) {})
+	text := strings.Repeat("spam", 3000)
+	const calls = 200
+	var all sync.WaitGroup
+	for range 10 {
+		client := s.client("127.0.0.1")
+		all.Go(func() {
+			for range calls / 10 {
+				_, _ = client.Sign(as(t, text), &rapb.SignRequest{Issuer: text})
+			}
+		})
+	}
+	all.Wait()
+	log := s.log.String()
+	if lines := strings.Count(log, "\n"); float64(lines) > 22+time.Since(begin).Seconds() || strings.Contains(log, "spamspam") || len(log) > lines*1000 {
+		t.Errorf("%d lines, %d bytes:\n%s", lines, len(log), log)
+	}
+	if counted := testutil.ToFloat64(s.metrics.rejected.WithLabelValues(rejectedToken)); counted < 20 {
+		t.Errorf("%v rejected calls are counted", counted)
 	}
 }
