@@ -87,6 +87,12 @@ fuzz: ## Fuzz the parsers of users' and nodes' input, one minute each
 soak: ## Kill the plugin at random, under load, for SOAK=30m (needs root)
 	$(SUDO) $(GO) test -count 1 -timeout 0 -tags $(TAGS) -v -run TestRandomKills ./test/crash -soak $(or $(SOAK),30m) -seed $(or $(SEED),0)
 
+# The attackers run on this machine, at the lowest priority for its processors. ATTACK is
+# the name of one attack, as the table has it.
+.PHONY: attack
+attack: ## Measure the registration authority under attack, for docs/security.md (15 minutes); ATTACK=name for one
+	@$(GO) run -tags $(TAGS) ./test/load $(if $(ATTACK),-only "$(ATTACK)")
+
 # Needs neither root nor a network.
 .PHONY: fleet
 fleet: ## Simulate 5,000 nodes, and write docs/fleet.md (half an hour, 4 GB); SCENARIO=name for one

@@ -115,3 +115,27 @@ func keyTypeOf(public crypto.PublicKey) (t KeyType, known bool) {
 	}
 	return "", false
 }
+
+// CheckKey returns an error unless it is cheap to verify a signature with the public
+// key: P-256, P-384, P-521, Ed25519, or RSA with 2048 to 4096 bits. The keys of
+// certificates from outside can have any size.
+func CheckKey(public crypto.PublicKey) error {
+	switch k := public.(type) {
+	case *ecdsa.PublicKey:
+		switch k.Curve {
+		case elliptic.P256(), elliptic.P384(), elliptic.P521():
+			return nil
+		}
+	case ed25519.PublicKey:
+		return nil
+	case *rsa.PublicKey:
+		if bits := k.N.BitLen(); bits < 2048 || bits > 4096 {
+			return fmt.Errorf("an RSA key of %d bits: 2048 to 4096 bits are accepted", bits)
+		}
+		if k.E < 3 || k.E > 1<<31-1 || k.E%2 == 0 {
+			return fmt.Errorf("an RSA key with the exponent %d", k.E)
+		}
+		return nil
+	}
+	return errors.New("the key is neither ECDSA (P-256, P-384, P-521) nor Ed25519 nor RSA")
+}

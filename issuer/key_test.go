@@ -2,8 +2,14 @@ package issuer
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"errors"
 	"fmt"
+	"math/big"
 	"sync"
 	"testing"
 	"time"
@@ -63,5 +69,36 @@ func TestGiveUpWaitingForAKey(t *testing.T) {
 	}
 	if _, err := g.Generate(t.Context(), Pod{Namespace: "0"}, ECDSAP256); err != nil {
 		t.Errorf("an ECDSA key: %v", err)
+	}
+}
+
+// Keys with which a signature is slow to verify are rejected.
+func TestSlowKeysAreRejected(t *testing.T) {
+	for _, kind := range KeyTypes() {
+		key, err := kind.Generate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckKey(key.Public()); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+	modulus := func(bits uint) *big.Int { return new(big.Int).SetBit(big.NewInt(1), int(bits)-1, 1) }
+	p224, err := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, key := range map[string]crypto.PublicKey{
+		"RSA with 480,000 bits":     &rsa.PublicKey{N: modulus(480_000), E: 65537},
+		"RSA with 4097 bits":        &rsa.PublicKey{N: modulus(4097), E: 65537},
+		"RSA with 2047 bits":        &rsa.PublicKey{N: modulus(2047), E: 65537},
+		"RSA with the exponent 1":   &rsa.PublicKey{N: modulus(2048), E: 1},
+		"RSA with an even exponent": &rsa.PublicKey{N: modulus(2048), E: 65536},
+		"P-224":                     &p224.PublicKey,
+		"none":                      nil,
+	} {
+		if CheckKey(key) == nil {
+			t.Errorf("%s is accepted", name)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -81,6 +82,7 @@ func (c *config) newServer(metrics prometheus.Registerer) (*server.Server, error
 	if err != nil {
 		return nil, err
 	}
+	checked.TokenIssuer = server.IssuerOf(ownToken(api))
 	s, err := server.New(checked)
 	if err != nil {
 		return nil, fmt.Errorf("authority.%w", err)
@@ -107,6 +109,16 @@ func (c *config) serverConfig(reviewer server.Reviewer, metrics prometheus.Regis
 		s.Issuers[name] = server.Issuer{Issuer: i.issuer, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
 	}
 	return s, nil
+}
+
+// ownToken returns the token by which the process calls the API server. If it cannot be
+// read, the first review says so.
+func ownToken(c *rest.Config) string {
+	if c.BearerTokenFile == "" {
+		return c.BearerToken
+	}
+	token, _ := os.ReadFile(c.BearerTokenFile)
+	return string(token)
 }
 
 // apiServer returns the configuration of the client for the API server.

@@ -16,9 +16,16 @@ import (
 	"github.com/flexstack/step-csi/issuer/panics"
 )
 
-// MaxMessage bounds requests and responses, in bytes. A CSR with a hundred names and
-// a token have 30 KiB.
-const MaxMessage = 128 << 10
+const (
+	// MaxRequest bounds requests, in bytes. The largest is a CSR with an RSA-4096 key
+	// and a hundred DNS names of 253 bytes (27 KiB) and the pod's token (16 KiB at most,
+	// 1.5 KiB in practice). A revocation has a chain with such a leaf (27 KiB) and its
+	// intermediates (1 to 2 KiB each).
+	MaxRequest = 56 << 10
+	// maxResponse bounds responses, in bytes: a chain, and the roots of the CA and of
+	// the CAs that it is federated with.
+	maxResponse = 128 << 10
+)
 
 // serviceConfig spreads the calls over all replicas, and retries a call at another
 // replica if one is unavailable. It stops retrying while most calls fail, because
@@ -68,7 +75,7 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 		grpc.WithDisableServiceConfig(), // ignore the service config in DNS
 		grpc.WithNoProxy(),
 		grpc.WithIdleTimeout(idleTimeout),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse), grpc.MaxCallSendMsgSize(MaxRequest)),
 		// Pings detect a dead replica while calls wait for its answer.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{

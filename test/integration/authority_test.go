@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -41,6 +42,7 @@ type authorities struct {
 	caURL    string
 	port     string
 	replicas []*replica
+	attacks  atomic.Int64 // so far
 }
 
 // rootedCA is a step-ca with a known root.
@@ -60,8 +62,14 @@ type replica struct {
 // plugin is the pod of the node plugin.
 var plugin = issuer.Pod{Namespace: "step-ca", Name: "step-csi-1", UID: "uid-plugin", ServiceAccount: "step-csi", Node: "node-1"}
 
-// jwt returns a string with the format of a token.
-func jwt(name string) string { return "header." + name + ".signature" }
+// jwt returns a token: that of the node plugin if the name begins with "plugin", and
+// otherwise that of a pod of the service account shop/web.
+func jwt(name string) string {
+	if strings.HasPrefix(name, "plugin") {
+		return reviews.Token(plugin, name)
+	}
+	return reviews.Token(issuer.Pod{Namespace: "shop", Name: name, UID: name, ServiceAccount: "web", Node: "node-1"}, name)
+}
 
 // startAuthority starts replicas on 127.0.0.1, 127.0.0.2 and so on. more is appended
 // to the authority section of their configuration.
@@ -127,7 +135,7 @@ func (r *authorities) prepare(address, more string) *replica {
 	name, password := r.ca.Provisioner()
 	p := &replica{address: address, http: net.JoinHostPort(address, freePort(r.t)), config: filepath.Join(directory, "step-csi.yaml"), logs: &node.Log{}}
 	for file, content := range map[string]string{
-		"password": password, "api.crt": string(r.reviews.RootPEM()), "token": "the authority's own",
+		"password": password, "api.crt": string(r.reviews.RootPEM()), "token": reviews.Token(issuer.Pod{Namespace: "step-ca", Name: "ra-1", UID: "ra-1", ServiceAccount: "step-csi-ra", Node: "node-1"}, "ra"),
 		"step-csi.yaml": fmt.Sprintf(`
 issuers:
   default:

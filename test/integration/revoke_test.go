@@ -5,11 +5,13 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
+	"math/big"
 	"net/http"
 	"strings"
 	"testing"
@@ -275,16 +277,17 @@ func TestAttackRevocation(t *testing.T) {
 	elsewhere.Publish(x)
 	mine, victim, alien := read(t, n.Target(p)), read(t, n.Target(q)), read(t, elsewhere.Target(x))
 	fine := func(t *testing.T) *theRevocation {
-		r.reviews.Bind(jwt("plugin"), plugin)
+		token := jwt(fmt.Sprint("plugin-", r.attacks.Add(1))) // each has its own, because its review is kept
+		r.reviews.Bind(token, plugin)
 		return &theRevocation{
-			t: t, token: jwt("plugin"), node: "node-1", key: mine.key,
+			t: t, token: token, node: "node-1", key: mine.key,
 			request: &rapb.RevokeRequest{Issuer: "default", Chain: ra.Raw(mine.chain), PodUid: "p", Time: time.Now().Unix()},
 		}
 	}
 	client := r.client(t)
 	heard := fine(t) // an eavesdropper recorded this valid call
 	as := func(pod issuer.Pod) func(*theRevocation) {
-		return func(a *theRevocation) { r.reviews.Set(jwt("plugin"), reviews.Bound(pod)) }
+		return func(a *theRevocation) { r.reviews.Set(a.token, reviews.Bound(pod)) }
 	}
 	for _, test := range []struct {
 		name    string
@@ -293,8 +296,8 @@ func TestAttackRevocation(t *testing.T) {
 		message string
 	}{
 		{"no token", func(a *theRevocation) { a.token = "" }, codes.Unauthenticated, "the caller's token"},
-		{"a forged token", func(a *theRevocation) { a.token = jwt("forged") }, codes.Unauthenticated, "the caller's token"},
-		{"an expired token", func(a *theRevocation) { r.reviews.Set(jwt("plugin"), statusExpired) }, codes.Unauthenticated, "has expired"},
+		{"a forged token", func(a *theRevocation) { a.token = jwt("plugin-forged") }, codes.Unauthenticated, "the caller's token"},
+		{"an expired token", func(a *theRevocation) { r.reviews.Set(a.token, statusExpired) }, codes.Unauthenticated, "has expired"},
 		{"a pod calls by itself", func(a *theRevocation) { a.token = jwt("p") }, codes.PermissionDenied, "only node plugins"},
 		{"another service account", as(issuer.Pod{Namespace: "step-ca", Name: "x", UID: "u", ServiceAccount: "default", Node: "node-1"}), codes.PermissionDenied, "only node plugins"},
 		{"the foreign key", func(a *theRevocation) { a.key = victim.key }, codes.PermissionDenied, "no proof"},
@@ -306,8 +309,14 @@ func TestAttackRevocation(t *testing.T) {
 		{"the victim's certificate as an intermediate", func(a *theRevocation) {
 			a.request.Chain = append(ra.Raw(mine.chain[:1]), victim.leaf().Raw)
 		}, codes.PermissionDenied, "not a valid certificate of the issuer"},
-		{"the intermediate", func(a *theRevocation) { a.request.Chain = ra.Raw(mine.chain[1:]) }, codes.PermissionDenied, "no proof"},
-		{"the root", func(a *theRevocation) { a.request.Chain = ra.Raw([]*x509.Certificate{ca.Root()}) }, codes.PermissionDenied, "no proof"},
+		{"the intermediate", func(a *theRevocation) { a.request.Chain = ra.Raw(mine.chain[1:]) }, codes.PermissionDenied, "not a valid certificate of the issuer"},
+		{"the root", func(a *theRevocation) { a.request.Chain = ra.Raw([]*x509.Certificate{ca.Root()}) }, codes.PermissionDenied, "not a valid certificate of the issuer"},
+		{"an RSA key of 200,000 bits", func(a *theRevocation) {
+			a.request.Chain, a.request.Signature = [][]byte{hugeKey(t, mine.leaf())}, make([]byte, 25_000)
+		}, codes.InvalidArgument, "an RSA key of 200000 bits"},
+		{"an RSA key of 200,000 bits in an intermediate", func(a *theRevocation) {
+			a.request.Chain = append(a.request.Chain, hugeKey(t, mine.leaf()))
+		}, codes.InvalidArgument, "an RSA key of 200000 bits"},
 		{"a certificate of another CA", func(a *theRevocation) { a.key, a.request.Chain = alien.key, ra.Raw(alien.chain) }, codes.PermissionDenied, "no chain to a root"},
 		{"one's own, with the victim's serial number", func(a *theRevocation) {
 			a.request.Chain, a.key = selfMade(t, victim.leaf())
@@ -358,7 +367,6 @@ func TestAttackRevocation(t *testing.T) {
 		}
 	}
 	// The valid call succeeds, and replaying it changes nothing.
-	r.reviews.Bind(jwt("plugin"), plugin)
 	node.Must(t, heard.call(client))
 	node.Must(t, heard.call(client))
 	if list, want := revoked(t, ca), mine.leaf().SerialNumber.String(); list != want {
@@ -368,7 +376,7 @@ func TestAttackRevocation(t *testing.T) {
 		n.Unpublish(p)
 	}
 	elsewhere.Unpublish(x)
-	if log := r.replicas[0].logs; log.Count(logs.RevocationRefused) != 28 || log.Count(logs.Revoked) != 2 {
+	if log := r.replicas[0].logs; log.Count(logs.RevocationRefused) != 25 || log.Count(logs.Revoked) != 2 {
 		t.Errorf("the audit log has %d refusals:\n%s", log.Count(logs.RevocationRefused), log)
 	}
 }
@@ -385,6 +393,23 @@ func selfMade(t *testing.T, like *x509.Certificate) ([][]byte, crypto.Signer) {
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key.Signer)
 	node.Must(t, err)
 	return [][]byte{der}, key.Signer
+}
+
+// hugeKey returns a certificate like another, with an RSA key that takes seconds to
+// verify a signature with.
+func hugeKey(t *testing.T, like *x509.Certificate) []byte {
+	t.Helper()
+	modulus := new(big.Int).Lsh(big.NewInt(1), 199_999)
+	modulus.SetBit(modulus, 0, 1)
+	signer, err := issuer.ECDSAP256.Generate()
+	node.Must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: like.SerialNumber, Subject: like.Subject, DNSNames: like.DNSNames, NotBefore: like.NotBefore, NotAfter: like.NotAfter,
+		KeyUsage: like.KeyUsage, ExtKeyUsage: like.ExtKeyUsage,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &rsa.PublicKey{N: modulus, E: 65537}, signer.Signer)
+	node.Must(t, err)
+	return der
 }
 
 // The authority rejects expired certificates, which need no revocation.

@@ -106,9 +106,11 @@ func checkErrorsReachThePod(t *testing.T, r *authorities, n *node.Node) {
 	expect(t, n.TryPublish(p), codes.Unavailable, "token has expired")
 
 	r.admit(p)
-	r.reviews.Set(jwt("plugin"), statusExpired)
+	token := filepath.Join(filepath.Dir(n.Config), "token")
+	r.reviews.Set(jwt("plugin-expired"), statusExpired)
+	node.Must(t, os.WriteFile(token, []byte(jwt("plugin-expired")), 0o600))
 	expect(t, n.TryPublish(p), codes.Unavailable, "the caller's token")
-	r.reviews.Bind(jwt("plugin"), plugin)
+	node.Must(t, os.WriteFile(token, []byte(jwt("plugin")), 0o600))
 
 	n.Tokens = nil
 	expect(t, n.TryPublish(p), codes.Unavailable, "no valid token of the pod")

@@ -5,6 +5,7 @@ package reviews
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.step.sm/crypto/minica"
 	authentication "k8s.io/api/authentication/v1"
@@ -32,6 +34,7 @@ type Server struct {
 	tokens map[string]authentication.TokenReviewStatus
 	asked  atomic.Int64
 	hang   atomic.Bool
+	delay  atomic.Int64 // nanoseconds
 }
 
 // Start serves on loopback.
@@ -88,6 +91,9 @@ func (s *Server) Asked() int64 { return s.asked.Load() }
 // Hang(true) makes the server accept requests without an answer, until Hang(false).
 func (s *Server) Hang(on bool) { s.hang.Store(on) }
 
+// Delay makes the server answer only after the time.
+func (s *Server) Delay(d time.Duration) { s.delay.Store(int64(d)) }
+
 // Bind makes the token valid, bound to the pod, for the audience step-csi.
 func (s *Server) Bind(token string, pod issuer.Pod) { s.Set(token, Bound(pod)) }
 
@@ -101,6 +107,34 @@ func Bound(pod issuer.Pod) authentication.TokenReviewStatus {
 		"authentication.kubernetes.io/node-name": {pod.Node},
 	}
 	return status
+}
+
+// Issuer is the issuer of the tokens.
+const Issuer = "https://kubernetes.default.svc.cluster.local"
+
+// expiry of the tokens is in the year 2100, so that the same name makes the same token.
+const expiry = 4102444800
+
+// Token returns a token with the claims that the API server writes for the pod. Its name makes it another one. Nothing signs it: Bind makes it
+// valid.
+func Token(pod issuer.Pod, name string) string {
+	return Claims(pod, name, func(map[string]any) {})
+}
+
+// Claims is Token with other claims.
+func Claims(pod issuer.Pod, name string, change func(claims map[string]any)) string {
+	claims := map[string]any{
+		"iss": Issuer, "aud": []string{issuer.TokenAudience}, "sub": "system:serviceaccount:" + pod.Namespace + ":" + pod.ServiceAccount,
+		"jti": name, "exp": expiry,
+		"kubernetes.io": map[string]any{
+			"namespace": pod.Namespace, "serviceaccount": map[string]string{"name": pod.ServiceAccount, "uid": "uid"},
+			"pod": map[string]string{"name": pod.Name, "uid": pod.UID}, "node": map[string]string{"name": pod.Node, "uid": "uid"},
+		},
+	}
+	change(claims)
+	text, _ := json.Marshal(claims) // a map of strings and numbers
+	encode := base64.RawURLEncoding.EncodeToString
+	return encode([]byte(`{"alg":"RS256"}`)) + "." + encode(text) + "." + encode([]byte("signature"))
 }
 
 // Set makes the status the answer for the token.
@@ -118,6 +152,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		<-r.Context().Done()
 		return
 	}
+	time.Sleep(time.Duration(s.delay.Load()))
 	review := &authentication.TokenReview{}
 	if err == nil {
 		_, _, err = s.decode.Decode(body, nil, review)

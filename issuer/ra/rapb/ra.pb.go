@@ -17,7 +17,8 @@
 //   INVALID_ARGUMENT     The request cannot be parsed.
 //   NOT_FOUND            The issuer is not configured.
 //   FAILED_PRECONDITION  The CA cannot revoke, because it has no database.
-//   RESOURCE_EXHAUSTED   The rate limit of the node or of the pod is exceeded.
+//   RESOURCE_EXHAUSTED   A rate limit of the node, of the pod or of the address is
+//                        exceeded, or the request is too large.
 //   UNAVAILABLE          The CA or the API server does not answer, or the CA has not
 //                        answered Roots for too long. Another replica may succeed.
 

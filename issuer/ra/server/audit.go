@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
@@ -51,5 +52,5 @@ func (e *auditEntry) logError(ctx context.Context, err error, denied, failed str
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Internal:
 		message = failed
 	}
-	klog.FromContext(ctx).Error(err, message, append(*e, "code", code(err).String())...)
+	klog.FromContext(ctx).Error(errors.New(clip(err.Error(), maxLoggedError)), message, append(*e, "code", code(err).String())...)
 }

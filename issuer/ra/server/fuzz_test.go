@@ -15,7 +15,6 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"k8s.io/klog/v2"
 
@@ -24,6 +23,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 	"github.com/flexstack/step-csi/issuer/trust"
+	"github.com/flexstack/step-csi/test/reviews"
 )
 
 var (
@@ -31,14 +31,21 @@ var (
 	plugin = issuer.Pod{Namespace: "step-ca", Name: "step-csi-1", UID: "uid-plugin", ServiceAccount: "step-csi", Node: "node-1"}
 )
 
-// knowing is a Reviewer that accepts two tokens.
+// pluginToken is the token of the plugin. The API server says that webAsPlugin is the
+// token of another pod than its claims say.
+var (
+	pluginToken = reviews.Token(plugin, "plugin")
+	webAsPlugin = reviews.Token(plugin, "web")
+)
+
+// knowing is a Reviewer that accepts three tokens.
 type knowing struct{}
 
 func (knowing) Review(_ context.Context, token issuer.Token) (issuer.Pod, error) {
 	switch token.Reveal() {
-	case "a.plugin.c":
+	case pluginToken:
 		return plugin, nil
-	case "a.web.c":
+	case "a.web.c", webAsPlugin:
 		return web, nil
 	}
 	return issuer.Pod{}, ErrRejected
@@ -116,7 +123,7 @@ func FuzzSign(f *testing.F) {
 		}
 		f.Add(wire)
 	}
-	ctx := klog.NewContext(metadata.NewIncomingContext(context.Background(), metadata.Pairs("authorization", "Bearer a.plugin.c")), logr.Discard())
+	ctx := klog.NewContext((&call{caller: plugin}).context(context.Background()), logr.Discard())
 	s := &recording{}
 	a := newFuzzed(f, s)
 	f.Fuzz(func(t *testing.T, wire []byte) {

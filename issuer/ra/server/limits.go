@@ -61,6 +61,27 @@ func newLimiter(l Limit) *limiter {
 func (l *limiter) allow(key string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.bucket(key).Allow()
+}
+
+// delay takes n tokens from the key's bucket, and returns how long to wait until the
+// bucket has had them.
+func (l *limiter) delay(key string, n int) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.bucket(key).ReserveN(time.Now(), min(n, l.limit.Burst)).Delay()
+}
+
+// charge takes a token from the key's bucket, even if the bucket is empty: then allow
+// returns false for longer.
+func (l *limiter) charge(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bucket(key).Reserve()
+}
+
+// bucket returns the key's bucket. The caller holds the mutex.
+func (l *limiter) bucket(key string) *rate.Limiter {
 	bucket := l.buckets[key]
 	if bucket == nil {
 		if len(l.buckets) >= l.sweepAt {
@@ -72,5 +93,13 @@ func (l *limiter) allow(key string) bool {
 		bucket = rate.NewLimiter(rate.Limit(l.limit.Rate), l.limit.Burst)
 		l.buckets[key] = bucket
 	}
-	return bucket.Allow()
+	return bucket
+}
+
+// empty tells whether allow would return false now.
+func (l *limiter) empty(key string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	bucket := l.buckets[key]
+	return bucket != nil && bucket.Tokens() < 1
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/x509"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,6 +15,9 @@ type metrics struct {
 	answered    *prometheus.GaugeVec
 	failed      *prometheus.GaugeVec
 	revocations *prometheus.CounterVec
+	rejected    *prometheus.CounterVec
+	closed      *prometheus.CounterVec
+	connections atomic.Pointer[connections] // nil until it serves
 }
 
 func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
@@ -40,13 +44,41 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 			Help: "Requests to revoke a certificate, by issuer and gRPC code.",
 		}, []string{"issuer", "code"}),
 	}
+	m.rejected = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "step_csi_ra_rejected_calls_total",
+		Help: "Calls that were rejected because of their caller, before the request was read, by reason.",
+	}, []string{"reason"})
+	m.closed = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "step_csi_ra_closed_connections_total",
+		Help: "Connections that were refused or closed to protect the registration authority, by reason.",
+	}, []string{"reason"})
+	// The series exist before the first rejection.
+	for _, reason := range []string{rejectedToken, rejectedClaims, rejectedReview, rejectedUnavailable, rejectedRate, rejectedMessage} {
+		m.rejected.WithLabelValues(reason)
+	}
+	for _, reason := range []string{closedRate, closedCrowded, closedLate, closedBytes, closedReplaced, closedRejected} {
+		m.closed.WithLabelValues(reason)
+	}
+	open := func(state string, count func(*connections) int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "step_csi_ra_connections", ConstLabels: prometheus.Labels{"state": state},
+			Help: "Open connections: accepted are those of node plugins, and pending those without an accepted call.",
+		}, func() float64 {
+			if all := m.connections.Load(); all != nil {
+				return float64(count(all))
+			}
+			return 0
+		})
+	}
+	pending := open("pending", func(c *connections) int { strangers, _ := c.sizes(); return strangers })
+	accepted := open("accepted", func(c *connections) int { _, accepted := c.sizes(); return accepted })
 	issued := s.gauge("step_csi_ra_certificate_issued_timestamp_seconds",
 		"Time when the registration authority's own certificate was issued (notBefore); 0 if it has none.",
 		func(leaf *x509.Certificate) time.Time { return leaf.NotBefore })
 	expiry := s.gauge("step_csi_ra_certificate_expiration_timestamp_seconds",
 		"Time when the registration authority's own certificate expires; 0 if it has none.",
 		func(leaf *x509.Certificate) time.Time { return leaf.NotAfter })
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, m.revocations, issued, expiry} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, m.revocations, m.rejected, m.closed, pending, accepted, issued, expiry} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/metadata"
 	authentication "k8s.io/api/authentication/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -22,9 +21,10 @@ import (
 const (
 	// maxToken bounds a token, in bytes. The tokens of Kubernetes have about 1.5 KiB.
 	maxToken = 16 << 10
-	// maxReviews bounds the reviews at a time. Each takes a connection of its own, and
-	// client-go keeps as many idle ones.
-	maxReviews = 16
+	// podReviews and podReviewsOfNode bound the reviews of pods' tokens at a time. Each
+	// takes a connection of its own, and client-go keeps 25 idle ones.
+	podReviews       = 16
+	podReviewsOfNode = 8
 	// reviewTimeout is shorter than handlerTimeout, so that the caller gets the error
 	// that the API server does not answer.
 	reviewTimeout = 10 * time.Second
@@ -58,46 +58,25 @@ func parseToken(text string) (issuer.Token, error) {
 	return issuer.NewToken(text, time.Time{}), nil
 }
 
-// callerToken returns the caller's own token, from the call's metadata.
-func callerToken(ctx context.Context) (token issuer.Token, err error) {
-	values := metadata.ValueFromIncomingContext(ctx, "authorization")
-	if len(values) != 1 {
-		return token, fmt.Errorf("%w: the caller's token: there is none", issuer.CallerRejected)
-	}
-	text, bearer := strings.CutPrefix(values[0], "Bearer ")
-	if !bearer {
-		return token, fmt.Errorf("%w: the caller's token: it is not a bearer token", issuer.CallerRejected)
-	}
-	if token, err = parseToken(text); err != nil {
-		return token, fmt.Errorf("%w: the caller's token: %w", issuer.CallerRejected, err)
-	}
-	return token, nil
-}
-
-// caller returns the pod of the node plugin that calls. It rejects every other caller,
-// and the calls of a node that exceeds its rate limit.
-func (s *Server) caller(ctx context.Context) (issuer.Pod, error) {
-	token, err := callerToken(ctx)
+// reviewPod has the API server review the pod's token for the node plugin that calls.
+func (s *Server) reviewPod(ctx context.Context, caller issuer.Pod, text string) (pod issuer.Pod, err error) {
+	token, err := parseToken(text)
 	if err != nil {
-		return issuer.Pod{}, err
+		return pod, fmt.Errorf("%w: %w", issuer.NoPodToken, err)
 	}
-	return s.reviewCaller(ctx, token)
-}
-
-func (s *Server) reviewCaller(ctx context.Context, token issuer.Token) (issuer.Pod, error) {
-	caller, err := s.reviewer.Review(ctx, token)
+	release, err := s.podReviews.acquire(ctx, caller.Node)
+	if err != nil {
+		return pod, fmt.Errorf("%w: wait for other token reviews: %w", issuer.Ended(ctx), err)
+	}
+	defer release()
+	pod, err = s.reviewer.Review(ctx, token)
 	switch {
 	case errors.Is(err, ErrRejected):
-		return issuer.Pod{}, fmt.Errorf("%w: the caller's token: %w", issuer.CallerRejected, err)
+		err = fmt.Errorf("%w: %w", issuer.NoPodToken, err)
 	case err != nil:
-		return issuer.Pod{}, fmt.Errorf("the caller's token: %w", err)
-	case !s.isPlugin(caller):
-		return caller, fmt.Errorf("%w: the caller is service account %s/%s, the node plugins are %s",
-			errNotPlugin, caller.Namespace, caller.ServiceAccount, s.plugin)
-	case !s.nodes.allow(caller.Node):
-		return caller, fmt.Errorf("%w: %s; authority.limits.node sets the limit", errTooManyOfNode, caller.Node)
+		err = fmt.Errorf("the pod's token: %w", err)
 	}
-	return caller, nil
+	return pod, err
 }
 
 func (s *Server) isPlugin(pod issuer.Pod) bool {
@@ -105,10 +84,7 @@ func (s *Server) isPlugin(pod issuer.Pod) bool {
 }
 
 // TokenReview is a Reviewer that calls the API server.
-type TokenReview struct {
-	client  *rest.RESTClient
-	reviews chan struct{} // has one element for each review in progress
-}
+type TokenReview struct{ client *rest.RESTClient }
 
 var _ Reviewer = (*TokenReview)(nil)
 
@@ -133,7 +109,7 @@ func NewTokenReview(c *rest.Config) (*TokenReview, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	return &TokenReview{client, make(chan struct{}, maxReviews)}, nil
+	return &TokenReview{client}, nil
 }
 
 // Review implements Reviewer. It caches nothing: an expired token, or the token of a
@@ -145,12 +121,6 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 		Token:     token.Reveal(),
 		Audiences: []string{issuer.TokenAudience},
 	}}
-	select {
-	case t.reviews <- struct{}{}:
-		defer func() { <-t.reviews }()
-	case <-ctx.Done():
-		return issuer.Pod{}, fmt.Errorf("%w: wait for other token reviews: %w", issuer.Ended(ctx), ctx.Err())
-	}
 	reviewed := &authentication.TokenReview{}
 	if err := t.client.Post().Resource("tokenreviews").Body(review).Do(ctx).Into(reviewed); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {

@@ -20,9 +20,13 @@ const (
 	maxChain = 8
 )
 
+// revocationsOfNode limits the revocations of a node. All pods of a node can be deleted
+// at once.
+var revocationsOfNode = Limit{Rate: 10, Burst: 500}
+
 // Revoke implements rapb.RegistrationAuthorityServer.
 func (s *Server) Revoke(ctx context.Context, req *rapb.RevokeRequest) (*rapb.RevokeResponse, error) {
-	entry := &auditEntry{"issuer", req.GetIssuer(), "uid", req.GetPodUid()}
+	entry := &auditEntry{"issuer", clip(req.GetIssuer(), maxLoggedName), "uid", clip(req.GetPodUid(), maxLoggedName)}
 	err := s.revoke(ctx, req, entry)
 	s.metrics.revocations.WithLabelValues(s.issuerLabel(req.GetIssuer()), code(err).String()).Inc()
 	if err != nil {
@@ -37,28 +41,20 @@ func (s *Server) Revoke(ctx context.Context, req *rapb.RevokeRequest) (*rapb.Rev
 // matter which pod had the certificate: the holder of the key could do more harm with
 // it. A replayed request has no effect, because the certificate is revoked already.
 func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, entry *auditEntry) error {
-	caller, err := s.caller(ctx)
+	caller := callOf(ctx).caller
 	entry.addCaller(caller)
-	if err != nil {
-		return err
-	}
 	i, known := s.issuers[req.GetIssuer()]
-	if !known {
-		return fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())
+	switch {
+	case !known:
+		return fmt.Errorf("%w: %q", errUnknownIssuer, clip(req.GetIssuer(), maxLoggedName))
+	case !s.revocations.allow(caller.Node):
+		return fmt.Errorf("%w: revocations of %s", errTooManyOfNode, caller.Node)
 	}
-	if count := len(req.GetChain()); count == 0 || count > maxChain {
-		return fmt.Errorf("%w: %d certificates instead of 1 to %d", errMalformed, count, maxChain)
-	}
-	chain := make([]*x509.Certificate, len(req.GetChain()))
-	for n, der := range req.GetChain() {
-		if chain[n], err = x509.ParseCertificate(der); err != nil {
-			return fmt.Errorf("%w: certificate %d: %w", errMalformed, n, err)
-		}
+	chain, err := readChain(req.GetChain())
+	if err != nil {
+		return fmt.Errorf("%w: %w", errMalformed, err)
 	}
 	leaf := chain[0]
-	if err := checkProof(req, leaf, caller.Node); err != nil {
-		return fmt.Errorf("%w: %w", issuer.Denied, err)
-	}
 	err = i.Verify(ctx, chain)
 	switch {
 	case err != nil && issuer.OutcomeOf(err) != issuer.Failed:
@@ -66,8 +62,30 @@ func (s *Server) revoke(ctx context.Context, req *rapb.RevokeRequest, entry *aud
 	case err != nil:
 		return fmt.Errorf("%w: it is not a valid certificate of the issuer %q: %w", issuer.Denied, req.GetIssuer(), err)
 	}
+	if err := checkProof(req, leaf, caller.Node); err != nil {
+		return fmt.Errorf("%w: %w", issuer.Denied, err)
+	}
 	entry.add("serial", leaf.SerialNumber.String(), "commonName", leaf.Subject.CommonName, "dnsNames", leaf.DNSNames)
 	return i.Revoke(ctx, issuer.Revocation{Serial: leaf.SerialNumber.String(), Chain: chain})
+}
+
+// readChain parses the certificates. It checks their keys before anything verifies a
+// signature with one of them: the time for that grows with the size of the key.
+func readChain(all [][]byte) ([]*x509.Certificate, error) {
+	if len(all) == 0 || len(all) > maxChain {
+		return nil, fmt.Errorf("%d certificates instead of 1 to %d", len(all), maxChain)
+	}
+	chain := make([]*x509.Certificate, len(all))
+	for n, der := range all {
+		var err error
+		if chain[n], err = x509.ParseCertificate(der); err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", n, err)
+		}
+		if err := issuer.CheckKey(chain[n].PublicKey); err != nil {
+			return nil, fmt.Errorf("certificate %d: %w", n, err)
+		}
+	}
+	return chain, nil
 }
 
 // checkProof checks that the caller, a node plugin on this node, has the private key

@@ -51,7 +51,10 @@ type Config struct {
 	// Plugin is the service account of the node plugins, the only callers.
 	Plugin   ServiceAccount
 	Reviewer Reviewer
-	Limits   Limits
+	// TokenIssuer is the issuer of the tokens that the API server makes. If it is
+	// empty, the server learns it from the first caller.
+	TokenIssuer string
+	Limits      Limits
 	// Metrics is where the metrics are registered.
 	Metrics prometheus.Registerer
 }
@@ -60,14 +63,17 @@ type Config struct {
 type Server struct {
 	rapb.UnimplementedRegistrationAuthorityServer
 
-	issuers   map[string]Issuer
-	plugin    ServiceAccount
-	reviewer  Reviewer
-	nodes     *limiter
-	pods      *limiter
-	serving   *serving
-	metrics   *metrics
-	readiness issuer.Readiness
+	issuers     map[string]Issuer
+	plugin      ServiceAccount
+	reviewer    Reviewer
+	callers     *callers
+	podReviews  *slots   // by node
+	nodes       *limiter // calls
+	revocations *limiter // of nodes
+	pods        *limiter
+	serving     *serving
+	metrics     *metrics
+	readiness   issuer.Readiness
 }
 
 // New checks the configuration. It calls neither the CA nor the API server.
@@ -87,12 +93,15 @@ func New(c Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		issuers:  c.Issuers,
-		plugin:   c.Plugin,
-		reviewer: c.Reviewer,
-		nodes:    newLimiter(limits.Node),
-		pods:     newLimiter(limits.Pod),
-		serving:  own,
+		issuers:     c.Issuers,
+		plugin:      c.Plugin,
+		reviewer:    c.Reviewer,
+		callers:     newCallers(c.Reviewer, c.Plugin, c.TokenIssuer),
+		podReviews:  newSlots(podReviews, podReviewsOfNode, maxCallsOfNode),
+		nodes:       newLimiter(limits.Node),
+		revocations: newLimiter(revocationsOfNode),
+		pods:        newLimiter(limits.Pod),
+		serving:     own,
 	}
 	if s.metrics, err = newMetrics(c.Metrics, own); err != nil {
 		return nil, fmt.Errorf("register the metrics: %w", err)
@@ -149,18 +158,15 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 func (s *Server) Roots(ctx context.Context, req *rapb.RootsRequest) (*rapb.RootsResponse, error) {
 	response, err := s.roots(ctx, req.GetIssuer())
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Roots request failed", "issuer", req.GetIssuer(), "code", code(err).String())
+		klog.FromContext(ctx).Error(err, "Roots request failed", "issuer", clip(req.GetIssuer(), maxLoggedName), "node", callOf(ctx).caller.Node, "code", code(err).String())
 	}
 	return response, err
 }
 
 func (s *Server) roots(ctx context.Context, name string) (*rapb.RootsResponse, error) {
-	if _, err := s.caller(ctx); err != nil {
-		return nil, err
-	}
 	i, known := s.issuers[name]
 	if !known {
-		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, name)
+		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, clip(name, maxLoggedName))
 	}
 	roots, err := i.Roots(ctx)
 	if err != nil {

@@ -2,15 +2,12 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
-	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
@@ -18,7 +15,7 @@ import (
 // Sign implements rapb.RegistrationAuthorityServer.
 func (s *Server) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.SignResponse, error) {
 	begin := time.Now()
-	entry := &auditEntry{"issuer", req.GetIssuer()}
+	entry := &auditEntry{"issuer", clip(req.GetIssuer(), maxLoggedName)}
 	credential, err := s.sign(ctx, req, entry)
 	took := time.Since(begin)
 	label := s.issuerLabel(req.GetIssuer())
@@ -38,11 +35,12 @@ func (s *Server) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.SignRes
 	}, nil
 }
 
-// sign has the CA sign for the pod that the tokens identify. Until it knows the
-// caller and the pod, it reads only the pod's token of the request.
+// sign has the CA sign for the pod that the token identifies. Until it knows the pod, it
+// reads only the pod's token of the request.
 func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEntry) (*issuer.Credential, error) {
-	caller, pod, err := s.identify(ctx, req.GetPodToken())
+	caller := callOf(ctx).caller
 	entry.addCaller(caller)
+	pod, err := s.reviewPod(ctx, caller, req.GetPodToken())
 	entry.addPod(pod)
 	if err != nil {
 		return nil, err
@@ -63,7 +61,7 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 	case !s.pods.allow(pod.UID):
 		return nil, fmt.Errorf("%w: %s/%s; authority.limits.pod sets the limit", issuer.Throttled, pod.Namespace, pod.Name)
 	case !known:
-		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, req.GetIssuer())
+		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, clip(req.GetIssuer(), maxLoggedName))
 	case seconds < int64(i.Min/time.Second) || seconds > int64(i.Max/time.Second):
 		return nil, fmt.Errorf("%w: a duration of %d s is not between %s and %s, the bounds of the registration authority for the issuer %q",
 			issuer.Denied, seconds, i.Min, i.Max, req.GetIssuer())
@@ -78,36 +76,6 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 		return nil, err
 	}
 	return i.Sign(ctx, prepared)
-}
-
-// identify has the API server review the tokens of the caller and of the pod, both at
-// once, and returns the two pods. An error of the caller's review takes precedence.
-func (s *Server) identify(ctx context.Context, podToken string) (caller, pod issuer.Pod, err error) {
-	callers, err := callerToken(ctx)
-	if err != nil {
-		return caller, pod, err
-	}
-	pods, err := parseToken(podToken)
-	if err != nil {
-		return caller, pod, fmt.Errorf("%w: %w", issuer.NoPodToken, err)
-	}
-	reviews, ctx := errgroup.WithContext(ctx)
-	reviews.Go(func() (err error) {
-		defer panics.Recover(ctx, "review the caller's token", &err)
-		caller, err = s.reviewCaller(ctx, callers)
-		return err
-	})
-	pod, err = s.reviewer.Review(ctx, pods)
-	callerErr := reviews.Wait()
-	switch {
-	case callerErr != nil:
-		err = callerErr
-	case errors.Is(err, ErrRejected):
-		err = fmt.Errorf("%w: %w", issuer.NoPodToken, err)
-	case err != nil:
-		err = fmt.Errorf("the pod's token: %w", err)
-	}
-	return caller, pod, err
 }
 
 func describe(p issuer.Pod) string {
