@@ -83,7 +83,7 @@ func (d *Driver) manage(ctx context.Context, v *volume.Volume) {
 
 // adoptAll adopts the volumes that an earlier process of this driver left mounted.
 func (d *Driver) adoptAll(ctx context.Context) error {
-	paths, err := tmpfs.List(d.config.Name)
+	paths, err := tmpfs.List(ctx, d.config.Name)
 	if err != nil {
 		return err
 	}
