@@ -149,7 +149,7 @@ func TestAttackIsIgnored(t *testing.T) {
 			node.Must(t, err)
 			defer s.n.Unpublish(attacker)
 			leaf := read(t, f.TargetPath).leaf()
-			if len(leaf.DNSNames) > 0 || leaf.Subject.CommonName != attacker.Name || len(leaf.URIs) != 1 || leaf.URIs[0].Path != "/ns/shop/sa/web" {
+			if len(leaf.DNSNames) > 0 || leaf.Subject.CommonName != attacker.ID() || len(leaf.URIs) != 1 || leaf.URIs[0].Path != "/ns/shop/sa/web" {
 				t.Errorf("common name %q, DNS names %q, URIs %q", leaf.Subject.CommonName, leaf.DNSNames, leaf.URIs)
 			}
 			var mounted syscall.Statfs_t
@@ -651,7 +651,7 @@ var lifetimeAttacks = []attempt{
 	{"an issuer in upper case", with("issuer", "Default"), codes.InvalidArgument, "is not an issuer"},
 	{"an issuer with a NUL", with("issuer", "default\x00"), codes.InvalidArgument, "is not an issuer"},
 	{"an unknown issuer", with("issuer", "prod"), codes.InvalidArgument, "is not an issuer"},
-	{"no names", with("spiffe", "false"), codes.InvalidArgument, "without a name"},
+	{"no names", with("spiffe", "false"), codes.InvalidArgument, "without a subject alternative name"},
 	{"a switch that is no boolean", with("spiffe", "0"), codes.InvalidArgument, "not one of true, false"},
 }
 
