@@ -237,6 +237,11 @@ func (i *Issuer) Sign(ctx context.Context, p Prepared) (*Credential, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", InvalidAnswer, err)
 	}
+	// Since Prepare, the policy may have learned more names that no pod may have: those of
+	// the CA's serving certificate, which the signer's first call shows.
+	if err := i.allow(ctx, p.request.Applicant.Pod, p.request.Request); err != nil {
+		return nil, err
+	}
 	i.roots.store(roots, asked)
 	if known := i.followed.Load(); known != nil && !known.Same(roots) {
 		select {
