@@ -83,7 +83,7 @@ func (r *Reserved) check(req issuer.Request) error {
 		if !reserved {
 			host, reserved = r.learned.match(name)
 		}
-		if ip, err := netip.ParseAddr(name); err == nil && ip.IsLoopback() || strings.HasSuffix(name, "."+localhost) {
+		if ip, err := netip.ParseAddr(name); err == nil && (ip.IsLoopback() || ip.IsUnspecified()) || strings.HasSuffix(name, "."+localhost) {
 			host, reserved = localhost, true
 		}
 		if reserved {
@@ -136,7 +136,7 @@ func (f forms) size() (n int) {
 func (f forms) match(name string) (host string, reserved bool) {
 	label, parent, _ := strings.Cut(name, ".")
 	before, after, wildcard := strings.Cut(label, "*")
-	if !wildcard {
+	if !wildcard || parent == "" { // no client takes a single label for a wildcard
 		host, reserved = f[parent][label]
 		return host, reserved
 	}

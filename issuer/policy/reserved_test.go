@@ -151,6 +151,13 @@ func TestHostsOfEveryCluster(t *testing.T) {
 				}
 			}
 		}
+		for _, address := range []string{"0.0.0.0", "0", "::", "127.1", "0x7f000001", "[::1]"} { // all reach the local machine
+			pod, req := testPod(), testRequest()
+			commonName(address)(&pod, &req)
+			if err := req.check(t, p, pod); err == nil || !strings.Contains(err.Error(), "impersonate localhost") {
+				t.Errorf("common name %s: %v", address, err)
+			}
+		}
 		for _, ip := range []string{"127.0.0.1", "127.255.255.254", "::1"} {
 			for kind, change := range map[string]change{"address": ips(ip), "common name": commonName(ip), "host of a URI": uri("https://" + inURI(ip) + "/x")} {
 				pod, req := testPod(), testRequest()
