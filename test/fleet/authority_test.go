@@ -25,8 +25,9 @@ const (
 	handlerTimeout  = 17 * time.Second
 	reviewTimeout   = 10 * time.Second
 	keepReview      = 10 * time.Second // of a caller
-	podReviews      = 16               // at a time
-	callerReviews   = 9                // at a time
+	podReviews      = 16               // at a time, as the next two
+	knownReviews    = 4                // of callers that were accepted before
+	unknownReviews  = 5                // of other callers
 	callsInFlight   = 512
 	authorityRoots  = 30 * time.Second // between two requests for the CA's roots
 	overLimit       = time.Second      // how long a call over the limit of its node waits
@@ -50,6 +51,7 @@ type authority struct {
 
 	mu      sync.Mutex
 	asked   rate // requests of nodes for certificates
+	failed  rate // of these
 	rooted  rate // requests of nodes for roots
 	limited atomic.Int64
 }
@@ -64,7 +66,7 @@ type replica struct {
 	ends sync.WaitGroup
 
 	// Slots: each element is a call in progress.
-	calls, callerReviews, podReviews chan struct{}
+	calls, podReviews, knownReviews, unknownReviews chan struct{}
 
 	mu        sync.Mutex
 	running   bool
@@ -72,12 +74,12 @@ type replica struct {
 	nodes     map[*node]*limit.Limiter
 	pods      map[string]*limit.Limiter
 	sweepAt   int
-	fresh     map[*node]time.Time     // until when the review of the caller stands
-	reviewing map[*node]chan struct{} // closed when the review of the caller ends
+	fresh     map[*node]time.Time // until when the review of the caller stands
+	reviewing map[*node]*callerReview
 }
 
 func newAuthority(f *fleet) *authority {
-	a := &authority{asked: rate{begin: f.begin}, rooted: rate{begin: f.begin}}
+	a := &authority{asked: rate{begin: f.begin}, failed: rate{begin: f.begin}, rooted: rate{begin: f.begin}}
 	for range replicas {
 		a.replicas = append(a.replicas, &replica{authority: a, ca: f.ca, api: f.api})
 	}
@@ -90,9 +92,10 @@ func (r *replica) start() {
 	r.mu.Lock()
 	r.stop, r.running = stop, true
 	r.calls = make(chan struct{}, callsInFlight)
-	r.callerReviews, r.podReviews = make(chan struct{}, callerReviews), make(chan struct{}, podReviews)
+	r.podReviews = make(chan struct{}, podReviews)
+	r.knownReviews, r.unknownReviews = make(chan struct{}, knownReviews), make(chan struct{}, unknownReviews)
 	r.nodes, r.pods, r.sweepAt = map[*node]*limit.Limiter{}, map[string]*limit.Limiter{}, 1024
-	r.fresh, r.reviewing = map[*node]time.Time{}, map[*node]chan struct{}{}
+	r.fresh, r.reviewing = map[*node]time.Time{}, map[*node]*callerReview{}
 	r.mu.Unlock()
 	r.ends.Go(func() {
 		followRoots(ctx, authorityRoots, r.ca.answerRoots, func(roots issuer.Roots) {
@@ -132,7 +135,11 @@ func followRoots(ctx context.Context, every time.Duration, request func(context.
 // sign handles a node's request for a certificate for the pod.
 func (a *authority) sign(ctx context.Context, n *node, pod string) error {
 	a.count(&a.asked)
-	return a.call(ctx, n, func(ctx context.Context, r *replica) error { return r.sign(ctx, n, pod) })
+	err := a.call(ctx, n, func(ctx context.Context, r *replica) error { return r.sign(ctx, n, pod) })
+	if issuer.OutcomeOf(err) == issuer.Unavailable {
+		a.count(&a.failed)
+	}
+	return err
 }
 
 // answerRoots handles a node's request for the roots.
@@ -208,7 +215,13 @@ func (r *replica) sign(ctx context.Context, n *node, pod string) error {
 		return err
 	}
 	defer release()
-	if err := r.review(ctx, r.podReviews); err != nil {
+	done, err := acquire(ctx, r.podReviews)
+	if err != nil {
+		return err
+	}
+	err = r.review(ctx)
+	done()
+	if err != nil {
 		return err
 	}
 	if !r.allowPod(pod) {
@@ -231,49 +244,65 @@ func (r *replica) admit(ctx context.Context, n *node) (release func(), err error
 	return acquire(ctx, r.calls)
 }
 
-// reviewCaller has the node's own token reviewed, unless a review of the last seconds
-// stands for this one. Concurrent calls of the node share a review.
-func (r *replica) reviewCaller(ctx context.Context, n *node) error {
-	for {
-		r.mu.Lock()
-		if time.Now().Before(r.fresh[n]) {
-			r.mu.Unlock()
-			return nil
-		}
-		done := r.reviewing[n]
-		if done == nil {
-			break
-		}
-		r.mu.Unlock()
-		select {
-		case <-done:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", issuer.Ended(ctx), ctx.Err())
-		}
-	}
-	done := make(chan struct{})
-	r.reviewing[n] = done
-	r.mu.Unlock()
-	err := r.review(ctx, r.callerReviews)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err == nil {
-		r.fresh[n] = time.Now().Add(keepReview)
-	}
-	delete(r.reviewing, n)
-	close(done)
-	return err
+// callerReview is a review in progress, for all calls of the node that wait for it.
+type callerReview struct {
+	ended chan struct{}
+	err   error
 }
 
-// review has a token reviewed, in one of the slots.
-func (r *replica) review(ctx context.Context, slots chan struct{}) error {
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+// reviewCaller has the node's own token reviewed, unless a review of the last seconds
+// stands for this one.
+func (r *replica) reviewCaller(ctx context.Context, n *node) error {
+	r.mu.Lock()
+	fresh, known := r.fresh[n]
+	if time.Now().Before(fresh) {
+		r.mu.Unlock()
+		return nil
+	}
+	review := r.reviewing[n]
+	if review == nil {
+		review = &callerReview{ended: make(chan struct{})}
+		r.reviewing[n] = review
+		slots := r.unknownReviews
+		if known {
+			slots = r.knownReviews
+		}
+		// The call that begins the review may end before the others.
+		r.ends.Go(func() {
+			review.err = r.reviewWithin(slots)
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if review.err == nil {
+				r.fresh[n] = time.Now().Add(keepReview)
+			}
+			delete(r.reviewing, n)
+			close(review.ended)
+		})
+	}
+	r.mu.Unlock()
+	select {
+	case <-review.ended:
+		return review.err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", issuer.Ended(ctx), ctx.Err())
+	}
+}
+
+func (r *replica) reviewWithin(slots chan struct{}) error {
+	ctx, cancel := context.WithTimeout(context.Background(), reviewTimeout)
 	defer cancel()
 	release, err := acquire(ctx, slots)
 	if err != nil {
 		return err
 	}
 	defer release()
+	return r.review(ctx)
+}
+
+// review has a token reviewed.
+func (r *replica) review(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	defer cancel()
 	return r.api.review(ctx)
 }
 

@@ -53,8 +53,8 @@ func (s span) has(at time.Duration) bool { return s.from <= at && at < s.to }
 func newFleet(t *testing.T, nodes int) *fleet {
 	f := &fleet{T: t, begin: time.Now()}
 	r := rate{begin: f.begin}
-	f.ca = &queueingCA{queue: queue{takes: second(nodes) / capacity, timeout: callTimeout}, asked: r, signed: r, rooted: r, roots: rootsNamed("old")}
-	f.api = &apiServer{queue: queue{takes: second(nodes) / reviewCapacity, timeout: reviewTimeout}, reviewed: r}
+	f.ca = &queueingCA{takes: second(nodes) / capacity, asked: r, signed: r, rooted: r, roots: rootsNamed("old")}
+	f.api = &apiServer{takes: second(nodes) / reviewCapacity, seat: make(chan struct{}, 1), reviewed: r}
 	f.authority = newAuthority(f)
 	for _, r := range f.authority.replicas {
 		r.start()

@@ -15,7 +15,8 @@ type phase struct {
 	// took is how long the fleet needed to recover.
 	took time.Duration
 
-	asked, signed int // number of calls
+	asked, failed, signed int // number of calls
+	received              int // by the CA, of those for certificates
 	// The most calls in any second, and a tenth of the most calls in any ten seconds.
 	mostAsked, mostAskedOf10, mostSigned, mostRooted, mostReviewed int
 	busiest                                                        int // the most calls from one node in a minute
@@ -42,6 +43,9 @@ func (f *fleet) measure() {
 	for _, p := range f.phases {
 		asked, signed := f.authority.asked.within(p.span), f.ca.signed.within(p.span)
 		p.asked, p.signed = sum(asked), sum(signed)
+		// The requests that fail in the first second may be those of an outage before.
+		p.failed = sum(f.authority.failed.within(span{p.from + time.Second, p.to}))
+		p.received = sum(f.ca.asked.within(p.span))
 		p.mostAsked, p.mostAskedOf10 = most(asked, second), most(asked, 10*second)/10
 		p.mostSigned, p.mostRooted = most(signed, second), most(f.authority.rooted.within(p.span), second)
 		p.mostReviewed = most(f.api.reviewed.within(p.span), second)
@@ -62,9 +66,11 @@ const leastPause = time.Second
 func (f *fleet) check() {
 	for _, p := range f.phases {
 		switch {
-		case p.storm && p.asked > p.signed*5/4:
-			f.Errorf("%s: %d calls for %d certificates", p.name, p.asked, p.signed)
+		case p.storm && p.received > p.signed*5/4:
+			f.Errorf("%s: the CA received %d calls for %d certificates", p.name, p.received, p.signed)
 		case p.storm:
+		case p.failed > 0 && !f.isAway(p.from):
+			f.Errorf("%s: %d requests failed", p.name, p.failed)
 		case p.mostAsked >= capacity:
 			f.Errorf("%s: %d certificate requests within a second", p.name, p.mostAsked)
 		case p.busiest > 120: // the pause between two attempts is at least half a second
