@@ -54,7 +54,7 @@ func newCollector(d *Driver) *collector {
 		count:      perIssuer("volumes", "Mounted volumes."),
 		backoff:    perIssuer("volumes_backoff", "Volumes whose last renewal failed, and that wait for a retry."),
 		overdue:    perIssuer("volumes_overdue", "Volumes whose renewal is due and has not succeeded."),
-		unmanaged:  perIssuer("volumes_unmanaged", "Volumes that are not renewed: something else is mounted at their path, or they do not fit the configuration."),
+		unmanaged:  perIssuer("volumes_unmanaged", "Volumes that are not renewed: something else is mounted at their path, they do not fit the configuration, or the kubelet has not published them within 5 minutes since the node plugin started."),
 		waiting:    perIssuer("signings_waiting", "First certificates that wait for other calls to the issuer."),
 		rootExpiration: prometheus.NewDesc("step_csi_root_expiration_timestamp_seconds",
 			"Expiry of a root of the issuer.", []string{"issuer", "fingerprint"}, nil),

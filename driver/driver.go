@@ -25,6 +25,7 @@ import (
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/panics"
 )
 
 // Config is the configuration of a Driver.
@@ -103,6 +104,13 @@ func New(c Config) (*Driver, error) {
 			},
 		},
 	}
+	d.node.Background = func(f func(context.Context)) {
+		d.ending.Go(func() {
+			defer panics.Recover(d.background, "work for a volume", nil)
+			f(d.background)
+		})
+	}
+	d.node.Revoke = func(ctx context.Context, v *volume.Volume, r issuer.Revocation) { d.revokeLater(ctx, v, &r) }
 	for name, i := range c.Issuers {
 		state := newIssuerState(name, i, d.metrics)
 		d.issuers[name], d.node.Issuers[name], d.node.Attributes.Issuers[name] = state, state.Issuer, i.Bounds
@@ -118,7 +126,8 @@ func New(c Config) (*Driver, error) {
 
 // Run serves until ctx ends. Then it finishes the calls in progress and stops its
 // goroutines. The mounts stay: pods continue to read, and the next process adopts the
-// volumes. Run fails at once on a machine that cannot mount volumes.
+// volumes. The directory of the CSI socket stays, too. Run fails at once on a machine that
+// cannot mount volumes, and it fails when somebody removes a socket.
 func (d *Driver) Run(ctx context.Context) error {
 	if err := tmpfs.Supported(); err != nil {
 		return err
@@ -141,22 +150,23 @@ func (d *Driver) Run(ctx context.Context) error {
 		stop()
 		d.ending.Wait()
 	}()
-	if err := d.adoptAll(ctx); err != nil {
+	if err := d.findAll(ctx); err != nil {
 		server.close()
 		return err
 	}
+	d.ending.Go(func() { d.reportUnconfirmed(d.background) })
 	for name, i := range d.issuers {
 		d.ending.Go(func() { i.Scheduler.Run(d.background) })
-		d.ending.Go(func() {
-			d.readiness.Connect(d.background, name, i.Issuer.Issuer)
-			d.followRoots(d.background, i)
-		})
+		d.ending.Go(func() { d.readiness.Watch(d.background, name, i.Issuer.Issuer, i.rootsRefresh) })
+		d.ending.Go(func() { d.followRoots(d.background, i) })
 	}
-	err = server.serve(ctx)
-	d.removeDirectory()
-	return err
+	return server.serve(ctx)
 }
 
-// Ready returns nil once every issuer has been reached and verified. Until then, the
-// error names the issuers that have not.
-func (d *Driver) Ready() error { return d.readiness.Err() }
+// Ready returns a nil error once at least one issuer has been reached and verified. It
+// does not wait for all of them: a CA that is down must not stop the rollout of the
+// plugin, which serves the volumes of the others. details has a line for each issuer that
+// does not work, or that has a warning.
+func (d *Driver) Ready() (details string, err error) {
+	return d.readiness.Details(), d.readiness.Err()
+}

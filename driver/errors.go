@@ -16,7 +16,8 @@ var (
 	errInvalid = errors.New("invalid request")
 	// errNotFound means that the volume is unknown or not mounted.
 	errNotFound = errors.New("no such volume")
-	// errConflict means that the volume is published at another path.
+	// errConflict means that the volume is published at another path, or that another
+	// volume is mounted at this path.
 	errConflict = errors.New("conflict")
 	// errUncertain means that the driver cannot determine the state of the mount now.
 	// The kubelet retries and does not touch the mount.
@@ -40,7 +41,6 @@ func code(err error) codes.Code {
 		{context.Canceled, codes.Canceled},
 		{errNotFound, codes.NotFound},
 		{errConflict, codes.AlreadyExists},
-		{volume.ErrConflict, codes.AlreadyExists},
 		{fs.ErrNotExist, codes.NotFound}, // the target path's parent
 	} {
 		if errors.Is(err, c.kind) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -59,6 +60,12 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 // own target.
 func (d *Driver) openVolume(id, path string) (*volume.Volume, *os.File, error) {
 	v := d.volumes.get(id)
+	if v == nil { // a volume of an earlier process
+		found := d.volumes.allFound()
+		if i := slices.IndexFunc(found, func(v *volume.Volume) bool { return v.VolumeID == id }); i >= 0 {
+			v = found[i]
+		}
+	}
 	if relative, _ := d.relative(path); v == nil || path != "" && v.Target != relative {
 		return nil, nil, fmt.Errorf("%w: %s at %q", errNotFound, id, path)
 	}
@@ -73,6 +80,8 @@ func (d *Driver) openVolume(id, path string) (*volume.Volume, *os.File, error) {
 func trouble(s schedule.State, now time.Time) (reason, message string) {
 	expiry := s.Validity.NotAfter.UTC().Format(time.RFC3339)
 	switch {
+	case s.Validity.NotAfter.IsZero() && s.Err == nil:
+		return "", "" // nothing is known until the kubelet publishes the volume again
 	case !now.Before(s.Validity.NotAfter):
 		reason, message = "CertificateExpired", "the certificate expired at "+expiry
 	case s.Err != nil:
@@ -80,7 +89,10 @@ func trouble(s schedule.State, now time.Time) (reason, message string) {
 	default:
 		return "", ""
 	}
-	if s.Err != nil {
+	switch {
+	case s.Err != nil && s.Failures == 0: // no renewal has been tried
+		message += fmt.Sprintf(": %v", s.Err)
+	case s.Err != nil:
 		next := "under way"
 		if s.Next.After(now) {
 			next = s.Next.UTC().Format(time.RFC3339)

@@ -20,6 +20,7 @@ func TestTrouble(t *testing.T) {
 		reason string
 	}{
 		{schedule.State{Validity: day}, 20 * time.Hour, ""},
+		{schedule.State{}, 0, ""},
 		{failing, 20 * time.Hour, "RenewalFailing"},
 		{failing, 24 * time.Hour, "CertificateExpired"},
 		{schedule.State{Validity: day}, 30 * time.Hour, "CertificateExpired"},

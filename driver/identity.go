@@ -20,5 +20,6 @@ func (d *Driver) GetPluginCapabilities(context.Context, *csi.GetPluginCapabiliti
 // Probe implements csi.IdentityServer: see Ready. The driver adopts the volumes of an
 // earlier process before it serves the first call.
 func (d *Driver) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
-	return &csi.ProbeResponse{Ready: wrapperspb.Bool(d.Ready() == nil)}, nil
+	_, err := d.Ready()
+	return &csi.ProbeResponse{Ready: wrapperspb.Bool(err == nil)}, nil
 }

@@ -17,6 +17,7 @@ import (
 type issuerState struct {
 	*volume.Issuer
 	rootsRefresh time.Duration
+	revocations  chan struct{} // holds an element for each revocation that waits or is in progress
 	revoking     chan struct{} // holds an element for each revocation in progress
 	cannotRevoke atomic.Bool   // the driver has logged that the issuer cannot revoke
 }
@@ -32,6 +33,7 @@ func newIssuerState(name string, i Issuer, m *metrics) *issuerState {
 			},
 		},
 		rootsRefresh: i.RootsRefresh,
+		revocations:  make(chan struct{}, mostWaiting),
 		revoking:     make(chan struct{}, mostRevocations),
 	}
 }
@@ -43,6 +45,7 @@ func (d *Driver) followRoots(ctx context.Context, i *issuerState) {
 	ctx = klog.NewContext(ctx, logger)
 	i.FollowRoots(ctx, i.rootsRefresh, func(_ issuer.Roots, err error) {
 		d.metrics.called(i.Name, callRoots, issuer.OutcomeOf(err))
+		d.readiness.ObserveRoots(i.Name, err)
 		if err != nil {
 			return // the known roots stay
 		}

@@ -61,7 +61,7 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 		return nil
 	}
 	m := d.metrics
-	for _, c := range []prometheus.Collector{m.signings, m.duration, m.answered, m.failed, d.collector} {
+	for _, c := range []prometheus.Collector{m.signings, m.duration, m.answered, m.failed, d.collector, &d.readiness} {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register the metrics: %w", err)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -42,6 +43,9 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUncertain, err)
 	}
+	if other := d.volumes.at(path); mounted && known == nil && other != nil && !other.IsFound() {
+		return nil, fmt.Errorf("%w: another volume is mounted at %s", errConflict, path)
+	}
 	spec, token, err := d.parsePublish(req, path)
 	switch {
 	case mounted && err != nil:
@@ -53,8 +57,8 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 		return nil, err
 	default:
 		if known != nil { // another process unmounted the volume
-			known.Stop()
 			d.volumes.remove(known.VolumeID, path)
+			d.revokeLater(ctx, known, known.Abandon())
 		}
 		v, err := volume.Create(ctx, d.node, spec, token)
 		if err != nil {
@@ -78,12 +82,16 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 	if managed && known.Same(spec) {
 		return nil
 	}
-	v, err := volume.Adopt(ctx, d.node, spec.Target, &spec)
-	switch {
-	case known == nil && errors.Is(err, volume.ErrConflict):
-		return err // not a republish: this volume was never mounted
-	case err != nil:
+	v, err := volume.Adopt(ctx, d.node, spec)
+	if err != nil {
 		return fmt.Errorf("%w: %w", errUncertain, err)
+	}
+	if slices.ContainsFunc(d.volumes.all(), v.SharesMount) {
+		err := fmt.Errorf("%w: another volume is mounted at %s", errConflict, spec.Target)
+		if known != nil {
+			err = fmt.Errorf("%w: %w", errUncertain, err)
+		}
+		return err // without known, this is no republish: this volume was never mounted
 	}
 	if err := v.Unmanaged(); err != nil {
 		klog.FromContext(ctx).Error(err, "Ignoring invalid attributes in a republish; the mounted volume is unchanged", v.LogValues()...)
@@ -108,20 +116,21 @@ func (d *Driver) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublish
 		return nil, err
 	}
 	defer unlock()
+	v := d.volumes.at(path)
+	if v != nil && v.VolumeID != req.GetVolumeId() && !v.IsFound() {
+		return nil, fmt.Errorf("%w: another volume is mounted at %s", errConflict, path)
+	}
 	var revocation *issuer.Revocation
-	v := d.volumes.get(req.GetVolumeId())
-	if v != nil && v.Target == path {
+	if v != nil {
 		revocation, err = v.Close()
 	} else {
-		err = volume.Detach(d.node, req.GetVolumeId(), path)
+		err = volume.Detach(d.node, path)
 	}
 	if err != nil {
 		return nil, err
 	}
 	d.volumes.remove(req.GetVolumeId(), path)
-	if revocation != nil {
-		d.revokeLater(ctx, v, *revocation)
-	}
+	d.revokeLater(ctx, v, revocation)
 	return &csi.NodeUnpublishVolumeResponse{}, d.node.Targets.Remove(path)
 }
 

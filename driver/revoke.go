@@ -24,14 +24,34 @@ const (
 	// mostRevocations limits the concurrent revocations of an issuer. The limit for
 	// signing calls is separate.
 	mostRevocations = 4
+	// mostWaiting limits the revocations of an issuer that wait or are in progress. Each
+	// holds a few KB.
+	mostWaiting = 1000
 )
 
-// revokeLater revokes the certificate of a removed volume in the background. A plugin
-// that stops waits at most revocationGrace for the revocation.
-func (d *Driver) revokeLater(ctx context.Context, v *volume.Volume, r issuer.Revocation) {
+// revokeLater revokes a certificate of the volume in the background, unless r is nil. A
+// plugin that stops waits at most revocationGrace for the revocation.
+func (d *Driver) revokeLater(ctx context.Context, v *volume.Volume, r *issuer.Revocation) {
+	if r == nil {
+		return
+	}
 	i := d.issuers[v.Issuer().Name]
-	ctx = klog.NewContext(d.background, klog.FromContext(ctx).WithValues(v.LogValues()...).WithValues("issuer", i.Name, "serial", r.Serial))
-	d.ending.Go(func() { i.logRevoked(ctx, r, i.revoke(ctx, r)) })
+	logger := klog.FromContext(ctx).WithValues(v.LogValues()...).WithValues("issuer", i.Name, "serial", r.Serial)
+	d.revokeBy(klog.NewContext(d.background, logger), i, *r)
+}
+
+// revokeBy revokes a certificate of the issuer in the background, until ctx ends.
+func (d *Driver) revokeBy(ctx context.Context, i *issuerState, r issuer.Revocation) {
+	select {
+	case i.revocations <- struct{}{}:
+	default:
+		i.logRevoked(ctx, r, fmt.Errorf("%d revocations are waiting already", mostWaiting))
+		return
+	}
+	d.ending.Go(func() {
+		defer func() { <-i.revocations }()
+		i.logRevoked(ctx, r, i.revoke(ctx, r))
+	})
 }
 
 // revoke retries until the certificate is revoked, or persist gives up.

@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/go-logr/logr/funcr"
+	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
 )
@@ -55,6 +59,51 @@ func TestRevocationSucceedsOrCannot(t *testing.T) {
 			}
 		})
 	}
+}
+
+// hangingRevoker is a signer whose revocations wait for the end of ctx.
+type hangingRevoker struct {
+	issuer.Signer
+	calls atomic.Int64
+}
+
+func (h *hangingRevoker) Revoke(ctx context.Context, _ issuer.Revocation) error {
+	h.calls.Add(1)
+	<-ctx.Done()
+	return fmt.Errorf("%w: %w", issuer.Unavailable, ctx.Err())
+}
+
+// While the CA hangs, revocations do not use up the memory. The log names each certificate
+// that is not revoked.
+func TestRevocationsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		revoker := &hangingRevoker{}
+		i, err := issuer.New(issuer.Config{Signer: revoker, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var byHand atomic.Int64
+		logger := funcr.New(func(_, text string) {
+			if strings.Contains(text, "to revoke by hand: step ca revoke 17") {
+				byHand.Add(1)
+			}
+		}, funcr.Options{})
+		ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logger))
+		d, _ := measured(t)
+		state := newIssuerState("default", Issuer{Issuer: i}, d.metrics)
+		for range mostWaiting + 3 {
+			d.revokeBy(ctx, state, issuer.Revocation{Serial: "17"})
+		}
+		synctest.Wait()
+		if calls, logged := revoker.calls.Load(), byHand.Load(); calls != mostRevocations || logged != 3 {
+			t.Errorf("%d calls, %d rejected; want %d and 3", calls, logged, mostRevocations)
+		}
+		stop()
+		d.ending.Wait()
+		if logged := byHand.Load(); logged != mostWaiting+3 {
+			t.Errorf("%d of %d are logged", logged, mostWaiting+3)
+		}
+	})
 }
 
 // A call in flight may finish when the plugin stops, within revocationGrace. No new

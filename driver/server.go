@@ -21,6 +21,9 @@ import (
 // Kubernetes gives a pod 30 s.
 const stopTimeout = 20 * time.Second
 
+// socketCheck is how often the driver checks that its sockets still exist.
+const socketCheck = 10 * time.Second
+
 // maxSocketPath is the longest path that fits into sun_path; see unix(7).
 const maxSocketPath = 107
 
@@ -72,7 +75,8 @@ func (s *server) close() {
 	}
 }
 
-// serve answers calls until ctx ends, and then finishes the calls in progress.
+// serve answers calls until ctx ends or a socket disappears, and then finishes the calls
+// in progress.
 func (s *server) serve(ctx context.Context) error {
 	failed := make(chan error, len(s.endpoints))
 	for _, e := range s.endpoints {
@@ -80,11 +84,20 @@ func (s *server) serve(ctx context.Context) error {
 		go func() { failed <- e.server.Serve(e.listener) }()
 	}
 	running := len(s.endpoints)
+	check := time.NewTicker(socketCheck)
+	defer check.Stop()
 	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-failed:
-		running--
+	for serving := true; serving; {
+		select {
+		case <-ctx.Done():
+			serving = false
+		case err = <-failed:
+			running--
+			serving = false
+		case <-check.C:
+			err = s.removed()
+			serving = err == nil
+		}
 	}
 	for _, e := range s.endpoints {
 		timer := time.AfterFunc(stopTimeout, e.server.Stop)
@@ -100,13 +113,20 @@ func (s *server) serve(ctx context.Context) error {
 	return err
 }
 
-// removeDirectory removes the directory of the CSI socket if it is empty and has the
-// driver's name, so that an uninstalled driver leaves nothing. The next start makes
-// the directory again.
-func (d *Driver) removeDirectory() {
-	if directory := filepath.Dir(d.config.Socket); filepath.Base(directory) == d.config.Name {
-		os.Remove(directory)
+// removed returns an error if a socket has disappeared: the kubelet can no longer call
+// the driver. Only another process can repair this. In a pod, the directory of the CSI
+// socket is a mount, and when somebody removes this directory on the node, the kernel
+// detaches the mount: rmdir(2) has done so since Linux 3.18 (detach_mounts in
+// fs/namespace.c). The container that the kubelet starts then has a new one.
+func (s *server) removed() error {
+	for _, e := range s.endpoints {
+		path := e.listener.Addr().String()
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: somebody has removed this socket, so that the kubelet cannot call the node plugin; "+
+				"start the node plugin again (the kubelet does this for a pod)", path)
+		}
 	}
+	return nil
 }
 
 // listenUnix listens on a socket that only root can connect to. It replaces the socket

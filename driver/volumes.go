@@ -1,10 +1,13 @@
 package driver
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -13,11 +16,14 @@ import (
 	"github.com/flexstack/step-csi/issuer/panics"
 )
 
-// volumes is the registry of the mounted volumes, by volume id. The zero value is
-// empty.
+// volumes is the registry of the mounted volumes. The zero value is empty.
 type volumes struct {
-	mu   sync.Mutex
+	mu sync.Mutex
+	// byID are the volumes that the kubelet has published to this process, by volume id.
 	byID map[string]*volume.Volume
+	// found are the volumes of an earlier process, by target path, until the kubelet
+	// publishes them. Only their record says whose they are: see volume.Find.
+	found map[string]*volume.Volume
 	// unread are the target paths of mounted volumes that could not be adopted.
 	unread map[string]bool
 }
@@ -28,17 +34,46 @@ func (r *volumes) get(id string) *volume.Volume {
 	return r.byID[id]
 }
 
-// put registers the volume, and returns the previous volume with its id.
+// at returns the volume at the target path, or nil.
+func (r *volumes) at(target string) *volume.Volume {
+	for _, v := range r.all() {
+		if v.Target == target {
+			return v
+		}
+	}
+	return nil
+}
+
+// put registers the volume, and returns the volume that it replaces: the one with its id,
+// or the one that was found at its target path.
 func (r *volumes) put(v *volume.Volume) (previous *volume.Volume) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.byID == nil {
 		r.byID = map[string]*volume.Volume{}
 	}
-	previous = r.byID[v.VolumeID]
+	previous = cmp.Or(r.byID[v.VolumeID], r.found[v.Target])
 	r.byID[v.VolumeID] = v
+	delete(r.found, v.Target)
 	delete(r.unread, v.Target)
 	return previous
+}
+
+// putFound registers a volume of an earlier process.
+func (r *volumes) putFound(v *volume.Volume) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.found == nil {
+		r.found = map[string]*volume.Volume{}
+	}
+	r.found[v.Target] = v
+}
+
+// allFound returns the volumes of an earlier process that the kubelet has not published.
+func (r *volumes) allFound() []*volume.Volume {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.found))
 }
 
 // remove removes the volume at the target path, even if it could not be adopted.
@@ -48,6 +83,7 @@ func (r *volumes) remove(id, target string) {
 	if v := r.byID[id]; v != nil && v.Target == target {
 		delete(r.byID, id)
 	}
+	delete(r.found, target)
 	delete(r.unread, target)
 }
 
@@ -69,7 +105,7 @@ func (r *volumes) countUnread() int {
 func (r *volumes) all() []*volume.Volume {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Collect(maps.Values(r.byID))
+	return slices.AppendSeq(slices.Collect(maps.Values(r.byID)), maps.Values(r.found))
 }
 
 // manage registers a mounted volume and starts its renewals. The volume replaces a
@@ -81,8 +117,9 @@ func (d *Driver) manage(ctx context.Context, v *volume.Volume) {
 	v.Keep(ctx)
 }
 
-// adoptAll adopts the volumes that an earlier process of this driver left mounted.
-func (d *Driver) adoptAll(ctx context.Context) error {
+// findAll finds the volumes that an earlier process of this driver left mounted. The driver
+// adopts each of them when the kubelet publishes it again.
+func (d *Driver) findAll(ctx context.Context) error {
 	paths, err := tmpfs.List(ctx, d.config.Name)
 	if err != nil {
 		return err
@@ -93,26 +130,47 @@ func (d *Driver) adoptAll(ctx context.Context) error {
 		if !below {
 			continue // a volume of another kubelet, or a bind mount
 		}
-		if err := d.adopt(ctx, relative); err != nil {
+		if err := d.find(ctx, relative); err != nil {
 			logger.Error(err, "Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again", "path", path)
 			d.volumes.putUnread(relative)
 		}
 	}
-	logger.Info("Adopted mounted volumes", "count", len(d.volumes.all()))
+	logger.Info("Found mounted volumes", "count", len(d.volumes.all()))
 	return nil
 }
 
-// adopt adopts the volume at the target path. It ignores a bind mount, and the second
-// mount of a volume on top of itself.
-func (d *Driver) adopt(ctx context.Context, path string) (err error) {
-	defer panics.Recover(ctx, "adopt a volume", &err)
-	v, err := volume.Adopt(ctx, d.node, path, nil)
-	if err != nil || v == nil || d.volumes.get(v.VolumeID) != nil {
+// find finds the volume at the target path. It ignores a bind mount, and the second mount
+// of a volume on top of itself.
+func (d *Driver) find(ctx context.Context, path string) (err error) {
+	defer panics.Recover(ctx, "find a volume", &err)
+	v, err := volume.Find(d.node, path)
+	switch {
+	case errors.Is(err, volume.ErrElsewhere) && nameInPod(path) == "":
+		return nil
+	case err != nil:
 		return err
+	case d.volumes.at(path) != nil:
+		return nil
 	}
 	if err := v.Unmanaged(); err != nil {
 		klog.FromContext(ctx).Error(err, "A mounted volume does not fit the configuration; it is not renewed", v.LogValues()...)
 	}
-	d.manage(ctx, v)
+	d.volumes.putFound(v)
+	v.Keep(ctx)
 	return nil
+}
+
+// reportUnconfirmed logs the volumes of an earlier process that the kubelet has not
+// published within volume.ConfirmationLimit.
+func (d *Driver) reportUnconfirmed(ctx context.Context) {
+	select {
+	case <-time.After(volume.ConfirmationLimit):
+	case <-ctx.Done():
+		return
+	}
+	for _, v := range d.volumes.allFound() {
+		if err := v.Unmanaged(); errors.Is(err, volume.ErrUnconfirmed) {
+			klog.FromContext(ctx).Error(err, "A mounted volume is not renewed", append(v.LogValues(), "target", v.Target)...)
+		}
+	}
 }

@@ -15,8 +15,8 @@ func TestPanicAboutOneVolume(t *testing.T) {
 	if d.replaceRoots(t.Context(), &volume.Volume{}) { // it has no issuer
 		t.Error("the roots of a volume without an issuer changed")
 	}
-	if err := d.adopt(t.Context(), "mount"); err == nil { // no directory is open
-		t.Error("adopted without a directory")
+	if err := d.find(t.Context(), "mount"); err == nil { // no directory is open
+		t.Error("found without a directory")
 	}
 	if n := panics.Total() - before; n != 2 {
 		t.Errorf("%d panics recovered, want 2", n)

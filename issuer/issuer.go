@@ -86,6 +86,8 @@ type Revocation struct {
 	// Chain, leaf first, and Key; the zero values if they could not be read.
 	Chain []*x509.Certificate
 	Key   PrivateKey
+	// Unproven means that Serial, Chain and Key come from files that a pod can change.
+	Unproven bool
 }
 
 // Revoker is a Signer that can revoke what it has signed.
@@ -114,6 +116,22 @@ type Credential struct {
 // Leaf is the pod's own certificate.
 func (c *Credential) Leaf() *x509.Certificate { return c.Chain[0] }
 
+// UnusableError is about a certificate that the CA has issued for the requested key, and
+// that failed a check or whose roots are unknown.
+type UnusableError struct {
+	Chain []*x509.Certificate // leaf first
+	Key   PrivateKey
+	Err   error
+}
+
+// Error implements error.
+func (e *UnusableError) Error() string {
+	return fmt.Sprintf("%v (serial number of the certificate: %s)", e.Err, e.Chain[0].SerialNumber)
+}
+
+// Unwrap returns the reason.
+func (e *UnusableError) Unwrap() error { return e.Err }
+
 // PrivateKey is a private key that does not print.
 type PrivateKey struct{ crypto.Signer }
 
@@ -130,6 +148,9 @@ type Config struct {
 	// Keys generates the private keys. The issuers of a process share one, because they
 	// share its cores. Nil means a generator of the issuer's own.
 	Keys *KeyGenerator
+	// RequireDisableRenewal refuses to sign while the CA renews certificates for whoever
+	// holds them. The signer must be a HolderRenewal.
+	RequireDisableRenewal bool
 }
 
 // Issuer makes credentials: the policy, the key, the CSR, the signer, and the check
@@ -138,6 +159,8 @@ type Issuer struct {
 	signer Signer
 	policy Policy
 	keys   *KeyGenerator
+	// requireDisabled is nil unless holders must not be able to renew.
+	requireDisabled HolderRenewal
 
 	roots      latestRoots
 	followed   atomic.Pointer[Roots] // what FollowRoots announced last
@@ -153,13 +176,23 @@ func New(c Config) (*Issuer, error) {
 	if c.Keys == nil {
 		c.Keys = NewKeyGenerator()
 	}
-	return &Issuer{signer: c.Signer, policy: c.Policy, keys: c.Keys, otherRoots: make(chan struct{}, 1)}, nil
+	i := &Issuer{signer: c.Signer, policy: c.Policy, keys: c.Keys, otherRoots: make(chan struct{}, 1)}
+	if c.RequireDisableRenewal {
+		var err error
+		if i.requireDisabled, err = requireDisabled(c.Signer); err != nil {
+			return nil, err
+		}
+	}
+	return i, nil
 }
 
 // Connect checks that the CA can be reached, is trusted, and would sign.
 func (i *Issuer) Connect(ctx context.Context) (err error) {
 	defer panics.Recover(ctx, "connect to the issuer", &err)
-	return i.signer.Connect(ctx)
+	if err := i.signer.Connect(ctx); err != nil {
+		return err
+	}
+	return i.refuseHolderRenewal(ctx)
 }
 
 // Prepared is a request that the policy allows, with its CSR. Only Prepare and
@@ -212,14 +245,27 @@ func (i *Issuer) allow(ctx context.Context, pod Pod, req Request) error {
 }
 
 // Sign has the signer sign what was prepared, and checks the answer as if the CA
-// were hostile. Its errors wrap an Outcome.
+// were hostile. Its errors wrap an Outcome, and an UnusableError if the CA has issued a
+// certificate.
 func (i *Issuer) Sign(ctx context.Context, p Prepared) (*Credential, error) {
+	if err := i.refuseHolderRenewal(ctx); err != nil {
+		return nil, err
+	}
 	// Before the call: a slow answer must not allow a longer lifetime.
 	asked := time.Now()
 	answer, err := i.signer.Sign(ctx, p.request)
 	if err != nil {
 		return nil, err
 	}
+	credential, err := i.checked(ctx, p, answer, asked)
+	if err != nil && len(answer) > 0 && checkKey(answer[0], p.request.CSR.PublicKey) == nil {
+		err = &UnusableError{answer, p.key, err}
+	}
+	return credential, err
+}
+
+// checked makes a credential of the CA's answer.
+func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certificate, asked time.Time) (*Credential, error) {
 	roots, err := i.signer.Roots(ctx)
 	if err != nil {
 		return nil, err
@@ -274,13 +320,39 @@ func (i *Issuer) CanRevoke() bool {
 	return ok
 }
 
-// Revoke revokes a certificate of this issuer.
+// Revoke revokes a certificate of this issuer. An unproven certificate must be valid, and
+// the caller must have its key. Otherwise, the outcome is Denied.
 func (i *Issuer) Revoke(ctx context.Context, r Revocation) error {
 	revoker, ok := i.signer.(Revoker)
 	if !ok {
 		return fmt.Errorf("%w: the issuer cannot revoke", Unsupported)
 	}
+	if r.Unproven {
+		if err := i.prove(ctx, r); err != nil {
+			return err
+		}
+	}
 	return revoker.Revoke(ctx, r)
+}
+
+// prove checks that the revocation is about a certificate of this issuer whose key the
+// caller has. Otherwise, a pod that forges its files could have any certificate revoked.
+func (i *Issuer) prove(ctx context.Context, r Revocation) error {
+	if len(r.Chain) == 0 || r.Key.Signer == nil {
+		return fmt.Errorf("%w: the certificate and its key could not be read from the volume", Denied)
+	}
+	leaf := r.Chain[0]
+	if leaf.SerialNumber.String() != r.Serial {
+		return fmt.Errorf("%w: the certificate in the volume has the serial number %s", Denied, leaf.SerialNumber)
+	}
+	if checkKey(leaf, r.Key.Public()) != nil {
+		return fmt.Errorf("%w: the key in the volume is not the certificate's", Denied)
+	}
+	err := i.Verify(ctx, r.Chain)
+	if err != nil && OutcomeOf(err) == Failed {
+		return fmt.Errorf("%w: it is not a valid certificate of this issuer: %w", Denied, err)
+	}
+	return err
 }
 
 // Verify checks that the chain, leaf first, ends in a root of the CA, and that the leaf

@@ -6,68 +6,216 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/panics"
 )
 
-// Readiness holds the issuers that were never connected, with the reason. The zero
-// value holds none.
+// Readiness knows which issuers of the process work. Each is judged by itself: one
+// whose CA is down, or whose password is wrong, says nothing about the others. The
+// zero value has no issuers. It is a prometheus.Collector.
 type Readiness struct {
-	mu          sync.Mutex
-	unconnected map[string]error
+	mu      sync.Mutex
+	issuers map[string]*condition
 }
+
+// condition is what a Readiness knows about one issuer.
+type condition struct {
+	connected bool   // at least once
+	err       error  // of the last Connect
+	roots     error  // of the last request for the roots
+	known     bool   // whether holders can renew
+	renewal   string // why holders can renew; empty if they cannot
+}
+
+func (c *condition) trouble() error {
+	if c.err != nil {
+		return c.err
+	}
+	return c.roots
+}
+
+var errNoIssuer = errors.New("no issuer works")
 
 // Expect adds an issuer.
-func (r *Readiness) Expect(name string) { r.set(name, errors.New("not connected yet")) }
-
-func (r *Readiness) set(name string, reason error) {
+func (r *Readiness) Expect(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.unconnected == nil {
-		r.unconnected = map[string]error{}
+	if r.issuers == nil {
+		r.issuers = map[string]*condition{}
 	}
-	r.unconnected[name] = reason
+	r.issuers[name] = &condition{err: errors.New("not connected yet")}
 }
 
-// Err returns nil once every issuer was connected, and otherwise names the others. It
-// stays nil when a CA goes down later: a restart of the process would not help.
+// Err returns nil once at least one issuer was connected. It stays nil when CAs go
+// down later: a restart of the process would not help.
 func (r *Readiness) Err() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var all []error
-	for _, name := range slices.Sorted(maps.Keys(r.unconnected)) {
-		all = append(all, fmt.Errorf("issuer %s: %w", name, r.unconnected[name]))
+	for _, c := range r.issuers {
+		if c.connected {
+			return nil
+		}
 	}
-	return errors.Join(all...)
+	return errNoIssuer
 }
 
-// Connect connects to the issuer before its first request, and retries until that
-// succeeds or ctx ends, so that the log shows a wrong URL or password before a pod
-// needs the issuer.
-func (r *Readiness) Connect(ctx context.Context, name string, i *Issuer) {
-	logger := klog.FromContext(ctx).WithValues("issuer", name)
-	retry := backoff.Backoff{First: time.Second, Max: time.Minute}
+// Details has a line for each issuer that does not work, and for each whose CA lets
+// holders renew. It is empty if there is nothing to report.
+func (r *Readiness) Details() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var lines strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(r.issuers)) {
+		c := r.issuers[name]
+		if err := c.trouble(); err != nil {
+			fmt.Fprintf(&lines, "issuer %s: %s\n", name, oneLine(err.Error()))
+		}
+		if c.renewal != "" {
+			fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, oneLine(c.renewal))
+		}
+	}
+	return lines.String()
+}
+
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
+
+// update changes what is known about an issuer.
+func (r *Readiness) update(name string, change func(*condition)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.issuers[name]; c != nil {
+		change(c)
+	}
+}
+
+// ObserveRoots records the result of a request for the issuer's roots.
+func (r *Readiness) ObserveRoots(name string, err error) {
+	r.update(name, func(c *condition) { c.roots = err })
+}
+
+// Watch connects to the issuer before its first request, and retries until that
+// succeeds, so that the log shows a wrong URL or password before a pod needs the
+// issuer. If the issuer's signer is a HolderRenewal, Watch then checks it at the
+// interval every, with a jitter of 10 %, until ctx ends.
+func (r *Readiness) Watch(ctx context.Context, name string, i *Issuer, every time.Duration) {
+	w := watch{Readiness: r, name: name, issuer: i, retry: backoff.Backoff{First: time.Second, Max: time.Minute}}
+	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("issuer", name))
 	for {
-		err := i.Connect(ctx)
-		switch {
-		case err == nil:
-			r.mu.Lock()
-			delete(r.unconnected, name)
-			r.mu.Unlock()
-			logger.Info("Issuer connected")
-			return
-		case ctx.Err() != nil:
+		err := w.check(ctx)
+		if ctx.Err() != nil {
 			return
 		}
-		r.set(name, err)
-		wait := retry.Next()
-		logger.Error(err, "Cannot connect to the issuer", "retry", wait.Round(time.Millisecond).String())
+		wait := w.record(ctx, err, every)
+		if _, watched := i.signer.(HolderRenewal); !watched && w.connected {
+			return // FollowRoots shows how it is from now on
+		}
 		if !backoff.Sleep(ctx, wait) {
 			return
+		}
+	}
+}
+
+// watch is the state of Watch for one issuer.
+type watch struct {
+	*Readiness
+	name      string
+	issuer    *Issuer
+	retry     backoff.Backoff
+	connected bool   // at least once
+	failing   bool   // the last check failed
+	warned    string // the last warning that was logged
+}
+
+// check reads the provisioner, if the signer has one, and connects.
+func (w *watch) check(ctx context.Context) (err error) {
+	defer panics.Recover(ctx, "check the issuer", &err)
+	if h, ok := w.issuer.signer.(HolderRenewal); ok {
+		allowed, err := h.HolderRenewal(ctx, 0)
+		if err != nil {
+			return err
+		}
+		w.warn(ctx, allowed)
+	}
+	return w.issuer.Connect(ctx)
+}
+
+// warn records whether holders can renew, and logs it when it changes.
+func (w *watch) warn(ctx context.Context, allowed string) {
+	w.update(w.name, func(c *condition) { c.known, c.renewal = true, allowed })
+	switch {
+	case allowed == w.warned:
+	case allowed == "":
+		klog.FromContext(ctx).Info("The CA no longer renews certificates for their holders")
+	default:
+		klog.FromContext(ctx).Info("Warning: the CA renews certificates for their holders", "reason", allowed)
+	}
+	w.warned = allowed
+}
+
+// record records the result of a check, and returns when to check again. While an
+// issuer was never connected, every failure is logged; later only the first one.
+func (w *watch) record(ctx context.Context, err error, every time.Duration) time.Duration {
+	w.update(w.name, func(c *condition) {
+		c.err = err
+		c.connected = c.connected || err == nil
+	})
+	logger := klog.FromContext(ctx)
+	failing := w.failing
+	if w.failing = err != nil; !w.failing {
+		if failing || !w.connected {
+			logger.Info("Issuer connected")
+		}
+		if !w.connected {
+			w.connected = true
+			w.retry.Max = max(every, w.retry.Max)
+		}
+		w.retry.Reset()
+		return jittered(every)
+	}
+	wait := w.retry.Next()
+	if !failing || !w.connected {
+		logger.Error(err, "Cannot connect to the issuer", "retry", wait.Round(time.Millisecond).String())
+	}
+	return wait
+}
+
+var (
+	readyDesc = prometheus.NewDesc("step_csi_issuer_ready",
+		"1 if the issuer worked when it was last checked, otherwise 0: its CA or registration authority is unreachable or not trusted, or its provisioner cannot be used.",
+		[]string{"issuer"}, nil)
+	renewalDesc = prometheus.NewDesc("step_csi_issuer_renewal_allowed",
+		"1 if the issuer's CA renews certificates for whoever holds them, because the provisioner does not have the claim disableRenewal, otherwise 0. Only of processes that call the CA.",
+		[]string{"issuer"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (r *Readiness) Describe(descriptions chan<- *prometheus.Desc) {
+	descriptions <- readyDesc
+	descriptions <- renewalDesc
+}
+
+// Collect implements prometheus.Collector.
+func (r *Readiness) Collect(out chan<- prometheus.Metric) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	send := func(desc *prometheus.Desc, value bool, name string) {
+		v := 0.0
+		if value {
+			v = 1
+		}
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, name)
+	}
+	for name, c := range r.issuers {
+		send(readyDesc, c.trouble() == nil, name)
+		if c.known {
+			send(renewalDesc, c.renewal != "", name)
 		}
 	}
 }

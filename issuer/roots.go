@@ -61,9 +61,11 @@ const rootsDebounce = time.Second
 
 // FollowRoots requests the roots until ctx ends: at once, then at the interval every
 // with a jitter of 10 %, and when an answer of the CA shows that there are other roots.
-// observe gets the result of every request.
+// Before the first success it retries with backoff. observe gets the result of every
+// request.
 func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe func(Roots, error)) {
 	logger := klog.FromContext(ctx)
+	retry := backoff.Backoff{First: time.Second, Max: every}
 	failing := false
 	for wait := time.Duration(0); i.waitForRoots(ctx, wait); {
 		err := i.followRoots(ctx, observe)
@@ -74,8 +76,15 @@ func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe f
 			logger.Error(err, "Roots refresh failed; the known roots stay in use")
 		}
 		failing = err != nil
-		wait = every + time.Duration((0.2*rand.Float64()-0.1)*float64(every))
+		if wait = jittered(every); failing && i.followed.Load() == nil {
+			wait = retry.Next()
+		}
 	}
+}
+
+// jittered returns the interval with a jitter of 10 %.
+func jittered(every time.Duration) time.Duration {
+	return every + time.Duration((0.2*rand.Float64()-0.1)*float64(every))
 }
 
 // waitForRoots waits, but no longer than until an answer shows other roots. It returns

@@ -165,7 +165,9 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 		if made.allow, err = f.allow(name, i, c); err != nil {
 			return nil, fmt.Errorf("issuers.%s.policy: %w", name, err)
 		}
-		if made.issuer, err = issuer.New(issuer.Config{Signer: made.signer, Policy: made.allow, Keys: keys}); err != nil {
+		if made.issuer, err = issuer.New(issuer.Config{
+			Signer: made.signer, Policy: made.allow, Keys: keys, RequireDisableRenewal: i.Provisioner.RequireDisableRenewal,
+		}); err != nil {
 			return nil, fmt.Errorf("issuers.%s: %w", name, err)
 		}
 		c.issuers[name] = made

@@ -46,6 +46,9 @@ type provisionerFile struct {
 	Name         string `json:"name"`
 	PasswordFile string `json:"passwordFile"`
 	TokenFile    string `json:"tokenFile"`
+	// RequireDisableRenewal refuses to sign while the provisioner lets step-ca renew
+	// certificates for their holders.
+	RequireDisableRenewal bool `json:"requireDisableRenewal"`
 }
 
 // The defaults of roots.refresh. A registration authority asks more often: nodes get
@@ -114,6 +117,9 @@ func (f issuerFile) jwkSigner(directory string, bundle []byte, reserved *policy.
 func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSigner, error) {
 	if f.Provisioner.PasswordFile != "" {
 		return nil, fmt.Errorf("provisioner.passwordFile: is for the type %s only; no node needs it any more", typeJWK)
+	}
+	if f.Provisioner.RequireDisableRenewal {
+		return nil, errors.New("provisioner.requireDisableRenewal: write it into the configuration of the registration authority, which calls the CA")
 	}
 	if f.Roots.Federation {
 		return nil, errors.New("roots.federation: the authority decides; write it into its configuration")

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,8 +27,12 @@ type health struct {
 	server   *http.Server
 }
 
+// readiness tells whether a program is ready. details has a line for each part of it that
+// does not work, also while the program as a whole is ready.
+type readiness func() (details string, err error)
+
 // newHealth listens on the address. It returns nil for an empty address.
-func newHealth(address string, ready func() error, metrics prometheus.Gatherer) (*health, error) {
+func newHealth(address string, ready readiness, metrics prometheus.Gatherer) (*health, error) {
 	if address == "" {
 		return nil, nil
 	}
@@ -46,17 +51,18 @@ func newHealth(address string, ready func() error, metrics prometheus.Gatherer) 
 
 // healthHandler returns the handler. Only readiness depends on the CA: restarting the
 // process would not help.
-func healthHandler(ready func() error, metrics prometheus.Gatherer) http.Handler {
+func healthHandler(ready readiness, metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
 	alive := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }
 	mux.HandleFunc("GET /livez", alive)
 	mux.HandleFunc("GET /healthz", alive)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if err := ready(); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		details, err := ready()
+		if err != nil {
+			http.Error(w, strings.TrimSpace(err.Error()+"\n"+details), http.StatusServiceUnavailable)
 			return
 		}
-		fmt.Fprintln(w, "ok")
+		fmt.Fprint(w, "ok\n", details)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	return mux

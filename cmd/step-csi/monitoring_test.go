@@ -17,21 +17,23 @@ import (
 
 func TestHealth(t *testing.T) {
 	for name, test := range map[string]struct {
-		path   string
-		ready  error
-		status int
-		body   string
+		path    string
+		ready   error
+		details string
+		status  int
+		body    string
 	}{
-		"alive":                {"/livez", nil, http.StatusOK, "ok\n"},
-		"alive without the CA": {"/livez", errors.New("issuer default: no route"), http.StatusOK, "ok\n"},
-		"healthy":              {"/healthz", errors.New("issuer default: no route"), http.StatusOK, "ok\n"},
-		"ready":                {"/readyz", nil, http.StatusOK, "ok\n"},
-		"not ready":            {"/readyz", errors.New("issuer default: no route"), http.StatusServiceUnavailable, "issuer default: no route\n"},
-		"unknown":              {"/", nil, http.StatusNotFound, "404 page not found\n"},
+		"alive":                {"/livez", nil, "", http.StatusOK, "ok\n"},
+		"alive without the CA": {"/livez", errors.New("no issuer works"), "", http.StatusOK, "ok\n"},
+		"healthy":              {"/healthz", errors.New("no issuer works"), "", http.StatusOK, "ok\n"},
+		"ready":                {"/readyz", nil, "", http.StatusOK, "ok\n"},
+		"one issuer is down":   {"/readyz", nil, "issuer b: no route\n", http.StatusOK, "ok\nissuer b: no route\n"},
+		"not ready":            {"/readyz", errors.New("no issuer works"), "issuer a: no route\n", http.StatusServiceUnavailable, "no issuer works\nissuer a: no route\n"},
+		"unknown":              {"/", nil, "", http.StatusNotFound, "404 page not found\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			answer := httptest.NewRecorder()
-			healthHandler(func() error { return test.ready }, nil).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, test.path, nil))
+			healthHandler(func() (string, error) { return test.details, test.ready }, nil).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, test.path, nil))
 			if answer.Code != test.status || answer.Body.String() != test.body {
 				t.Errorf("%d %q", answer.Code, answer.Body)
 			}
@@ -73,7 +75,7 @@ func TestHealthAddress(t *testing.T) {
 // When the plugin stops, it finishes the requests in flight and then closes the port.
 func TestHealthStops(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
-	h, err := newHealth("127.0.0.1:0", func() error { close(asked); <-release; return nil }, nil)
+	h, err := newHealth("127.0.0.1:0", func() (string, error) { close(asked); <-release; return "", nil }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

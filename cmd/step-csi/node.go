@@ -32,7 +32,8 @@ The configuration, with its defaults where there are any:
       url: https://step-certificates.step-ca.svc.cluster.local
       fingerprint: 84a0…               # step certificate fingerprint root_ca.crt; or several: a, b
       # caBundleFile: /etc/step-csi/root_ca.crt        instead of the fingerprint
-      provisioner: {type: jwk, name: admin, passwordFile: /etc/step-csi/password}
+      provisioner:
+        {type: jwk, name: admin, passwordFile: /etc/step-csi/password, requireDisableRenewal: false}
       # provisioner: {type: ra, tokenFile: /etc/step-csi/token}   with the URL of "step-csi ra" as the url
       duration: {default: 24h, max: 24h, min: 5m}
       roots: {refresh: 5m, federation: false}   # how often to fetch the CA's roots; add federated roots

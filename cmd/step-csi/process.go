@@ -40,7 +40,7 @@ func (p *process) start(check func(*configFile, string) (*config, error), keep .
 }
 
 // serve serves health and metrics while it runs the program.
-func (p *process) serve(ctx context.Context, ready func() error, metrics prometheus.Gatherer, program func(context.Context) error) error {
+func (p *process) serve(ctx context.Context, ready readiness, metrics prometheus.Gatherer, program func(context.Context) error) error {
 	h, err := newHealth(p.httpAddress, ready, metrics)
 	if err != nil {
 		return err

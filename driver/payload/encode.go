@@ -87,7 +87,7 @@ func marshalKey(key crypto.Signer, encoding attributes.KeyEncoding) (der []byte,
 
 // ReadKey reads the private key from a file of Encode and Write.
 func ReadKey(root *os.Root, name string) (issuer.PrivateKey, error) {
-	data, err := root.ReadFile(name)
+	data, err := readFile(root, name, maxKey)
 	if err != nil {
 		return issuer.PrivateKey{}, err
 	}

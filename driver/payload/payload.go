@@ -53,7 +53,7 @@ var ErrCleanUp = errors.New("remove the previous file names")
 // an interrupted Write. After an error, the previous set is in use, unless the error is
 // ErrCleanUp.
 func Write(root *os.Root, files []File, access Access) error {
-	names, err := list(root)
+	names, err := list(root, ".")
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func Write(root *os.Root, files []File, access Access) error {
 	}
 	set := setName(time.Now())
 	if err := writeSet(root, set, files, access); err != nil {
-		return errors.Join(err, root.RemoveAll(set))
+		return errors.Join(err, removeSet(root, set))
 	}
 	// At every moment, all old names or all new names exist and point to files. New names
 	// point to nothing until the swap.
@@ -75,9 +75,9 @@ func Write(root *os.Root, files []File, access Access) error {
 		err = swap(root, set)
 	}
 	if err != nil {
-		return errors.Join(err, unlink(root, missing(after, before)), root.RemoveAll(set))
+		return errors.Join(err, unlink(root, missing(after, before)), removeSet(root, set))
 	}
-	announce(root, current)
+	announce(root, current, before)
 	if err := unlink(root, missing(before, after)); err != nil {
 		return fmt.Errorf("%w: %w", ErrCleanUp, err)
 	}
@@ -86,7 +86,7 @@ func Write(root *os.Root, files []File, access Access) error {
 
 // Has tells whether the file exists with the same contents.
 func Has(root *os.Root, file File) (bool, error) {
-	data, err := root.ReadFile(file.Name)
+	data, err := ReadFile(root, file.Name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -101,7 +101,7 @@ func Replace(root *os.Root, file File, names Names, access Access) error {
 			files = append(files, file)
 			continue
 		}
-		data, err := root.ReadFile(name)
+		data, err := ReadFile(root, name)
 		if err != nil {
 			return err
 		}
@@ -115,25 +115,15 @@ func Replace(root *os.Root, file File, names Names, access Access) error {
 // and so watch the previous set. They see a modification and a changed attribute, and
 // open the name again. Without announce, they would see no event until the next Write
 // removes that set. The new set is already in use, so errors do not matter.
-func announce(root *os.Root, set string) {
+func announce(root *os.Root, set string, names []string) {
 	if set == "" {
 		return
 	}
-	entries, _ := fs.ReadDir(root.FS(), set)
-	for _, entry := range entries {
-		name, now := path.Join(set, entry.Name()), time.Now()
+	for _, name := range names {
+		name, now := path.Join(set, name), time.Now()
 		_ = root.Chtimes(name, time.Time{}, now) // IN_MODIFY
 		_ = root.Chtimes(name, now, now)         // IN_ATTRIB
 	}
-}
-
-func list(root *os.Root) ([]string, error) {
-	directory, err := root.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	defer directory.Close()
-	return directory.Readdirnames(-1)
 }
 
 // currentSet returns the name of the set in use, or an empty string at first.
@@ -149,7 +139,7 @@ func removeSetsBut(root *os.Root, names []string, current string) error {
 		if !strings.HasPrefix(name, Reserved) || name == DataLink || name == current {
 			continue
 		}
-		if err := root.RemoveAll(name); err != nil {
+		if err := removeSet(root, name); err != nil {
 			return err
 		}
 	}
@@ -169,7 +159,7 @@ func writeSet(root *os.Root, name string, files []File, access Access) error {
 	if err := root.Chmod(name, 0o755); err != nil {
 		return err
 	}
-	set, err := root.OpenRoot(name)
+	set, err := OpenDirectory(root, name)
 	if err != nil {
 		return err
 	}

@@ -150,7 +150,8 @@ func path(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 var ErrForeign = errors.New("something else is mounted there; unmount it")
 
 // Record returns the record of the tmpfs that is attached at target, or nil if
-// nothing is mounted there. The error is ErrForeign for any other mount.
+// nothing is mounted there. The error is ErrForeign for any other mount. A record that
+// is longer than MaxRecord is not from SetRecord: Record returns an empty one.
 func Record(target *os.File) ([]byte, error) {
 	var attributes unix.Statx_t
 	if err := unix.Statx(int(target.Fd()), "", unix.AT_EMPTY_PATH, 0, &attributes); err != nil {
@@ -164,10 +165,48 @@ func Record(target *os.File) ([]byte, error) {
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
 		return nil, fmt.Errorf("%s: %w", target.Name(), ErrForeign)
+	case errors.Is(err, unix.ERANGE):
+		return []byte{}, nil
 	case err != nil:
 		return nil, os.NewSyscallError("getxattr", err)
 	}
 	return value[:n], nil
+}
+
+// Device returns the number of the file system that f is in. All mounts of one tmpfs have
+// the same number, and no other file system has it at the same time.
+func Device(f *os.File) (uint64, error) {
+	var s unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &s); err != nil {
+		return 0, os.NewSyscallError("fstat", err)
+	}
+	return s.Dev, nil
+}
+
+// Device returns the number of the file system.
+func (t *Tree) Device() (uint64, error) { return Device(t.file) }
+
+// IsOf tells whether a tmpfs of the given source is attached at target, by the mount
+// table. Unlike the record, a container cannot change the mount table of this process.
+func IsOf(target *os.File, source string) (bool, error) {
+	var attributes unix.Statx_t
+	if err := unix.Statx(int(target.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &attributes); err != nil {
+		return false, os.NewSyscallError("statx", err)
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	id := strconv.FormatUint(attributes.Mnt_id, 10) + " "
+	for line := range strings.Lines(string(table)) {
+		if !strings.HasPrefix(line, id) {
+			continue
+		}
+		// See proc_pid_mountinfo(5): after the separator come the type and the source.
+		_, system, _ := strings.Cut(line, " - ")
+		return strings.HasPrefix(system, "tmpfs "+source+" "), nil
+	}
+	return false, nil
 }
 
 // Detach unmounts the mount at target at once, even if processes have open files there.

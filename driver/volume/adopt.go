@@ -2,8 +2,10 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -12,54 +14,114 @@ import (
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
-// Adopt takes over the volume that is mounted at the path: a volume of an earlier
-// process, or a volume that was hidden for a while. wanted is the kubelet's request; if
-// it is nil, the volume's own record applies. A damaged volume, or one with a different
-// request, is renewed at once. Adopt returns nil for the bind mount of a volume from
-// elsewhere, and ErrGone if no volume is visible at the path.
-func Adopt(ctx context.Context, n *Node, path string, wanted *Spec) (*Volume, error) {
+// ErrElsewhere means that the record names another path: the mount is a bind mount of the
+// volume there, or the record is forged.
+var ErrElsewhere = errors.New("the record is that of a volume at another path")
+
+// Find finds the volume of an earlier process that is mounted at the path, and describes it
+// by its record. A pod may have forged the record. Therefore the volume follows the roots,
+// which can harm only that pod, and is neither renewed nor trusted otherwise until Adopt
+// replaces it. Find opens no file in the volume.
+func Find(n *Node, path string) (*Volume, error) {
 	target, err := n.Targets.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer target.Close()
-	data, err := tmpfs.Record(target)
+	data, err := openRecord(target, path)
 	if err != nil {
 		return nil, err
 	}
-	if data == nil {
-		return nil, fmt.Errorf("%w at %s", ErrGone, path)
+	record, err := ParseRecord(data)
+	if err != nil {
+		return nil, err
+	}
+	if record.Target != path {
+		return nil, fmt.Errorf("%w: %q", ErrElsewhere, record.Target)
+	}
+	v := newVolume(n, record.Spec)
+	v.certificate, v.found = record.certificate, time.Now()
+	if v.device, err = tmpfs.Device(target); err != nil {
+		return nil, err
+	}
+	restoreTrust(v, target)
+	return v, nil
+}
+
+// openRecord returns the record at target. The error is ErrGone if no volume is visible.
+func openRecord(target *os.File, path string) ([]byte, error) {
+	data, err := tmpfs.Record(target)
+	if err == nil && data == nil {
+		err = fmt.Errorf("%w at %s", ErrGone, path)
+	}
+	return data, err
+}
+
+// Adopt takes over the volume that is mounted at the target path, for the kubelet's
+// request: a volume of an earlier process, or a volume that was hidden for a while. A
+// volume that is damaged, or whose record differs from the request, is renewed at once.
+// The error is ErrGone if no volume is visible at the path.
+func Adopt(ctx context.Context, n *Node, wanted Spec) (*Volume, error) {
+	target, err := n.Targets.Open(wanted.Target)
+	if err != nil {
+		return nil, err
+	}
+	defer target.Close()
+	data, err := openRecord(target, wanted.Target)
+	if err != nil {
+		return nil, err
+	}
+	v := newVolume(n, wanted)
+	if v.device, err = tmpfs.Device(target); err != nil {
+		return nil, err
 	}
 	record, damage := ParseRecord(data)
-	switch {
-	case wanted == nil && damage != nil:
-		return nil, damage
-	case wanted == nil && record.Target != path:
-		return nil, nil
-	case wanted == nil:
-		wanted = &record.Spec
-	case damage == nil && record.VolumeID != wanted.VolumeID:
-		return nil, fmt.Errorf("%w: %s", ErrConflict, path)
-	}
-	v := newVolume(n, *wanted)
-	v.certificate = record.certificate
 	if damage == nil {
-		root, err := tmpfs.Root(target)
-		if err != nil {
-			return nil, err
-		}
-		defer root.Close()
-		damage = v.takeCertificate(root, record)
+		damage = record.belongsTo(wanted)
 	}
-	v.renewFirst = damage != nil || !record.Same(*wanted)
 	if damage != nil {
-		klog.FromContext(ctx).Error(damage, "A mounted volume is damaged; it is renewed at once", v.LogValues()...)
+		record = Record{Spec: wanted}
 	}
-	// Without this, the plugin verifies the issuer's server by the configured roots.
+	root, err := tmpfs.Root(target)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	v.certificate = record.certificate
+	if broken := v.takeCertificate(root, record); damage == nil {
+		damage = broken
+	}
+	v.renewFirst = damage != nil || !record.Same(wanted)
+	logger := klog.FromContext(ctx)
+	switch {
+	case errors.Is(damage, errForged):
+		logger.Error(damage, "The record of a mounted volume contradicts the kubelet; the volume is renewed at once", v.LogValues()...)
+	case damage != nil:
+		logger.Error(damage, "A mounted volume is damaged; it is renewed at once", v.LogValues()...)
+	}
+	restoreTrust(v, target)
+	return v, nil
+}
+
+// errForged means that only a process with CAP_SYS_ADMIN can have written the record.
+var errForged = errors.New("the record is not the one that the node plugin wrote; a container of the pod with CAP_SYS_ADMIN can have changed it")
+
+// belongsTo compares the record with what the kubelet says. The identity of a pod never
+// changes.
+func (r Record) belongsTo(wanted Spec) error {
+	if r.VolumeID == wanted.VolumeID && r.Target == wanted.Target && r.Pod == wanted.Pod {
+		return nil
+	}
+	return fmt.Errorf("%w: volume %q at %q of pod %q, UID %q, service account %q, node %q", errForged,
+		r.VolumeID, r.Target, r.Pod.Namespace+"/"+r.Pod.Name, r.Pod.UID, r.Pod.ServiceAccount, r.Pod.Node)
+}
+
+// restoreTrust makes the roots in the volume known. Without them, the plugin verifies the
+// issuer's server by the configured roots.
+func restoreTrust(v *Volume, target *os.File) {
 	if trusted, err := readTrust(target); err == nil && v.unfit == nil {
 		v.issuer.Trust().Restore(trusted)
 	}
-	return v, nil
 }
 
 // takeCertificate reads which certificate is mounted, and returns its damage. A process

@@ -3,6 +3,7 @@ package volume
 import (
 	"bytes"
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -87,9 +88,9 @@ func checkNames(directory *os.Root, names payload.Names) error {
 // it returns the part that it could read, or nil without a leaf.
 func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
 	// Read all files from one set: a renewal may replace the set at any time.
-	set, err := directory.OpenRoot(payload.DataLink)
+	set, err := payload.OpenDirectory(directory, payload.DataLink)
 	if errors.Is(err, fs.ErrNotExist) {
-		set, err = directory.OpenRoot(".")
+		set, err = payload.OpenDirectory(directory, ".")
 	}
 	if err != nil {
 		return nil, err
@@ -128,7 +129,7 @@ func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
 }
 
 func readCertificates(set *os.Root, name string) ([]*x509.Certificate, error) {
-	data, err := set.ReadFile(name)
+	data, err := payload.ReadFile(set, name)
 	if err != nil {
 		return nil, err
 	}
@@ -139,8 +140,17 @@ func readCertificates(set *os.Root, name string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
+	for _, certificate := range certificates {
+		if key, ok := certificate.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxRSA {
+			return nil, fmt.Errorf("%s: a certificate has an RSA key of %d bits, and the limit is %d", name, key.N.BitLen(), maxRSA)
+		}
+	}
 	return certificates, nil
 }
+
+// maxRSA is the largest RSA key, in bits, that crypto/tls accepts. The verification of a
+// signature with a much larger key takes many seconds.
+const maxRSA = 8192
 
 // Verify verifies the leaf's chain up to one of the roots, at the given time.
 func (c *Contents) Verify(at time.Time, usages ...x509.ExtKeyUsage) error {

@@ -31,6 +31,7 @@ func IsMounted(n *Node, path string) (bool, error) {
 }
 
 // Open opens the volume's target. The error is ErrGone if the volume is not mounted there.
+// The device number identifies the volume: a container can forge the record.
 func (v *Volume) Open() (*os.File, error) {
 	target, err := v.node.Targets.Open(v.Target)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -39,38 +40,46 @@ func (v *Volume) Open() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := tmpfs.Record(target)
-	if errors.Is(err, tmpfs.ErrForeign) || err == nil && (data == nil || isOther(data, v.VolumeID)) {
-		err = fmt.Errorf("%w at %s", ErrGone, target.Name())
-	}
-	if err != nil {
+	if device, err := tmpfs.Device(target); err != nil || device != v.device {
 		target.Close()
+		if err == nil {
+			err = fmt.Errorf("%w at %s", ErrGone, target.Name())
+		}
 		return nil, err
 	}
 	return target, nil
 }
 
-// Detach unmounts the volume from the target path, even if it is mounted there several
-// times. It succeeds if nothing is mounted.
-func Detach(n *Node, id, path string) error {
+// Detach unmounts whatever volume of this driver is mounted at the path, even if it is
+// mounted there several times. It succeeds if nothing is mounted.
+func Detach(n *Node, path string) error {
 	for {
-		target, err := n.Targets.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		data, err := tmpfs.Record(target)
-		switch {
-		case err == nil && data != nil && isOther(data, id):
-			err = fmt.Errorf("%w: %s", ErrConflict, path)
-		case err == nil && data != nil:
-			err = tmpfs.Detach(target)
-		}
-		target.Close()
-		if err != nil || data == nil {
+		mounted, err := detach(n, path)
+		if err != nil || !mounted {
 			return err
 		}
 	}
+}
+
+// detach unmounts one mount of a volume at the path, if there is one.
+func detach(n *Node, path string) (mounted bool, err error) {
+	target, err := n.Targets.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer target.Close()
+	data, err := tmpfs.Record(target)
+	if errors.Is(err, tmpfs.ErrForeign) {
+		// A container that has removed the record must not prevent the removal of its pod.
+		if ours, _ := tmpfs.IsOf(target, n.DriverName); ours {
+			return true, tmpfs.Detach(target)
+		}
+	}
+	if err != nil || data == nil {
+		return false, err
+	}
+	return true, tmpfs.Detach(target)
 }

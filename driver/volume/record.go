@@ -45,8 +45,9 @@ type certificate struct {
 }
 
 // Record describes a mounted volume, in an extended attribute of its tmpfs. It contains
-// no key and no token. The driver uses it only for scheduling: the kubelet sends the
-// pod's identity again with each publish.
+// no key and no token. A container with CAP_SYS_ADMIN can forge the record of its own
+// volume. The driver therefore renews a volume of an earlier process only after the
+// kubelet has sent the pod's identity and the attributes again: see Find and Adopt.
 type Record struct {
 	Spec
 	certificate
@@ -54,25 +55,26 @@ type Record struct {
 
 func (v *Volume) record() Record { return Record{v.Spec, v.certificate} }
 
+// maxName is longer than any name in a record of this driver. Kubernetes allows names of
+// 253 bytes.
+const maxName = 256
+
 // ParseRecord reads the known fields of a record, which an older or a newer version may
 // have written. The record must name its volume.
 func ParseRecord(data []byte) (Record, error) {
 	var r Record
 	err := json.Unmarshal(data, &r)
-	if err == nil && (r.VolumeID == "" || r.Target == "") {
+	switch {
+	case err != nil:
+	case r.VolumeID == "" || r.Target == "":
 		err = errors.New("volumeID or target is missing")
+	case max(len(r.VolumeID), len(r.Pod.Namespace), len(r.Pod.Name), len(r.Pod.UID), len(r.Pod.ServiceAccount), len(r.Pod.Node), len(r.Serial)) > maxName:
+		err = fmt.Errorf("a name is longer than %d bytes", maxName)
 	}
 	if err != nil {
 		return r, fmt.Errorf("the volume's record cannot be read: %w", err)
 	}
 	return r, nil
-}
-
-// isOther tells whether the data is the record of a volume other than id. An unreadable
-// record may belong to id, since only this driver writes records.
-func isOther(data []byte, id string) bool {
-	r, err := ParseRecord(data)
-	return err == nil && r.VolumeID != id
 }
 
 func writeRecord(tree *tmpfs.Tree, r Record) error {

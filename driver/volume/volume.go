@@ -1,17 +1,21 @@
 // Package volume owns everything about one mounted volume: its tmpfs with the files and
 // the record, its renewals, and its removal.
 //
-// A volume's only persistent state is its mount. Create makes a volume, Adopt takes over
-// a volume of an earlier process, Renew and ReplaceRoots change it, and Close removes it.
-// Check checks the invariants of a mounted volume. Package driver serves the CSI calls
-// and keeps the registry of volumes.
+// A volume's only persistent state is its mount. Create makes a volume. Find finds a volume
+// of an earlier process, and Adopt takes it over once the kubelet has said whose it is.
+// Renew and ReplaceRoots change a volume, and Close removes it. Check checks the
+// invariants of a mounted volume. Package driver serves the CSI calls and keeps the
+// registry of volumes.
+//
+// A container with CAP_SYS_ADMIN can remount its volume writable, and then change the
+// files and the record. This package reads both with limits, follows no link out of the
+// volume, and takes neither a pod's identity nor what to revoke from them.
 package volume
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -33,12 +37,17 @@ var (
 	ErrInvalid = errors.New("invalid volume")
 	// ErrGone means that the volume is not mounted at its target path.
 	ErrGone = errors.New("the volume is not mounted")
-	// ErrConflict means that another volume is mounted at the target path.
-	ErrConflict = errors.New("another volume is mounted there")
+	// ErrUnconfirmed means that only the volume's record says whose volume it is.
+	ErrUnconfirmed = errors.New("the kubelet has not published the volume since the node plugin started; " +
+		"check that the CSIDriver object has requiresRepublish: true")
 )
 
 // renewalTimeout limits one renewal, including the wait for other calls.
 const renewalTimeout = 2 * time.Minute
+
+// ConfirmationLimit is how long the kubelet may take to publish a volume of an earlier
+// process again. It publishes every 60 to 90 s.
+const ConfirmationLimit = 5 * time.Minute
 
 // Node is the configuration that all volumes of a node share.
 type Node struct {
@@ -50,6 +59,10 @@ type Node struct {
 	Attributes attributes.Config
 	// Issuers by name.
 	Issuers map[string]*Issuer
+	// Background runs a function in the background. Its context ends with the plugin.
+	Background func(func(context.Context))
+	// Revoke revokes a certificate of the volume in the background.
+	Revoke func(context.Context, *Volume, issuer.Revocation)
 }
 
 // Issuer is an issuer as volumes use it.
@@ -72,6 +85,9 @@ type Volume struct {
 	// unfit is why the volume cannot be renewed: its attributes do not fit the
 	// configuration, which has changed. attributes and issuer are then zero.
 	unfit error
+	// found is when Find found the volume; zero if the spec is the kubelet's.
+	found  time.Time
+	device uint64 // of the tmpfs
 
 	token atomic.Pointer[issuer.Token]   // the newest; only in memory
 	entry atomic.Pointer[schedule.Entry] // once Keep was called; nil if unfit
@@ -82,6 +98,9 @@ type Volume struct {
 	mu          sync.Mutex // held while the mounted files are rewritten
 	closed      bool
 	certificate certificate // the mounted one
+	// issued means that this process has the certificate from the issuer. Otherwise, the
+	// certificate was read from the mount.
+	issued bool
 	// roots and trusted are those known to be in the mount; empty after Adopt.
 	roots   issuer.Roots
 	trusted time.Time
@@ -122,12 +141,8 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 		return nil, err
 	}
 	defer target.Close()
-	credential, err := v.issue(ctx, schedule.Publish, issuer.PrivateKey{})
-	if err == nil {
-		err = v.write(tree, credential)
-	}
-	if err == nil {
-		err = tree.Attach(target.File)
+	if v.device, err = tree.Device(); err == nil {
+		err = v.first(ctx, tree, target)
 	}
 	if err != nil {
 		target.Abandon()
@@ -138,9 +153,29 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	return v, nil
 }
 
+// first gets the first certificate and mounts it. If the certificate cannot be mounted,
+// first revokes it.
+func (v *Volume) first(ctx context.Context, tree *tmpfs.Tree, target *tmpfs.Target) error {
+	credential, err := v.issue(ctx, schedule.Publish, issuer.PrivateKey{})
+	if err != nil {
+		return err
+	}
+	if err = v.write(tree, credential); err == nil {
+		err = tree.Attach(target.File)
+	}
+	if err != nil {
+		v.revokeUnused(ctx, credential.Chain, credential.Key)
+	}
+	return err
+}
+
 // Renew replaces the certificate of the mounted volume. If it cannot write the new files,
-// the old files stay. The error is ErrGone if the volume is not mounted.
+// the old files stay, and it revokes the new certificate. The error is ErrGone if the
+// volume is not mounted.
 func (v *Volume) Renew(ctx context.Context) error {
+	if v.IsFound() {
+		return ErrUnconfirmed
+	}
 	key, err := v.keptKey()
 	if err != nil {
 		return err
@@ -151,6 +186,16 @@ func (v *Volume) Renew(ctx context.Context) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if err = v.rewrite(credential); err == nil {
+		v.logIssued(ctx, "Certificate renewed")
+	} else if v.certificate.Serial != credential.Leaf().SerialNumber.String() { // it is not mounted
+		v.revokeUnused(ctx, credential.Chain, credential.Key)
+	}
+	return err
+}
+
+// rewrite writes a credential into the mounted volume. It requires the lock.
+func (v *Volume) rewrite(c *issuer.Credential) error {
 	target, err := v.Open()
 	if err != nil {
 		return err
@@ -161,31 +206,37 @@ func (v *Volume) Renew(ctx context.Context) error {
 		return err
 	}
 	defer tree.Close()
-	if err := v.write(tree, credential); err != nil {
-		return err
-	}
-	v.logIssued(ctx, "Certificate renewed")
-	return nil
+	return v.write(tree, c)
 }
 
 // issue requests a credential from the volume's issuer. A first certificate and a renewal
 // differ only in their priority, and in the key, which a renewal may reuse.
-func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (credential *issuer.Credential, err error) {
+func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (*issuer.Credential, error) {
 	prepared, err := v.issuer.Prepare(ctx, issuer.Applicant{Pod: v.Pod, Token: *v.token.Load()}, v.attributes.Request, key)
-	if err == nil {
-		err = v.issuer.Scheduler.Call(ctx, p, func(ctx context.Context) (err error) {
-			began := time.Now()
-			credential, err = v.issuer.Sign(ctx, prepared)
-			v.issuer.Observe(p, began, err)
-			return err
-		})
-	} else {
+	var credential *issuer.Credential
+	switch {
+	case err != nil:
 		v.issuer.Observe(p, time.Now(), err)
+	case v.attributes.RevokeOnDelete:
+		credential, err = v.signToTheEnd(ctx, p, prepared)
+	default:
+		credential, err = v.sign(ctx, p, func(ctx context.Context) (*issuer.Credential, error) { return v.issuer.Sign(ctx, prepared) })
 	}
 	if err != nil {
 		return nil, fmt.Errorf("issuer %s: %w", v.issuer.Name, err)
 	}
 	return credential, nil
+}
+
+// sign makes the call to the issuer when the scheduler allows it.
+func (v *Volume) sign(ctx context.Context, p schedule.Priority, call func(context.Context) (*issuer.Credential, error)) (credential *issuer.Credential, err error) {
+	err = v.issuer.Scheduler.Call(ctx, p, func(ctx context.Context) (err error) {
+		began := time.Now()
+		credential, err = call(ctx)
+		v.issuer.Observe(p, began, err)
+		return err
+	})
+	return credential, err
 }
 
 // write writes a credential into the volume's tmpfs. It uses the newest known roots,
@@ -209,6 +260,7 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 	// From here on, the new certificate is mounted, even if a later step fails.
 	leaf := c.Leaf()
 	v.certificate = certificate{Issued: c.Asked, NotAfter: leaf.NotAfter, Serial: leaf.SerialNumber.String()}
+	v.issued = true
 	if err := writeRecord(tree, v.record()); err != nil {
 		return err
 	}
@@ -246,17 +298,19 @@ func (v *Volume) keptKey() (issuer.PrivateKey, error) {
 	return key, nil
 }
 
-// Keep renews the volume whenever it is due, until Stop or Close. The caller must have
-// registered the volume, so that later changes of the roots reach it. Keep writes the
-// changes from before that.
+// Keep renews the volume whenever it is due, until Stop or Close, unless Find made it. The
+// caller must have registered the volume, so that later changes of the roots reach it.
+// Keep writes the changes from before that.
 func (v *Volume) Keep(ctx context.Context) {
 	if v.unfit != nil {
 		return // neither the issuer nor the request is known
 	}
-	entry := v.issuer.Scheduler.Add(v.Pod.UID, v.validity(), v.renewDue)
-	v.entry.Store(entry)
-	if v.renewFirst {
-		entry.RenewNow()
+	if !v.IsFound() {
+		entry := v.issuer.Scheduler.Add(v.Pod.UID, v.validity(), v.renewDue)
+		v.entry.Store(entry)
+		if v.renewFirst {
+			entry.RenewNow()
+		}
 	}
 	if _, err := v.ReplaceRoots(); err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot replace the roots in a volume", v.LogValues()...)
@@ -301,61 +355,41 @@ func (v *Volume) Stop() {
 	}
 }
 
-// Close detaches the volume and ends its renewals. It returns the certificate to
-// revoke, if the pod requests revocation. After an error, the volume is unchanged.
-func (v *Volume) Close() (*issuer.Revocation, error) {
-	var last *os.Root // keeps the files readable after Detach
-	if v.attributes.RevokeOnDelete {
-		if target, err := v.Open(); err == nil {
-			last, _ = tmpfs.Root(target)
-			target.Close()
-		}
-	}
-	if last != nil {
-		defer last.Close()
-	}
-	if err := Detach(v.node, v.VolumeID, v.Target); err != nil {
-		return nil, err
-	}
-	v.Stop()
-	if !v.attributes.RevokeOnDelete {
-		return nil, nil
-	}
-	return v.revocation(last), nil
-}
-
-// revocation returns the revocation of the last mounted certificate. If the files are
-// unreadable, it has only the serial number.
-func (v *Volume) revocation(last *os.Root) *issuer.Revocation {
-	r := &issuer.Revocation{Serial: v.certificate.Serial, Pod: v.Pod}
-	if last == nil {
-		return r
-	}
-	key, err := payload.ReadKey(last, v.attributes.PrivateKeyFile)
-	chain, chainErr := readCertificates(last, v.attributes.CertificateFile)
-	if errors.Join(err, chainErr) == nil && chain[0].SerialNumber.String() == r.Serial {
-		r.Chain, r.Key = chain, key
-	}
-	return r
-}
-
 // Issuer returns the volume's issuer, or nil if the volume is unfit.
 func (v *Volume) Issuer() *Issuer { return v.issuer }
 
-// Unmanaged returns why the volume is not renewed, or nil. It returns ErrGone if a renewal
-// found that the volume is not mounted, else the error of the attributes.
+// Unmanaged returns why the volume is not renewed, or nil: ErrGone if a renewal found that
+// the volume is not mounted; the error of the attributes; or ErrUnconfirmed, once the
+// kubelet has had ConfirmationLimit to publish the volume.
 func (v *Volume) Unmanaged() error {
-	if v.gone.Load() {
+	switch {
+	case v.gone.Load():
 		return ErrGone
+	case v.unfit != nil:
+		return v.unfit
+	case v.IsFound() && time.Since(v.found) >= ConfirmationLimit:
+		return ErrUnconfirmed
 	}
-	return v.unfit
+	return nil
+}
+
+// IsFound tells whether Find made the volume: its spec is that of its record.
+func (v *Volume) IsFound() bool { return !v.found.IsZero() }
+
+// SharesMount tells whether the other volume is the same tmpfs, mounted at another path.
+func (v *Volume) SharesMount(other *Volume) bool {
+	return v.device == other.device && v.Target != other.Target
 }
 
 // State returns the state of the renewals.
 func (v *Volume) State() schedule.State {
 	entry := v.entry.Load()
 	if entry == nil {
-		return schedule.State{Validity: v.validity(), Err: v.unfit}
+		s := schedule.State{Validity: v.validity(), Err: v.Unmanaged()}
+		if v.IsFound() {
+			s.Next = s.Validity.Due()
+		}
+		return s
 	}
 	s := entry.State()
 	if err := v.Unmanaged(); err != nil {

@@ -2,14 +2,19 @@ package volume_test
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.step.sm/crypto/minica"
@@ -64,6 +69,8 @@ func (s *pausingSigner) RefreshRoots(context.Context) (issuer.Roots, error) {
 	return issuer.Roots{Own: *s.roots.Load()}, nil
 }
 
+func (*pausingSigner) Revoke(context.Context, issuer.Revocation) error { return nil }
+
 func (s *pausingSigner) Trust() *trust.Store { return s.store }
 
 // fixture is a node with one issuer and one volume.
@@ -73,6 +80,8 @@ type fixture struct {
 	signer *pausingSigner
 	spec   volume.Spec
 	path   string // the target path
+	// revoked receives the serial numbers of unused certificates.
+	revoked chan string
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -87,7 +96,7 @@ func newFixture(t *testing.T) *fixture {
 	targets, err := tmpfs.OpenDirectory(directory)
 	must(t, err)
 	t.Cleanup(func() { targets.Close() })
-	f := &fixture{t: t, signer: s, path: filepath.Join(directory, "mount")}
+	f := &fixture{t: t, signer: s, path: filepath.Join(directory, "mount"), revoked: make(chan string, 10)}
 	f.node = &volume.Node{
 		DriverName: "csi.example",
 		Targets:    targets,
@@ -99,6 +108,8 @@ func newFixture(t *testing.T) *fixture {
 		Issuers: map[string]*volume.Issuer{"default": {
 			Issuer: i, Name: "default", Scheduler: schedule.New(), Observe: func(schedule.Priority, time.Time, error) {},
 		}},
+		Background: func(f func(context.Context)) { go f(context.Background()) },
+		Revoke:     func(_ context.Context, _ *volume.Volume, r issuer.Revocation) { f.revoked <- r.Serial },
 	}
 	f.spec = volume.Spec{
 		VolumeID: "csi-1", Target: "mount",
@@ -221,7 +232,7 @@ func TestFailedCleanUpKeepsTheRecordRight(t *testing.T) {
 	f := newFixture(t)
 	f.create()
 	f.spec.Attributes = map[string]string{"certificate-file": "server.pem"}
-	v, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec)
+	v, err := volume.Adopt(t.Context(), f.node, f.spec)
 	must(t, err)
 	// Removing the file fails, because a directory has its name.
 	target, err := f.node.Targets.Open("mount")
@@ -260,11 +271,11 @@ func TestHiddenVolume(t *testing.T) {
 	if _, err := v.Close(); err == nil {
 		t.Error("Close succeeded under a foreign mount")
 	}
-	if _, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec); !errors.Is(err, tmpfs.ErrForeign) {
+	if _, err := volume.Adopt(t.Context(), f.node, f.spec); !errors.Is(err, tmpfs.ErrForeign) {
 		t.Errorf("Adopt under a foreign mount: %v", err)
 	}
 	must(t, unix.Unmount(f.path, 0))
-	again, err := volume.Adopt(t.Context(), f.node, "mount", &f.spec)
+	again, err := volume.Adopt(t.Context(), f.node, f.spec)
 	must(t, err)
 	before := f.check().Leaf
 	must(t, again.Renew(t.Context()))
@@ -276,6 +287,57 @@ func TestHiddenVolume(t *testing.T) {
 	}
 	if _, err := os.ReadFile(filepath.Join(f.path, "tls.crt")); err == nil {
 		t.Error("still mounted")
+	}
+}
+
+// A volume of an earlier process follows the roots, and is not renewed. If the kubelet does
+// not publish it, the volume counts as unmanaged.
+func TestFoundVolume(t *testing.T) {
+	f := newFixture(t)
+	f.create()
+	leaf := f.check().Leaf
+	synctest.Test(t, func(t *testing.T) {
+		v, err := volume.Find(f.node, "mount")
+		must(t, err)
+		v.Keep(t.Context())
+		if err := v.Renew(t.Context()); !errors.Is(err, volume.ErrUnconfirmed) {
+			t.Errorf("Renew: %v", err)
+		}
+		if state := v.State(); state.Err != nil || !state.Validity.NotAfter.Equal(leaf.NotAfter) || !state.Next.Equal(state.Validity.Due()) {
+			t.Errorf("state %+v", state)
+		}
+		time.Sleep(volume.ConfirmationLimit - time.Second)
+		if err := v.Unmanaged(); err != nil {
+			t.Errorf("unmanaged before the limit: %v", err)
+		}
+		time.Sleep(time.Second)
+		if err := v.Unmanaged(); !errors.Is(err, volume.ErrUnconfirmed) || !errors.Is(v.State().Err, volume.ErrUnconfirmed) {
+			t.Errorf("after the limit: %v, %v", err, v.State().Err)
+		}
+	})
+	v, err := volume.Find(f.node, "mount")
+	must(t, err)
+	f.addRoot()
+	if changed, err := v.ReplaceRoots(); err != nil || !changed {
+		t.Errorf("ReplaceRoots: changed %v, error %v", changed, err)
+	}
+	if contents := f.check(); len(contents.Roots) != 2 || !contents.Leaf.Equal(leaf) {
+		t.Errorf("%d roots, want 2, with the same certificate", len(contents.Roots))
+	}
+}
+
+// A certificate that was issued and cannot be used is revoked.
+func TestUnusableCertificateIsRevoked(t *testing.T) {
+	f := newFixture(t)
+	f.spec.Attributes = map[string]string{"revoke-on-delete": "true"}
+	f.signer.roots.Store(&[]*x509.Certificate{}) // the certificate has no chain to a root
+	if _, err := volume.Create(t.Context(), f.node, f.spec, issuer.Token{}); issuer.OutcomeOf(err) != issuer.InvalidAnswer {
+		t.Errorf("Create: %v", err)
+	}
+	select {
+	case <-f.revoked:
+	case <-time.After(time.Minute):
+		t.Error("the certificate was not revoked")
 	}
 }
 
@@ -293,6 +355,7 @@ func TestCheck(t *testing.T) {
 		"rubbish":         {rewritten("tls.crt", func(string) string { return "x" }), "tls.crt"},
 		"half a chain":    {rewritten("tls.crt", func(s string) string { return s[:strings.Index(s, "-----END")+26] }), "unknown authority"},
 		"another key":     {rewritten("tls.key", func(string) string { return anotherKey }), "the key of another certificate"},
+		"a huge RSA key":  {rewritten("ca.crt", func(s string) string { return s + hugeRSA(t) }), "an RSA key of 100000 bits"},
 		"a writable view": {nil, "the mount is writable"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -328,6 +391,18 @@ func replaced(name string) func(*os.Root) error {
 		data, err := r.ReadFile(name)
 		return errors.Join(err, r.Remove(name), r.WriteFile(name, data, 0o444))
 	}
+}
+
+// hugeRSA returns a certificate with a key that makes verification take seconds.
+func hugeRSA(t *testing.T) string {
+	t.Helper()
+	key, err := issuer.ECDSAP256.Generate()
+	must(t, err)
+	n := new(big.Int).SetBit(big.NewInt(1), 99_999, 1)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &rsa.PublicKey{N: n, E: 65537}, key.Signer)
+	must(t, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
 func rewritten(name string, change func(string) string) func(*os.Root) error {

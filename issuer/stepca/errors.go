@@ -41,12 +41,20 @@ func statusOf(err error) int {
 	return 0
 }
 
+// maxMessage bounds the CA's message in errors, in bytes. Errors go to logs, events and
+// /readyz.
+const maxMessage = 1000
+
 // plain removes the client's wrapping. If the CA answered a message for users, it
 // returns that.
 func plain(err error) error {
 	var answer *errs.Error
 	if errors.As(err, &answer) && (answer.Msg != "" || answer.Err != nil) {
-		return errors.New(answer.Message())
+		message := answer.Message()
+		if len(message) > maxMessage {
+			message = strings.ToValidUTF8(message[:maxMessage], "") + "…"
+		}
+		return errors.New(message)
 	}
 	// The client repeats the URL.
 	if inner := errors.Unwrap(err); inner != nil && strings.HasPrefix(err.Error(), "client ") {

@@ -66,11 +66,13 @@ type Signer struct {
 	calls      singleflight.Group // connect, fetch the provisioner's key, refresh the roots
 	connection atomic.Pointer[connection]
 	key        atomic.Pointer[provisionerKey]
+	claims     atomic.Pointer[claims]
 }
 
 var (
-	_ issuer.Signer  = (*Signer)(nil)
-	_ issuer.Revoker = (*Signer)(nil)
+	_ issuer.Signer        = (*Signer)(nil)
+	_ issuer.Revoker       = (*Signer)(nil)
+	_ issuer.HolderRenewal = (*Signer)(nil)
 )
 
 // New checks the configuration. It does not call the CA.

@@ -3,9 +3,11 @@ package stepca_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -15,8 +17,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/smallstep/certificates/api"
+	"github.com/smallstep/certificates/authority/provisioner"
 	"go.uber.org/goleak"
 
 	"github.com/flexstack/step-csi/issuer"
@@ -273,6 +277,151 @@ func TestMalformedProvisionersAreSkipped(t *testing.T) {
 	listing(ca, func([]any) []any { return malformed })
 	if err := newSigner(t, configFor(ca)).Connect(t.Context()); !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), `no JWK provisioner "admin"`) {
 		t.Errorf("a list of malformed provisioners only: %v", err)
+	}
+}
+
+// The CA's list of provisioners cannot take more memory or time than the bounds allow.
+func TestHostileListsOfProvisioners(t *testing.T) {
+	ca := startCA(t)
+	for name, test := range map[string]struct {
+		page func(n int) string
+		says string
+	}{
+		"endless pages":       {func(n int) string { return fmt.Sprintf(`{"provisioners":[],"nextCursor":"%d"}`, n) }, "more than 100 pages"},
+		"cursors in a circle": {func(n int) string { return fmt.Sprintf(`{"provisioners":[],"nextCursor":"%d"}`, n%2) }, "more than 100 pages"},
+		"many with the name": {func(int) string {
+			entry := `{"type":"JWK","name":"admin","key":{"kty":"oct","k":"AAAA"},"encryptedKey":"a.b.c.d.e"},`
+			return `{"provisioners":[` + strings.TrimSuffix(strings.Repeat(entry, 20000), ",") + `]}`
+		}, "does not open the key"},
+		"long keys": {func(int) string {
+			return `{"provisioners":[{"type":"JWK","name":"admin","key":{"kty":"oct","k":"AAAA"},"encryptedKey":"` + strings.Repeat("a", 1<<20) + `"}]}`
+		}, "no JWK provisioner"},
+		"a long page": {func(int) string { return `{"provisioners":[` + strings.Repeat(" ", 5<<20) + `]}` }, "too large"},
+		"null":        {func(int) string { return `null` }, "no JWK provisioner"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pages := 0
+			ca.Intercept(func(next http.Handler) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if !strings.HasSuffix(r.URL.Path, "/provisioners") {
+						next.ServeHTTP(w, r)
+						return
+					}
+					pages++
+					fmt.Fprint(w, test.page(pages))
+				})
+			})
+			defer ca.Intercept(nil)
+			s := newSigner(t, configFor(ca))
+			for what, call := range map[string]func() error{
+				"Connect":       func() error { return s.Connect(t.Context()) },
+				"HolderRenewal": func() error { _, err := s.HolderRenewal(t.Context(), 0); return err },
+			} {
+				if err := call(); !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), test.says) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if pages > 200 {
+				t.Errorf("%d pages were requested", pages)
+			}
+		})
+	}
+}
+
+// The CA decides about its messages, but not about the length of logs and events.
+func TestLongMessageOfTheCA(t *testing.T) {
+	ca := startCA(t)
+	s := newSigner(t, configFor(ca))
+	answering(ca, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprintf(w, `{"status":403,"message":"not allowed: %s"}`, strings.Repeat("é", 1<<20))
+	})
+	_, err := s.Sign(t.Context(), signingRequest(t))
+	if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "not allowed: é") || len(err.Error()) > 2000 || !utf8.ValidString(err.Error()) {
+		t.Errorf("an error of %d bytes: %.200v", len(err.Error()), err)
+	}
+}
+
+// HolderRenewal tells what step-ca really does with a certificate of the provisioner.
+func TestHolderRenewal(t *testing.T) {
+	yes, no := true, false
+	for name, test := range map[string]struct {
+		claims  func(*provisioner.Claims)
+		says    string
+		renewed bool
+	}{
+		"no claim":         {func(*provisioner.Claims) {}, "disable-renewal=true", true},
+		"the claim":        {func(c *provisioner.Claims) { c.DisableRenewal = &yes }, "", false},
+		"the claim, false": {func(c *provisioner.Claims) { c.DisableRenewal = &no }, "disable-renewal=true", true},
+		"the claim, without extension": {func(c *provisioner.Claims) {
+			c.DisableRenewal, c.DisableSmallstepExtensions = &yes, &yes
+		}, "disable-smallstep-extensions=false", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ca := startCA(t)
+			if err := ca.Claim(test.claims); err != nil {
+				t.Fatal(err)
+			}
+			s := newSigner(t, configFor(ca))
+			allowed, err := s.HolderRenewal(t.Context(), 0)
+			if err != nil || (allowed == "") != (test.says == "") || !strings.Contains(allowed, test.says) {
+				t.Errorf("%q, %v", allowed, err)
+			}
+			credential, err := newIssuer(t, s).Issue(t.Context(), issuer.Applicant{}, request(), issuer.PrivateKey{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status := renew(t, ca, credential); (status == http.StatusCreated) != test.renewed {
+				t.Errorf("step-ca answers a renewal with %d", status)
+			}
+		})
+	}
+}
+
+// renew asks the CA to renew the certificate, as a thief of the key would.
+func renew(t *testing.T, ca *embeddedca.CA, c *issuer.Credential) (status int) {
+	t.Helper()
+	pair := tls.Certificate{PrivateKey: c.Key.Signer}
+	for _, certificate := range c.Chain {
+		pair.Certificate = append(pair.Certificate, certificate.Raw)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.Root())
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}},
+	}}
+	answer, err := client.Post(ca.URL()+"/1.0/renew", "application/json", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	return answer.StatusCode
+}
+
+// The claim is read again when it is too old, also after the provisioner's key was
+// replaced. A key that stays is not decrypted again.
+func TestHolderRenewalIsReadAgain(t *testing.T) {
+	ca := startCA(t)
+	s := newSigner(t, configFor(ca))
+	expect := func(maxAge time.Duration, want bool) {
+		t.Helper()
+		if allowed, err := s.HolderRenewal(t.Context(), maxAge); err != nil || (allowed != "") != want {
+			t.Errorf("%q, %v", allowed, err)
+		}
+	}
+	expect(0, true)
+	if err := ca.DisableRenewal(true); err != nil {
+		t.Fatal(err)
+	}
+	expect(time.Hour, true)
+	expect(0, false)
+	if err := ca.ReplaceProvisioner("another"); err != nil {
+		t.Fatal(err)
+	}
+	expect(time.Hour, false)
+	expect(0, true) // the new provisioner does not have the claim
+	if _, err := s.Sign(t.Context(), signingRequest(t)); err != nil {
+		t.Errorf("Sign with the new key: %v", err)
 	}
 }
 

@@ -51,6 +51,7 @@ var kustomizeFiles = map[string][]string{
 	"node.yaml":      {"ServiceAccount", "DaemonSet"},
 	"ra.yaml": {"ra/ServiceAccount", "ra/ClusterRole", "ra/ClusterRoleBinding",
 		"ra/Service", "ra/Deployment", "ra/PodDisruptionBudget"},
+	"networkpolicy.yaml": {"NetworkPolicy", "ra/NetworkPolicy"},
 }
 
 // kustomization renders the chart with its default values, without the parts that only
@@ -67,6 +68,7 @@ resources:
   - csidriver.yaml
   - node.yaml
   - ra.yaml
+  - networkpolicy.yaml
 configMapGenerator:
   - name: step-csi
     files: [step-csi.yaml]

@@ -12,21 +12,24 @@ import (
 	"strings"
 	"testing"
 
+	kubelet "k8s.io/kubelet/pkg/apis"
+
 	"github.com/flexstack/step-csi/issuer"
 )
 
 var errNotRoot = errors.New("the plugin needs root: run this test with make test")
 
 // Without podInfoOnMount, users could set a pod's identity. The authority needs the
-// tokens of pods. With requiresRepublish, the kubelet sends new tokens.
+// tokens of pods. With requiresRepublish, the kubelet sends new tokens, and confirms the
+// volumes of an earlier process.
 func TestCSIDriver(t *testing.T) {
 	tokens := []any{object{"audience": issuer.TokenAudience, "expirationSeconds": 3600.0}}
 	for _, c := range []struct {
 		mode, kubernetes string
 		differs          object
 	}{
-		{"node", "1.28.0", object{"requiresRepublish": false}},
-		{"node", "1.37.2", object{"requiresRepublish": false}},
+		{"node", "1.28.0", object{"requiresRepublish": true}},
+		{"node", "1.37.2", object{"requiresRepublish": true}},
 		{"ra", "1.30.0", object{"requiresRepublish": true, "tokenRequests": tokens}},
 		{"ra", "1.34.9", object{"requiresRepublish": true, "tokenRequests": tokens}},
 		{"ra", "1.35.0-gke.1", object{"requiresRepublish": true, "tokenRequests": tokens, "serviceAccountTokenInSecrets": true}},
@@ -119,7 +122,7 @@ func text(t *testing.T, o any) string {
 
 // Mode node has no objects of the authority.
 func TestModeNodeHasNoAuthority(t *testing.T) {
-	objects := render(t, "--set", "mode=node", "--set", "networkPolicy.enabled=true")
+	objects := render(t, "--set", "mode=node")
 	if got, want := slices.Sorted(maps.Keys(objects)), []string{"CSIDriver", "ConfigMap", "DaemonSet", "NetworkPolicy", "ServiceAccount", "hook"}; !slices.Equal(got, want) {
 		t.Errorf("the chart makes %v, want %v", got, want)
 	}
@@ -146,10 +149,11 @@ func TestDaemonSet(t *testing.T) {
 	if got := at(containers[0], "securityContext"); !reflect.DeepEqual(got, want) {
 		t.Errorf("securityContext: %v", got)
 	}
-	hostPaths := map[string]string{}
+	hostPaths, types := map[string]string{}, map[string]any{}
 	for _, v := range spec["volumes"].([]any) {
 		if path, ok := at(v, "hostPath", "path").(string); ok {
 			hostPaths[at(v, "name").(string)] = path
+			types[path] = at(v, "hostPath", "type")
 		}
 	}
 	propagation := map[string]any{}
@@ -167,11 +171,19 @@ func TestDaemonSet(t *testing.T) {
 		propagation[path] = at(m, "mountPropagation")
 	}
 	if want := (map[string]any{
-		"/var/lib/kubelet/pods":             "Bidirectional",
-		"/var/lib/kubelet/plugins":          "HostToContainer",
-		"/var/lib/kubelet/plugins_registry": nil,
+		"/var/lib/kubelet/pods":                   "Bidirectional",
+		"/var/lib/kubelet/plugins/csi.step-ca.io": nil,
+		"/var/lib/kubelet/plugins_registry":       nil,
 	}); !reflect.DeepEqual(propagation, want) {
 		t.Errorf("the host paths have the mount propagation %v, want %v", propagation, want)
+	}
+	// The kubelet makes its own directories, but not the plugin's.
+	if want := (map[string]any{
+		"/var/lib/kubelet/pods":                   "Directory",
+		"/var/lib/kubelet/plugins/csi.step-ca.io": "DirectoryOrCreate",
+		"/var/lib/kubelet/plugins_registry":       "Directory",
+	}); !reflect.DeepEqual(types, want) {
+		t.Errorf("the host paths have the types %v, want %v", types, want)
 	}
 }
 
@@ -209,7 +221,7 @@ func TestSelectors(t *testing.T) {
 		{"--set-json", `commonLabels={"app.kubernetes.io/instance":"x"}`},
 		{"--set", "nameOverride=" + long, "--set", "fullnameOverride=" + long},
 	} {
-		objects := render(t, append(args, "--set", "networkPolicy.enabled=true")...)
+		objects := render(t, append(args, "--set", "networkPolicy.restrictEgress=true")...)
 		pods := map[string]any{
 			"plugin":    at(objects["DaemonSet"], "spec", "template", "metadata", "labels"),
 			"authority": at(objects["ra/Deployment"], "spec", "template", "metadata", "labels"),
@@ -274,24 +286,107 @@ func TestHelmTest(t *testing.T) {
 	}
 }
 
-// The notes after an installation say which pods hold the password.
+// notes returns what helm install prints.
+func notes(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := command(".", helm, append([]string{"install", "step-csi", chart, "--namespace", "step-ca", "--dry-run=client"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(out, "\nNOTES:\n")
+	return text
+}
+
+// The notes after an installation say which pods hold the password, and who can read
+// the metrics.
 func TestNotes(t *testing.T) {
-	for mode, want := range map[string][]string{
-		"ra":   {"in mode ra", "step-csi-ra holds the password", "rollout status deployment/step-csi-ra", "app.kubernetes.io/name=step-csi-ra,"},
-		"node": {"in mode node", "WARNING: every node holds the password"},
+	for args, want := range map[string][]string{
+		"mode=ra":   {"in mode ra", "step-csi-ra holds the password", "rollout status deployment/step-csi-ra", "app.kubernetes.io/name=step-csi-ra,"},
+		"mode=node": {"in mode node", "WARNING: every node holds the password"},
+		"ra.runOn=control-plane,monitoring.podMonitor.enabled=true": {"networkPolicy.from", "kubernetes.io/metadata.name: monitoring"},
 	} {
-		out, err := command(".", helm, "install", "step-csi", chart, "--namespace", "step-ca", "--dry-run=client", "--set", "mode="+mode)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, notes, _ := strings.Cut(out, "\nNOTES:\n")
+		got := notes(t, "--set", args)
 		for _, text := range want {
-			if !strings.Contains(notes, text) {
-				t.Errorf("mode %s does not say %q:\n%s", mode, text, notes)
+			if !strings.Contains(got, text) {
+				t.Errorf("%s does not say %q:\n%s", args, text, got)
 			}
 		}
-		if mode == "ra" && strings.Contains(notes, "WARNING") {
-			t.Errorf("mode ra warns:\n%s", notes)
+	}
+	if got := notes(t, "--set", "ra.runOn=control-plane"); strings.Contains(got, "WARNING") || strings.Contains(got, "networkPolicy.from") {
+		t.Errorf("mode ra on trusted nodes warns:\n%s", got)
+	}
+}
+
+// The notes warn if a node can choose itself to run the registration authority.
+func TestNotesWarnUnlessPinned(t *testing.T) {
+	required := func(terms ...object) object {
+		return object{"nodeAffinity": object{"requiredDuringSchedulingIgnoredDuringExecution": object{"nodeSelectorTerms": terms}}}
+	}
+	expression := func(key, operator string) object {
+		return object{"matchExpressions": []any{object{"key": key, "operator": operator, "values": []any{"a"}}}}
+	}
+	const own, hostname = "node-restriction.kubernetes.io/ra", "kubernetes.io/hostname"
+	byName := object{"matchFields": []any{object{"key": "metadata.name", "operator": "In", "values": []any{"node-1"}}}}
+	for name, c := range map[string]struct {
+		ra     object
+		pinned bool
+	}{
+		"default":                    {object{}, false},
+		"control plane":              {object{"runOn": "control-plane"}, true},
+		"control plane by label":     {object{"nodeSelector": object{"node-role.kubernetes.io/control-plane": ""}}, true},
+		"protected label":            {object{"nodeSelector": object{own: "true"}}, true},
+		"label that a node can set":  {object{"nodeSelector": object{"disk": "ssd", "example.com/trusted": "true"}}, false},
+		"host name":                  {object{"nodeSelector": object{hostname: "node-1"}}, false},
+		"affinity":                   {object{"affinity": required(expression(own, "In"))}, true},
+		"all alternatives":           {object{"affinity": required(expression(own, "Exists"), byName)}, true},
+		"one of the alternatives":    {object{"affinity": required(expression(own, "Exists"), expression(hostname, "In"))}, false},
+		"the last alternative":       {object{"affinity": required(expression(hostname, "In"), expression(own, "Exists"))}, false},
+		"negated":                    {object{"affinity": required(expression(own, "NotIn"))}, false},
+		"control plane besides":      {object{"runOn": "control-plane", "affinity": required(expression(hostname, "In"), expression("disk", "In"))}, true},
+		"preferred is not required":  {object{"affinity": object{"nodeAffinity": object{"preferredDuringSchedulingIgnoredDuringExecution": []any{object{"weight": 1, "preference": expression(own, "In")}}}}}, false},
+		"tolerations do not confine": {object{"tolerations": []any{object{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := notes(t, "--values", valueFile(t, "ra", c.ra))
+			if warns := strings.Contains(got, "WARNING: the registration authority can run on any node"); warns == c.pinned {
+				t.Errorf("the notes warn: %v\n%s", warns, got)
+			}
+		})
+	}
+	if got := notes(t, "--set", "mode=node"); strings.Contains(got, "can run on any node") {
+		t.Errorf("mode node warns about a registration authority:\n%s", got)
+	}
+}
+
+// The chart knows which labels a kubelet can set on its own Node: those of the kubelet's
+// list, and those without a domain of Kubernetes.
+func TestProtectedLabels(t *testing.T) {
+	for label, protected := range map[string]bool{
+		"node-restriction.kubernetes.io/a":             true,
+		"team.node-restriction.kubernetes.io/a":        true,
+		"node-role.kubernetes.io/control-plane":        true,
+		"k8s.io/a":                                     true,
+		"x.k8s.io/a":                                   true,
+		"kubelet.kubernetes.io/a":                      false,
+		"x.node.kubernetes.io/a":                       false,
+		"a":                                            false,
+		"node-restriction.kubernetes.io":               false,
+		"example.com/node-restriction.kubernetes.io":   false,
+		"node-restriction.kubernetes.io.example.com/a": false,
+		"notkubernetes.io/a":                           false,
+	} {
+		got := strings.Contains(notes(t, "--values", valueFile(t, "ra", object{"nodeSelector": object{label: "x"}})), "can run on any node")
+		if got == protected {
+			t.Errorf("%s: the notes warn: %v", label, got)
+		}
+	}
+	text := read(t, chart+"/templates/_helpers.tpl")
+	for _, label := range kubelet.KubeletLabels() {
+		if prefix, _, _ := strings.Cut(label, "/"); strings.HasSuffix("."+prefix, ".node.kubernetes.io") {
+			continue // by the prefix
+		}
+		if !strings.Contains(text, `"`+label+`"`) {
+			t.Errorf("a kubelet can set %s on its Node, but the chart takes this label for protected", label)
 		}
 	}
 }

@@ -122,48 +122,49 @@ func TestSpread(t *testing.T) {
 	}
 }
 
-// The NetworkPolicies allow exactly these connections.
-func TestNetworkPolicies(t *testing.T) {
-	pods := func(name string) any {
-		return []any{object{"podSelector": object{"matchLabels": object{"app.kubernetes.io/name": name, "app.kubernetes.io/instance": "step-csi"}}}}
-	}
-	rule := func(way string, peers any, ports ...float64) any {
-		r := object{"ports": []any{}}
-		for _, port := range ports {
-			r["ports"] = append(r["ports"].([]any), object{"port": port, "protocol": "TCP"})
+// With runOn: control-plane, the replicas run on control-plane nodes, whatever else the
+// values select, and whatever value the label has.
+func TestRunOnControlPlane(t *testing.T) {
+	own := object{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}
+	zone := object{"key": "topology.kubernetes.io/zone", "operator": "In", "values": []any{"a"}}
+	disk := object{"key": "disk", "operator": "Exists"}
+	preferred := []any{object{"weight": 1.0, "preference": object{"matchExpressions": []any{disk}}}}
+	terms := func(expressions ...[]any) object {
+		all := []any{}
+		for _, e := range expressions {
+			all = append(all, object{"matchExpressions": e})
 		}
-		if peers != nil {
-			r[way] = peers
-		}
-		return r
+		return object{"nodeSelectorTerms": all}
 	}
-	dns := object{"ports": []any{object{"port": 53.0, "protocol": "UDP"}, object{"port": 53.0, "protocol": "TCP"}}}
-	ca := []any{object{"ipBlock": object{"cidr": "192.0.2.0/24"}}}
-	monitoring := []any{object{"podSelector": object{"matchLabels": object{"a": "b"}}}}
-	types := []any{"Ingress", "Egress"}
-	for mode, want := range map[string]map[string]object{
-		"node": {"NetworkPolicy": {
-			"podSelector": pods("step-csi").([]any)[0].(object)["podSelector"], "policyTypes": types,
-			"ingress": []any{rule("from", monitoring, 9808)},
-			"egress":  []any{dns, rule("to", ca, 443, 9000)},
-		}},
-		"ra": {"NetworkPolicy": {
-			"podSelector": pods("step-csi").([]any)[0].(object)["podSelector"], "policyTypes": types,
-			"ingress": []any{rule("from", monitoring, 9808)},
-			"egress":  []any{dns, rule("to", pods("step-csi-ra"), 8443)},
-		}, "ra/NetworkPolicy": {
-			"podSelector": pods("step-csi-ra").([]any)[0].(object)["podSelector"], "policyTypes": types,
-			"ingress": []any{rule("from", pods("step-csi"), 8443), rule("from", monitoring, 9808)},
-			"egress":  []any{dns, rule("to", ca, 443, 9000), rule("to", nil, 443, 6443)},
-		}},
+	const required = "requiredDuringSchedulingIgnoredDuringExecution"
+	for name, c := range map[string]struct{ affinity, want object }{
+		"nothing": {object{}, object{"nodeAffinity": object{required: terms([]any{own})}}},
+		"alternatives": {
+			object{"nodeAffinity": object{required: terms([]any{zone}, []any{disk})}},
+			object{"nodeAffinity": object{required: terms([]any{zone, own}, []any{disk, own})}},
+		},
+		"others": {
+			object{"podAntiAffinity": object{"x": "y"}, "nodeAffinity": object{"preferredDuringSchedulingIgnoredDuringExecution": preferred}},
+			object{"podAntiAffinity": object{"x": "y"}, "nodeAffinity": object{"preferredDuringSchedulingIgnoredDuringExecution": preferred, required: terms([]any{own})}},
+		},
 	} {
-		objects := render(t, "--set", "mode="+mode, "--set", "networkPolicy.enabled=true",
-			"--set-json", `networkPolicy.to=[{"ipBlock":{"cidr":"192.0.2.0/24"}}]`,
-			"--set-json", `networkPolicy.from=[{"podSelector":{"matchLabels":{"a":"b"}}}]`)
-		for _, kind := range []string{"NetworkPolicy", "ra/NetworkPolicy"} {
-			if got, _ := objects[kind]["spec"].(object); !reflect.DeepEqual(got, want[kind]) {
-				t.Errorf("mode %s: %s:\n%v\nnot\n%v", mode, kind, got, want[kind])
+		t.Run(name, func(t *testing.T) {
+			pod := at(render(t, "--set", "ra.runOn=control-plane", "--set", "ra.tolerations[0].key=x",
+				"--values", valueFile(t, "ra.affinity", c.affinity))["ra/Deployment"], "spec", "template", "spec")
+			if got := at(pod, "affinity"); !reflect.DeepEqual(got, c.want) {
+				t.Errorf("affinity: %v, want %v", got, c.want)
 			}
-		}
+			if got, want := at(pod, "tolerations"), []any{object{"key": "x"}, own}; !reflect.DeepEqual(got, any(want)) {
+				t.Errorf("tolerations: %v, want %v", got, want)
+			}
+			if got, want := at(pod, "nodeSelector"), (object{"kubernetes.io/os": "linux"}); !reflect.DeepEqual(got, want) {
+				t.Errorf("nodeSelector: %v, want %v", got, want)
+			}
+		})
+	}
+	// By default, the chart adds nothing.
+	pod := at(render(t)["ra/Deployment"], "spec", "template", "spec").(object)
+	if pod["affinity"] != nil || pod["tolerations"] != nil {
+		t.Errorf("by default: affinity %v, tolerations %v", pod["affinity"], pod["tolerations"])
 	}
 }

@@ -30,7 +30,8 @@ func TestEveryValue(t *testing.T) {
 	defaults, all := leaves(t, chart+"/values.yaml"), leaves(t, allValues)
 	byDefault, withAll := mustTemplate(t), mustTemplate(t, "--values", allValues)
 	all["mode"] = "node"                            // ignores many values
-	all["hostNetwork"] = true                       // is rejected together with the NetworkPolicy
+	all["networkPolicy.enabled"] = false            // likewise
+	all["hostNetwork"] = true                       // removes the node plugin's NetworkPolicy
 	const only = "issuers.default.provisioner.type" // allows only one value
 	delete(defaults, only)
 	delete(all, only)
@@ -192,7 +193,9 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"no account for the plugin", `serviceAccount: {create: false}`, "serviceAccount.name: name the service account"},
 		{"no account for the authority", `ra: {serviceAccount: {create: false}}`, "ra.serviceAccount.name: name the service account"},
 		{"misspelt key of an issuer's policy", `issuers: {default: {policy: {allowShortNames: true}}}`, "'allowShortNames' not allowed"},
-		{"NetworkPolicy on the node's network", `{hostNetwork: true, networkPolicy: {enabled: true}}`, "'not' failed"},
+		{"NetworkPolicy on the node's network", `hostNetwork: true`, "networkPolicy.nodeCIDRs: with hostNetwork"},
+		{"address without a range", `networkPolicy: {nodeCIDRs: [192.0.2.1]}`, "/networkPolicy/nodeCIDRs/0"},
+		{"unknown nodes", `ra: {runOn: workers}`, "/ra/runOn"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

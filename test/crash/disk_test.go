@@ -159,6 +159,7 @@ func TestRootsLargerThanAVolume(t *testing.T) {
 	n.kill()
 	ca.Intercept(moreRoots(t, 1<<20, func() bool { return true })) // larger than a volume
 	n.start()
+	n.Republish()
 	if err := n.TryPublish(refused); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "no space left on device") {
 		t.Errorf("published: %v", err)
 	}
@@ -170,6 +171,7 @@ func TestRootsLargerThanAVolume(t *testing.T) {
 	ca.Intercept(nil)
 	n.kill()
 	n.start()
+	n.Republish()
 	n.Publish(refused)
 	n.expectRenewal(mounted, before)
 	for _, p := range []node.Pod{mounted, refused} {

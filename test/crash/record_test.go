@@ -181,7 +181,7 @@ func TestTakenOverOnce(t *testing.T) {
 	n.kill()
 	node.Must(t, syscall.Mount(n.Target(p), n.Target(p), "", syscall.MS_BIND, ""))
 	n.start()
-	if !n.Logs.Has(logs.Adopted + ` count=1`) {
+	if !n.Logs.Has(logs.Found + ` count=1`) {
 		t.Error("not taken over once")
 	}
 	n.Unpublish(p)

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -218,10 +219,51 @@ func password(t *testing.T) {
 func kubeletRestart(t *testing.T) {
 	p := witness(t, "kubelet")
 	leaf := p.files(t)
-	node(t, `for d in /proc/[0-9]*; do case "$(tr '\0' ' ' < $d/cmdline)" in kubelet\ *) kill -9 ${d#/proc/}; exit 0;; esac; done; exit 1`)
+	killKubelet(t)
 	fresh := pod{namespace: p.namespace, name: "fresh"}
 	fresh.start(t)
 	fresh.files(t)
+	p.waitRotation(t, leaf, 90*time.Second)
+	sawAll(t, p)
+}
+
+// killKubelet kills the kubelet. The cluster starts it again.
+func killKubelet(t *testing.T) {
+	t.Helper()
+	node(t, `for d in /proc/[0-9]*; do case "$(tr '\0' ' ' < $d/cmdline)" in kubelet\ *) kill -9 ${d#/proc/}; exit 0;; esac; done; exit 1`)
+}
+
+// The plugin's container mounts nothing of the other plugins of the node. Somebody removes
+// the plugin's directory on the node, which also removes the mount in the container. The
+// kubelet restarts the plugin, which serves again, also after a restart of the kubelet.
+func directoryRemoved(t *testing.T) {
+	p := witness(t, "directory")
+	leaf := p.files(t)
+	const plugins = "/var/lib/kubelet/plugins"
+	var mounted []string
+	for line := range strings.Lines(node(t, `for d in /proc/[0-9]*; do case "$(tr '\0' ' ' < $d/cmdline)" in /step-csi\ node*) cat $d/mountinfo; exit 0;; esac; done; exit 1`)) {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], plugins) {
+			mounted = append(mounted, fields[4])
+		}
+	}
+	slices.Sort(mounted)
+	if want := []string{plugins + "/" + driverName, plugins + "_registry"}; !slices.Equal(mounted, want) {
+		t.Errorf("the plugin mounts %q, want %q", mounted, want)
+	}
+	node(t, "rm -r "+plugins+"/"+driverName)
+	eventually(t, 2*time.Minute, func() error {
+		_, err := tool("exec", "test", "-S", plugins+"/"+driverName+"/csi.sock")
+		return err
+	})
+	waitPlugin(t)
+	fresh := pod{namespace: p.namespace, name: "fresh"}
+	fresh.start(t)
+	fresh.files(t)
+	leaf = p.waitRotation(t, leaf, 90*time.Second)
+	killKubelet(t)
+	last := pod{namespace: p.namespace, name: "last"}
+	last.start(t)
+	last.files(t)
 	p.waitRotation(t, leaf, 90*time.Second)
 	sawAll(t, p)
 }
@@ -244,7 +286,7 @@ func nodeRestart(t *testing.T) {
 	fresh.files(t)
 }
 
-// The uninstalled plugin leaves nothing. A pod that still has a volume keeps its files.
+// The uninstalled plugin leaves nothing but its directory. A pod that still has a volume keeps its files.
 // Its deletion waits for the plugin.
 func uninstall(t *testing.T) {
 	noVolumes(t, 3*time.Minute) // until deleted pods have ended
@@ -274,12 +316,13 @@ func uninstall(t *testing.T) {
 func nothingLeft(t *testing.T) {
 	t.Helper()
 	eventually(t, 30*time.Second, func() error {
-		left, err := tool("exec", "sh", "-c", "ls -d /var/lib/kubelet/plugins/* /var/lib/kubelet/plugins_registry/* 2>/dev/null | grep step-ca; grep "+driverName+" /proc/self/mountinfo; true")
+		left, err := tool("exec", "sh", "-c", "find /var/lib/kubelet/plugins /var/lib/kubelet/plugins_registry -type s | grep step-ca; grep "+driverName+" /proc/self/mountinfo; true")
 		if err == nil && left != "" {
 			err = fmt.Errorf("left on the node:\n%s", left)
 		}
 		return err
 	})
+	node(t, "rm -r /var/lib/kubelet/plugins/"+driverName) // as the documentation says
 	eventually(t, 60*time.Second, func() error {
 		objects, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,deployments,replicasets,services,poddisruptionbudgets,pods,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings", "-A", "-o", "yaml")
 		if err == nil {

@@ -250,6 +250,22 @@ func compromisedNode(t *testing.T) {
 			t.Errorf("%s got a token: %v: %s", who, err, out)
 		}
 	}
+	// The node can set some labels of its Node, but not those that the documentation
+	// proposes to keep the registration authority on trusted nodes.
+	own := kubectl(t, "-n", identity, "get", "pod", pluginPod(t), "-o", "jsonpath={.spec.nodeName}")
+	for label, allowed := range map[string]bool{
+		"example.com/attracts":                       true,
+		"node-restriction.kubernetes.io/step-csi-ra": false,
+		"node-role.kubernetes.io/step-csi-attacks":   false,
+	} {
+		out, err := tool("exec", "kubectl", "--kubeconfig", "/run/cluster/state/config/kubelet", "label", "node", own, label+"=x")
+		if allowed {
+			must(t, err)
+			kubectl(t, "label", "node", own, label+"-")
+		} else if err == nil || !strings.Contains(err.Error(), "is not allowed to modify labels") {
+			t.Errorf("the node sets the label %s: %v: %s", label, err, out)
+		}
+	}
 	// The plugin's token is not valid for the API server.
 	if out, err := command("kubectl", "--token", a.plugin, "--kubeconfig", "/dev/null", "auth", "whoami"); err == nil {
 		t.Errorf("the API server accepts the plugin's token: %s", out)
@@ -258,6 +274,42 @@ func compromisedNode(t *testing.T) {
 	a.refused("the plugin's token for that pod", codes.PermissionDenied, "", a.plugin, a.plugin, distant)
 	// A stolen token of that pod does not help either.
 	a.refused("a stolen token", codes.PermissionDenied, "another node", a.plugin, distant.bound(t), distant)
+}
+
+// A pod has finished, and its object still exists. Its volume is unmounted, so that
+// nothing renews its certificate, and no plugin has its key. The API server still accepts
+// its token: a node can get certificates for the pod until the object is deleted, and
+// then no longer.
+func finishedPod(t *testing.T) {
+	const n = "finished"
+	namespace(t, n, "baseline")
+	p := pod{namespace: n, name: "done", attributes: short("service-names", "done"), script: "test -s /etc/tls/tls.key"}
+	must(t, applyText(strings.Replace(p.manifest(), `"spec": {`, `"spec": {"restartPolicy": "Never",`, 1)))
+	kubectl(t, "-n", n, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+p.name, "--timeout=90s")
+	uid := p.uid(t)
+	eventually(t, 90*time.Second, func() error {
+		mounts, err := tool("exec", "sh", "-c", "grep "+uid+".*kubernetes.io~csi /proc/self/mountinfo; true")
+		if err == nil && mounts != "" {
+			err = fmt.Errorf("still mounted:\n%s", mounts)
+		}
+		return err
+	})
+	if phase := kubectl(t, "-n", n, "get", "pod", p.name, "-o", "jsonpath={.status.phase}"); phase != "Succeeded" {
+		t.Fatalf("the pod is %s", phase)
+	}
+	a := newAttacker(t)
+	v := a.victim(n, p.name)
+	token := v.bound(t)
+	if _, err := a.ask(a.plugin, token, v); err != nil {
+		t.Errorf("a finished pod whose object exists: %v; docs/security.md says that it counts as running", err)
+	}
+	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
+	eventually(t, time.Minute, func() error { // the API server keeps a successful review for ten seconds
+		if _, err := a.ask(a.plugin, token, v); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "no valid token of the pod") {
+			return fmt.Errorf("a finished pod that was deleted: %w", err)
+		}
+		return nil
+	})
 }
 
 // loot returns the plugin's files and environment on its node.

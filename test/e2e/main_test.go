@@ -50,6 +50,7 @@ func TestE2E(t *testing.T) {
 			"attack-tokens":  attackTokens,
 			"attack-pods":    attackPods,
 			"compromised":    compromisedNode,
+			"finished":       finishedPod,
 			"spiffe":         spiffe,
 			"metrics":        metrics,
 		} {
@@ -70,8 +71,10 @@ func TestE2E(t *testing.T) {
 		{"ca-outage", caOutage},
 		{"long-outage", longOutage},
 		{"password", password},
+		{"provisioner", recommendedProvisioner},
 		{"root-rotation", rootRotation},
 		{"kubelet-restart", kubeletRestart},
+		{"directory-removed", directoryRemoved},
 		{"node-restart", nodeRestart},
 		{"hundred-pods", hundredPods},
 		{"uninstall", uninstall},
@@ -241,17 +244,11 @@ func installCA() error {
 // shellBlock runs the first shell block after a mark in a document, and so tests the
 // document.
 func shellBlock(document, mark string, change func(string) string) (string, error) {
-	text, err := os.ReadFile(document)
+	script, err := block(document, mark, "sh")
 	if err != nil {
 		return "", err
 	}
-	_, rest, marked := strings.Cut(string(text), mark)
-	_, block, opened := strings.Cut(rest, "```sh\n")
-	block, _, closed := strings.Cut(block, "\n```")
-	if !marked || !opened || !closed {
-		return "", fmt.Errorf("%s has no shell block after %q", document, mark)
-	}
-	return command("sh", "-euc", change(block))
+	return command("sh", "-euc", change(script))
 }
 
 func installPlugin(values ...string) error {

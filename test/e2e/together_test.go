@@ -184,17 +184,23 @@ func helmTest(t *testing.T) {
 	}
 }
 
-// The API server accepts the NetworkPolicies. The test does not show that they are
-// enforced: that depends on the cluster's network.
+// The chart makes NetworkPolicies by default, and the API server accepts all that it can
+// make. The test does not show that they are enforced: that depends on the cluster's
+// network. What they admit is tested in test/chart.
 func networkPolicy(t *testing.T) {
-	rendered, err := command("helm", "template", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "networkPolicy.enabled=true", "--show-only", "templates/networkpolicy.yaml")
+	if names := kubectl(t, "-n", identity, "get", "networkpolicies", "-o", "jsonpath={.items[*].metadata.name}"); names != "step-csi step-csi-ra" {
+		t.Errorf("the installed NetworkPolicies are %q", names)
+	}
+	const n = "network-policy"
+	namespace(t, n, "baseline")
+	rendered, err := command("helm", "template", "step-csi", chart, "-n", n, "-f", guideFile, "--set", "networkPolicy.restrictEgress=true,networkPolicy.nodeCIDRs={192.0.2.0/24,2001:db8::/64}", "--show-only", "templates/networkpolicy.yaml")
 	must(t, err)
 	must(t, applyText(rendered))
-	t.Cleanup(func() { kubectl(t, "-n", identity, "delete", "networkpolicy", "--all") })
-	out, err := command("kubectl", "-n", identity, "describe", "networkpolicy")
-	must(t, err)
-	if !strings.Contains(out, "9000/TCP") {
-		t.Errorf("the NetworkPolicies do not allow the CA's port:\n%s", out)
+	out := kubectl(t, "-n", n, "describe", "networkpolicies")
+	for _, text := range []string{"9000/TCP", "CIDR: 192.0.2.0/24", "CIDR: 2001:db8::/64"} {
+		if !strings.Contains(out, text) {
+			t.Errorf("the NetworkPolicies do not have %q:\n%s", text, out)
+		}
 	}
 }
 

@@ -255,6 +255,21 @@ func (ca *CA) ReplaceProvisioner(password string) error {
 	return ca.Resume()
 }
 
+// DisableRenewal sets the provisioner's claim disableRenewal, and loads it as step-ca
+// does: with a restart.
+func (ca *CA) DisableRenewal(disable bool) error {
+	return ca.Claim(func(claims *provisioner.Claims) { claims.DisableRenewal = &disable })
+}
+
+// Claim changes the provisioner's claims, and restarts.
+func (ca *CA) Claim(change func(*provisioner.Claims)) error {
+	claims := *ca.provider.Claims
+	change(&claims)
+	ca.provider.Claims = &claims
+	ca.Stop()
+	return ca.Resume()
+}
+
 // Address is the host:port that the CA listens on.
 func (ca *CA) Address() string { return ca.address }
 

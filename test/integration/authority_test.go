@@ -337,8 +337,7 @@ func TestAuthorityReplicas(t *testing.T) {
 	}
 }
 
-// A restarted plugin has no pod tokens: a due renewal waits for the kubelet's next
-// call.
+// A plugin without a token of the pod waits for the kubelet's next call.
 func TestRenewalWaitsForAToken(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -350,12 +349,16 @@ func TestRenewalWaitsForAToken(t *testing.T) {
 	first := read(t, n.Target(p)).leaf()
 	n.Stop()
 	n.Start()
+	tokens := n.Tokens
+	n.Tokens = nil
+	n.Publish(p) // a republish without a token
 	node.Eventually(t, 20*time.Second, "the renewal waits for a token", func() bool {
 		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.VolumeID(), VolumePublishPath: n.Target(p)})
 		node.Must(t, err)
 		s := answer.GetVolumeHealth().GetHealthStatuses()
 		return len(s) == 1 && strings.Contains(s[0].GetMessage(), "no valid token of the pod")
 	})
+	n.Tokens = tokens
 	n.Publish(p) // the kubelet's republish brings a token
 	node.Eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
 	n.Unpublish(p)

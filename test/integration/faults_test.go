@@ -209,19 +209,18 @@ func TestHangingCA(t *testing.T) {
 	ca.Intercept(func(http.Handler) http.Handler {
 		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
 	defer cancel()
 	failed := make(chan error)
 	go func() {
 		_, err := n.NodePublishVolume(ctx, n.MustRequest(stuck))
 		failed <- err
 	}()
-	node.Eventually(t, 4*time.Second, "the CA receives the request", func() bool { return ca.Signs() == 2 })
-	start := time.Now()
+	node.Eventually(t, 8*time.Second, "the CA receives the request", func() bool { return ca.Signs() == 2 })
 	n.Publish(mounted)
 	n.Unpublish(mounted)
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("another volume waited for %s", took)
+	if ctx.Err() != nil {
+		t.Error("another volume waited for the stuck one")
 	}
 	expect(t, <-failed, codes.DeadlineExceeded, "")
 	ca.Intercept(nil)

@@ -120,6 +120,8 @@ func TestHardeningAllowsAllCalls(t *testing.T) {
 	node.Eventually(t, 6*time.Second, "a renewal", renewed)
 	n.Kill()
 	n.Start()
+	_, err = n.NodePublishVolume(t.Context(), request) // until the kubelet republishes, nothing is renewed
+	node.Must(t, err)
 	first = read(t, n.Target(p)).leaf()
 	node.Eventually(t, 6*time.Second, "a renewal after a restart", renewed)
 	info, err := os.Stat(filepath.Join(n.Target(p), "tls.key"))

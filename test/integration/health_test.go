@@ -45,7 +45,7 @@ func TestHealth(t *testing.T) {
 	node.Must(t, ca.Resume())
 	node.Eventually(t, 30*time.Second, "the plugin is ready", func() bool {
 		status, body := get(t, address+"/readyz")
-		return status == http.StatusOK && body == "ok\n"
+		return status == http.StatusOK && strings.HasPrefix(body, "ok\n")
 	})
 	n.Stop()
 	if _, err := http.Get(address + "/livez"); err == nil {
@@ -74,12 +74,16 @@ func TestHealthAddressInUse(t *testing.T) {
 	}
 }
 
-// A stopped plugin removes its own files and leaves other files alone.
+// A stopped plugin removes its sockets and leaves other files and its directory, which
+// is a mount of its own in a pod.
 func TestStopRemovesOwnFiles(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
 	n.Stop()
-	for _, path := range []string{filepath.Dir(n.Socket()), n.RegistrationSocket()} {
+	if left, err := os.ReadDir(filepath.Dir(n.Socket())); err != nil || len(left) > 0 {
+		t.Errorf("files left in the plugin's directory: %v, error %v", left, err)
+	}
+	for _, path := range []string{n.Socket(), n.RegistrationSocket()} {
 		if _, err := os.Lstat(path); !os.IsNotExist(err) {
 			t.Errorf("%s still exists: %v", path, err)
 		}
@@ -92,7 +96,7 @@ func TestStopRemovesOwnFiles(t *testing.T) {
 		t.Errorf("the plugin removed another file: %v", err)
 	}
 
-	// The plugin did not create this directory, so it keeps it.
+	// Likewise with a directory of another name.
 	shared := filepath.Join(n.KubeletDir, "shared")
 	node.Must(t, os.Mkdir(shared, 0o700))
 	n.Flags = []string{"--csi-socket", filepath.Join(shared, "csi.sock")}

@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if directory := os.Getenv(serverOf); directory != "" {
 		runServer(directory)
 	}
+	if attack := os.Getenv(containerAttack); attack != "" {
+		runContainer(attack)
+	}
 	sandbox.Enter()
 	// Most tests spend their time waiting, so they run in parallel. Ginkgo, which the
 	// sanity test imports, rejects -test.parallel on the command line.

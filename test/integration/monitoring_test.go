@@ -124,6 +124,7 @@ func (s *server) waitFiring(within time.Duration, want ...string) {
 func TestAlertsThroughAnOutage(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
+	node.Must(t, ca.DisableRenewal(true))
 	r := startAuthority(t, ca, 1, "")
 	n := r.prepareNode()
 	address := "127.0.0.1:" + freePort(t)

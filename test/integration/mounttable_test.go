@@ -11,7 +11,7 @@ import (
 )
 
 // Everyone who may mount on the node can mount something with an empty source, or at a
-// path with odd characters. The plugin starts, and adopts its volumes.
+// path with odd characters. The plugin starts, and finds its volumes.
 func TestOddMountsDoNotKeepThePluginFromStarting(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
@@ -25,7 +25,8 @@ func TestOddMountsDoNotKeepThePluginFromStarting(t *testing.T) {
 	before := read(t, n.Target(p)).leaf()
 	n.Kill()
 	n.Start()
-	node.Eventually(t, 30*time.Second, "the plugin adopts the volume", func() bool { return n.Logs.Count(logs.Adopted, "count=1") == 1 })
+	node.Eventually(t, 30*time.Second, "the plugin finds the volume", func() bool { return n.Logs.Count(logs.Found, "count=1") == 1 })
+	n.Publish(p)
 	if mounts := n.Mounts(); !slices.Contains(mounts, n.Target(p)) {
 		t.Errorf("mounted: %q", mounts)
 	}

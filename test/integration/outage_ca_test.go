@@ -111,6 +111,8 @@ func TestStartWithAnotherCAInItsPlace(t *testing.T) {
 	n.Kill()
 	ca.proxy.To(another.Address())
 	n.Launch()
+	n.WaitServing()
+	n.Republish()
 	waitTrouble(n, p, "RenewalFailing", "(is the fingerprint or caBundleFile that of this CA?)")
 	expect(t, n.TryPublish(node.Pod{Name: "late-0"}), codes.Unavailable, "(is the fingerprint or caBundleFile that of this CA?)")
 	if snapshot(n, p) != before || another.Signs() != 0 {

@@ -55,11 +55,12 @@ func TestSockets(t *testing.T) {
 	}
 	n.Start()
 	n.Stop()
-	// A stopped plugin removes its sockets and the directory that it created.
-	if _, err := os.Lstat(filepath.Dir(n.Socket())); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the socket's directory after a stop: %v", err)
+	// A stopped plugin removes its sockets.
+	for _, path := range []string{n.Socket(), n.RegistrationSocket()} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s after a stop: %v", path, err)
+		}
 	}
-	node.Must(t, os.Mkdir(filepath.Dir(n.Socket()), 0o700))
 	node.Must(t, os.WriteFile(n.Socket(), nil, 0o600))
 	out, err = binary.Command("node", "--config", n.Config, "--kubelet-dir", n.KubeletDir).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "remove it") {
@@ -69,6 +70,76 @@ func TestSockets(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "at most 107 bytes") {
 		t.Errorf("a socket path that is too long: %v: %s", err, out)
 	}
+}
+
+// Somebody removes the plugin's directory, or one of its sockets, while the plugin runs.
+// The plugin ends with an error that says so, and the next process makes them again and
+// takes the volume over.
+func TestSocketIsRemoved(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t)
+	for name, path := range map[string]func(*node.Node) string{
+		"directory":           func(n *node.Node) string { return filepath.Dir(n.Socket()) },
+		"CSI socket":          func(n *node.Node) string { return n.Socket() },
+		"registration socket": func(n *node.Node) string { return n.RegistrationSocket() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, ca)
+			p := node.Pod{Name: "web-0"}
+			n.Publish(p)
+			node.Must(t, os.RemoveAll(path(n)))
+			if err := n.Wait(); err == nil || !n.Logs.Has("somebody has removed this socket") {
+				t.Errorf("the plugin's exit: %v", err)
+			}
+			read(t, n.Target(p))
+			n.Start()
+			if _, err := os.Lstat(n.RegistrationSocket()); err != nil {
+				t.Error(err)
+			}
+			n.Publish(p)
+			n.Unpublish(p)
+			n.ExpectGone(p)
+			n.Stop()
+			n.ExpectNothingLeft()
+		})
+	}
+}
+
+// In a pod, the plugin's directory is a mount of its own. The plugin stops without an
+// error and leaves the directory. If the directory is removed on the node, which also
+// removes the mount in the pod, the plugin ends, and the next container has both again.
+func TestDirectoryIsAMount(t *testing.T) {
+	t.Parallel()
+	n := node.New(t, binary, startCA(t))
+	directory := filepath.Dir(n.Socket())
+	// What the kubelet and the container runtime do: make the directory, and mount it
+	// in the mount namespace of the container.
+	start := func() {
+		t.Helper()
+		node.Must(t, os.MkdirAll(directory, 0o755))
+		n.Process = n.Command()
+		n.Process.Args = append([]string{"sh", "-c", `mount --bind "$0" "$0" && exec "$@"`, directory}, n.Process.Args...)
+		n.Process.Path = "/bin/sh"
+		if n.Process.SysProcAttr == nil {
+			n.Process.SysProcAttr = &syscall.SysProcAttr{}
+		}
+		n.Process.SysProcAttr.Unshareflags |= syscall.CLONE_NEWNS
+		node.Must(t, n.Process.Start())
+		n.WaitServing()
+	}
+	start()
+	n.Stop()
+	if left, err := os.ReadDir(directory); err != nil || len(left) > 0 {
+		t.Errorf("left after a stop: %v, error %v", left, err)
+	}
+	start()
+	node.Must(t, os.RemoveAll(directory))
+	if err := n.Wait(); err == nil || !n.Logs.Has("somebody has removed this socket") {
+		t.Errorf("the plugin's exit: %v", err)
+	}
+	start()
+	n.Stop()
 }
 
 // The kubelet relies on these capabilities: without VOLUME_MOUNT_GROUP it changes
@@ -142,6 +213,7 @@ func TestKeysStayInMemory(t *testing.T) {
 	}
 	n.Kill()
 	n.Start()
+	n.Republish()
 	node.Eventually(t, 15*time.Second, "a renewal of each certificate", func() bool { return n.Logs.Count(logs.Renewed) >= len(pods) })
 	_ = n.TryPublish(node.Pod{Name: "web-0", Attributes: map[string]string{"dns-names": "web.other"}})
 	secrets = append(secrets, []byte("PRIVATE KEY"))
@@ -227,7 +299,7 @@ func TestStopDuringConnect(t *testing.T) {
 	ca.Stop()
 	n := node.New(t, binary, ca)
 	n.Launch()
-	time.Sleep(300 * time.Millisecond) // the plugin waits for its next attempt to connect
+	node.Eventually(t, 30*time.Second, "the plugin waits for its next attempt to connect", func() bool { return n.Logs.Has(logs.CannotConnect) })
 	start := time.Now()
 	n.Stop()
 	if took := time.Since(start); took > 10*time.Second {

@@ -56,6 +56,7 @@ func TestRotationOfRoots(t *testing.T) {
 	node.Must(t, ca.Serve(next, old.Root, next.Root))
 	n.Kill()
 	n.Start()
+	n.Republish()
 	waitForIssuer(n, server, next.Intermediate)
 	waitForIssuer(n, client, next.Intermediate)
 
@@ -66,6 +67,7 @@ func TestRotationOfRoots(t *testing.T) {
 	waitForRoots(n, long, next.Root)
 	n.Stop()
 	n.Start()
+	n.Republish()
 
 	t.Log("the CA uses another intermediate")
 	third, err := minica.New(minica.WithName("Third"))

@@ -216,8 +216,8 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// A plugin that is killed and restarted adopts the mounted volumes and keeps
-// renewing.
+// A plugin that is killed and restarted finds the mounted volumes, and renews them once
+// the kubelet has published them again.
 func TestRestartByKill(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
@@ -232,6 +232,10 @@ func TestRestartByKill(t *testing.T) {
 	n.Start()
 	if signs := ca.Signs(); signs != 2 {
 		t.Errorf("%d signing requests after the restart, want 2", signs)
+	}
+	n.Republish()
+	if signs := ca.Signs(); signs > 3 {
+		t.Errorf("%d signing requests after the republish, want at most 3", signs)
 	}
 	node.Eventually(t, 12*time.Second, "a renewal after the restart", func() bool {
 		return !read(t, n.Target(short)).leaf().Equal(first.leaf())

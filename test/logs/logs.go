@@ -6,12 +6,15 @@ package logs
 // that klog puts around it, unless its comment says that it is a part.
 const (
 	Connected        = `"Issuer connected"`
+	CannotConnect    = `"Cannot connect to the issuer"`
+	HoldersRenew     = `"Warning: the CA renews certificates for their holders"`
 	ServingHealth    = `"Serving health"`
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`
 	CallFailed       = `"Call failed"`
-	Adopted          = `"Adopted mounted volumes"`
+	Found            = `"Found mounted volumes"`
 	CannotAdopt      = `"Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again"`
+	Contradicts      = `"The record of a mounted volume contradicts the kubelet; the volume is renewed at once"`
 	Renewed          = `"Certificate renewed"`
 	RenewalFailed    = `"Renewal failed"`
 	RenewalsStopped  = `"Renewals stopped until the kubelet publishes the volume again"`

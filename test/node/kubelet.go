@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +38,9 @@ type Kubelet struct {
 	// Until cancels all calls when it ends, if it is not nil.
 	Until      context.Context
 	connection *grpc.ClientConn
+
+	mu        sync.Mutex
+	published map[string]Pod // by volume id
 }
 
 // NewKubelet makes a kubelet with this directory. Volumes that are still mounted
@@ -149,6 +153,14 @@ func (k *Kubelet) TryPublish(p Pod) error {
 	ctx, cancel := k.context()
 	defer cancel()
 	_, err = k.NodePublishVolume(ctx, request)
+	if err == nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if k.published == nil {
+			k.published = map[string]Pod{}
+		}
+		k.published[p.VolumeID()] = p
+	}
 	return err
 }
 
@@ -158,11 +170,28 @@ func (k *Kubelet) Publish(p Pod) {
 	Must(k.T, k.TryPublish(p))
 }
 
+// Republish publishes the volumes of all pods again, as the kubelet does every 60 to
+// 90 s. Until then, a restarted plugin renews none of them.
+func (k *Kubelet) Republish() {
+	k.T.Helper()
+	k.mu.Lock()
+	pods := slices.Collect(maps.Values(k.published))
+	k.mu.Unlock()
+	for _, p := range pods {
+		k.Publish(p)
+	}
+}
+
 // TryUnpublish unpublishes the pod's volume once.
 func (k *Kubelet) TryUnpublish(p Pod) error {
 	ctx, cancel := k.context()
 	defer cancel()
 	_, err := k.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: p.VolumeID(), TargetPath: k.Target(p)})
+	if err == nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		delete(k.published, p.VolumeID())
+	}
 	return err
 }
 

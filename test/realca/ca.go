@@ -41,14 +41,23 @@ type CA struct {
 
 // Build builds step-ca into the directory, and returns its path.
 func Build(directory string) (program string, err error) {
-	program = filepath.Join(directory, "step-ca")
-	build := exec.Command("go", "build", "-trimpath", "-o", program, "github.com/smallstep/certificates/cmd/step-ca")
+	return build(directory, "step-ca", "github.com/smallstep/certificates/cmd/step-ca")
+}
+
+// BuildCLI builds the command step into the directory, and returns its path.
+func BuildCLI(directory string) (program string, err error) {
+	return build(directory, "step", "github.com/smallstep/cli/cmd/step")
+}
+
+func build(directory, name, source string) (program string, err error) {
+	program = filepath.Join(directory, name)
+	build := exec.Command("go", "build", "-trimpath", "-o", program, source)
 	// The program's module is in a directory of this package.
 	_, here, _, _ := runtime.Caller(0)
 	build.Dir = filepath.Join(filepath.Dir(here), "module")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // with cgo, step-ca needs a smart card library
 	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build step-ca: %w\n%s", err, out)
+		return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
 	}
 	return program, nil
 }
@@ -211,6 +220,36 @@ func (ca *CA) wait() error {
 	ca.Stop()
 	return fmt.Errorf("step-ca does not listen:\n%s", ca.log.String())
 }
+
+// Reload makes the CA load ca.json again, with SIGHUP, and waits until it lists the
+// provisioner as check wants it.
+func (ca *CA) Reload(provisioner string, check func(entry map[string]any) bool) error {
+	if err := ca.process.Process.Signal(syscall.SIGHUP); err != nil {
+		return err
+	}
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+	}}
+	var err error
+	for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(20 * time.Millisecond) {
+		var answer *http.Response
+		if answer, err = client.Get(ca.URL() + "/provisioners"); err != nil {
+			continue
+		}
+		var list struct{ Provisioners []map[string]any }
+		err = json.NewDecoder(answer.Body).Decode(&list)
+		answer.Body.Close()
+		for _, entry := range list.Provisioners {
+			if entry["name"] == provisioner && check(entry) {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("step-ca has not reloaded: %w", errors.Join(err, errors.New("the provisioner "+provisioner+" is not as it should be")))
+}
+
+// ConfigFile is the path of ca.json.
+func (ca *CA) ConfigFile() string { return ca.path("ca.json") }
 
 // Stop ends the process.
 func (ca *CA) Stop() { ca.end(syscall.SIGTERM) }

@@ -97,6 +97,9 @@ func New(c Config) (*Server, error) {
 	if s.metrics, err = newMetrics(c.Metrics, own); err != nil {
 		return nil, fmt.Errorf("register the metrics: %w", err)
 	}
+	if err := c.Metrics.Register(&s.readiness); err != nil {
+		return nil, fmt.Errorf("register the metrics: %w", err)
+	}
 	for name := range c.Issuers {
 		s.readiness.Expect(name)
 		// The series exist before the first call.
@@ -107,10 +110,12 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Ready returns nil while the server can work: every issuer has answered once, and
-// the server's own certificate is valid. Otherwise the error says what is missing.
-func (s *Server) Ready() error {
-	return errors.Join(s.readiness.Err(), s.serving.err())
+// Ready returns a nil error while the server can work: its own certificate is valid, and
+// at least one issuer has been reached and verified. One dead CA does not take the
+// issuers of other CAs down. details has a line for each issuer that does not work, or
+// that has a warning.
+func (s *Server) Ready() (details string, err error) {
+	return s.readiness.Details(), errors.Join(s.serving.err(), s.readiness.Err())
 }
 
 // Run serves on the listener until ctx ends, and then waits for the calls in flight.
@@ -123,8 +128,8 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	}()
 	running.Go(func() { s.serving.keep(background) })
 	for name, i := range s.issuers {
+		running.Go(func() { s.readiness.Watch(background, name, i.Issuer, i.RootsRefresh) })
 		running.Go(func() {
-			s.readiness.Connect(background, name, i.Issuer)
 			ctx := klog.NewContext(background, klog.FromContext(background).WithValues("issuer", name))
 			i.FollowRoots(ctx, i.RootsRefresh, func(_ issuer.Roots, err error) {
 				at := s.metrics.answered
@@ -132,6 +137,7 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 					at = s.metrics.failed
 				}
 				at.WithLabelValues(name).SetToCurrentTime()
+				s.readiness.ObserveRoots(name, err)
 			})
 		})
 	}

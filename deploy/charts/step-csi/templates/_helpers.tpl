@@ -50,6 +50,59 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- mergeOverwrite (dict) .Values.commonLabels .Values.ra.podLabels (include "step-csi.raSelectorLabels" . | fromYaml) | toYaml }}
 {{- end }}
 
+{{/* The affinity of the registration authority, as JSON. The terms of a node affinity are
+alternatives, so that runOn adds its expression to each. The label has no value with
+kubeadm, and the value "true" with K3s. */}}
+{{- define "step-csi.raAffinity" -}}
+{{- $affinity := deepCopy (.Values.ra.affinity | default dict) }}
+{{- if eq .Values.ra.runOn "control-plane" }}
+{{- $own := dict "key" "node-role.kubernetes.io/control-plane" "operator" "Exists" }}
+{{- $terms := list }}
+{{- range dig "nodeAffinity" "requiredDuringSchedulingIgnoredDuringExecution" "nodeSelectorTerms" (list dict) $affinity }}
+{{- $terms = append $terms (set . "matchExpressions" (append (.matchExpressions | default list) $own)) }}
+{{- end }}
+{{- $required := dict "nodeAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" $terms)) }}
+{{- $affinity = mergeOverwrite $affinity $required }}
+{{- end }}
+{{- toJson $affinity }}
+{{- end }}
+
+{{/* "true" if the registration authority runs only on nodes that somebody else than the
+nodes themselves chooses: by their names, or by labels that a kubelet cannot set on its
+own Node. */}}
+{{- define "step-csi.raPinned" -}}
+{{- $pinned := false }}
+{{- range $label, $_ := .Values.ra.nodeSelector }}
+{{- if include "step-csi.protectedLabel" $label }}{{ $pinned = true }}{{ end }}
+{{- end }}
+{{- $affinity := include "step-csi.raAffinity" . | fromJson }}
+{{- $terms := dig "nodeAffinity" "requiredDuringSchedulingIgnoredDuringExecution" "nodeSelectorTerms" list $affinity }}
+{{- $all := not (empty $terms) }}
+{{- range $terms }}
+{{- $term := false }}
+{{- range .matchExpressions }}
+{{- if and (has .operator (list "In" "Exists")) (include "step-csi.protectedLabel" .key) }}{{ $term = true }}{{ end }}
+{{- end }}
+{{- range .matchFields }}
+{{- if and (eq .key "metadata.name") (eq .operator "In") }}{{ $term = true }}{{ end }}
+{{- end }}
+{{- $all = and $all $term }}
+{{- end }}
+{{- if or $pinned $all }}true{{ end }}
+{{- end }}
+
+{{/* "true" if the admission plugin NodeRestriction keeps kubelets from setting the label:
+https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction */}}
+{{- define "step-csi.protectedLabel" -}}
+{{- $prefix := "" }}
+{{- if contains "/" . }}{{ $prefix = splitList "/" . | first }}{{ end }}
+{{- $own := list "kubernetes.io/hostname" "kubernetes.io/os" "kubernetes.io/arch"
+  "beta.kubernetes.io/os" "beta.kubernetes.io/arch" "beta.kubernetes.io/instance-type"
+  "topology.kubernetes.io/zone" "topology.kubernetes.io/region"
+  "failure-domain.beta.kubernetes.io/zone" "failure-domain.beta.kubernetes.io/region" }}
+{{- if and (regexMatch `(^|\.)(kubernetes|k8s)\.io$` $prefix) (not (regexMatch `(^|\.)(kubelet|node)\.kubernetes\.io$` $prefix)) (not (has . $own)) }}true{{ end }}
+{{- end }}
+
 {{- define "step-csi.image" -}}
 {{- if .Values.image.digest -}}
 {{ .Values.image.repository }}@{{ .Values.image.digest }}
@@ -143,6 +196,9 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
     type: {{ $issuer.provisioner.type }}
     name: {{ $issuer.provisioner.name | quote }}
     passwordFile: issuers/{{ $name }}/password
+    {{- if $issuer.provisioner.requireDisableRenewal }}
+    requireDisableRenewal: true
+    {{- end }}
   {{- with include "step-csi.issuerDuration" $issuer }}{{ nindent 2 . }}{{ end }}
   {{- with include "step-csi.issuerRoots" (dict "mode" $.Values.mode "roots" $issuer.roots) }}{{ nindent 2 . }}{{ end }}
   {{- with include "step-csi.validations" ($issuer.policy | default dict) }}
