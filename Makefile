@@ -57,13 +57,15 @@ e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=na
 	@$(GO) test -c -tags e2e,$(TAGS) -o bin/e2e.test ./test/e2e
 	@cd test/e2e && $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 4 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'
 
+# VULNDB is the URL of another database of vulnerabilities than https://vuln.go.dev.
 .PHONY: lint
-lint: ## Check formatting, go vet, staticcheck, and that go.mod is tidy
+lint: ## Check formatting, go vet, staticcheck, known vulnerabilities, and that go.mod is tidy
 	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
 	$(GO) vet -tags $(TAGS),e2e ./...
 	$(GO) tool staticcheck -tags $(TAGS),e2e ./...
 	cd test/cluster && $(GO) vet . && $(GO) tool -modfile=../../go.mod staticcheck .
 	@for module in $(MODULES); do echo "$(GO) -C $$module mod tidy -diff"; $(GO) -C $$module mod tidy -diff || exit 1; done
+	$(GO) run ./test/vulncheck $(if $(VULNDB),-db $(VULNDB)) -tags $(TAGS) ./cmd/...
 
 .PHONY: generate
 generate: ## Generate the chart's README, deploy/kustomize, deploy/monitoring and the authority's protocol (needs protoc)

@@ -177,7 +177,7 @@ func (d *Driver) manage(ctx context.Context, v *volume.Volume) {
 // findAll finds the volumes that an earlier process of this driver left mounted. The driver
 // adopts each of them when the kubelet publishes it again.
 func (d *Driver) findAll(ctx context.Context) error {
-	paths, err := tmpfs.List(d.config.Name)
+	paths, err := tmpfs.List(ctx, d.config.Name)
 	if err != nil {
 		return err
 	}

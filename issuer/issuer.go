@@ -210,7 +210,7 @@ type Prepared struct {
 // generates a key of the requested type. It calls neither the CA nor the registration
 // authority.
 func (i *Issuer) Prepare(ctx context.Context, pod Applicant, req Request, key PrivateKey) (Prepared, error) {
-	if err := i.policy(ctx, pod.Pod, req); err != nil {
+	if err := i.allow(ctx, pod.Pod, req); err != nil {
 		return Prepared{}, err
 	}
 	if key.Signer == nil {
@@ -229,10 +229,23 @@ func (i *Issuer) Prepare(ctx context.Context, pod Applicant, req Request, key Pr
 // PrepareCSR is Prepare for a CSR that was made elsewhere and read by ReadCSR. The
 // credential will have no key.
 func (i *Issuer) PrepareCSR(ctx context.Context, req SigningRequest) (Prepared, error) {
-	if err := i.policy(ctx, req.Applicant.Pod, req.Request); err != nil {
+	if err := i.allow(ctx, req.Applicant.Pod, req.Request); err != nil {
 		return Prepared{}, err
 	}
 	return Prepared{request: req}, nil
+}
+
+// errNoNames denies a request with only a common name. step-ca would make that, which the
+// policy has not seen as a host, a DNS name of the certificate.
+var errNoNames = errors.New("the request has no subject alternative name, and a common name alone is not one: " +
+	"add service-names, dns-names or the SPIFFE ID (spiffe) to the volume attributes")
+
+// allow applies the policy.
+func (i *Issuer) allow(ctx context.Context, pod Pod, req Request) error {
+	if len(req.AlternativeNames()) == 0 {
+		return fmt.Errorf("%w: %w", Denied, errNoNames)
+	}
+	return i.policy(ctx, pod, req)
 }
 
 // Sign has the signer sign what was prepared, and checks the answer as if the CA
@@ -272,6 +285,11 @@ func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certifi
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", InvalidAnswer, err)
+	}
+	// Since Prepare, the policy may have learned more names that no pod may have: those of
+	// the CA's serving certificate, which the signer's first call shows.
+	if err := i.allow(ctx, p.request.Applicant.Pod, p.request.Request); err != nil {
+		return nil, err
 	}
 	i.roots.store(roots)
 	if known := i.followed.Load(); known != nil && !known.Same(roots) {

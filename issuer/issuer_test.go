@@ -282,6 +282,40 @@ func TestPolicyComesFirst(t *testing.T) {
 	}
 }
 
+// step-ca takes a token's subject, which is the common name, for a DNS name if there is no
+// other name. The policy does not see it as one, so the CA is never asked.
+func TestRequestsWithoutAlternativeNamesAreDenied(t *testing.T) {
+	s := newSigner(t)
+	s.spoil = func(*x509.Certificate) { t.Error("the CA was asked") }
+	i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, commonName := range map[string]names.CommonName{
+		"no name": {}, "a common name": names.Must(names.ParseCommonName("db.prod")),
+	} {
+		req := issuer.Request{CommonName: commonName, Duration: time.Hour, KeyType: issuer.ECDSAP256}
+		if _, err := i.Issue(t.Context(), issuer.Applicant{}, req, issuer.PrivateKey{}); !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "add service-names") {
+			t.Errorf("%s: %v", name, err)
+		}
+		_, err := i.PrepareCSR(t.Context(), issuer.SigningRequest{Request: req})
+		if !errors.Is(err, issuer.Denied) {
+			t.Errorf("%s, from a CSR: %v", name, err)
+		}
+	}
+}
+
+// The signer may learn during its call that a name is reserved. Nobody gets the certificate.
+func TestPolicyLearnsDuringTheCall(t *testing.T) {
+	s := newSigner(t)
+	var learned error
+	s.spoil = func(*x509.Certificate) { learned = issuer.Denied }
+	credential, err := issue(t, s, func(context.Context, issuer.Pod, issuer.Request) error { return learned }, issuer.PrivateKey{})
+	if !errors.Is(err, issuer.Denied) || credential != nil {
+		t.Errorf("%v, %v", credential, err)
+	}
+}
+
 func TestPrivateKeysDoNotPrint(t *testing.T) {
 	for _, keyType := range issuer.KeyTypes()[:4] {
 		key, err := keyType.Generate()

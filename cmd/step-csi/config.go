@@ -75,7 +75,7 @@ type config struct {
 	driverName      string
 	clusterDomain   names.ClusterDomain
 	trustDomain     spiffeid.TrustDomain
-	reserved        []names.Host
+	reserved        *policy.Reserved
 	allowShortNames bool
 	issuers         map[string]configured
 
@@ -212,7 +212,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 	}
 	keys := issuer.NewKeyGenerator()
 	for name, i := range f.Issuers {
-		made, err := i.configure(name, directory, refresh)
+		made, err := i.configure(name, directory, refresh, c.reserved)
 		if err != nil {
 			return nil, fmt.Errorf("issuers.%s.%w", name, err)
 		}
@@ -250,17 +250,40 @@ func (f *configFile) parseNames(c *config) (err error) {
 			return fmt.Errorf("authority.names: %w", err)
 		}
 	}
-	// No pod may have the names of the CAs and of the registration authority.
-	hosts := names.Texts(c.authorityNames)
-	for _, i := range f.Issuers {
-		if u, err := url.Parse(i.URL); err == nil && u.Host != "" { // The signer rejects other URLs.
-			hosts = append(hosts, u.Hostname())
+	c.reserved, err = f.reserve(c)
+	return err
+}
+
+// reserve returns the names that no pod may have: those of the CAs, of the registration
+// authority, and of the API server.
+func (f *configFile) reserve(c *config) (*policy.Reserved, error) {
+	hosts, err := names.ParseAll(names.ParseHost, names.Texts(c.authorityNames)...)
+	if err != nil {
+		return nil, fmt.Errorf("authority.names: %w", err)
+	}
+	urls := map[string]string{}
+	for name, i := range f.Issuers {
+		urls["issuers."+name+".url"] = i.URL
+	}
+	if f.Authority != nil {
+		urls["authority.kubernetes.url"] = f.Authority.Kubernetes.URL
+	}
+	for key, text := range urls {
+		u, err := url.Parse(text)
+		if err != nil || u.Host == "" {
+			continue // whoever uses the URL rejects it
 		}
+		host, err := names.ParseHost(u.Hostname())
+		if err != nil {
+			return nil, fmt.Errorf("%s: the host: %w", key, err)
+		}
+		hosts = append(hosts, host)
 	}
-	if c.reserved, err = names.ParseAll(names.ParseHost, hosts...); err != nil {
-		return fmt.Errorf("the host of an issuer or of the registration authority: %w", err)
+	// The kubelet sets this in every container.
+	if host, err := names.ParseHost(os.Getenv("KUBERNETES_SERVICE_HOST")); err == nil {
+		hosts = append(hosts, host)
 	}
-	return nil
+	return policy.NewReserved(c.clusterDomain, hosts...), nil
 }
 
 // allow returns the issuer's own policy, or the common one. For an issuer at the

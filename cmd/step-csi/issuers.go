@@ -68,8 +68,8 @@ type closingSigner interface {
 }
 
 // configure makes the signer, and checks the rest. The roots are refreshed as often
-// as the file says, or as otherwise says.
-func (f issuerFile) configure(name, directory string, otherwise time.Duration) (c configured, err error) {
+// as the file says, or as otherwise says. The signer adds the CA's names to reserved.
+func (f issuerFile) configure(name, directory string, otherwise time.Duration, reserved *policy.Reserved) (c configured, err error) {
 	if c.bounds, err = f.bounds(); err != nil {
 		return c, err
 	}
@@ -82,7 +82,7 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration) (
 	}
 	switch f.Provisioner.Type {
 	case typeJWK:
-		c.signer, err = f.jwkSigner(directory, bundle)
+		c.signer, err = f.jwkSigner(directory, bundle, reserved)
 	case typeRA:
 		c.signer, err = f.raSigner(name, directory, bundle)
 	default:
@@ -91,7 +91,7 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration) (
 	return c, err
 }
 
-func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, error) {
+func (f issuerFile) jwkSigner(directory string, bundle []byte, reserved *policy.Reserved) (closingSigner, error) {
 	if f.Provisioner.TokenFile != "" {
 		return nil, fmt.Errorf("provisioner.tokenFile: is for the type %s only", typeRA)
 	}
@@ -113,6 +113,7 @@ func (f issuerFile) jwkSigner(directory string, bundle []byte) (closingSigner, e
 		Provisioner: f.Provisioner.Name,
 		Federation:  f.Roots.Federation,
 		Password:    password,
+		Shown:       reserved.Learn,
 	})
 }
 

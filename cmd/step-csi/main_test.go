@@ -295,6 +295,25 @@ func TestNamesOfTheCA(t *testing.T) {
 	}
 }
 
+// The policy denies the addresses and names by which pods reach the API server.
+func TestNamesOfTheAPIServer(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "fd00:0::1")
+	c, err := loadConfig(write(t, valid+authorityPart+"  kubernetes: {url: 'https://API.example.com.:6443', caFile: a, tokenFile: b}\n"), (*configFile).ra)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, req := range []issuer.Request{
+		{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, "api.example.com"))},
+		{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, "kubernetes.default"))},
+		{IPAddresses: names.Must(names.ParseAll(names.ParseIP, "fd00::1"))},
+	} {
+		pod := issuer.Pod{Namespace: "default", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
+		if err := c.issuers["default"].allow(t.Context(), pod, req); !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "reserved") {
+			t.Errorf("%+v: %v", req, err)
+		}
+	}
+}
+
 func TestInvalidAuthorities(t *testing.T) {
 	for name, test := range map[string]struct{ old, new, want string }{
 		"none":                {authorityPart, "", "authority: is missing"},

@@ -7,7 +7,8 @@
 //	issuer             an issuer of the configuration; "default"
 //	service-names      comma-separated; each s gives s.<namespace>,
 //	                   s.<namespace>.svc, s.<namespace>.svc.<cluster domain>,
-//	                   and s itself where short names are allowed
+//	                   and s itself where short names are allowed; not the first
+//	                   one in a namespace that is named like a domain
 //	dns-names          comma-separated DNS names
 //	ip-sans            comma-separated IP addresses
 //	uri-sans           comma-separated URIs
@@ -15,8 +16,9 @@
 //	spiffe             add the SPIFFE ID of the pod's service account, as the
 //	                   first URI; "true"
 //	common-name        the subject's common name; the first DNS name with at most
-//	                   64 bytes, else the pod's name if a controller made it, else
-//	                   its UID
+//	                   64 bytes. If all DNS names are longer, the pod's name if a
+//	                   controller made it. Otherwise, and without a DNS name, the
+//	                   pod's UID
 //	duration           the lifetime; the issuer's default
 //	renew-before       how long before expiry to renew, at most nine tenths of the
 //	                   lifetime; a third of the lifetime

@@ -13,6 +13,7 @@ import (
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/policy"
 )
 
 var pod = issuer.Pod{Namespace: "shop", Name: "web-0", UID: "0b5e3d2c-58a1-4a34-8a8c-0f7a3c6f1c55", ServiceAccount: "front", Node: "node-1"}
@@ -257,7 +258,7 @@ func TestDefaults(t *testing.T) {
 		Issuer: "default", KeyEncoding: attributes.PKCS8,
 		CertificateFile: "tls.crt", PrivateKeyFile: "tls.key", CAFile: "ca.crt",
 		Mode:    0o444,
-		Request: issuer.Request{CommonName: commonName("web-0"), Duration: 24 * time.Hour, KeyType: issuer.ECDSAP256},
+		Request: issuer.Request{CommonName: commonName(pod.UID), Duration: 24 * time.Hour, KeyType: issuer.ECDSAP256},
 	}
 	if got := withoutNames(got); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -518,14 +519,17 @@ func TestVariablesAddNothing(t *testing.T) {
 func TestDefaultCommonName(t *testing.T) {
 	long := strings.Repeat("a", 60) + ".example.com"
 	for _, c := range []struct{ pod, dns, want string }{
-		{"web-0", "", "web-0"},
+		{"web-0", "", pod.UID},
+		{"step-ca-0", "", pod.UID},
 		{"web-0", "www.example.com,example.com", "www.example.com"},
 		{"web-0", long + ",example.com", "example.com"},
 		{"web-0", long, "web-0"},
 		{"web-0", "*.example.com", "*.example.com"},
-		{strings.Repeat("a", 62) + "-0", "", strings.Repeat("a", 62) + "-0"},
-		{strings.Repeat("a", 63) + "-0", "", pod.UID},
+		{strings.Repeat("a", 62) + "-0", long, strings.Repeat("a", 62) + "-0"},
+		{strings.Repeat("a", 63) + "-0", long, pod.UID},
+		{"postgres", long, pod.UID},
 		{"postgres", "", pod.UID},
+		{"admin-0.example.com", long, pod.UID},
 		{"admin-0.example.com", "", pod.UID},
 	} {
 		p := pod
@@ -589,5 +593,39 @@ func TestDocumentation(t *testing.T) {
 	}
 	if !slices.Equal(documented, attributes.Keys()) {
 		t.Errorf("the package comment has the keys %q, the code has %q", documented, attributes.Keys())
+	}
+}
+
+// A volume records the attributes of its pod, not the names that followed from them. So
+// whatever the version before made of them, the next version requests names that the
+// default policy allows: volumes are renewed across an upgrade.
+func TestDefaultsSatisfyTheDefaultPolicy(t *testing.T) {
+	p, err := policy.New(policy.Config{ClusterDomain: config().ClusterDomain, TrustDomain: config().TrustDomain})
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("a", 60)
+	for _, namespace := range append(names.Domains(), "shop", "kube-system") {
+		for _, name := range []string{"web-0", "web-7d4b9c6f5-x2x8p", "postgres", "step-ca-0", "admin-0.example.com", strings.Repeat("a", 63) + "-0"} {
+			for _, services := range []string{"", "web", "web,api", long} {
+				pod := issuer.Pod{Namespace: namespace, Name: name, UID: pod.UID, ServiceAccount: "default", Node: "node-1"}
+				values := map[string]string{}
+				if services != "" {
+					values["service-names"] = services
+				}
+				got, err := attributes.Parse(values, pod, "", config())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := p.Check(t.Context(), pod, got.Request); err != nil {
+					t.Errorf("pod %s/%s, service-names %q: %v", namespace, name, services, err)
+				}
+				for _, service := range got.Request.DNSNames {
+					if service.String() == "web."+namespace && names.IsDomain(namespace, config().ClusterDomain) {
+						t.Errorf("namespace %s got %s", namespace, service)
+					}
+				}
+			}
+		}
 	}
 }

@@ -100,16 +100,22 @@ func (p *parser) finishNames() error {
 	}
 	all := r.AlternativeNames()
 	if len(all) == 0 {
-		return errors.New(`spiffe: "false" leaves the certificate without a name: add service-names or dns-names, or leave out spiffe`)
+		return errors.New(`spiffe: "false" leaves the certificate without a subject alternative name, and a common name alone is not one: add service-names or dns-names, or leave out spiffe`)
 	}
 	return names.CheckTotal(all)
 }
 
-// serviceNames returns the names that the cluster's DNS gives the Services.
+// serviceNames returns the names that the cluster's DNS gives the Services. In a namespace
+// that is named like a domain, the shortest of them may be that of a host outside of the
+// cluster, and the default policy denies it, so serviceNames leaves it out.
 func (p *parser) serviceNames() (all []names.DNSName, err error) {
 	for _, service := range p.services {
 		inNamespace := service.String() + "." + p.pod.Namespace
-		parsed, err := names.ParseAll(names.ParseDNSName, inNamespace, inNamespace+".svc", inNamespace+".svc."+p.config.ClusterDomain.String())
+		forms := []string{inNamespace, inNamespace + ".svc", inNamespace + ".svc." + p.config.ClusterDomain.String()}
+		if names.IsDomain(p.pod.Namespace, p.config.ClusterDomain) {
+			forms = forms[1:]
+		}
+		parsed, err := names.ParseAll(names.ParseDNSName, forms...)
 		if err != nil {
 			return nil, err
 		}
@@ -121,16 +127,18 @@ func (p *parser) serviceNames() (all []names.DNSName, err error) {
 	return all, nil
 }
 
-// defaultCommonName returns the first DNS name that is short enough. Without one,
-// it returns the pod's name if a controller seems to have made it. A user can name a
-// pod postgres or admin.example.com, and a server that maps the common name to a user
-// or a host must not take the pod for that user or host.
+// defaultCommonName returns the first DNS name that is short enough. If all of them are
+// too long, it returns the pod's name if a controller seems to have made it, and
+// otherwise the pod's UID. A user can name a pod postgres or admin.example.com, and a
+// server that maps the common name to a user must not take the pod for that user.
+// Without any DNS name, it returns the UID: some peers then compare the common name with
+// the host name, and the pod may not have the name of a host.
 func (p *parser) defaultCommonName() (names.CommonName, error) {
 	if name, ok := names.FirstCommonName(p.result.Request.DNSNames); ok {
 		return name, nil
 	}
 	name, err := names.ParseCommonName(p.pod.Name)
-	if err == nil && strings.Contains(p.pod.Name, "-") && !strings.Contains(p.pod.Name, ".") {
+	if err == nil && len(p.result.Request.DNSNames) > 0 && strings.Contains(p.pod.Name, "-") && !strings.Contains(p.pod.Name, ".") {
 		return name, nil
 	}
 	return names.ParseCommonName(p.pod.UID)

@@ -9,14 +9,16 @@
 package tmpfs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
-	"k8s.io/mount-utils"
+	"k8s.io/klog/v2"
 )
 
 // record is the extended attribute that holds a volume's record. Names in
@@ -208,19 +210,37 @@ func Stat(target *os.File) (Usage, error) {
 	}, nil
 }
 
-// List returns the paths at which a whole tmpfs of the given source is
-// attached, in the mount namespace of the process.
-func List(source string) ([]string, error) {
-	table, err := mount.ParseMountInfo("/proc/self/mountinfo")
+// List returns the paths at which a whole tmpfs of the given source is attached, in the
+// mount namespace of the process. It parses only the lines of the mount table that can
+// be such a mount. Other mounts, which it does not know, cannot make it fail: a source
+// may be empty, and a line of an overlay may be longer than any buffer.
+func List(ctx context.Context, source string) ([]string, error) {
+	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("read the mount table: %w", err)
 	}
-	var paths []string
-	for _, m := range table {
-		// A different root means that a subPath bind-mounted a part of a volume.
-		if m.FsType == "tmpfs" && m.Source == source && m.Root == "/" {
-			paths = append(paths, m.MountPoint)
+	return list(ctx, string(table), source), nil
+}
+
+func list(ctx context.Context, table, source string) (paths []string) {
+	// The kernel escapes blanks, so no path contains this. See show_mountinfo in
+	// https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/fs/proc_namespace.c.
+	own := " - tmpfs " + source + " "
+	for line := range strings.SplitSeq(table, "\n") {
+		if !strings.Contains(line, own) {
+			continue
+		}
+		mounts, err := mountinfo.GetMountsFromReader(strings.NewReader(line), nil)
+		if err != nil {
+			klog.FromContext(ctx).Error(err, "Cannot parse a volume's line in the mount table; the volume is not renewed until the kubelet publishes it again", "line", line)
+			continue
+		}
+		for _, m := range mounts {
+			// A different root means that a subPath bind-mounted a part of a volume.
+			if m.FSType == "tmpfs" && m.Source == source && m.Root == "/" {
+				paths = append(paths, m.Mountpoint)
+			}
 		}
 	}
-	return paths, nil
+	return paths
 }

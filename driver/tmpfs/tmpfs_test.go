@@ -147,7 +147,7 @@ func TestListFindsWholeVolumesOnly(t *testing.T) {
 	must(t, os.WriteFile(bound, nil, 0o600))
 	must(t, syscall.Mount(filepath.Join(path, "mount", "file"), bound, "", syscall.MS_BIND, ""))
 	t.Cleanup(func() { must(t, syscall.Unmount(bound, 0)) })
-	paths, err := tmpfs.List(source)
+	paths, err := tmpfs.List(t.Context(), source)
 	must(t, err)
 	if want := []string{filepath.Join(path, "mount")}; !slices.Equal(paths, want) {
 		t.Errorf("got %q, want %q", paths, want)
@@ -187,7 +187,7 @@ func TestDetachWhileAFileIsOpen(t *testing.T) {
 	defer file.Close()
 	detach(t, d)
 	must(t, d.Remove("mount"))
-	if paths, err := tmpfs.List(source); err != nil || len(paths) > 0 {
+	if paths, err := tmpfs.List(t.Context(), source); err != nil || len(paths) > 0 {
 		t.Errorf("%q, %v", paths, err)
 	}
 	if _, err := file.Read(make([]byte, 1)); err != nil {

@@ -1,5 +1,11 @@
 package policy
 
+import (
+	"strings"
+
+	"github.com/flexstack/step-csi/issuer/names"
+)
+
 // Default returns the list that keeps a pod inside its namespace.
 //
 // The two validations of DNS names are safe because each name has one owner:
@@ -13,14 +19,16 @@ package policy
 //     a, and one in a namespace called com would get www.example.com.
 //
 // Even with two labels, a namespace called like the last label of the cluster
-// domain would get names beside the cluster domain, or the domain itself, and one
-// called com would get example.com. Namespaces with such names can use only the
-// longer forms.
+// domain would get names beside the cluster domain, or the domain itself, one called
+// com would get example.com, and one called internal the hosts of a private network.
+// Namespaces with such names (see names.Domains) can use only the longer forms.
 //
-// A pod can be named admin.example.com, and some peers still match the common name
-// against the host name. It can be named postgres or root, and some servers map the
-// common name to a user. So the pod's name is allowed as the common name only with
-// a "-", as controllers name pods, and without a dot.
+// A pod can have any name, also that of a host, such as admin.example.com or db-0.
+// Some peers still match the common name against the host name if the certificate has
+// no DNS name (RFC 6125, section 6.4.4). So the pod's name is allowed as the common name
+// only beside a DNS name. A pod can be named postgres or root, too, and some servers map
+// the common name to a user. So the pod's name must have a "-", as controllers name pods,
+// and no dot.
 func Default() []Validation {
 	return []Validation{{
 		Expression: `request.dnsNames.all(name,` + ownName + `)`,
@@ -29,7 +37,7 @@ func Default() []Validation {
 ', <x>.' + pod.namespace + '.svc and <x>.' + pod.namespace + '.svc.' + config.clusterDomain +
 (config.allowShortNames ? ', and names without a dot' : '')`,
 	}, {
-		Expression: `!(pod.namespace in ['svc', 'local', 'localhost', 'com', 'net', 'org', 'edu', 'gov', 'io']) &&
+		Expression: `!(pod.namespace in ['` + strings.Join(names.Domains(), `', '`) + `']) &&
 !('.' + config.clusterDomain).endsWith('.' + pod.namespace) ||
 request.dnsNames.all(name, name.split('.').size() != 2)`,
 		MessageExpression: `'DNS name ' + request.dnsNames.filter(name, name.split('.').size() == 2)[0] +
@@ -47,10 +55,10 @@ request.dnsNames.all(name, name.split('.').size() != 2)`,
 		MessageExpression: `'e-mail address ' + request.emailAddresses[0] + ' is not allowed: use a DNS name'`,
 	}, {
 		Expression: `request.commonName in ['', pod.uid] + request.dnsNames ||
-request.commonName == pod.name && pod.name.contains('-') && !pod.name.contains('.')`,
+request.dnsNames.size() > 0 && request.commonName == pod.name && pod.name.contains('-') && !pod.name.contains('.')`,
 		MessageExpression: `'common name ' + request.commonName +
 ' is not allowed: use one of the DNS names, the UID of the pod, ' +
-'or its name if that has a "-" and no "." (others could be taken for users or hosts)'`,
+'or, beside a DNS name, the name of the pod if that has a "-" and no "." (others could be taken for users or hosts)'`,
 	}}
 }
 

@@ -47,8 +47,13 @@ func commonName(name string) change {
 	return func(_ *issuer.Pod, r *texts) { r.CommonName = name }
 }
 
-// podAsCommonName sets the common name that a pod without DNS names gets.
+// podAsCommonName requests the pod's name as the common name, beside DNS names.
 func podAsCommonName(name string) change {
+	return func(p *issuer.Pod, r *texts) { p.Name, r.CommonName = name, name }
+}
+
+// aloneAsCommonName requests the pod's name as the common name, without a DNS name.
+func aloneAsCommonName(name string) change {
 	return func(p *issuer.Pod, r *texts) { p.Name, r.CommonName, r.DNSNames = name, name, nil }
 }
 
@@ -80,7 +85,8 @@ func TestDefaultAllows(t *testing.T) {
 		"no common name":                          commonName(""),
 		"a later DNS name as the common name":     commonName("web.prod.svc.cluster.local"),
 		"the UID as the common name":              commonName(testPod().UID),
-		"the pod's name as the common name":       podAsCommonName("web-7d4b9c6f5-x2x8p"),
+		"the pod's name beside DNS names":         podAsCommonName("web-7d4b9c6f5-x2x8p"),
+		"the UID without a DNS name":              func(p *issuer.Pod, r *texts) { r.CommonName, r.DNSNames = p.UID, nil },
 		"the pod's SPIFFE ID":                     uri("spiffe://example.org/ns/prod/sa/web"),
 		"the SPIFFE ID of a dotted account": func(p *issuer.Pod, r *texts) {
 			p.ServiceAccount = "web.v1"
@@ -110,7 +116,7 @@ func TestDefaultDenies(t *testing.T) {
 		"another namespace, svc form":                  {dns("web.other.svc"), "web.other.svc is not allowed"},
 		"another namespace, full form":                 {dns("web.other.svc.cluster.local"), "is not allowed"},
 		"a foreign name behind an own one":             {dns("web.prod", "web.other.svc", "db.prod"), "web.other.svc is not allowed"},
-		"the API server":                               {dns("kubernetes.default.svc"), "is not allowed"},
+		"the API server":                               {dns("kubernetes.default.svc"), "reserved"},
 		"a public name":                                {dns("example.com"), "is not allowed"},
 		"a namespace that ends the same":               {dns("web.xprod.svc.cluster.local"), "is not allowed"},
 		"a namespace that begins the same":             {dns("web.prodx.svc.cluster.local"), "is not allowed"},
@@ -126,7 +132,7 @@ func TestDefaultDenies(t *testing.T) {
 		"a wildcard for all namespaces":                {dns("*.svc.cluster.local"), "is not allowed"},
 		"a wildcard for the cluster":                   {dns("*.cluster.local"), "is not allowed"},
 		"a short name":                                 {dns("web"), "DNS name web is not allowed"},
-		"localhost":                                    {dns("localhost"), "is not allowed"},
+		"localhost":                                    {dns("localhost"), "reserved"},
 		"the namespace alone":                          {dns("prod"), "is not allowed"},
 		"more names than fit":                          {dns(slices.Repeat([]string{"web.prod"}, names.MaxNames+1)...), "names are too many"},
 		"svc: service b in namespace a, by suffix":     {dnsIn("svc", "b.a.svc"), "is not allowed"},
@@ -138,6 +144,10 @@ func TestDefaultDenies(t *testing.T) {
 		"com: a public name behind an own one":         {dnsIn("com", "web.com.svc", "example.com"), "DNS name example.com is not allowed"},
 		"local: the cluster domain itself":             {dnsIn("local", "cluster.local"), "is not allowed"},
 		"local: a service of another namespace":        {dnsIn("local", "web.other.svc.cluster.local"), "is not allowed"},
+		"internal: a host of a private network":        {dnsIn("internal", "vault.internal"), "use <x>.internal.svc"},
+		"home: a host of a private network":            {dnsIn("home", "router.home"), "use <x>.home.svc"},
+		"arpa: the domain of private networks":         {dnsIn("arpa", "home.arpa"), "use <x>.arpa.svc"},
+		"onion: a hidden service":                      {dnsIn("onion", "x.onion"), "use <x>.onion.svc"},
 		"local: a printer":                             {dnsIn("local", "printer.local"), "is not allowed"},
 		"cluster: a service of another namespace":      {dnsIn("cluster", "web.other.svc.cluster"), "is not allowed"},
 		"a namespace that is a number: an address":     {dnsIn("1", "127.1"), "ends in a number"},
@@ -193,7 +203,7 @@ func TestDefaultDenies(t *testing.T) {
 		// Names of other types.
 		"an IPv4 address as such":           {ips("10.0.0.1"), "IP address 10.0.0.1 is not allowed"},
 		"an IPv6 address as such":           {ips("2001:db8::1"), "is not allowed"},
-		"a loopback address":                {ips("127.0.0.1"), "is not allowed"},
+		"a loopback address":                {ips("127.0.0.1"), "reserved"},
 		"an IPv4 address as IPv6":           {ips("::ffff:10.0.0.1"), "write it as"},
 		"an address with a zone":            {ips("fe80::1%eth0"), "without a zone"},
 		"an e-mail address":                 {email("web@prod.svc"), "e-mail address web@prod.svc is not allowed"},
@@ -245,6 +255,8 @@ func TestDefaultDenies(t *testing.T) {
 		"a pod named like a public host":         {podAsCommonName("admin-1.example.com"), "is not allowed"},
 		"a pod named like a service":             {podAsCommonName("my-db.other.svc"), "is not allowed"},
 		"a pod named like a database user":       {podAsCommonName("postgres"), "common name postgres is not allowed"},
+		"a pod named like a host, without names": {aloneAsCommonName("step-ca-0"), "common name step-ca-0 is not allowed: use one of the DNS names, the UID of the pod, or, beside a DNS name,"},
+		"a pod of a controller, without names":   {aloneAsCommonName("web-7d4b9c6f5-x2x8p"), "is not allowed"},
 		"a common name in capitals":              {commonName("WEB.PROD"), "is not allowed"},
 		"a common name with a trailing dot":      {commonName("web.prod."), "is not allowed"},
 		"a common name with a NUL":               {commonName("web.prod\x00"), "not printable"},
@@ -328,10 +340,34 @@ func owner(name, clusterDomain string) string {
 	switch n := len(labels); {
 	case n >= 3 && labels[n-1] == "svc":
 		return labels[n-2]
-	case n == 2 && labels[1] != "svc" && labels[1] != "com" && labels[1] != domain[len(domain)-1]:
+	case n == 2 && !slices.Contains(names.Domains(), labels[1]) && labels[1] != domain[len(domain)-1]:
 		return labels[1]
 	}
 	return ""
+}
+
+// A namespace that is named like a domain gets the longer forms of its names, and none
+// directly under the domain.
+func TestNamespacesNamedLikeDomains(t *testing.T) {
+	p := newPolicy(t, testConfig())
+	for _, namespace := range append(names.Domains(), "local") {
+		for name, allowed := range map[string]bool{
+			"web." + namespace: false, "web." + namespace + ".svc": true, "web." + namespace + ".svc.cluster.local": true,
+		} {
+			pod, req := testPod(), testRequest()
+			dnsIn(namespace, name)(&pod, &req)
+			if err := req.check(t, p, pod); (err == nil) != allowed {
+				t.Errorf("%s in namespace %s: %v, want allowed: %t", name, namespace, err, allowed)
+			}
+		}
+	}
+	// The registries' lists: RFC 6761, RFC 6762 (appendix G), RFC 7686, RFC 8375, RFC 9476,
+	// and ICANN's internal.
+	for _, domain := range strings.Fields("arpa test localhost invalid example local intranet internal private corp home lan onion alt") {
+		if !slices.Contains(names.Domains(), domain) {
+			t.Errorf("%s is missing", domain)
+		}
+	}
 }
 
 // TestOwners checks all names of up to four labels, without and with the cluster
@@ -472,7 +508,7 @@ func checkOwnIdentity(t *testing.T, pod issuer.Pod, req texts) {
 		t.Errorf("%+v got the IP addresses %q and the e-mail addresses %q", pod, req.IPAddresses, req.EmailAddresses)
 	}
 	allowed := append([]string{"", pod.UID}, req.DNSNames...)
-	if strings.Contains(pod.Name, "-") && !strings.Contains(pod.Name, ".") {
+	if len(req.DNSNames) > 0 && strings.Contains(pod.Name, "-") && !strings.Contains(pod.Name, ".") {
 		allowed = append(allowed, pod.Name)
 	}
 	if !slices.Contains(allowed, req.CommonName) {

@@ -22,8 +22,9 @@
 // Besides standard CEL there are the string, set and network (ip, cidr)
 // functions, as in Kubernetes.
 //
-// Two rules hold whatever the expressions say. No pod may have a CA's or the
-// registration authority's own name: it could impersonate them. And every name is
+// Two rules hold whatever the expressions say. No pod may have the name of a CA, of the
+// registration authority, of the API server or of the local machine: it could impersonate
+// them (see Reserved). And every name is
 // in the one spelling that package names defines, with at most 100 names in a
 // request, so expressions can compare names as plain strings. The common name is
 // the exception: it can be any printable text of at most 64 bytes.
@@ -37,12 +38,16 @@
 //     https://kubernetes.io/docs/concepts/overview/working-with-objects/namespaces/#namespaces-and-dns.
 //     The list denies this form only for namespaces that hardly anyone names like
 //     this in good faith (com, io, …).
-//   - The common name is not qualified by the namespace where it is the pod's name
-//     or, if allowed, a short name: in any namespace, a pod can have the name of
-//     yours, or be called app-reader. A server that maps the common name to a user
-//     (PostgreSQL's cert, etcd, NATS) must either not trust this CA for that
-//     purpose, or have a validation that denies such common names. The list denies
-//     a pod's name without a "-", such as postgres or root.
+//   - The common name is not qualified by the namespace where it is the pod's name,
+//     which is allowed beside a DNS name, or, if allowed, a short name: in any
+//     namespace, a pod can have the name of yours, or be called app-reader. A server
+//     that maps the common name to a user (PostgreSQL's cert, etcd, NATS) must either
+//     not trust this CA for that purpose, or have a validation that denies such
+//     common names. The list denies a pod's name without a "-", such as postgres or
+//     root.
+//   - A name with two labels has two owners: clients in another namespace read
+//     nats-0.nats as the pod nats-0 of their own headless Service nats, and a pod in
+//     the namespace nats gets the name. They must connect to a longer form.
 //   - With short names allowed, all namespaces share them.
 //   - Clusters that share both the CA and the cluster domain share all names.
 package policy
@@ -66,9 +71,9 @@ type Config struct {
 	AllowShortNames bool
 	// Issuer is the name of the issuer that the policy is for.
 	Issuer string
-	// Reserved are the hosts of the CAs and of the registration authority. No pod
-	// gets one of them, in any form, nor a wildcard that covers it.
-	Reserved []names.Host
+	// Reserved are the hosts that no pod gets, in any form, nor a wildcard that covers
+	// them. Nil means those that are the same in every cluster.
+	Reserved *Reserved
 	// Validations replace the default list, unless there are none.
 	Validations []Validation
 }
@@ -77,7 +82,7 @@ type Config struct {
 type Policy struct {
 	settings    settings
 	issuer      string
-	reserved    []reservation
+	reserved    *Reserved
 	validations []validation
 }
 
@@ -96,9 +101,9 @@ func New(c Config) (*Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up CEL: %w", err)
 	}
-	p := &Policy{settings: settings{c.ClusterDomain.String(), c.TrustDomain.Name(), c.AllowShortNames}, issuer: c.Issuer}
-	for _, host := range c.Reserved {
-		p.reserved = append(p.reserved, reserve(host, c.ClusterDomain)...)
+	p := &Policy{settings: settings{c.ClusterDomain.String(), c.TrustDomain.Name(), c.AllowShortNames}, issuer: c.Issuer, reserved: c.Reserved}
+	if p.reserved == nil {
+		p.reserved = NewReserved(c.ClusterDomain)
 	}
 	var failed []error
 	for i, v := range c.Validations {
@@ -117,7 +122,7 @@ func New(c Config) (*Policy, error) {
 // A validation that cannot be evaluated denies, too. Any other error is that of
 // ctx.
 func (p *Policy) Check(ctx context.Context, pod issuer.Pod, req issuer.Request) error {
-	if err := errors.Join(checkPod(pod), names.CheckTotal(req.AlternativeNames()), p.checkReserved(req)); err != nil {
+	if err := errors.Join(checkPod(pod), names.CheckTotal(req.AlternativeNames()), p.reserved.check(req)); err != nil {
 		return fmt.Errorf("%w: %w", issuer.Denied, err)
 	}
 	vars := p.variables(pod, req)

@@ -1,57 +1,198 @@
 package policy
 
 import (
+	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
-// reservation is a form of the name of a host that no pod may have.
-type reservation struct{ form, host string }
+// apiServer is the API server's name in every cluster.
+const apiServer = "kubernetes.default.svc"
 
-// reserve returns the host in every form that clients in the cluster can use. A host
-// with two labels may be a Service with its namespace.
-func reserve(host names.Host, domain names.ClusterDomain) []reservation {
-	text := host.String()
-	suffix := ".svc." + domain.String()
-	service, inCluster := strings.CutSuffix(text, suffix)
-	if !inCluster {
-		service, inCluster = strings.CutSuffix(text, ".svc")
-	}
-	if !inCluster && strings.Count(text, ".") != 1 {
-		return []reservation{{text, text}}
-	}
-	// Clients in the same namespace can leave out the namespace.
-	short := service[:max(strings.LastIndexByte(service, '.'), 0)]
-	return []reservation{{text, text}, {service, text}, {service + ".svc", text}, {service + suffix, text}, {short, text}}
+// localhost is reserved with all names below it (RFC 6761, section 6.3).
+const localhost = "localhost"
+
+// maxLearned bounds the forms of the names that Learn adds. One CA has a handful.
+const maxLearned = 2000
+
+// Reserved is the set of hosts that no pod may have in its certificate, whatever the
+// expressions of a policy say: it could impersonate them. These are the CAs, the
+// registration authority, the API server, and localhost with the loopback addresses.
+// Policies share a Reserved. It is safe for concurrent use.
+type Reserved struct {
+	domain names.ClusterDomain
+	fixed  forms
+
+	mu      sync.RWMutex
+	learned forms
 }
 
-// checkReserved denies the names of reserved hosts, and wildcards that cover them.
-func (p *Policy) checkReserved(req issuer.Request) error {
-	all := append(req.AlternativeNames(), asHost(req.CommonName))
-	for _, r := range p.reserved {
-		_, parent, _ := strings.Cut(r.form, ".")
-		for _, name := range all {
-			if name != "" && (name == r.form || name == "*."+parent) {
-				return fmt.Errorf("the name %s is reserved: with it, the pod could impersonate %s", name, r.host)
-			}
+// NewReserved returns a set with the hosts of the configuration, and with those that are
+// the same in every cluster.
+func NewReserved(domain names.ClusterDomain, hosts ...names.Host) *Reserved {
+	r := &Reserved{domain: domain, fixed: forms{}, learned: forms{}}
+	for _, text := range append(names.Texts(hosts), apiServer, localhost, "localhost.localdomain", "ip6-localhost", "ip6-loopback") {
+		r.fixed.add(text, domain)
+	}
+	return r
+}
+
+// Learn adds the names of a certificate that a CA or a registration authority has shown
+// over a verified connection: at most names.MaxNames of each certificate. If there are too
+// many in all, Learn forgets those of earlier certificates.
+func (r *Reserved) Learn(leaf *x509.Certificate) {
+	texts := append([]string{leaf.Subject.CommonName}, leaf.DNSNames...)
+	for _, ip := range leaf.IPAddresses {
+		texts = append(texts, ip.String())
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.learned.size() > maxLearned {
+		r.learned = forms{}
+	}
+	for _, text := range texts[:min(len(texts), names.MaxNames+1)] {
+		// The subject of step-ca's own certificate is not a host name.
+		if host := asHost(text); isHost(host) {
+			r.learned.add(host, r.domain)
+		}
+	}
+}
+
+// check denies the names of reserved hosts, and wildcards that cover them.
+func (r *Reserved) check(req issuer.Request) error {
+	all := append(names.Texts(req.DNSNames), names.Texts(req.IPAddresses)...)
+	if commonName := req.CommonName.String(); commonName != "" {
+		all = append(all, asHost(commonName))
+	}
+	for _, uri := range req.URIs {
+		// Some clients compare the host of such a URI: RFC 9525, section 6.5.
+		if _, spiffe := uri.SPIFFEID(); !spiffe {
+			all = append(all, uri.URL().Hostname())
+		}
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, name := range all {
+		host, reserved := r.fixed.match(name)
+		if !reserved {
+			host, reserved = r.learned.match(name)
+		}
+		if ip, err := netip.ParseAddr(name); err == nil && (ip.IsLoopback() || ip.IsUnspecified()) || strings.HasSuffix(name, "."+localhost) {
+			host, reserved = localhost, true
+		}
+		if reserved {
+			return fmt.Errorf("the name %s is reserved: with it, the pod could impersonate %s", name, host)
 		}
 	}
 	return nil
 }
 
-// asHost returns a common name as a client reads it that compares it with a host,
-// in the spelling of the other names.
-func asHost(commonName names.CommonName) string {
-	text := commonName.String()
-	if ip, err := netip.ParseAddr(text); err == nil {
+// forms are names of hosts: parent domain → first label → the host as configured.
+type forms map[string]map[string]string
+
+// add adds the host in every form that clients in the cluster can use. A host with two
+// labels may be a Service with its namespace.
+func (f forms) add(host string, domain names.ClusterDomain) {
+	suffix := ".svc." + domain.String()
+	service, inCluster := strings.CutSuffix(host, suffix)
+	if !inCluster {
+		service, inCluster = strings.CutSuffix(host, ".svc")
+	}
+	all := []string{host}
+	if inCluster || strings.Count(host, ".") == 1 {
+		// Clients in the same namespace can leave out the namespace.
+		short := service[:max(strings.LastIndexByte(service, '.'), 0)]
+		all = append(all, service, service+".svc", service+suffix, short)
+	}
+	for _, form := range all {
+		label, parent, _ := strings.Cut(form, ".")
+		if label == "" {
+			continue
+		}
+		if f[parent] == nil {
+			f[parent] = map[string]string{}
+		}
+		if f[parent][label] == "" {
+			f[parent][label] = host
+		}
+	}
+}
+
+func (f forms) size() (n int) {
+	for _, labels := range f {
+		n += len(labels)
+	}
+	return n
+}
+
+// match returns the host that has the name, or that the name covers as a wildcard. The *
+// of a common name may be a part of the label: OpenSSL accepts this.
+func (f forms) match(name string) (host string, reserved bool) {
+	label, parent, _ := strings.Cut(name, ".")
+	before, after, wildcard := strings.Cut(label, "*")
+	if !wildcard || parent == "" { // no client takes a single label for a wildcard
+		host, reserved = f[parent][label]
+		return host, reserved
+	}
+	for reserved, host := range f[parent] {
+		if len(reserved) >= len(before)+len(after) && strings.HasPrefix(reserved, before) && strings.HasSuffix(reserved, after) {
+			return host, true
+		}
+	}
+	return "", false
+}
+
+// isHost tells whether a text in the spelling of asHost is a DNS name, which may be a
+// wildcard, or an IP address.
+func isHost(text string) bool {
+	_, dnsErr := names.ParseDNSName(text)
+	_, ipErr := names.ParseIP(text)
+	return dnsErr == nil || ipErr == nil
+}
+
+// asHost returns a common name as a client reads it that compares it with a host, in the
+// spelling of the other names.
+func asHost(commonName string) string {
+	text := strings.NewReplacer("。", ".", "．", ".", "｡", ".").Replace(commonName) // the dots of RFC 3490
+	text = strings.ToLower(strings.TrimRight(text, "."))
+	address := strings.TrimSuffix(strings.TrimPrefix(text, "["), "]")
+	if ip, err := netip.ParseAddr(address); err == nil {
 		return ip.Unmap().WithZone("").String()
 	}
-	if dns, err := names.ParseDNSName(strings.TrimSuffix(text, ".")); err == nil {
+	if ip, ok := parseNumbers(text); ok {
+		return ip.String()
+	}
+	if dns, err := names.ParseDNSName(text); err == nil {
 		return dns.String()
 	}
-	return strings.ToLower(text)
+	return text
+}
+
+// parseNumbers parses an IPv4 address as inet_aton(3) does: of one to four numbers, each
+// decimal, octal or hexadecimal. The last one fills the remaining bytes.
+func parseNumbers(text string) (netip.Addr, bool) {
+	parts := strings.Split(text, ".")
+	if len(parts) > 4 {
+		return netip.Addr{}, false
+	}
+	var address uint64
+	for i, part := range parts {
+		bits := 8
+		if i == len(parts)-1 {
+			bits = 8 * (4 - i)
+		}
+		number, err := strconv.ParseUint(part, 0, bits)
+		// ParseUint also accepts the 0b, the 0o and the _ of Go's syntax.
+		if err != nil || strings.ContainsAny(part, "_o") || strings.HasPrefix(part, "0b") {
+			return netip.Addr{}, false
+		}
+		address = address<<bits | number
+	}
+	return netip.AddrFrom4([4]byte{byte(address >> 24), byte(address >> 16), byte(address >> 8), byte(address)}), true
 }

@@ -79,7 +79,15 @@ func (s *Signer) follow(ctx context.Context, c *connection) *connection {
 
 // dial connects to the CA, which the trusted roots verify, and fetches its roots.
 func (s *Signer) dial(ctx context.Context, trusted []*x509.Certificate) (*connection, error) {
-	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: trust.Pool(trusted)})
+	transport := newTransport(&tls.Config{
+		MinVersion: tls.VersionTLS12, RootCAs: trust.Pool(trusted),
+		VerifyConnection: func(state tls.ConnectionState) error {
+			if s.config.Shown != nil {
+				s.config.Shown(state.PeerCertificates[0])
+			}
+			return nil
+		},
+	})
 	client, err := ca.NewClient(s.url.String(), ca.WithTransport(limitedTransport{transport}))
 	if err != nil {
 		return nil, err

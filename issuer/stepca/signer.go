@@ -52,6 +52,9 @@ type Config struct {
 	Password func() ([]byte, error)
 	// Federation requests also the roots of the CAs that this CA is federated with.
 	Federation bool
+	// Shown, if not nil, is called with the CA's serving certificate in every handshake, once
+	// it is verified, before the CA answers anything.
+	Shown func(*x509.Certificate)
 	// Timeout of one call to the CA; zero means 15 s.
 	Timeout time.Duration
 }

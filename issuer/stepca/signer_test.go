@@ -25,6 +25,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/issuer/trust"
 	"github.com/flexstack/step-csi/test/embeddedca"
@@ -141,6 +142,7 @@ func TestForeignCAIsNotTrusted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := configFor(ca)
+			c.Shown = func(leaf *x509.Certificate) { t.Errorf("an unverified CA showed %q", leaf.DNSNames) }
 			change(&c)
 			err := newSigner(t, c).Connect(t.Context())
 			if !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), "fingerprint") {
@@ -150,6 +152,42 @@ func TestForeignCAIsNotTrusted(t *testing.T) {
 				t.Errorf("the CA received %d signing requests", n)
 			}
 		})
+	}
+}
+
+// No pod gets a name that only the CA's certificate has, not even with the first request,
+// which is what connects to the CA.
+func TestNamesThatTheCAShowsAreReserved(t *testing.T) {
+	ca, err := embeddedca.Start(embeddedca.Config{Host: "pki.shop.svc"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(ca.Stop)
+	domain := names.Must(names.ParseClusterDomain("cluster.local"))
+	reserved := policy.NewReserved(domain, names.Must(names.ParseHost("127.0.0.1")))
+	allow, err := policy.New(policy.Config{ClusterDomain: domain, TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")), Reserved: reserved})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := configFor(ca)
+	c.Shown = reserved.Learn
+	i, err := issuer.New(issuer.Config{Signer: newSigner(t, c), Policy: allow.Check})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shop := issuer.Applicant{Pod: issuer.Pod{Namespace: "shop", Name: "web-0", UID: "uid", ServiceAccount: "web", Node: "node-1"}}
+	for attempt, asked := range []int64{1, 1} {
+		req := request()
+		req.CommonName, req.DNSNames = names.Must(names.ParseCommonName("uid")), names.Must(names.ParseAll(names.ParseDNSName, "pki.shop"))
+		if _, err := i.Issue(t.Context(), shop, req, issuer.PrivateKey{}); !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "pki.shop is reserved") {
+			t.Errorf("attempt %d: %v", attempt, err)
+		}
+		if n := ca.Signs(); n != asked {
+			t.Errorf("attempt %d: the CA received %d signing requests in all, want %d", attempt, n, asked)
+		}
+	}
+	if _, err := i.Issue(t.Context(), shop, request(), issuer.PrivateKey{}); err != nil {
+		t.Error(err)
 	}
 }
 

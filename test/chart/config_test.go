@@ -12,6 +12,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
 )
 
@@ -183,6 +184,13 @@ func TestDefaultPolicyIsThePluginsOwn(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("values.yaml has the policy\n%+v\nbut the plugin's default is\n%+v", got, want)
+	}
+}
+
+// docs/policy.md lists the namespaces that get no names with two labels.
+func TestDomainsAreDocumented(t *testing.T) {
+	if list := "`" + strings.Join(names.Domains(), "`, `") + "`"; !strings.Contains(read(t, root+"/docs/policy.md"), list) {
+		t.Errorf("docs/policy.md does not have the list %s", list)
 	}
 }
 

@@ -182,7 +182,7 @@ func finish(ctx context.Context, p *plugin, pods ...pod) error {
 			return err
 		}
 	}
-	mounts, err := tmpfs.List(driverName)
+	mounts, err := tmpfs.List(ctx, driverName)
 	if err != nil {
 		return err
 	}

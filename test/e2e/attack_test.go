@@ -213,7 +213,8 @@ func attackPods(t *testing.T) {
 		"csi.storage.k8s.io/serviceAccount.tokens": `{"step-csi": {"token": "forged.forged.forged", "expirationTimestamp": "2099-01-01T00:00:00Z"}}`,
 	}}
 	forged.start(t)
-	if leaf := forged.files(t); len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://cluster.local/ns/"+n+"/sa/default" || leaf.Subject.CommonName != "forged-0" {
+	uid := kubectl(t, "-n", n, "get", "pod", forged.name, "-o", "jsonpath={.metadata.uid}")
+	if leaf := forged.files(t); len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://cluster.local/ns/"+n+"/sa/default" || leaf.Subject.CommonName != uid {
 		t.Errorf("the certificate has the subject %s and the URIs %s", leaf.Subject, leaf.URIs)
 	}
 	for name, words := range map[string][]string{

@@ -12,7 +12,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// callTimeout is how long the plugin waits for an answer from step-ca.
+// callTimeout is how long the authority waits for an answer from step-ca.
 const callTimeout = 15 * time.Second
 
 var (
@@ -85,11 +85,21 @@ func (ca *queueingCA) answer(ctx context.Context, asked *rate) error {
 	return nil
 }
 
-// rootsOf is the CA as a node's issuer uses it to request roots. Certificates do not
-// go through it: queueingCA.sign models them.
+// answerRoots handles a request for the roots.
+func (ca *queueingCA) answerRoots(ctx context.Context) (issuer.Roots, error) {
+	if err := ca.answer(ctx, &ca.rooted); err != nil {
+		return issuer.Roots{}, err
+	}
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	return ca.roots, nil
+}
+
+// rootsOf is a peer as an issuer uses it to request roots. Certificates do not go
+// through it: authority.sign models them.
 type rootsOf struct {
-	*queueingCA
-	trust *trust.Store
+	request func(context.Context) (issuer.Roots, error)
+	trust   *trust.Store
 }
 
 var _ issuer.Signer = rootsOf{}
@@ -103,17 +113,10 @@ func (rootsOf) Sign(context.Context, issuer.SigningRequest) ([]*x509.Certificate
 }
 
 // Roots implements issuer.Signer.
-func (r rootsOf) Roots(ctx context.Context) (issuer.Roots, error) { return r.RefreshRoots(ctx) }
+func (r rootsOf) Roots(ctx context.Context) (issuer.Roots, error) { return r.request(ctx) }
 
 // RefreshRoots implements issuer.Signer.
-func (r rootsOf) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
-	if err := r.answer(ctx, &r.rooted); err != nil {
-		return issuer.Roots{}, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.roots, nil
-}
+func (r rootsOf) RefreshRoots(ctx context.Context) (issuer.Roots, error) { return r.request(ctx) }
 
 // Trust implements issuer.Signer.
 func (r rootsOf) Trust() *trust.Store { return r.trust }

@@ -77,13 +77,13 @@ func (s scenario) draw(w io.Writer, f *fleet, panels []panel) error {
 		rate        *rate
 		value       func([]int32) float64
 	}{
-		{"most", "asked for, most in 1 s", &f.ca.asked, func(slots []int32) float64 { return float64(most(slots, time.Second)) }},
-		{"asked", "asked for, mean", &f.ca.asked, mean},
+		{"most", "asked for, most in 1 s", &f.authority.asked, func(slots []int32) float64 { return float64(most(slots, time.Second)) }},
+		{"asked", "asked for, mean", &f.authority.asked, mean},
 		{"signed", "signed, mean", &f.ca.signed, mean},
 	}
-	if sum(f.ca.asked.slots) == 0 {
-		lines[0].rate, lines[0].name = &f.ca.rooted, "roots asked for, most in 1 s"
-		lines[1].rate, lines[1].name = &f.ca.rooted, "roots asked for, mean"
+	if sum(f.authority.asked.slots) == 0 {
+		lines[0].rate, lines[0].name = &f.authority.rooted, "roots asked for, most in 1 s"
+		lines[1].rate, lines[1].name = &f.authority.rooted, "roots asked for, mean"
 		lines[2].name = "certificates signed: none"
 	}
 	var legend []key
@@ -102,7 +102,7 @@ func (s scenario) draw(w io.Writer, f *fleet, panels []panel) error {
 		}
 		for _, away := range f.away {
 			from, to := max(away.from, p.from), min(away.to, p.to)
-			d.Away = append(d.Away, area{p.x(from), pixel(across * float64(to-from) / float64(p.to-p.from)), p.x((from + to) / 2), "no CA"})
+			d.Away = append(d.Away, area{p.x(from), pixel(across * float64(to-from) / float64(p.to-p.from)), p.x((from + to) / 2), away.missing})
 		}
 		for _, l := range lines {
 			d.Lines = append(d.Lines, line{l.class, p.line(l.rate, l.value)})

@@ -57,8 +57,8 @@ func (s scenario) document(t *testing.T, f *fleet) {
 func (s scenario) section(f *fleet) string {
 	var all strings.Builder
 	all.WriteString("![" + s.title + "](fleet/" + s.name + ".svg)\n\n" +
-		"| | certificates requested | most in 1 s | in 10 s, per second | signed, most in 1 s | " +
-		"roots requested, most in 1 s | by one node, most in a minute | expired | took |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+		"| | certificates requested | most in 1 s | in 10 s, per second | signed, most in 1 s | token reviews, most in 1 s | " +
+		"roots requested, most in 1 s | by one node, most in a minute | expired | took |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, p := range f.phases {
 		all.WriteString(p.row() + "\n")
 	}

@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
 )
 
@@ -15,22 +14,33 @@ const (
 	volumesPerNode = 110
 	// capacity is how many certificates one step-ca on two cores signs per second.
 	capacity = 1000
+	// reviewCapacity is how many tokens one core of an API server reviews per second: a
+	// review takes 0.7 ms of CPU time (BenchmarkTokenReview).
+	reviewCapacity = 1400
 )
 
-// fleet is a cluster and its CA, in virtual time.
+// fleet is a cluster with its authority, API server and CA, in virtual time.
 type fleet struct {
 	*testing.T
 	begin time.Time
 	ca    *queueingCA
+	api   *apiServer
 	nodes []*node
+
+	authority *authority
 
 	phases []*phase
 	panels []panel
-	away   []span // when the CA was unavailable
+	away   []outage
 
 	mu      sync.Mutex
 	expired []time.Duration
-	learnt  map[int]int // number of roots to nodes that know them
+}
+
+// outage is when certificates could not be issued, and for want of what.
+type outage struct {
+	span
+	missing string
 }
 
 // span is a period, relative to the start of the scenario.
@@ -38,12 +48,17 @@ type span struct{ from, to time.Duration }
 
 func (s span) has(at time.Duration) bool { return s.from <= at && at < s.to }
 
-// newFleet returns a fleet of nodes without volumes. It scales the CA's capacity
-// down with the fleet.
+// newFleet returns a fleet of nodes without volumes. It scales the capacities of the CA
+// and of the API server down with the fleet.
 func newFleet(t *testing.T, nodes int) *fleet {
-	f := &fleet{T: t, begin: time.Now(), learnt: map[int]int{}}
+	f := &fleet{T: t, begin: time.Now()}
 	r := rate{begin: f.begin}
 	f.ca = &queueingCA{takes: second(nodes) / capacity, asked: r, signed: r, rooted: r, roots: rootsNamed("old")}
+	f.api = &apiServer{takes: second(nodes) / reviewCapacity, seat: make(chan struct{}, 1), reviewed: r}
+	f.authority = newAuthority(f)
+	for _, r := range f.authority.replicas {
+		r.start()
+	}
 	for range nodes {
 		f.nodes = append(f.nodes, &node{fleet: f})
 	}
@@ -116,13 +131,27 @@ func (f *fleet) overdue() bool {
 	return false
 }
 
-// outage makes the CA unavailable, as is selects, while meanwhile runs.
-func (f *fleet) outage(is *bool, meanwhile func()) {
+// outage makes something unavailable while meanwhile runs: set does it, and ends it.
+func (f *fleet) outage(missing string, set func(unavailable bool), meanwhile func()) {
 	from := f.now()
-	f.ca.set(func() { *is = true })
+	set(true)
 	meanwhile()
-	f.ca.set(func() { *is = false })
-	f.away = append(f.away, span{from, f.now()})
+	set(false)
+	f.away = append(f.away, outage{span{from, f.now()}, missing})
+}
+
+func (f *fleet) caAway(away bool)  { f.ca.set(func() { f.ca.away = away }) }
+func (f *fleet) caHangs(hang bool) { f.ca.set(func() { f.ca.hangs = hang }) }
+func (f *fleet) apiAway(away bool) { f.api.set(func() { f.api.away = away }) }
+
+func (f *fleet) authorityAway(away bool) {
+	for _, r := range f.authority.replicas {
+		if away {
+			r.end()
+		} else {
+			r.start()
+		}
+	}
 }
 
 // until records that a certificate was in use until now, which may be after its
@@ -136,16 +165,12 @@ func (f *fleet) until(v renewal.Validity, now time.Time) {
 	f.expired = append(f.expired, v.NotAfter.Sub(f.begin))
 }
 
-// knows records that a node has received new roots.
-func (f *fleet) knows(roots issuer.Roots) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.learnt[len(roots.Own)]++
-}
-
-// end kills all plugins and records the certificates that have expired.
+// end kills all plugins and replicas, and records the certificates that have expired.
 func (f *fleet) end() {
 	f.each((*node).end)
+	for _, r := range f.authority.replicas {
+		r.end()
+	}
 	now := time.Now()
 	for _, n := range f.nodes {
 		for _, v := range n.volumes {

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -15,7 +16,6 @@ import (
 	"github.com/flexstack/step-csi/issuer/fair"
 	"github.com/flexstack/step-csi/issuer/renewal"
 	"github.com/flexstack/step-csi/issuer/schedule"
-	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // The timeouts and intervals of the plugin and the kubelet, with the names that they
@@ -46,9 +46,14 @@ type node struct {
 
 	mu      sync.Mutex
 	volumes []*volume
+	roots   issuer.Roots
 	minute  time.Time // the minute that calls counts
 	calls   int
 	busiest int // the most calls in a minute
+
+	// The client of the authority.
+	turn   atomic.Uint32 // the replica of the last call
+	failed float64       // calls, less half of those that succeeded
 }
 
 // start runs the plugin, which adopts the mounted volumes.
@@ -84,13 +89,13 @@ func (n *node) keep(v *volume) {
 	})
 }
 
-// sign requests a certificate from the CA.
+// sign requests a certificate from the authority.
 func (n *node) sign(ctx context.Context, p schedule.Priority, pod fair.Owner) (issued renewal.Validity, err error) {
 	err = n.scheduler.Call(ctx, p, pod, func(ctx context.Context) error {
 		now := time.Now()
 		n.asks(now)
 		issued = issuedAt(now)
-		return n.fleet.ca.sign(ctx)
+		return n.fleet.authority.sign(ctx, n, pod.UID)
 	})
 	return issued, err
 }
@@ -125,8 +130,9 @@ func issuedAt(now time.Time) renewal.Validity {
 
 // startPod is the kubelet: it retries until the volume of a new pod is mounted.
 func (n *node) startPod() {
+	pod := strconv.FormatUint(rand.Uint64(), 10)
 	for pause := firstRemount; ; pause = min(2*pause, slowestRemount) {
-		v, err := n.publish()
+		v, err := n.publish(pod)
 		if err == nil {
 			n.mu.Lock()
 			n.volumes = append(n.volumes, v)
@@ -138,10 +144,10 @@ func (n *node) startPod() {
 	}
 }
 
-func (n *node) publish() (*volume, error) {
+func (n *node) publish(pod string) (*volume, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
 	defer cancel()
-	issued, err := n.sign(ctx, schedule.Publish, fair.Owner{UID: strconv.FormatUint(rand.Uint64(), 10)})
+	issued, err := n.sign(ctx, schedule.Publish, fair.Owner{UID: pod})
 	return &volume{issued}, err
 }
 
@@ -152,20 +158,28 @@ func rootsNamed(names ...string) (roots issuer.Roots) {
 	return roots
 }
 
-// followRoots runs the issuer's loop that refreshes the CA's roots.
+// followRoots refreshes the roots, from the authority.
 func (n *node) followRoots(ctx context.Context) {
-	i, err := issuer.New(issuer.Config{
-		Signer: rootsOf{n.fleet.ca, trust.NewStore("https://ca", trust.Pins{})},
-		Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil },
+	request := func(ctx context.Context) (issuer.Roots, error) { return n.fleet.authority.answerRoots(ctx, n) }
+	followRoots(ctx, rootsRefresh, request, func(roots issuer.Roots) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.roots = roots
 	})
-	if err != nil {
-		panic(err)
-	}
-	known := issuer.Roots{}
-	i.FollowRoots(ctx, rootsRefresh, func(roots issuer.Roots, err error) {
-		if err == nil && !roots.Same(known) {
-			known = roots
-			n.fleet.knows(roots)
-		}
-	})
+}
+
+// useRetry tells whether a failed call may be retried: gRPC stops retrying while most
+// calls fail.
+func (n *node) useRetry() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.failed = min(n.failed+1, fullRetryBudget)
+	return n.failed < fullRetryBudget/2
+}
+
+// gainRetry follows a call that the authority answered.
+func (n *node) gainRetry() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.failed = max(n.failed-0.5, 0)
 }

@@ -15,11 +15,12 @@ type phase struct {
 	// took is how long the fleet needed to recover.
 	took time.Duration
 
-	asked, signed, rooted int // number of calls
+	asked, failed, signed int // number of calls
+	received              int // by the CA, of those for certificates
 	// The most calls in any second, and a tenth of the most calls in any ten seconds.
-	mostAsked, mostAskedOf10, mostSigned, mostRooted int
-	busiest                                          int // the most calls from one node in a minute
-	expired                                          int
+	mostAsked, mostAskedOf10, mostSigned, mostRooted, mostReviewed int
+	busiest                                                        int // the most calls from one node in a minute
+	expired                                                        int
 }
 
 // phase runs a part of a scenario.
@@ -40,10 +41,14 @@ func (f *fleet) phase(name string, run func(p *phase)) {
 func (f *fleet) measure() {
 	second := second(len(f.nodes))
 	for _, p := range f.phases {
-		asked, signed, rooted := f.ca.asked.within(p.span), f.ca.signed.within(p.span), f.ca.rooted.within(p.span)
-		p.asked, p.signed, p.rooted = sum(asked), sum(signed), sum(rooted)
+		asked, signed := f.authority.asked.within(p.span), f.ca.signed.within(p.span)
+		p.asked, p.signed = sum(asked), sum(signed)
+		// The requests that fail in the first second may be those of an outage before.
+		p.failed = sum(f.authority.failed.within(span{p.from + time.Second, p.to}))
+		p.received = sum(f.ca.asked.within(p.span))
 		p.mostAsked, p.mostAskedOf10 = most(asked, second), most(asked, 10*second)/10
-		p.mostSigned, p.mostRooted = most(signed, second), most(rooted, second)
+		p.mostSigned, p.mostRooted = most(signed, second), most(f.authority.rooted.within(p.span), second)
+		p.mostReviewed = most(f.api.reviewed.within(p.span), second)
 		for _, at := range f.expired {
 			if p.has(at) {
 				p.expired++
@@ -61,9 +66,11 @@ const leastPause = time.Second
 func (f *fleet) check() {
 	for _, p := range f.phases {
 		switch {
-		case p.storm && p.asked > p.signed*5/4:
-			f.Errorf("%s: %d calls for %d certificates", p.name, p.asked, p.signed)
+		case p.storm && p.received > p.signed*5/4:
+			f.Errorf("%s: the CA received %d calls for %d certificates", p.name, p.received, p.signed)
 		case p.storm:
+		case p.failed > 0 && !f.isAway(p.from):
+			f.Errorf("%s: %d requests failed", p.name, p.failed)
 		case p.mostAsked >= capacity:
 			f.Errorf("%s: %d certificate requests within a second", p.name, p.mostAsked)
 		case p.busiest > 120: // the pause between two attempts is at least half a second
@@ -72,11 +79,14 @@ func (f *fleet) check() {
 	}
 	for _, at := range f.expired {
 		if !f.isAway(at) && !f.isAway(at-leastPause) {
-			f.Errorf("a certificate expired after %s, while the CA was available", at)
+			f.Errorf("a certificate expired after %s, while certificates could be issued", at)
 		}
 	}
 	if f.overdue() {
 		f.Error("renewals are overdue at the end")
+	}
+	if n := f.authority.limited.Load(); n > 0 {
+		f.Errorf("%d calls exceeded a limit of the authority", n)
 	}
 }
 
@@ -95,8 +105,8 @@ func (p *phase) row() string {
 	if p.took > 0 {
 		took = p.took.Round(time.Second).String()
 	}
-	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %d | %s | %s |", p.name,
-		grouped(p.asked), grouped(p.mostAsked), grouped(p.mostAskedOf10), grouped(p.mostSigned), grouped(p.mostRooted),
+	return fmt.Sprintf("| %s | %s | %s | %s | %s | %s | %s | %d | %s | %s |", p.name,
+		grouped(p.asked), grouped(p.mostAsked), grouped(p.mostAskedOf10), grouped(p.mostSigned), grouped(p.mostReviewed), grouped(p.mostRooted),
 		p.busiest, grouped(p.expired), took)
 }
 

@@ -25,11 +25,23 @@ var scenarios = []scenario{
 	{"restart", "All node plugins stop, and start again ten minutes later at the same moment", restart, func(f *fleet) []panel {
 		return []panel{minutes(f, 0, f.now())}
 	}},
-	{"hour", "The CA is unavailable for an hour", outage(time.Hour), aroundTheEnd},
-	{"hours", "The CA is unavailable for ten hours", outage(10 * time.Hour), aroundTheEnd},
+	{"hour", "The CA is unavailable for an hour", unavailable("no CA", theCA, time.Hour), aroundTheEnd},
+	{"hours", "The CA is unavailable for ten hours", unavailable("no CA", theCA, 10*time.Hour), aroundTheEnd},
 	{"rollout", "The CA hangs for an hour while a tenth of the pods are replaced", rollout, aroundTheEnd},
+	{"authority", "Both replicas of the authority are unavailable for an hour", unavailable("no authority", theAuthority, time.Hour), aroundTheEnd},
+	{"api", "The API server is unavailable for an hour", unavailable("no API server", theAPI, time.Hour), aroundTheEnd},
+	{"upgrade", "The authority is upgraded while a tenth of the pods are replaced", upgrade, func(f *fleet) []panel {
+		return []panel{minutes(f, 0, f.now())}
+	}},
+	{"busy", "All pods start within two minutes, and the API server reviews 350 tokens a second", busy, func(f *fleet) []panel {
+		return []panel{minutes(f, 0, f.now())}
+	}},
 	{"rotation", "The root is rotated", rotation, hours},
 }
+
+func theCA(f *fleet) func(bool)        { return f.caAway }
+func theAPI(f *fleet) func(bool)       { return f.apiAway }
+func theAuthority(f *fleet) func(bool) { return f.authorityAway }
 
 func TestFleet(t *testing.T) {
 	for _, s := range scenarios {
@@ -104,13 +116,13 @@ func restart(f *fleet) {
 	}
 }
 
-// outage includes the wave of renewals that follows the outage.
-func outage(d time.Duration) func(f *fleet) {
+// unavailable includes the wave of renewals that follows the outage.
+func unavailable(missing string, set func(f *fleet) func(bool), d time.Duration) func(f *fleet) {
 	return func(f *fleet) {
 		f.warmUp()
 		f.phase("before", func(*phase) { time.Sleep(time.Hour) })
 		f.phase("while it is unavailable", func(*phase) {
-			f.outage(&f.ca.away, func() { time.Sleep(d) })
+			f.outage(missing, set(f), func() { time.Sleep(d) })
 		})
 		f.phase("until nothing is overdue", func(p *phase) {
 			if p.took = f.settle(); p.took > 15*time.Minute {
@@ -127,7 +139,7 @@ func rollout(f *fleet) {
 	var pods sync.WaitGroup
 	var started time.Duration
 	f.phase("while the CA hangs", func(*phase) {
-		f.outage(&f.ca.hangs, func() {
+		f.outage("no CA", f.caHangs, func() {
 			time.Sleep(30 * time.Minute)
 			pods.Go(func() {
 				f.startPods(volumesPerNode/10, 10*time.Minute)
@@ -152,6 +164,39 @@ func rollout(f *fleet) {
 	f.phase("the next 20 hours", func(*phase) { time.Sleep(20 * time.Hour) })
 }
 
+// upgrade restarts the replicas of the authority, one after the other.
+func upgrade(f *fleet) {
+	f.warmUp()
+	var pods sync.WaitGroup
+	f.phase("until all pods run", func(p *phase) {
+		pods.Go(func() { f.startPods(volumesPerNode/10, 10*time.Minute) })
+		for _, r := range f.authority.replicas {
+			time.Sleep(2 * time.Minute)
+			r.end()
+			time.Sleep(30 * time.Second)
+			r.start()
+		}
+		pods.Wait()
+		f.settle()
+		if p.took = f.now() - p.from; p.took > 12*time.Minute {
+			f.Errorf("the pods took %s", p.took)
+		}
+	})
+}
+
+// busy is start with an API server that has little time for reviews.
+func busy(f *fleet) {
+	f.api.takes *= 4
+	f.each((*node).start)
+	f.phase("the pods start", func(p *phase) {
+		p.storm = true
+		f.startPods(volumesPerNode, 2*time.Minute)
+		if p.took = f.now() - p.from; p.took > time.Hour {
+			f.Errorf("the last pod started after %s", p.took)
+		}
+	})
+}
+
 // rotation starts with new certificates, so that none is due before it ends: a
 // request for a certificate could only be caused by the new roots.
 func rotation(f *fleet) {
@@ -167,25 +212,29 @@ func rotation(f *fleet) {
 	}{{"both roots", []string{"old", "new"}}, {"the new root alone", []string{"new"}}} {
 		f.phase(step.name, func(p *phase) {
 			f.ca.set(func() { f.ca.roots = rootsNamed(step.roots...) })
-			f.learnt = map[int]int{}
 			for f.known(len(step.roots)) < len(f.nodes) && f.now()-p.from < time.Hour {
 				time.Sleep(time.Second)
 			}
 			p.took = f.now() - p.from
 			time.Sleep(2*time.Hour - p.took)
-			if p.took > rootsRefresh*11/10+time.Second {
+			if p.took > (rootsRefresh+authorityRoots)*11/10+time.Second {
 				f.Errorf("%s: it took %s until all nodes knew the roots", p.name, p.took)
 			}
 		})
 	}
-	if n := sum(f.ca.asked.slots); n > 0 {
+	if n := sum(f.authority.asked.slots); n > 0 {
 		f.Errorf("the change of roots caused %d certificate requests", n)
 	}
 }
 
 // known returns how many nodes know that many roots.
-func (f *fleet) known(roots int) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.learnt[roots]
+func (f *fleet) known(roots int) (count int) {
+	for _, n := range f.nodes {
+		n.mu.Lock()
+		if len(n.roots.Own) == roots {
+			count++
+		}
+		n.mu.Unlock()
+	}
+	return count
 }

@@ -252,6 +252,13 @@ func TestAttackAuthority(t *testing.T) {
 		{"a common name of the authority in capitals", func(a *attack) { a.names.Subject.CommonName = strings.ToUpper(authorityHost) }, codes.PermissionDenied, "reserved"},
 		{"a common name of a person", func(a *attack) { a.names.Subject.CommonName = "John Doe" }, codes.PermissionDenied, "common name John Doe is not allowed"},
 		{"the authority's common name", func(a *attack) { a.names.Subject.CommonName = authorityHost }, codes.PermissionDenied, "reserved"},
+		{"no names", func(a *attack) { a.names = x509.CertificateRequest{} }, codes.PermissionDenied, "no subject alternative name"},
+		{"a common name alone", func(a *attack) {
+			a.names = x509.CertificateRequest{Subject: pkix.Name{CommonName: a.pod.UID}}
+		}, codes.PermissionDenied, "no subject alternative name"},
+		{"a pod's name without a DNS name", func(a *attack) {
+			a.names.DNSNames, a.names.Subject.CommonName = nil, a.pod.Name
+		}, codes.PermissionDenied, "common name web-0 is not allowed"},
 		// Other contents of the CSR.
 		{"no CSR", func(a *attack) { a.csr = nil }, codes.InvalidArgument, "CSR"},
 		{"rubbish", func(a *attack) { a.request.Csr = []byte("CSR") }, codes.InvalidArgument, "CSR"},

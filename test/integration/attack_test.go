@@ -149,7 +149,7 @@ func TestAttackIsIgnored(t *testing.T) {
 			node.Must(t, err)
 			defer s.n.Unpublish(attacker)
 			leaf := read(t, f.TargetPath).leaf()
-			if len(leaf.DNSNames) > 0 || leaf.Subject.CommonName != attacker.Name || len(leaf.URIs) != 1 || leaf.URIs[0].Path != "/ns/shop/sa/web" {
+			if len(leaf.DNSNames) > 0 || leaf.Subject.CommonName != attacker.ID() || len(leaf.URIs) != 1 || leaf.URIs[0].Path != "/ns/shop/sa/web" {
 				t.Errorf("common name %q, DNS names %q, URIs %q", leaf.Subject.CommonName, leaf.DNSNames, leaf.URIs)
 			}
 			var mounted syscall.Statfs_t
@@ -352,7 +352,7 @@ var foreignNameAttacks = []attempt{
 	{"of another namespace, with svc", withDNS("db.prod.svc"), codes.PermissionDenied, "db.prod.svc is not allowed"},
 	{"of another namespace, in full", withDNS("db.prod.svc.cluster.local"), codes.PermissionDenied, "is not allowed"},
 	{"behind an own one", withDNS("web.shop,db.prod,web.shop.svc"), codes.PermissionDenied, "db.prod is not allowed"},
-	{"of the API server", withDNS("kubernetes.default.svc"), codes.PermissionDenied, "is not allowed"},
+	{"of the API server", withDNS("kubernetes.default.svc"), codes.PermissionDenied, "reserved"},
 	{"of a public host", withDNS("example.com"), codes.PermissionDenied, "is not allowed"},
 	{"below a public domain", withDNS("web.shop.svc.cluster.local.evil.com"), codes.PermissionDenied, "is not allowed"},
 	{"below another cluster domain", withDNS("web.shop.svc.evil"), codes.PermissionDenied, "is not allowed"},
@@ -365,7 +365,7 @@ var foreignNameAttacks = []attempt{
 	{"of a pod by its address", withDNS("10-0-0-1.shop.pod.cluster.local"), codes.PermissionDenied, "is not allowed"},
 	{"three labels under the namespace", withDNS("www.example.shop"), codes.PermissionDenied, "is not allowed"},
 	{"a short name", withDNS("postgres"), codes.PermissionDenied, "postgres is not allowed"},
-	{"localhost", withDNS("localhost"), codes.PermissionDenied, "localhost is not allowed"},
+	{"localhost", withDNS("localhost"), codes.PermissionDenied, "localhost is reserved"},
 	{"a service of another namespace", with("service-names", "db.prod"), codes.InvalidArgument, "not the name of a Service"},
 	{"a service behind an own one", with("service-names", "web,db.prod"), codes.InvalidArgument, "not the name of a Service"},
 	{"a service with a full-width dot", with("service-names", "db．prod"), codes.InvalidArgument, "not the name of a Service"},
@@ -464,11 +464,13 @@ var namespaceAttacks = []attempt{
 	{"svc: all", withDNSIn("svc", "*.svc"), codes.InvalidArgument, "must be the whole first label"},
 	{"com: a public domain", withDNSIn("com", "example.com"), codes.PermissionDenied, "may be that of a host outside"},
 	{"com: a public host", withDNSIn("com", "www.example.com"), codes.PermissionDenied, "is not allowed"},
-	{"com: a service", both(withPod("pod.namespace", "com"), with("service-names", "example")), codes.PermissionDenied, "example.com is not allowed"},
+	{"internal: a host of a private network", withDNSIn("internal", "vault.internal"), codes.PermissionDenied, "may be that of a host outside"},
+	{"default: the API server", both(withPod("pod.namespace", "default"), with("service-names", "kubernetes")), codes.PermissionDenied, "kubernetes.default is reserved"},
+	{"default: a wildcard over the API server", withDNSIn("default", "*.default.svc"), codes.PermissionDenied, "*.default.svc is reserved"},
 	{"local: the cluster domain", withDNSIn("local", "cluster.local"), codes.PermissionDenied, "may be that of a host outside"},
 	{"local: of another namespace", withDNSIn("local", "db.prod.svc.cluster.local"), codes.PermissionDenied, "is not allowed"},
 	{"cluster: of another namespace", withDNSIn("cluster", "db.prod.svc.cluster"), codes.PermissionDenied, "is not allowed"},
-	{"localhost: a host", withDNSIn("localhost", "web.localhost"), codes.PermissionDenied, "may be that of a host outside"},
+	{"localhost: a host", withDNSIn("localhost", "web.localhost"), codes.PermissionDenied, "web.localhost is reserved"},
 	{"of a digit: an address", withDNSIn("1", "10.1"), codes.InvalidArgument, "ends in a number"},
 	{"of a hex digit: an address", withDNSIn("0x1", "127.0x1"), codes.InvalidArgument, "ends in a number"},
 }
@@ -476,9 +478,9 @@ var namespaceAttacks = []attempt{
 var addressAttacks = []attempt{
 	{"private", withIP("10.0.0.1"), codes.PermissionDenied, "10.0.0.1 is not allowed"},
 	{"of the CA", withIP("127.0.0.1"), codes.PermissionDenied, "reserved"},
-	{"loopback", withIP("::1"), codes.PermissionDenied, "::1 is not allowed"},
+	{"loopback", withIP("::1"), codes.PermissionDenied, "::1 is reserved"},
 	{"upper case", withIP("FD00::1"), codes.PermissionDenied, "fd00::1 is not allowed"},
-	{"written out", withIP("0:0:0:0:0:0:0:1"), codes.PermissionDenied, "::1 is not allowed"},
+	{"written out", withIP("0:0:0:0:0:0:0:1"), codes.PermissionDenied, "::1 is reserved"},
 	{"IPv4 in IPv6", withIP("::ffff:10.0.0.1"), codes.InvalidArgument, "write it as 10.0.0.1"},
 	{"IPv4 in IPv6 in hex", withIP("::ffff:a00:1"), codes.InvalidArgument, "write it as 10.0.0.1"},
 	{"with a zone", withIP("fe80::1%eth0"), codes.InvalidArgument, "not an IP address"},
@@ -509,7 +511,7 @@ var uriAttacks = []attempt{
 	{"of another service account", withURI("spiffe://cluster.local/ns/shop/sa/admin"), codes.PermissionDenied, "/sa/admin is not allowed"},
 	{"of another trust domain", withURI("spiffe://example.org/ns/shop/sa/web"), codes.PermissionDenied, "is not allowed"},
 	{"of the trust domain", withURI("spiffe://cluster.local"), codes.PermissionDenied, "is not allowed"},
-	{"of a web site", withURI("https://kubernetes.default.svc"), codes.PermissionDenied, "is not allowed"},
+	{"of a web site", withURI("https://kubernetes.default.svc"), codes.PermissionDenied, "reserved"},
 	{"two", withURI("spiffe://cluster.local/ns/shop/sa/web,spiffe://cluster.local/ns/shop/sa/db"), codes.PermissionDenied, "/sa/db is not allowed"},
 	{"another instead of the own", both(with("spiffe", "false"), withURI("spiffe://cluster.local/ns/shop/sa/db")), codes.PermissionDenied, "/sa/db is not allowed"},
 	{"below the own", withURI("spiffe://cluster.local/ns/shop/sa/web/admin"), codes.PermissionDenied, "is not allowed"},
@@ -652,7 +654,7 @@ var lifetimeAttacks = []attempt{
 	{"an issuer in upper case", with("issuer", "Default"), codes.InvalidArgument, "is not an issuer"},
 	{"an issuer with a NUL", with("issuer", "default\x00"), codes.InvalidArgument, "is not an issuer"},
 	{"an unknown issuer", with("issuer", "prod"), codes.InvalidArgument, "is not an issuer"},
-	{"no names", with("spiffe", "false"), codes.InvalidArgument, "without a name"},
+	{"no names", with("spiffe", "false"), codes.InvalidArgument, "without a subject alternative name"},
 	{"a switch that is no boolean", with("spiffe", "0"), codes.InvalidArgument, "not one of true, false"},
 }
 

@@ -23,6 +23,7 @@ import (
 	authentication "k8s.io/api/authentication/v1"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/test/embeddedca"
 	"github.com/flexstack/step-csi/test/logs"
 	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/reviews"
@@ -279,6 +280,30 @@ func TestAuthorityRefuses(t *testing.T) {
 		log := r.replicas[0].logs
 		return log.Has(logs.Refused+` err="denied: DNS name db.prod.svc`) && log.Has(`code="PermissionDenied"`)
 	})
+}
+
+// The CA has a name that no configuration has. The authority learns it from the CA's
+// certificate.
+func TestAuthorityReservesTheCAsOtherNames(t *testing.T) {
+	t.Parallel()
+	ca, err := embeddedca.Start(embeddedca.Config{Host: "pki.shop.svc"})
+	node.Must(t, err)
+	t.Cleanup(ca.Stop)
+	r := startAuthority(t, ca, 1, "")
+	n := r.newNode()
+	before := ca.Signs() // the authority's own certificate
+	for _, attributes := range []map[string]string{{"service-names": "pki"}, {"dns-names": "*.shop.svc"}, {"dns-names": "pki.shop.svc.cluster.local"}} {
+		p := node.Pod{Name: "web-0", Attributes: attributes}
+		r.admit(p)
+		expect(t, n.TryPublish(p), codes.PermissionDenied, "reserved")
+	}
+	if after := ca.Signs(); after != before {
+		t.Errorf("the CA received %d signing requests", after-before)
+	}
+	p := node.Pod{Name: "web-1", Attributes: map[string]string{"service-names": "web"}}
+	r.admit(p)
+	n.Publish(p)
+	n.Unpublish(p)
 }
 
 // The plugin uses both replicas. When one is killed or stopped, publishes still

@@ -100,7 +100,7 @@ func TestSymlinkBeforePublish(t *testing.T) {
 			})
 		}
 	}
-	if mounted, err := tmpfs.List(node.Driver); err != nil || len(mounted) > 0 || ca.Signs() > 0 {
+	if mounted, err := tmpfs.List(t.Context(), node.Driver); err != nil || len(mounted) > 0 || ca.Signs() > 0 {
 		t.Errorf("mounted %q, error %v, %d signing requests", mounted, err, ca.Signs())
 	}
 }

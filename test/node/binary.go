@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -64,7 +65,7 @@ func Run(m *testing.M, binary *Binary, race bool) int {
 // leftovers looks for what tests should have removed: mounts of the driver, its
 // sockets and processes, and the directories of nodes.
 func (b Binary) leftovers() error {
-	if paths, err := tmpfs.List(Driver); err != nil || len(paths) > 0 {
+	if paths, err := tmpfs.List(context.Background(), Driver); err != nil || len(paths) > 0 {
 		return fmt.Errorf("mounts %q, %v", paths, err)
 	}
 	directory := filepath.Dir(string(b))

@@ -214,7 +214,7 @@ func (k *Kubelet) Health(p Pod) ([]*csi.VolumeHealth_VolumeHealthEntry, error) {
 // Mounts are the paths at which volumes are mounted.
 func (k *Kubelet) Mounts() []string {
 	k.T.Helper()
-	paths, err := tmpfs.List(Driver)
+	paths, err := tmpfs.List(k.T.Context(), Driver)
 	Must(k.T, err)
 	return slices.DeleteFunc(paths, func(path string) bool { return !strings.HasPrefix(path, k.KubeletDir+"/") })
 }

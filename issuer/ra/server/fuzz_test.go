@@ -68,7 +68,7 @@ func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 	allow, err := policy.New(policy.Config{
 		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")),
 		TrustDomain:   names.Must(names.ParseTrustDomain("cluster.local")),
-		Reserved:      names.Must(names.ParseAll(names.ParseHost, "ra.shop.svc")),
+		Reserved:      policy.NewReserved(names.Must(names.ParseClusterDomain("cluster.local")), names.Must(names.ParseHost("ra.shop.svc"))),
 	})
 	if err != nil {
 		t.Fatal(err)
