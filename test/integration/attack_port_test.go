@@ -107,7 +107,14 @@ func TestAttackAuthorityPort(t *testing.T) {
 	if ca.Signs() > r.attacks.Load()+1 {
 		t.Errorf("the CA signed %d times for %d honest calls", ca.Signs(), r.attacks.Load())
 	}
-	_, metrics := r.get(0, "/metrics")
+	// Nothing of the attack is left. An idle registration authority has about 50
+	// goroutines.
+	var metrics string
+	node.Eventually(t, 2*time.Minute, "the attackers' connections and goroutines are gone", func() bool {
+		_, metrics = r.get(0, "/metrics")
+		return valueOf(metrics, `step_csi_ra_connections{state="pending"}`) == 0 && valueOf(metrics, "go_goroutines") < 200
+	})
+	t.Logf("%.0f goroutines, %.0f bytes in the heap", valueOf(metrics, "go_goroutines"), valueOf(metrics, "go_memstats_heap_alloc_bytes"))
 	for _, series := range []string{
 		`step_csi_ra_rejected_calls_total{reason="token"}`, `step_csi_ra_rejected_calls_total{reason="review"}`,
 		`step_csi_ra_closed_connections_total{reason="rejections"}`, `step_csi_ra_closed_connections_total{reason="crowded"}`,

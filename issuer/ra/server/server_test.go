@@ -268,7 +268,7 @@ func TestRejectionsAreLoggedSeldom(t *testing.T) {
 	begin := time.Now()
 	s := serveFuzzed(t, func(*Server) {})
 	text := strings.Repeat("spam", 3000)
-	const calls = 200
+	const calls = 80
 	var all sync.WaitGroup
 	for range 10 {
 		client := s.client("127.0.0.1")
