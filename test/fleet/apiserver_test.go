@@ -2,8 +2,11 @@ package fleet
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
+
+	"github.com/flexstack/step-csi/issuer"
 )
 
 // apiServer reviews one token at a time. Unlike the CA, it notices that a caller has
@@ -27,6 +30,9 @@ func (a *apiServer) set(change func()) {
 
 // review handles a TokenReview.
 func (a *apiServer) review(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", issuer.Ended(ctx), ctx.Err())
+	}
 	a.mu.Lock()
 	a.reviewed.count(time.Now())
 	away := a.away

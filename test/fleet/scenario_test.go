@@ -25,11 +25,11 @@ var scenarios = []scenario{
 	{"restart", "All node plugins stop, and start again ten minutes later at the same moment", restart, func(f *fleet) []panel {
 		return []panel{minutes(f, 0, f.now())}
 	}},
-	{"hour", "The CA is unavailable for an hour", unavailable("no CA", theCA, time.Hour), aroundTheEnd},
-	{"hours", "The CA is unavailable for ten hours", unavailable("no CA", theCA, 10*time.Hour), aroundTheEnd},
+	{"hour", "The CA is unavailable for an hour", theCAFor(time.Hour), aroundTheEnd},
+	{"hours", "The CA is unavailable for ten hours", theCAFor(10 * time.Hour), aroundTheEnd},
 	{"rollout", "The CA hangs for an hour while a tenth of the pods are replaced", rollout, aroundTheEnd},
-	{"authority", "Both replicas of the authority are unavailable for an hour", unavailable("no authority", theAuthority, time.Hour), aroundTheEnd},
-	{"api", "The API server is unavailable for an hour", unavailable("no API server", theAPI, time.Hour), aroundTheEnd},
+	{"authority", "Both replicas of the authority are unavailable for an hour", unavailable("no authority", (*fleet).authorityAway, time.Hour), aroundTheEnd},
+	{"api", "The API server is unavailable for an hour", unavailable("no API server", (*fleet).apiAway, time.Hour), aroundTheEnd},
 	{"upgrade", "The authority is upgraded while a tenth of the pods are replaced", upgrade, func(f *fleet) []panel {
 		return []panel{minutes(f, 0, f.now())}
 	}},
@@ -38,10 +38,6 @@ var scenarios = []scenario{
 	}},
 	{"rotation", "The root is rotated", rotation, hours},
 }
-
-func theCA(f *fleet) func(bool)        { return f.caAway }
-func theAPI(f *fleet) func(bool)       { return f.apiAway }
-func theAuthority(f *fleet) func(bool) { return f.authorityAway }
 
 func TestFleet(t *testing.T) {
 	for _, s := range scenarios {
@@ -116,20 +112,27 @@ func restart(f *fleet) {
 	}
 }
 
-// unavailable includes the wave of renewals that follows the outage.
-func unavailable(missing string, set func(f *fleet) func(bool), d time.Duration) func(f *fleet) {
+// theCAFor makes the CA unavailable. It includes the wave of renewals that follows.
+func theCAFor(d time.Duration) func(f *fleet) {
+	return func(f *fleet) {
+		unavailable("no CA", (*fleet).caAway, d)(f)
+		f.phase("the next 20 hours", func(*phase) { time.Sleep(20 * time.Hour) })
+	}
+}
+
+// unavailable makes something unavailable, and waits until nothing is overdue.
+func unavailable(missing string, set func(f *fleet, away bool), d time.Duration) func(f *fleet) {
 	return func(f *fleet) {
 		f.warmUp()
 		f.phase("before", func(*phase) { time.Sleep(time.Hour) })
 		f.phase("while it is unavailable", func(*phase) {
-			f.outage(missing, set(f), func() { time.Sleep(d) })
+			f.outage(missing, func(away bool) { set(f, away) }, func() { time.Sleep(d) })
 		})
 		f.phase("until nothing is overdue", func(p *phase) {
 			if p.took = f.settle(); p.took > 15*time.Minute {
 				f.Errorf("the overdue renewals took %s", p.took)
 			}
 		})
-		f.phase("the next 20 hours", func(*phase) { time.Sleep(20 * time.Hour) })
 	}
 }
 
