@@ -16,15 +16,15 @@ func TestListLogsOwnLinesThatItCannotParse(t *testing.T) {
 		line   string
 		logged int
 	}{
-		"a bad escape":       {`36 35 0:30 / /x\9 ro - tmpfs csi.example rw`, 1},
-		"fields are missing": {"36 35 - tmpfs csi.example ", 1},
-		"no device":          {"36 35 030 / /x ro - tmpfs csi.example rw", 1},
-		"another source":     {`36 35 0:30 / /x\9 ro - tmpfs csi.example.com rw`, 0},
-		"another type":       {`36 35 0:30 / /x\9 ro - ext4 csi.example rw`, 0},
-		"an empty source":    {"36 35 0:30 / /x ro - tmpfs  rw", 0},
-		"no source":          {"36 35 0:30 / /x ro - tmpfs", 0},
-		"a part of a volume": {"36 35 0:30 /tls.crt /x ro - tmpfs csi.example rw", 0},
-		"an empty line":      {"", 0},
+		"a mount id that is none": {`x 35 0:30 / /x ro - tmpfs csi.example rw`, 1},
+		"fields are missing":      {"36 35 - tmpfs csi.example ", 1},
+		"no device":               {"36 35 030 / /x ro - tmpfs csi.example rw", 1},
+		"another source":          {`36 35 0:30 / /x\9 ro - tmpfs csi.example.com rw`, 0},
+		"another type":            {`36 35 0:30 / /x\9 ro - ext4 csi.example rw`, 0},
+		"an empty source":         {"36 35 0:30 / /x ro - tmpfs  rw", 0},
+		"no source":               {"36 35 0:30 / /x ro - tmpfs", 0},
+		"a part of a volume":      {"36 35 0:30 /tls.crt /x ro - tmpfs csi.example rw", 0},
+		"an empty line":           {"", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			logger := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true)))

@@ -16,9 +16,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+	"k8s.io/mount-utils"
 )
 
 // record is the extended attribute that holds a volume's record. Names in
@@ -212,8 +212,8 @@ func Stat(target *os.File) (Usage, error) {
 
 // List returns the paths at which a whole tmpfs of the given source is attached, in the
 // mount namespace of the process. It parses only the lines of the mount table that can
-// be such a mount. Other mounts, which it does not know, cannot make it fail: a source
-// may be empty, and a line of an overlay may be longer than any buffer.
+// be such a mount, each by itself. Other mounts, which it does not know, cannot make it
+// fail: mount.ParseMountInfo fails on the whole table if a source is empty.
 func List(ctx context.Context, source string) ([]string, error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -230,17 +230,34 @@ func list(ctx context.Context, table, source string) (paths []string) {
 		if !strings.Contains(line, own) {
 			continue
 		}
-		mounts, err := mountinfo.GetMountsFromReader(strings.NewReader(line), nil)
+		mounts, err := parseMountInfo(line)
 		if err != nil {
 			klog.FromContext(ctx).Error(err, "Cannot parse a volume's line in the mount table; the volume is not renewed until the kubelet publishes it again", "line", line)
 			continue
 		}
 		for _, m := range mounts {
 			// A different root means that a subPath bind-mounted a part of a volume.
-			if m.FSType == "tmpfs" && m.Source == source && m.Root == "/" {
-				paths = append(paths, m.Mountpoint)
+			if m.FsType == "tmpfs" && m.Source == source && m.Root == "/" {
+				paths = append(paths, unescape.Replace(m.MountPoint))
 			}
 		}
 	}
 	return paths
+}
+
+// unescape replaces what the kernel escapes in a path, and mount-utils leaves.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\043`, "#", `\134`, `\`)
+
+// parseMountInfo parses a line of a mount table.
+func parseMountInfo(line string) ([]mount.MountInfo, error) {
+	fd, err := unix.MemfdCreate("mountinfo", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	file := os.NewFile(uintptr(fd), "mountinfo")
+	defer file.Close()
+	if _, err := file.WriteString(line); err != nil {
+		return nil, err
+	}
+	return mount.ParseMountInfo(path(file))
 }
