@@ -124,7 +124,6 @@ func pluginPod(t *testing.T) string {
 // step-ca is down for longer than a certificate is valid. The pod keeps its files, and
 // gets a new certificate when the CA is back.
 func longOutage(t *testing.T) {
-	shortLives(t)
 	p := pod{namespace: "long-outage", name: "waits", attributes: map[string]string{"duration": "20s"}}
 	namespace(t, p.namespace, "baseline")
 	p.start(t)
@@ -147,22 +146,6 @@ func longOutage(t *testing.T) {
 	if restarts := p.restarts(t); restarts != "0" {
 		t.Errorf("the pod was restarted %s times", restarts)
 	}
-}
-
-// shortLives allows lifetimes of 5 seconds and more.
-func shortLives(t *testing.T) {
-	t.Helper()
-	set := func(duration string) {
-		t.Helper()
-		kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc",
-			"step ca provisioner update admin --x509-min-dur="+duration+" --ca-config /home/step/config/ca.json && kill -HUP 1")
-	}
-	set("5s")
-	must(t, installPlugin("--set", "issuers.default.duration.min=5s"))
-	t.Cleanup(func() {
-		set("5m")
-		must(t, installPlugin())
-	})
 }
 
 // step-ca is down for a while. New pods wait, and their events have the reason. Running

@@ -18,7 +18,7 @@ func example(t *testing.T, name string) (namespace string) {
 	t.Helper()
 	directory := "deploy/examples/" + name
 	rendered := kubectl(t, "kustomize", directory)
-	brief := strings.ReplaceAll(rendered, "volumeAttributes:\n", "volumeAttributes:\n            duration: 5m\n            renew-before: 4m30s\n")
+	brief := strings.ReplaceAll(rendered, "volumeAttributes:\n", "volumeAttributes:\n            duration: 2m\n            renew-before: 1m48s\n")
 	if brief == rendered {
 		t.Fatal("the example has no volume")
 	}

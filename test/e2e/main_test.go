@@ -225,7 +225,7 @@ func tool(args ...string) (string, error) {
 }
 
 // installCA runs the commands of deploy/step-ca/README.md, and makes a volume for the
-// claim.
+// claim. Then it allows lifetimes of 5 seconds and more, as installPlugin does.
 func installCA() error {
 	if _, err := tool("exec", "sh", "-c", "mkdir -p /var/lib/kubelet/step-ca && chown 1000:1000 /var/lib/kubelet/step-ca"); err != nil {
 		return err
@@ -238,6 +238,11 @@ func installCA() error {
 		script, _, _ = strings.Cut(script, "helm install") // installPlugin installs this version's image later
 		return script
 	})
+	if err != nil {
+		return err
+	}
+	_, err = command("kubectl", "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc",
+		"step ca provisioner update admin --x509-min-dur=5s --ca-config /home/step/config/ca.json && kill -HUP 1")
 	return err
 }
 
@@ -252,7 +257,7 @@ func shellBlock(document, mark string, change func(string) string) (string, erro
 }
 
 func installPlugin(values ...string) error {
-	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=10s", "--wait", "--timeout=90s"}, values...)
+	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=3s,issuers.default.duration.min=5s", "--wait", "--timeout=90s"}, values...)
 	_, err := command("helm", args...)
 	return err
 }

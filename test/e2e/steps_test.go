@@ -80,10 +80,10 @@ type pod struct {
 	mountReadOnly   bool
 }
 
-// short returns the attributes of a certificate that is renewed after about 30 s, the
-// soonest that a volume can ask for.
+// short returns the attributes of a certificate that is renewed after about 12 s, and is
+// valid for longer than anything is down in the scenarios that use it.
 func short(more ...string) map[string]string {
-	attributes := map[string]string{"duration": "5m", "renew-before": "4m30s"}
+	attributes := map[string]string{"duration": "2m", "renew-before": "1m48s"}
 	for i := 0; i+1 < len(more); i += 2 {
 		attributes[more[i]] = more[i+1]
 	}
