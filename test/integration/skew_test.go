@@ -77,7 +77,7 @@ func TestVersionSkew(t *testing.T) {
 
 			checkErrorsReachThePod(t, r, n)
 
-			last := node.Pod{Name: "last-0", Attributes: map[string]string{"revoke-on-delete": "true"}}
+			last := node.Pod{Name: "last-0", Attributes: map[string]string{"service-names": "last", "revoke-on-delete": "true"}}
 			r.admit(last)
 			n.Publish(last)
 			serial := read(t, n.Target(last)).leaf().SerialNumber.String()
@@ -101,7 +101,7 @@ func checkErrorsReachThePod(t *testing.T, r *authorities, n *node.Node) {
 	r.admit(p)
 	expect(t, n.TryPublish(p), codes.PermissionDenied, "DNS name db.prod.svc is not allowed")
 
-	p = node.Pod{Name: "late-0"}
+	p = node.Pod{Name: "late-0", Attributes: map[string]string{"service-names": "late"}}
 	r.reviews.Set(jwt(p.ID()), statusExpired)
 	expect(t, n.TryPublish(p), codes.Unavailable, "token has expired")
 
