@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -212,8 +213,8 @@ func Stat(target *os.File) (Usage, error) {
 
 // List returns the paths at which a whole tmpfs of the given source is attached, in the
 // mount namespace of the process. It parses only the lines of the mount table that can
-// be such a mount, each by itself. Other mounts, which it does not know, cannot make it
-// fail: mount.ParseMountInfo fails on the whole table if a source is empty.
+// be such a mount. Other mounts, which it does not know, cannot make it fail:
+// mount.ParseMountInfo fails on the whole table if a source is empty.
 func List(ctx context.Context, source string) ([]string, error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -226,20 +227,22 @@ func list(ctx context.Context, table, source string) (paths []string) {
 	// The kernel escapes blanks, so no path contains this. See show_mountinfo in
 	// https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/fs/proc_namespace.c.
 	own := " - tmpfs " + source + " "
-	for line := range strings.SplitSeq(table, "\n") {
-		if !strings.Contains(line, own) {
-			continue
-		}
-		mounts, err := parseMountInfo(line)
-		if err != nil {
-			klog.FromContext(ctx).Error(err, "Cannot parse a volume's line in the mount table; the volume is not renewed until the kubelet publishes it again", "line", line)
-			continue
-		}
-		for _, m := range mounts {
-			// A different root means that a subPath bind-mounted a part of a volume.
-			if m.FsType == "tmpfs" && m.Source == source && m.Root == "/" {
-				paths = append(paths, unescape.Replace(m.MountPoint))
+	lines := slices.DeleteFunc(strings.Split(table, "\n"), func(line string) bool { return !strings.Contains(line, own) })
+	mounts, err := parseMountInfo(lines...)
+	if err != nil {
+		mounts = nil
+		for _, line := range lines {
+			parsed, err := parseMountInfo(line)
+			if err != nil {
+				klog.FromContext(ctx).Error(err, "Cannot parse a volume's line in the mount table; the volume is not renewed until the kubelet publishes it again", "line", line)
 			}
+			mounts = append(mounts, parsed...)
+		}
+	}
+	for _, m := range mounts {
+		// A different root means that a subPath bind-mounted a part of a volume.
+		if m.FsType == "tmpfs" && m.Source == source && m.Root == "/" {
+			paths = append(paths, unescape.Replace(m.MountPoint))
 		}
 	}
 	return paths
@@ -248,15 +251,15 @@ func list(ctx context.Context, table, source string) (paths []string) {
 // unescape replaces what the kernel escapes in a path, and mount-utils leaves.
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\043`, "#", `\134`, `\`)
 
-// parseMountInfo parses a line of a mount table.
-func parseMountInfo(line string) ([]mount.MountInfo, error) {
+// parseMountInfo parses lines of a mount table.
+func parseMountInfo(lines ...string) ([]mount.MountInfo, error) {
 	fd, err := unix.MemfdCreate("mountinfo", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
 	file := os.NewFile(uintptr(fd), "mountinfo")
 	defer file.Close()
-	if _, err := file.WriteString(line); err != nil {
+	if _, err := file.WriteString(strings.Join(lines, "\n")); err != nil {
 		return nil, err
 	}
 	return mount.ParseMountInfo(path(file))
