@@ -32,8 +32,9 @@ func TestRotationOfRoots(t *testing.T) {
 	node.Must(t, err)
 	n := node.New(t, binary, ca)
 	n.RefreshRoots(time.Second)
+	n.ChangeConfig("issuers:", "renewal: {minInterval: 1s}\nissuers:")
 	n.Start()
-	short := map[string]string{"duration": "15s", "dns-names": "web.shop"}
+	short := map[string]string{"duration": "1m", "renew-before": "54s", "dns-names": "web.shop"}
 	server, client := node.Pod{Name: "server-0", Attributes: short}, node.Pod{Name: "client-0", Attributes: short}
 	long := node.Pod{Name: "long-0", Attributes: map[string]string{"duration": "1h"}}
 	for _, p := range []node.Pod{server, client, long} {
