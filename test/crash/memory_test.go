@@ -150,8 +150,8 @@ func manyNames() string {
 func TestMemoryLimit(t *testing.T) {
 	t.Parallel()
 	for name, attributes := range map[string]map[string]string{
-		"usual":   {"service-names": "web", "duration": "30s"},
-		"largest": {"dns-names": manyNames(), "duration": "30s"},
+		"usual":   {"service-names": "web", "duration": "15s"},
+		"largest": {"dns-names": manyNames(), "duration": "15s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -45,6 +45,7 @@ type storm struct {
 // The process is killed at random moments, under a load of publishes, renewals,
 // changes of the CA's roots, and unpublishes, while readers check the volumes.
 func TestRandomKills(t *testing.T) {
+	t.Parallel()
 	ca := startCA(t)
 	// Roots come and go: ca.crt is rewritten in every volume.
 	ca.Intercept(moreRoots(t, 1, func() bool { return time.Now().Unix()%6 < 3 }))
