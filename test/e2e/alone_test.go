@@ -185,7 +185,7 @@ func password(t *testing.T) {
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc", `
 		cd /home/step && echo another-password > /tmp/password
 		step ca provisioner remove admin --ca-config config/ca.json
-		step ca provisioner add admin --create --password-file /tmp/password --ca-config config/ca.json`)
+		step ca provisioner add admin --create --password-file /tmp/password --x509-min-dur=5s --ca-config config/ca.json`)
 	kubectl(t, "-n", identity, "patch", "secret", "step-ca-secrets", "--patch", `{"stringData": {"provisioner-password": "another-password"}}`)
 	// The CA's own keys keep their password, which is in the CA's volume.
 	kubectl(t, "-n", identity, "delete", "pod", "-l", "app.kubernetes.io/name=step-ca")
