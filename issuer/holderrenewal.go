@@ -8,7 +8,7 @@ import (
 )
 
 // HolderRenewal is a Signer that can tell whether its CA also renews a certificate for
-// whoever holds the certificate and its key. Such a renewal needs neither the signer
+// anyone who has the certificate and its key. Such a renewal needs neither the signer
 // nor the policy nor a running pod, and has no end. The plugin never uses it: each of
 // its renewals is a new certificate.
 type HolderRenewal interface {

@@ -152,8 +152,8 @@ type Config struct {
 	// Keys generates the private keys. The issuers of a process share one, because they
 	// share its cores. Nil means a generator of the issuer's own.
 	Keys *KeyGenerator
-	// RequireDisableRenewal refuses to sign while the CA renews certificates for whoever
-	// holds them. The signer must be a HolderRenewal.
+	// RequireDisableRenewal refuses to sign while the CA renews certificates for anyone
+	// who has them and the key. The signer must be a HolderRenewal.
 	RequireDisableRenewal bool
 }
 

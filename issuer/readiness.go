@@ -191,7 +191,7 @@ var (
 		"1 if the issuer worked when it was last checked, otherwise 0: its CA or registration authority is unreachable or not trusted, or its provisioner cannot be used.",
 		[]string{"issuer"}, nil)
 	renewalDesc = prometheus.NewDesc("step_csi_issuer_renewal_allowed",
-		"1 if the issuer's CA renews certificates for whoever holds them, because the provisioner does not have the claim disableRenewal, otherwise 0. Only of processes that call the CA.",
+		"1 if the issuer's CA renews certificates for anyone who has them and the key, because the provisioner does not have the claim disableRenewal, otherwise 0. Only of processes that call the CA.",
 		[]string{"issuer"}, nil)
 )
 

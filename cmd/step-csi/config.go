@@ -271,7 +271,7 @@ func (f *configFile) reserve(c *config) (*policy.Reserved, error) {
 	for key, text := range urls {
 		u, err := url.Parse(text)
 		if err != nil || u.Host == "" {
-			continue // whoever uses the URL rejects it
+			continue // the code that uses the URL rejects it
 		}
 		host, err := names.ParseHost(u.Hostname())
 		if err != nil {

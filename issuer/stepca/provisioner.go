@@ -160,7 +160,7 @@ func (s *Signer) holderRenewal(p *provisioner.JWK) string {
 	is := func(claim *bool) bool { return claim != nil && *claim }
 	switch own := p.Claims; {
 	case own == nil || !is(own.DisableRenewal):
-		return fmt.Sprintf("provisioner %q of the CA %s does not have the claim disableRenewal, so that whoever holds a certificate and its key can renew it without end; "+
+		return fmt.Sprintf("provisioner %q of the CA %s does not have the claim disableRenewal, so that anyone who has a certificate and its key can renew it without end; "+
 			"run at the CA: step ca provisioner update %[1]q --disable-renewal=true, and let step-ca load its configuration again", p.Name, s.url)
 	case is(own.DisableSmallstepExtensions):
 		// Without its extension in the certificate, and without a database, step-ca does
