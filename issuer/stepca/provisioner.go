@@ -42,8 +42,10 @@ func newProvisionerKey(name string, key *privateKey, options *jose.SignerOptions
 	return &provisionerKey{provisioner: name, source: key.source, signer: signer}, nil
 }
 
-// expired tells whether the certificate that signs the tokens has expired.
-func (k *provisionerKey) expired() bool { return !k.expires.IsZero() && time.Now().After(k.expires) }
+// expired tells whether the certificate that signs the tokens has expired, or is about to.
+func (k *provisionerKey) expired() bool {
+	return !k.expires.IsZero() && time.Until(k.expires) <= clockSkew
+}
 
 // provisionerKey returns the provisioner's key. It fetches the key if there is none, if
 // its certificate has expired, or if the CA rejected that key. If nothing that the key
