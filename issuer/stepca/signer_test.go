@@ -553,8 +553,15 @@ func TestRefusals(t *testing.T) {
 // A one-time token is bound to its CSR: a thief cannot get another key signed for
 // the same names.
 func TestTokenIsBoundToTheCSR(t *testing.T) {
-	ca := startCA(t)
-	s := newSigner(t, configFor(ca))
+	x5c, pki := startX5C(t, nil)
+	files := newPair(t, pki, nil)
+	jwk := startCA(t)
+	t.Run("JWK", func(t *testing.T) { stealToken(t, jwk, configFor(jwk)) })
+	t.Run("X5C", func(t *testing.T) { stealToken(t, x5c, x5cConfig(x5c, &files)) })
+}
+
+func stealToken(t *testing.T, ca *embeddedca.CA, c stepca.Config) {
+	s := newSigner(t, c)
 	if err := s.Connect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
