@@ -179,10 +179,15 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
 	}
 	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR)}
+	shortened := ""
 	err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, func(ctx context.Context, c *connection, key *provisionerKey, token string) error {
 		duration, err := key.atMost(req.Request.Duration)
 		if err != nil {
 			return err
+		}
+		if duration < req.Request.Duration {
+			shortened = fmt.Sprintf("; the request was for %s instead of %s, because the certificate in provisioner.certificateFile expires at %s: renew it",
+				duration.Round(time.Second), req.Request.Duration, key.expires.Format(time.RFC3339))
 		}
 		// Relative to the CA's clock: the clock here may differ.
 		body.NotAfter.SetDuration(duration)
@@ -194,6 +199,9 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		chain, err = certificates(answer.CertChainPEM)
 		return err
 	})
+	if statusOf(err) == http.StatusForbidden {
+		return nil, fmt.Errorf("%w%s", s.explain(ctx, "sign", err), shortened)
+	}
 	if err != nil {
 		return nil, s.explain(ctx, "sign", err)
 	}

@@ -285,6 +285,17 @@ func TestX5CLimitsTheLifetime(t *testing.T) {
 	}
 }
 
+// What is left may be less than the provisioner's shortest lifetime.
+func TestX5CLeavesTooShortALifetime(t *testing.T) {
+	ca, pki := startX5C(t, nil)
+	files := newPair(t, pki, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(5 * time.Minute) })
+	_, err := newSigner(t, x5cConfig(ca, &files)).Sign(t.Context(), signingRequest(t))
+	if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "less than the authorized minimum") ||
+		!strings.Contains(err.Error(), "instead of 1h0m0s, because the certificate in provisioner.certificateFile expires at ") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // The certificate that ends first limits, also if it is an intermediate.
 func TestX5CIntermediateExpiresFirst(t *testing.T) {
 	ca, pki := startX5C(t, nil)
