@@ -79,7 +79,7 @@ func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current
 	var key *provisionerKey
 	var own *provisioner.Claims
 	if s.usesX5C() {
-		key, own, err = s.x5cKey(found.x5c, current)
+		key, own, err = s.x5cKey(found.x5c, c.roots.Own, current)
 	} else {
 		key, own, err = s.jwkKey(found.jwk, current)
 	}

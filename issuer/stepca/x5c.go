@@ -16,8 +16,9 @@ import (
 )
 
 // x5cKey reads the certificate and its key, and checks that the provisioner accepts
-// tokens that they sign. It returns the current key if everything is as it was.
-func (s *Signer) x5cKey(found []*provisioner.X5C, current *provisionerKey) (*provisionerKey, *provisioner.Claims, error) {
+// tokens that they sign. own are the roots of the CA. It returns the current key if
+// everything is as it was.
+func (s *Signer) x5cKey(found []*provisioner.X5C, own []*x509.Certificate, current *provisionerKey) (*provisionerKey, *provisioner.Claims, error) {
 	certificate, err := s.config.Certificate()
 	if err != nil {
 		return nil, nil, fmt.Errorf("read provisioner.certificateFile: %w", err)
@@ -44,7 +45,7 @@ func (s *Signer) x5cKey(found []*provisioner.X5C, current *provisionerKey) (*pro
 	}
 	var reasons []string
 	for _, p := range found {
-		expires, err := checkX5C(chain, p)
+		expires, err := checkX5C(chain, p, own)
 		if err != nil {
 			reasons = append(reasons, fmt.Sprintf("provisioner.certificateFile: %v", err))
 			continue
@@ -76,9 +77,11 @@ func parseChain(file []byte) ([]*x509.Certificate, error) {
 }
 
 // checkX5C checks what step-ca checks of a chain that signs tokens. It returns when the
-// first certificate of the way to a root expires. See authorizeToken in
+// first certificate of the way to a root expires. own are the roots of the CA: the
+// provisioner must not trust them, because every pod's certificate could then sign tokens
+// for any name. See authorizeToken in
 // https://github.com/smallstep/certificates/blob/v0.30.2/authority/provisioner/x5c.go.
-func checkX5C(chain []*x509.Certificate, p *provisioner.X5C) (expires time.Time, err error) {
+func checkX5C(chain []*x509.Certificate, p *provisioner.X5C, own []*x509.Certificate) (expires time.Time, err error) {
 	leaf, now := chain[0], time.Now()
 	switch {
 	case now.After(leaf.NotAfter):
@@ -100,6 +103,10 @@ func checkX5C(chain []*x509.Certificate, p *provisioner.X5C) (expires time.Time,
 	}
 	var names []string
 	for _, root := range roots {
+		if slices.ContainsFunc(own, func(o *x509.Certificate) bool { return keyutil.Equal(o.PublicKey, root.PublicKey) }) {
+			return expires, fmt.Errorf("the X5C provisioner %q trusts %s, which is a root of the CA itself, so that the certificate of every pod can sign tokens for any name: "+
+				"give the provisioner a root that is used for nothing else", p.Name, describe(root))
+		}
 		options.Roots.AddCert(root)
 		names = append(names, describe(root))
 	}

@@ -200,8 +200,23 @@ func TestWrongX5CFiles(t *testing.T) {
 	}
 }
 
-// step-ca accepts what passes the checks: key usages of every other kind, Ed25519 and RSA
-// keys, and a leaf directly below the root.
+// A provisioner that trusts the CA's own root would let every pod sign tokens.
+func TestX5CWithTheRootOfTheCA(t *testing.T) {
+	ca, pki := startX5C(t, nil)
+	p := x5cProvisioner(pki)
+	p.Roots = append(p.Roots, ca.RootPEM()...)
+	if err := ca.SetOthers(p); err != nil {
+		t.Fatal(err)
+	}
+	files := newPair(t, pki, nil)
+	if _, err := newSigner(t, x5cConfig(ca, &files)).Sign(t.Context(), signingRequest(t)); !errors.Is(err, issuer.Unavailable) ||
+		!strings.Contains(err.Error(), `trusts "CN=Example Root CA", which is a root of the CA itself, so that the certificate of every pod can sign tokens`) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// step-ca accepts what passes the checks: every kind of key usages, and a leaf directly
+// below the root.
 func TestUsualX5CFiles(t *testing.T) {
 	ca, pki := startX5C(t, nil)
 	below := &minica.CA{Root: pki.Root, Intermediate: pki.Root, Signer: pki.RootSigner}
