@@ -155,12 +155,7 @@ func (s *Signer) keyOfFile(found []*provisioner.JWK, password []byte, current *p
 		return nil, nil, fmt.Errorf("read provisioner.keyFile: %w", err)
 	}
 	defer clear(file)
-	for _, p := range found {
-		if current != nil && current.kid == p.Key.KeyID && current.source == source(file, password, []byte(thumbprint(p))) {
-			return current, p.Claims, nil
-		}
-	}
-	key, err := parseKeyFile(file, password)
+	key, err := s.parsed(file, password)
 	if errors.Is(err, errWrongPassword) {
 		return nil, nil, errors.New("provisioner.keyFile: the password in provisioner.passwordFile does not open the key: is it the password of this file?")
 	}
@@ -170,7 +165,9 @@ func (s *Signer) keyOfFile(found []*provisioner.JWK, password []byte, current *p
 	var others []string
 	for _, p := range found {
 		if key.thumbprint == thumbprint(p) {
-			key.source = source(file, password, []byte(key.thumbprint))
+			if current != nil && current.kid == p.Key.KeyID && current.source == key.source {
+				return current, p.Claims, nil
+			}
 			made, err := newJWKKey(p, key)
 			return made, p.Claims, err
 		}
@@ -178,6 +175,21 @@ func (s *Signer) keyOfFile(found []*provisioner.JWK, password []byte, current *p
 	}
 	return nil, nil, fmt.Errorf("provisioner.keyFile: the key has the thumbprint %s, which is not that of provisioner %q at the CA: %s; "+
 		"use the key of this provisioner, or correct provisioner.name", key.thumbprint, s.config.Provisioner, shorten(others))
+}
+
+// parsed parses the key file, unless it did so before.
+func (s *Signer) parsed(file, password []byte) (*privateKey, error) {
+	from := source(file, password)
+	if key := s.keyFile.Load(); key != nil && key.source == from {
+		return key, nil
+	}
+	key, err := parseKeyFile(file, password)
+	if err != nil {
+		return nil, err
+	}
+	key.source = from
+	s.keyFile.Store(key)
+	return key, nil
 }
 
 // newJWKKey returns a key that mints tokens of the provisioner. Its kid is that of the

@@ -82,6 +82,7 @@ type Signer struct {
 	calls      singleflight.Group // connect, fetch the provisioner's key, refresh the roots
 	connection atomic.Pointer[connection]
 	key        atomic.Pointer[provisionerKey]
+	keyFile    atomic.Pointer[privateKey] // as last parsed
 	claims     atomic.Pointer[claims]
 }
 

@@ -29,9 +29,9 @@ func TestLint(t *testing.T) {
 func TestEveryValue(t *testing.T) {
 	defaults, all := leaves(t, chart+"/values.yaml"), leaves(t, allValues)
 	byDefault, withAll := mustTemplate(t), mustTemplate(t, "--values", allValues)
-	all["mode"] = "node"                            // ignores many values
-	all["networkPolicy.enabled"] = false            // likewise
-	all["hostNetwork"] = true                       // removes the node plugin's NetworkPolicy
+	all["mode"] = "node"                 // ignores many values
+	all["networkPolicy.enabled"] = false // likewise
+	all["hostNetwork"] = true            // removes the node plugin's NetworkPolicy
 	// Another type, and its Secret, exclude other values: TestPasswordIsOnlyInTheVolume has them.
 	const provisioner = "issuers.default.provisioner."
 	for _, path := range []string{"type", "certificateSecret.name"} {
