@@ -53,6 +53,8 @@ func TestE2E(t *testing.T) {
 			"finished":       finishedPod,
 			"spiffe":         spiffe,
 			"metrics":        metrics,
+			"shapes":         shapes,
+			"long-names":     longNames,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -225,7 +227,8 @@ func tool(args ...string) (string, error) {
 }
 
 // installCA runs the commands of deploy/step-ca/README.md, and makes a volume for the
-// claim. Then it allows lifetimes of 5 seconds and more, as installPlugin does.
+// claim. Then it allows lifetimes of 5 seconds and more, and adds a provisioner for a
+// second issuer, as installPlugin does.
 func installCA() error {
 	if _, err := tool("exec", "sh", "-c", "mkdir -p /var/lib/kubelet/step-ca && chown 1000:1000 /var/lib/kubelet/step-ca"); err != nil {
 		return err
@@ -242,7 +245,15 @@ func installCA() error {
 		return err
 	}
 	_, err = command("kubectl", "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc",
-		"step ca provisioner update admin --x509-min-dur=5s --ca-config /home/step/config/ca.json && kill -HUP 1")
+		`cd /home/step
+		step ca provisioner update admin --x509-min-dur=5s --ca-config=config/ca.json
+		echo other-password > /tmp/other
+		step ca provisioner add other --create --password-file=/tmp/other --x509-default-dur=1h --disable-renewal --ca-config=config/ca.json
+		kill -HUP 1`)
+	if err != nil {
+		return err
+	}
+	_, err = command("kubectl", "-n", identity, "patch", "secret", "step-ca-secrets", "--patch", `{"stringData": {"other-password": "other-password"}}`)
 	return err
 }
 
@@ -257,7 +268,10 @@ func shellBlock(document, mark string, change func(string) string) (string, erro
 }
 
 func installPlugin(values ...string) error {
-	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=3s,issuers.default.duration.min=5s", "--wait", "--timeout=90s"}, values...)
+	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=3s,issuers.default.duration.min=5s",
+		"--set", "issuers.other.url=https://step-ca.flexstack-identity.svc.cluster.local:9000,issuers.other.caBundle.secret=step-ca-secrets,issuers.other.caBundle.key=root_ca.crt",
+		"--set", "issuers.other.provisioner.type=jwk,issuers.other.provisioner.name=other,issuers.other.provisioner.passwordSecret.name=step-ca-secrets,issuers.other.provisioner.passwordSecret.key=other-password",
+		"--wait", "--timeout=90s"}, values...)
 	_, err := command("helm", args...)
 	return err
 }
