@@ -225,12 +225,17 @@ func gone(uid string) error {
 // witness starts a pod that reads its files continuously, and logs when it cannot.
 func witness(t *testing.T, name string) pod {
 	t.Helper()
-	p := pod{namespace: name, name: "witness", mountReadOnly: true, attributes: short("service-names", "witness"), script: `
+	namespace(t, name, "baseline")
+	return witnessIn(t, name, "witness")
+}
+
+func witnessIn(t *testing.T, namespace, name string) pod {
+	t.Helper()
+	p := pod{namespace: namespace, name: name, mountReadOnly: true, attributes: short("service-names", name), script: `
 		while true; do
 			for f in tls.crt tls.key ca.crt; do [ -s /etc/tls/$f ] && cat /etc/tls/$f >/dev/null || echo "LOST $f"; done
 			sleep 0.1
 		done`}
-	namespace(t, name, "baseline")
 	p.start(t)
 	return p
 }
