@@ -20,6 +20,7 @@ e2e)
 	need /usr/lib/cni/ptp containernetworking-plugins
 	need iptables iptables
 	need mmdebstrap mmdebstrap
+	need qemu-aarch64-static qemu-user-static # runs the programs of the image for arm64
 	;;
 esac
 [ -z "$missing" ] && exit 0
