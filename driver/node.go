@@ -194,7 +194,7 @@ func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) 
 	if problem == nil && d.config.SELinux && seLinux == "" && !req.GetReadonly() {
 		problem = fmt.Errorf("the node has SELinux, and the kubelet has passed no SELinux context: "+
 			"the container runtime would relabel the volume, and fail, because the volume is read-only; "+
-			"in pod %s/%s, add the line readOnly: true to the volume, below csi: and driver: %s, or set --selinux-context for all pods",
+			"in pod %s/%s, add the line readOnly: true to the volume, below csi: and driver: %s, or set seLinuxContext in the chart (--selinux-context)",
 			pod.Namespace, pod.Name, d.config.Name)
 	}
 	if problem != nil {
