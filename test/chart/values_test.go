@@ -34,6 +34,7 @@ func TestEveryValue(t *testing.T) {
 	all["hostNetwork"] = true                       // removes the node plugin's NetworkPolicy
 	all["csiDriver.create"] = false                 // ignores the other values of the CSIDriver object
 	all["ra.existing.release"] = "other"            // ignores the other values of the authority
+	all["ra.existing.fullname"] = "other-step-csi"
 	const only = "issuers.default.provisioner.type" // allows only one value
 	delete(defaults, only)
 	delete(all, only)
