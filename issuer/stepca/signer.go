@@ -180,6 +180,8 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
 	}
 	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR)}
+	// Relative to the CA's clock: the clock here may differ.
+	body.NotAfter.SetDuration(req.Request.Duration)
 	shortened := ""
 	err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, func(ctx context.Context, c *connection, key *provisionerKey, token string) error {
 		duration, err := key.atMost(req.Request.Duration)
@@ -187,11 +189,10 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 			return err
 		}
 		if duration < req.Request.Duration {
+			body.NotAfter.SetDuration(duration)
 			shortened = fmt.Sprintf("; the request was for %s instead of %s, because the certificate in provisioner.certificateFile expires at %s: renew it",
 				duration.Round(time.Second), req.Request.Duration, key.expires.Format(time.RFC3339))
 		}
-		// Relative to the CA's clock: the clock here may differ.
-		body.NotAfter.SetDuration(duration)
 		body.OTT = token
 		answer, err := c.client.SignWithContext(ctx, body)
 		if err != nil {
