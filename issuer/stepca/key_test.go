@@ -209,7 +209,11 @@ func tokenHeaders(ca *embeddedca.CA) <-chan jose.Header {
 func TestWrongKeyFile(t *testing.T) {
 	key, another := newECKey(t, elliptic.P256()), newECKey(t, elliptic.P256())
 	plain := jwkFile(t, key)
-	mixed := jose.JSONWebKey{Key: &ecdsa.PrivateKey{PublicKey: key.PublicKey, D: another.D}}
+	var mixed, foreign map[string]string
+	if err := errors.Join(json.Unmarshal(plain, &mixed), json.Unmarshal(jwkFile(t, another), &foreign)); err != nil {
+		t.Fatal(err)
+	}
+	mixed["d"] = foreign["d"]
 	ca := startCAWith(t, provisionerOf(t, "offline", "the kid", key))
 	sum := func(key crypto.PublicKey) string { return must[string](t)(jose.Thumbprint(&jose.JSONWebKey{Key: key})) }
 	p8 := must[*pem.Block](t)(pemutil.Serialize(key, pemutil.WithPKCS8(true), pemutil.WithPassword([]byte(keyPassword))))
