@@ -32,6 +32,7 @@ type condition struct {
 	roots     error  // of the last request for the roots
 	known     bool   // whether holders can renew
 	renewal   string // why holders can renew; empty if they cannot
+	lifetimes string // which configured lifetimes the CA refuses; empty if none
 }
 
 func (c *condition) trouble() error {
@@ -66,8 +67,8 @@ func (r *Readiness) Err() error {
 	return errNoIssuer
 }
 
-// Details has a line for each issuer that does not work, and for each whose CA lets
-// holders renew. It is empty if there is nothing to report.
+// Details has a line for each issuer that does not work, for each whose CA lets holders
+// renew, and for each whose configured lifetimes the CA refuses. It is empty if there is nothing to report.
 func (r *Readiness) Details() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -77,8 +78,10 @@ func (r *Readiness) Details() string {
 		if err := c.trouble(); err != nil {
 			fmt.Fprintf(&lines, "issuer %s: %s\n", name, oneLine(err.Error()))
 		}
-		if c.renewal != "" {
-			fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, oneLine(c.renewal))
+		for _, warning := range []string{c.renewal, c.lifetimes} {
+			if warning != "" {
+				fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, oneLine(warning))
+			}
 		}
 	}
 	return lines.String()
@@ -130,7 +133,8 @@ type watch struct {
 	retry     backoff.Backoff
 	connected bool   // at least once
 	failing   bool   // the last check failed
-	warned    string // the last warning that was logged
+	warned    string // the last warning about HolderRenewal that was logged
+	refused   string // the last warning about lifetimes that was logged
 }
 
 // check reads the provisioner, if the signer has one, and connects.
@@ -143,7 +147,13 @@ func (w *watch) check(ctx context.Context) (err error) {
 		}
 		w.warn(ctx, allowed)
 	}
-	return w.issuer.Connect(ctx)
+	if err := w.issuer.Connect(ctx); err != nil {
+		return err
+	}
+	if c, ok := w.issuer.signer.(LifetimeClaims); ok {
+		w.warnLifetimes(ctx, w.issuer.lifetimes.refusedBy(c.LifetimeClaims()))
+	}
+	return nil
 }
 
 // warn records whether holders can renew, and logs it when it changes.
@@ -157,6 +167,20 @@ func (w *watch) warn(ctx context.Context, allowed string) {
 		klog.FromContext(ctx).Info("Warning: the CA renews certificates for their holders", "reason", allowed)
 	}
 	w.warned = allowed
+}
+
+// warnLifetimes records which configured lifetimes the CA refuses, and logs it when it
+// changes.
+func (w *watch) warnLifetimes(ctx context.Context, refused string) {
+	w.update(w.name, func(c *condition) { c.lifetimes = refused })
+	switch {
+	case refused == w.refused:
+	case refused == "":
+		klog.FromContext(ctx).Info("The CA no longer refuses configured lifetimes")
+	default:
+		klog.FromContext(ctx).Info("Warning: the CA refuses configured lifetimes", "reason", refused)
+	}
+	w.refused = refused
 }
 
 // record records the result of a check, and returns when to check again. While an

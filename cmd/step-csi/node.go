@@ -125,7 +125,7 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		MetricsPerVolume: c.metricsPerVolume,
 	}
 	for name, i := range c.issuers {
-		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, Bounds: i.bounds, RootsRefresh: i.rootsRefresh}
+		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, RootsRefresh: i.rootsRefresh}
 	}
 	return d
 }

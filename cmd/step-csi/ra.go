@@ -99,14 +99,14 @@ func (c *config) serverConfig(reviewer server.Reviewer, metrics prometheus.Regis
 	serving := c.issuers[c.authority.Issuer]
 	s := server.Config{
 		Issuers:  map[string]server.Issuer{},
-		Serving:  server.Serving{Signer: serving.signer, Names: c.authorityNames, Duration: serving.bounds.Default},
+		Serving:  server.Serving{Signer: serving.signer, Names: c.authorityNames, Lifetimes: serving.lifetimes},
 		Plugin:   server.ServiceAccount{Namespace: namespace, Name: name},
 		Reviewer: reviewer,
 		Limits:   server.Limits{Node: server.Limit(c.authority.Limits.Node), Pod: server.Limit(c.authority.Limits.Pod)},
 		Metrics:  metrics,
 	}
 	for name, i := range c.issuers {
-		s.Issuers[name] = server.Issuer{Issuer: i.issuer, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
+		s.Issuers[name] = server.Issuer{Issuer: i.issuer, RootsRefresh: i.rootsRefresh}
 	}
 	return s, nil
 }

@@ -78,7 +78,7 @@ func TestRenewBefore(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := got.CheckRenewBefore(); wrong == "" && err != nil || wrong != "" && !strings.Contains(fmt.Sprint(err), wrong) {
+		if err := got.CheckRenewBefore(0); wrong == "" && err != nil || wrong != "" && !strings.Contains(fmt.Sprint(err), wrong) {
 			t.Errorf("renew-before %q: %v", value, err)
 		}
 	}

@@ -152,7 +152,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 	request := &rapb.SignRequest{
 		Issuer:          s.config.Issuer,
 		Csr:             req.CSR.Raw,
-		DurationSeconds: int64(req.Request.Duration / time.Second),
+		DurationSeconds: seconds(req.Request.Duration),
 		PodToken:        token.Reveal(),
 		Pod: &rapb.Pod{
 			Namespace: pod.Namespace, Name: pod.Name, Uid: pod.UID, ServiceAccount: pod.ServiceAccount, Node: pod.Node,
@@ -175,6 +175,14 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 		return nil, err
 	}
 	return chain, nil
+}
+
+// seconds rounds down, but not to zero, which means the default.
+func seconds(d time.Duration) int64 {
+	if d == 0 {
+		return 0
+	}
+	return max(int64(d/time.Second), 1)
 }
 
 // Roots returns the newest roots of the CA that the registration authority answered.

@@ -69,13 +69,13 @@ func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current
 	}
 	for _, p := range provisioners {
 		if current != nil && current.encrypted == p.EncryptedKey && current.password == sha256.Sum256(password) {
-			s.claims.Store(&claims{asked: asked, renewal: s.holderRenewal(p)})
+			s.claims.Store(&claims{asked: asked, renewal: s.holderRenewal(p), lifetimes: claimedLifetimes(p.Claims)})
 			return current, nil
 		}
 	}
 	for _, p := range provisioners {
 		if key, err := decryptProvisionerKey(s.config.Provisioner, p.EncryptedKey, password); err == nil {
-			s.claims.Store(&claims{asked: asked, renewal: s.holderRenewal(p)})
+			s.claims.Store(&claims{asked: asked, renewal: s.holderRenewal(p), lifetimes: claimedLifetimes(p.Claims)})
 			return key, nil
 		}
 	}
@@ -124,12 +124,6 @@ func (s *Signer) fetchProvisioners(ctx context.Context, c *connection) (found []
 		cursor = page.NextCursor
 	}
 	return nil, fmt.Errorf("%w: its list of provisioners has more than %d pages", errNotStepCA, mostPages)
-}
-
-// claims are the claims of the provisioner at the CA.
-type claims struct {
-	asked   time.Time
-	renewal string // as HolderRenewal returns it
 }
 
 // HolderRenewal implements issuer.HolderRenewal. The CA answers a provisioner's own

@@ -73,9 +73,10 @@ type Signer struct {
 }
 
 var (
-	_ issuer.Signer        = (*Signer)(nil)
-	_ issuer.Revoker       = (*Signer)(nil)
-	_ issuer.HolderRenewal = (*Signer)(nil)
+	_ issuer.Signer         = (*Signer)(nil)
+	_ issuer.Revoker        = (*Signer)(nil)
+	_ issuer.HolderRenewal  = (*Signer)(nil)
+	_ issuer.LifetimeClaims = (*Signer)(nil)
 )
 
 // New checks the configuration. It does not call the CA.
@@ -161,7 +162,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR)}
 	// Relative to the CA's clock: the clock here may differ.
 	body.NotAfter.SetDuration(req.Request.Duration)
-	err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, func(ctx context.Context, c *connection, token string) error {
+	call := func(ctx context.Context, c *connection, token string) error {
 		body.OTT = token
 		answer, err := c.client.SignWithContext(ctx, body)
 		if err != nil {
@@ -169,7 +170,14 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		}
 		chain, err = certificates(answer.CertChainPEM)
 		return err
-	})
+	}
+	err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, call)
+	if req.DefaultLifetime && isTooLong(err) {
+		// The claims of the whole CA limit it, which it does not show. Its own default
+		// is shorter.
+		body.NotAfter = api.TimeDuration{}
+		err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, call)
+	}
 	if err != nil {
 		return nil, s.explain(ctx, "sign", err)
 	}

@@ -39,6 +39,8 @@ type Config struct {
 	Provisioner, Password string
 	// Host is a DNS name of the CA, besides localhost and 127.0.0.1.
 	Host string
+	// Claims of the whole CA, which it does not show.
+	Claims *provisioner.Claims
 	// Federated are the roots of the CAs that this CA is federated with.
 	Federated []*x509.Certificate
 }
@@ -157,7 +159,7 @@ func (ca *CA) resume(serving func(*authority.Authority) (*tls.Certificate, error
 	auth, err := authority.NewEmbedded(
 		authority.WithConfig(&config.Config{
 			DNSNames:        ca.names(),
-			AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{ca.provider}},
+			AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{ca.provider}, Claims: ca.config.Claims},
 		}),
 		authority.WithX509RootCerts(ca.pki.Root),
 		authority.WithX509FederatedCerts(ca.config.Federated...),
@@ -266,6 +268,13 @@ func (ca *CA) Claim(change func(*provisioner.Claims)) error {
 	claims := *ca.provider.Claims
 	change(&claims)
 	ca.provider.Claims = &claims
+	ca.Stop()
+	return ca.Resume()
+}
+
+// Change changes the provisioner, such as its template or its policy, and restarts.
+func (ca *CA) Change(change func(*provisioner.JWK)) error {
+	change(ca.provider)
 	ca.Stop()
 	return ca.Resume()
 }

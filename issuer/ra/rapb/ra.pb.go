@@ -52,7 +52,8 @@ type SignRequest struct {
 	// The CSR, in DER (RFC 2986). Its subject is a common name or empty, and its only
 	// extension is the subject alternative name. The request has no other names.
 	Csr []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`
-	// The requested lifetime, in seconds.
+	// The requested lifetime, in seconds. Zero means the default of the registration
+	// authority.
 	DurationSeconds int64 `protobuf:"varint,3,opt,name=duration_seconds,json=durationSeconds,proto3" json:"duration_seconds,omitempty"`
 	// The pod's service-account token with the audience "step-csi", which is bound to
 	// the pod. It alone identifies the pod.

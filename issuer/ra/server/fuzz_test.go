@@ -73,13 +73,13 @@ func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i, err := issuer.New(issuer.Config{Signer: s, Policy: allow.Check})
+	i, err := issuer.New(issuer.Config{Signer: s, Policy: allow.Check, Lifetimes: issuer.Lifetimes{Min: time.Second, Max: 24 * time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	a, err := New(Config{
-		Issuers:  map[string]Issuer{"default": {Issuer: i, Min: time.Second, Max: 24 * time.Hour}},
-		Serving:  Serving{Signer: s, Names: names.Must(names.ParseAll(names.ParseDNSName, "ra.shop.svc")), Duration: time.Hour},
+		Issuers:  map[string]Issuer{"default": {Issuer: i}},
+		Serving:  Serving{Signer: s, Names: names.Must(names.ParseAll(names.ParseDNSName, "ra.shop.svc")), Lifetimes: issuer.Lifetimes{Default: time.Hour}},
 		Plugin:   ServiceAccount{"step-ca", "step-csi"},
 		Reviewer: knowing{},
 		Limits:   Limits{Node: Limit{1e9, 1e9}, Pod: Limit{1e9, 1e9}},
