@@ -35,7 +35,7 @@ The configuration, with its defaults where there are any:
       provisioner:
         {type: jwk, name: admin, passwordFile: /etc/step-csi/password, requireDisableRenewal: false}
       # provisioner: {type: ra, tokenFile: /etc/step-csi/token}   with the URL of "step-csi ra" as the url
-      duration: {default: 24h, max: 24h, min: 5m}
+      # duration: {default: 8h, max: 24h, min: 5m}     by default, those of the CA's provisioner
       # how often to fetch the CA's roots; add federated roots; never use a root that is not configured here
       roots: {refresh: 5m, federation: false, pinned: false}
   policy:
