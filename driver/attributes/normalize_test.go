@@ -7,8 +7,10 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer"
 )
 
 func TestNormalize(t *testing.T) {
@@ -62,6 +64,49 @@ func TestNormalizeKeepsTheMeaning(t *testing.T) {
 		values := fullRequest()
 		values[c.key] = c.value
 		checkNormalize(t, values, parse)
+	}
+}
+
+// Without a configured default, a pod that sets no duration requests none, and the issuer
+// decides. Each configured limit holds by itself.
+func TestDurationWithoutConfiguredLifetimes(t *testing.T) {
+	for _, test := range []struct {
+		lifetimes   issuer.Lifetimes
+		duration    string
+		renewBefore string
+		want        time.Duration
+		wrong       string
+	}{
+		{issuer.Lifetimes{}, "", "", 0, ""},
+		{issuer.Lifetimes{}, "", "100h", 0, ""},
+		{issuer.Lifetimes{}, "1000h", "", 1000 * time.Hour, ""},
+		{issuer.Lifetimes{}, "1h", "1h", 0, "not shorter than the duration of 1h0m0s"},
+		{issuer.Lifetimes{Max: time.Hour}, "", "", 0, ""},
+		{issuer.Lifetimes{Max: time.Hour}, "61m", "", 0, "not between 0s and 1h0m0s"},
+		{issuer.Lifetimes{Min: time.Hour}, "59m", "", 0, "shorter than 1h0m0s, which the plugin's configuration requires"},
+		{issuer.Lifetimes{Min: time.Hour}, "100h", "", 100 * time.Hour, ""},
+		{issuer.Lifetimes{Default: 3 * time.Hour}, "", "", 3 * time.Hour, ""},
+	} {
+		c := config()
+		c.Issuers = map[string]issuer.Lifetimes{"default": test.lifetimes}
+		values := map[string]string{"duration": test.duration, "renew-before": test.renewBefore}
+		maps.DeleteFunc(values, func(_, value string) bool { return value == "" })
+		got, err := attributes.Parse(values, pod, "", c)
+		if got.Request.Duration != test.want || (err == nil) != (test.wrong == "") || err != nil && !strings.Contains(err.Error(), test.wrong) {
+			t.Errorf("%+v: %s, %v", test, got.Request.Duration, err)
+		}
+	}
+	values := map[string]string{"renew-before": "7h30m"}
+	got, err := attributes.Parse(values, pod, "", attributes.Config{
+		ClusterDomain: config().ClusterDomain, TrustDomain: config().TrustDomain, Issuers: map[string]issuer.Lifetimes{"default": {}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for usual, wrong := range map[time.Duration]bool{0: false, 8 * time.Hour: true, 24 * time.Hour: false} {
+		if err := got.CheckRenewBefore(usual); (err != nil) != wrong {
+			t.Errorf("a default of %s: %v", usual, err)
+		}
 	}
 }
 

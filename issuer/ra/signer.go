@@ -153,6 +153,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 		Issuer:          s.config.Issuer,
 		Csr:             req.CSR.Raw,
 		DurationSeconds: seconds(req.Request.Duration),
+		DefaultLifetime: req.Request.Duration == 0,
 		PodToken:        token.Reveal(),
 		Pod: &rapb.Pod{
 			Namespace: pod.Namespace, Name: pod.Name, Uid: pod.UID, ServiceAccount: pod.ServiceAccount, Node: pod.Node,
@@ -177,12 +178,13 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 	return chain, nil
 }
 
-// seconds rounds down, but not to zero, which means the default.
+// earlierLifetime is what a registration authority of an earlier version is asked for if
+// nobody requested a lifetime: its default.
+const earlierLifetime = 24 * time.Hour
+
+// seconds rounds down, but not to zero.
 func seconds(d time.Duration) int64 {
-	if d == 0 {
-		return 0
-	}
-	return max(int64(d/time.Second), 1)
+	return max(int64(cmp.Or(d, earlierLifetime)/time.Second), 1)
 }
 
 // Roots returns the newest roots of the CA that the registration authority answered.

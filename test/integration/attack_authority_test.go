@@ -287,6 +287,7 @@ func TestAttackAuthority(t *testing.T) {
 		{"an empty name", raw(&x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: san, Value: marshal([]asn1.RawValue{dnsName("")})}}}), codes.InvalidArgument, "DNS name"},
 		// Other fields of the request.
 		{"an unknown issuer", func(a *attack) { a.request.Issuer = "../default" }, codes.NotFound, "no such issuer"},
+		{"no lifetime", func(a *attack) { a.request.DurationSeconds = 0 }, codes.PermissionDenied, "duration"},
 		{"a negative lifetime", func(a *attack) { a.request.DurationSeconds = -3600 }, codes.PermissionDenied, "duration"},
 		{"a long lifetime", func(a *attack) { a.request.DurationSeconds = 25 * 3600 }, codes.PermissionDenied, "duration"},
 		{"a lifetime that overflows", func(a *attack) { a.request.DurationSeconds = math.MaxInt64/int64(time.Second) + 3600 }, codes.PermissionDenied, "duration"},

@@ -63,7 +63,7 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 	case !known:
 		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, clip(req.GetIssuer(), maxLoggedName))
 	}
-	duration, err := i.duration(req.GetDurationSeconds())
+	duration, err := i.duration(req)
 	if err != nil {
 		return nil, err
 	}
@@ -79,14 +79,15 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 	return i.Sign(ctx, prepared)
 }
 
-// duration checks a requested lifetime against the configured ones. Zero is the default.
-func (i Issuer) duration(seconds int64) (time.Duration, error) {
-	limits := i.Lifetimes()
+// duration checks a requested lifetime against the configured ones. It is zero if none was
+// requested.
+func (i Issuer) duration(req *rapb.SignRequest) (time.Duration, error) {
+	limits, seconds := i.Lifetimes(), req.GetDurationSeconds()
 	const most = int64(math.MaxInt64 / time.Second) // a larger number overflows a time.Duration
 	switch {
-	case seconds == 0:
+	case req.GetDefaultLifetime():
 		return 0, nil
-	case seconds < int64(limits.Min/time.Second) || seconds < 0:
+	case seconds <= 0 || seconds < int64(limits.Min/time.Second):
 		return 0, fmt.Errorf("%w: a duration of %d s is shorter than %s, the duration.min of the issuer in the configuration of the registration authority",
 			issuer.Denied, seconds, limits.Min)
 	case limits.Max > 0 && seconds > int64(limits.Max/time.Second):
