@@ -19,7 +19,7 @@
 //	                   64 bytes. If all DNS names are longer, the pod's name if a
 //	                   controller made it. Otherwise, and without a DNS name, the
 //	                   pod's UID
-//	duration           the lifetime; the issuer's default
+//	duration           the lifetime; the issuer's default, or the CA's
 //	renew-before       how long before expiry to renew, at most nine tenths of the
 //	                   lifetime; a third of the lifetime
 //	key-type           an issuer.KeyType; "ecdsa-p256"
@@ -190,12 +190,15 @@ func (p *parser) finishLifetime() error {
 	switch {
 	case duration == 0:
 		return nil
-	case allowed.Max > 0 && (duration < allowed.Min || duration > allowed.Max):
+	case allowed.Min > 0 && allowed.Max > 0 && (duration < allowed.Min || duration > allowed.Max):
 		return fmt.Errorf("duration: %q is not between %s and %s, which the plugin's configuration allows for the issuer %s",
 			duration, allowed.Min, allowed.Max, names.Quote(p.result.Issuer))
 	case duration < allowed.Min:
-		return fmt.Errorf("duration: %q is shorter than %s, which the plugin's configuration requires for the issuer %s",
+		return fmt.Errorf("duration: %q is shorter than %s, the minimum in the plugin's configuration for the issuer %s",
 			duration, allowed.Min, names.Quote(p.result.Issuer))
+	case allowed.Max > 0 && duration > allowed.Max:
+		return fmt.Errorf("duration: %q is longer than %s, the maximum in the plugin's configuration for the issuer %s",
+			duration, allowed.Max, names.Quote(p.result.Issuer))
 	case p.result.RenewBefore >= duration:
 		return fmt.Errorf("renew-before: %q is not shorter than the duration of %s", p.result.RenewBefore, duration)
 	}

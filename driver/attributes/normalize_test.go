@@ -17,7 +17,11 @@ func TestNormalize(t *testing.T) {
 	for _, test := range []struct{ key, value, want string }{
 		{"dns-names", " b.shop,a.shop ,b.shop,\ta.shop", "b.shop,a.shop"},
 		{"service-names", "${POD_NAME}, web", "${POD_NAME},web"},
+		{"service-names", "web" + strings.Repeat(" ", 7500), "web"},
 		{"ip-sans", "10.0.0.1,10.0.0.1", "10.0.0.1"},
+		{"file-mode", strings.Repeat("0", 7500) + "440", "0440"},
+		{"file-mode", "440", "0440"},
+		{"file-mode", "0777", "0777"}, // Parse rejects it
 		{"uri-sans", strings.Repeat("https://a/,", 99) + "https://a/", "https://a/"},
 		{"uri-sans", strings.Repeat("https://a/,", 100) + "https://a/", strings.Repeat("https://a/,", 100) + "https://a/"},
 		{"email-sans", " a@example.com", "a@example.com"},
@@ -82,8 +86,8 @@ func TestDurationWithoutConfiguredLifetimes(t *testing.T) {
 		{issuer.Lifetimes{}, "1000h", "", 1000 * time.Hour, ""},
 		{issuer.Lifetimes{}, "1h", "1h", 0, "not shorter than the duration of 1h0m0s"},
 		{issuer.Lifetimes{Max: time.Hour}, "", "", 0, ""},
-		{issuer.Lifetimes{Max: time.Hour}, "61m", "", 0, "not between 0s and 1h0m0s"},
-		{issuer.Lifetimes{Min: time.Hour}, "59m", "", 0, "shorter than 1h0m0s, which the plugin's configuration requires"},
+		{issuer.Lifetimes{Max: time.Hour}, "61m", "", 0, "longer than 1h0m0s, the maximum in the plugin's configuration"},
+		{issuer.Lifetimes{Min: time.Hour}, "59m", "", 0, "shorter than 1h0m0s, the minimum in the plugin's configuration"},
 		{issuer.Lifetimes{Min: time.Hour}, "100h", "", 100 * time.Hour, ""},
 		{issuer.Lifetimes{Default: 3 * time.Hour}, "", "", 3 * time.Hour, ""},
 	} {

@@ -1,10 +1,13 @@
 package stepca_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -233,5 +236,43 @@ func TestTemplatesAndPoliciesOfTheCA(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A policy of the whole CA is named, too.
+func TestPolicyOfTheWholeCA(t *testing.T) {
+	ca := startWith(t, embeddedca.Config{Policy: &policy.Options{X509: &policy.X509PolicyOptions{
+		AllowedNames: &policy.X509NameOptions{DNSDomains: []string{"localhost", "*.shop"}, IPRanges: []string{"127.0.0.1"}},
+	}}})
+	_, err := newIssuer(t, newSigner(t, configFor(ca))).Issue(t.Context(), issuer.Applicant{}, request(), issuer.PrivateKey{})
+	expectDenied(t, err, `" not allowed`, "policy of the CA or of its provisioner")
+}
+
+// An X5C provisioner refuses what outlives its certificate. Nobody has asked for a default
+// lifetime, so the CA may give a shorter one.
+func TestProvisionerWhoseCertificateExpiresSoon(t *testing.T) {
+	ca := startCA(t)
+	must(t, ca.Claim(func(c *provisioner.Claims) { c.DefaultTLSDur = hours(3) }))
+	ca.Intercept(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			if strings.HasSuffix(r.URL.Path, "/sign") && !bytes.Contains(body, []byte(`"notAfter":""`)) {
+				w.WriteHeader(http.StatusForbidden)
+				fmt.Fprint(w, `{"status": 403, "message": "requested certificate notAfter (A) is after the expiration of the provisioning credential (B)"}`)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	})
+	i := newIssuer(t, newSigner(t, configFor(ca)))
+	r := request()
+	_, err := i.Issue(t.Context(), issuer.Applicant{}, r, issuer.PrivateKey{})
+	expectDenied(t, err, "after the expiration of the provisioning credential", "X5C provisioner", "duration.default")
+	r.Duration = 0
+	c, err := i.Issue(t.Context(), issuer.Applicant{}, r, issuer.PrivateKey{})
+	must(t, err)
+	if got := lifetimeOf(c.Leaf()); got != 3*time.Hour {
+		t.Errorf("a lifetime of %s", got)
 	}
 }

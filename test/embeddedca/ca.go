@@ -23,6 +23,7 @@ import (
 	"github.com/smallstep/certificates/api"
 	"github.com/smallstep/certificates/authority"
 	"github.com/smallstep/certificates/authority/config"
+	"github.com/smallstep/certificates/authority/policy"
 	"github.com/smallstep/certificates/authority/provisioner"
 	"go.step.sm/crypto/jose"
 	"go.step.sm/crypto/keyutil"
@@ -39,8 +40,9 @@ type Config struct {
 	Provisioner, Password string
 	// Host is a DNS name of the CA, besides localhost and 127.0.0.1.
 	Host string
-	// Claims of the whole CA, which it does not show.
+	// Claims and Policy of the whole CA, which it does not show.
 	Claims *provisioner.Claims
+	Policy *policy.Options
 	// Federated are the roots of the CAs that this CA is federated with.
 	Federated []*x509.Certificate
 }
@@ -159,7 +161,7 @@ func (ca *CA) resume(serving func(*authority.Authority) (*tls.Certificate, error
 	auth, err := authority.NewEmbedded(
 		authority.WithConfig(&config.Config{
 			DNSNames:        ca.names(),
-			AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{ca.provider}, Claims: ca.config.Claims},
+			AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{ca.provider}, Claims: ca.config.Claims, Policy: ca.config.Policy},
 		}),
 		authority.WithX509RootCerts(ca.pki.Root),
 		authority.WithX509FederatedCerts(ca.config.Federated...),
