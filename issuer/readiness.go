@@ -33,6 +33,7 @@ type condition struct {
 	known     bool   // whether holders can renew
 	renewal   string // why holders can renew; empty if they cannot
 	token     tokenCertificate
+	lifetimes string // which configured lifetimes the CA refuses; empty if none
 }
 
 func (c *condition) trouble() error {
@@ -68,7 +69,8 @@ func (r *Readiness) Err() error {
 }
 
 // Details has a line for each issuer that does not work, for each whose CA lets holders
-// renew, and for each whose certificate for its CA is about to expire. It is empty if there is nothing to report.
+// renew, for each whose configured lifetimes the CA refuses, and for each whose
+// certificate for its CA is about to expire. It is empty if there is nothing to report.
 func (r *Readiness) Details() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,8 +80,10 @@ func (r *Readiness) Details() string {
 		if err := c.trouble(); err != nil {
 			fmt.Fprintf(&lines, "issuer %s: %s\n", name, oneLine(err.Error()))
 		}
-		if c.renewal != "" {
-			fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, oneLine(c.renewal))
+		for _, warning := range []string{c.renewal, c.lifetimes} {
+			if warning != "" {
+				fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, oneLine(warning))
+			}
 		}
 		if warning := c.token.warning(time.Now()); warning != "" {
 			fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, warning)
@@ -134,7 +138,8 @@ type watch struct {
 	retry     backoff.Backoff
 	connected bool   // at least once
 	failing   bool   // the last check failed
-	warned    string // the last warning that was logged
+	warned    string // the last warning about HolderRenewal that was logged
+	refused   string // the last warning about lifetimes that was logged
 	expiring  bool   // the certificate that signs tokens is about to expire
 }
 
@@ -152,7 +157,13 @@ func (w *watch) check(ctx context.Context) (err error) {
 	if t, ok := w.issuer.signer.(TokenCertificate); ok {
 		w.warnTokenCertificate(ctx, t)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if c, ok := w.issuer.signer.(LifetimeClaims); ok {
+		w.warnLifetimes(ctx, w.issuer.lifetimes.refusedBy(c.LifetimeClaims()))
+	}
+	return nil
 }
 
 // warnTokenCertificate records the validity of the certificate that signs tokens, and
@@ -179,6 +190,20 @@ func (w *watch) warn(ctx context.Context, allowed string) {
 		klog.FromContext(ctx).Info("Warning: the CA renews certificates for their holders", "reason", allowed)
 	}
 	w.warned = allowed
+}
+
+// warnLifetimes records which configured lifetimes the CA refuses, and logs it when it
+// changes.
+func (w *watch) warnLifetimes(ctx context.Context, refused string) {
+	w.update(w.name, func(c *condition) { c.lifetimes = refused })
+	switch {
+	case refused == w.refused:
+	case refused == "":
+		klog.FromContext(ctx).Info("The CA no longer refuses configured lifetimes")
+	default:
+		klog.FromContext(ctx).Info("Warning: the CA refuses configured lifetimes", "reason", refused)
+	}
+	w.refused = refused
 }
 
 // record records the result of a check, and returns when to check again. While an

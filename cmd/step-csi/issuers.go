@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra"
@@ -75,7 +74,7 @@ type closingSigner interface {
 // configure makes the signer, and checks the rest. The roots are refreshed as often
 // as the file says, or as otherwise says. The signer adds the CA's names to reserved.
 func (f issuerFile) configure(name, directory string, otherwise time.Duration, reserved *policy.Reserved) (c configured, err error) {
-	if c.bounds, err = f.bounds(); err != nil {
+	if c.lifetimes, err = f.lifetimes(); err != nil {
 		return c, err
 	}
 	if c.rootsRefresh, err = parseDuration("roots.refresh", f.Roots.Refresh, otherwise); err != nil {
@@ -232,24 +231,26 @@ func secretFile(path string) (func() ([]byte, error), error) {
 	return read, err
 }
 
-// bounds returns the lifetimes, by default those of step-ca.
-func (f issuerFile) bounds() (b attributes.Bounds, err error) {
-	if b.Max, err = parseDuration("duration.max", f.Duration.Max, 24*time.Hour); err != nil {
-		return b, err
+// lifetimes returns what is configured. Where nothing is, the CA's provisioner decides.
+func (f issuerFile) lifetimes() (l issuer.Lifetimes, err error) {
+	if l.Max, err = parseDuration("duration.max", f.Duration.Max, 0); err != nil {
+		return l, err
 	}
-	if b.Min, err = parseDuration("duration.min", f.Duration.Min, 5*time.Minute); err != nil {
-		return b, err
+	if l.Min, err = parseDuration("duration.min", f.Duration.Min, 0); err != nil {
+		return l, err
 	}
-	if b.Default, err = parseDuration("duration.default", f.Duration.Default, b.Max); err != nil {
-		return b, err
+	if l.Default, err = parseDuration("duration.default", f.Duration.Default, 0); err != nil {
+		return l, err
 	}
 	switch {
-	case b.Min > b.Max:
-		return b, fmt.Errorf("duration.min: %s is longer than duration.max, %s", b.Min, b.Max)
-	case b.Default < b.Min || b.Default > b.Max:
-		return b, fmt.Errorf("duration.default: %s is not between duration.min, %s, and duration.max, %s", b.Default, b.Min, b.Max)
+	case l.Max > 0 && l.Min > l.Max:
+		return l, fmt.Errorf("duration.min: %s is longer than duration.max, %s", l.Min, l.Max)
+	case l.Default > 0 && l.Default < l.Min:
+		return l, fmt.Errorf("duration.default: %s is shorter than duration.min, %s", l.Default, l.Min)
+	case l.Max > 0 && l.Default > l.Max:
+		return l, fmt.Errorf("duration.default: %s is longer than duration.max, %s", l.Default, l.Max)
 	}
-	return b, nil
+	return l, nil
 }
 
 func parseDuration(key, text string, otherwise time.Duration) (time.Duration, error) {

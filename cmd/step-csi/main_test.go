@@ -68,8 +68,8 @@ func TestConfiguration(t *testing.T) {
 		got.MinInterval != 5*time.Minute || got.VolumesPerPod != 4 || got.VolumesPerNode != 100 {
 		t.Errorf("%+v", got)
 	}
-	if want := (attributes.Bounds{Default: 12 * time.Hour, Max: 24 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
-		t.Errorf("bounds %+v", got.Issuers["default"].Bounds)
+	if got, want := got.Issuers["default"].Lifetimes(), (issuer.Lifetimes{Default: 12 * time.Hour, Max: 24 * time.Hour, Min: 5 * time.Minute}); got != want {
+		t.Errorf("lifetimes %+v", got)
 	}
 	if !got.MetricsPerVolume {
 		t.Error("no metrics of each volume")
@@ -94,8 +94,8 @@ issuers:
 		got.MinInterval != time.Minute || got.VolumesPerPod != 32 || got.VolumesPerNode != 0 || got.MetricsPerVolume {
 		t.Errorf("%+v", got)
 	}
-	if want := (attributes.Bounds{Default: 8 * time.Hour, Max: 8 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
-		t.Errorf("bounds %+v", got.Issuers["default"].Bounds)
+	if got := got.Issuers["default"].Lifetimes(); got != (issuer.Lifetimes{Max: 8 * time.Hour}) {
+		t.Errorf("lifetimes %+v; those that are not configured are the CA's", got)
 	}
 }
 
@@ -127,6 +127,7 @@ func TestInvalidConfigurations(t *testing.T) {
 		"no duration":           {"12h", "half a day", "issuers.default.duration.default"},
 		"default over maximum":  {"12h", "25h", "issuers.default.duration.default"},
 		"minimum over maximum":  {"min: 5m", "min: 30h", "issuers.default.duration.min"},
+		"default under minimum": {"min: 5m", "min: 13h", "issuers.default.duration.default: 12h0m0s is shorter than duration.min, 13h0m0s"},
 		"under a second":        {"min: 5m", "min: 5ms", "issuers.default.duration.min"},
 		"renewal interval":      {"policy:", "renewal: {minInterval: 1d}\npolicy:", `renewal.minInterval: "1d" is not a duration`},
 		"no volumes":            {"policy:", "limits: {volumesPerPod: 0}\npolicy:", "limits.volumesPerPod: 0 is below one"},
@@ -234,7 +235,8 @@ func TestAuthorityConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if i := got.Issuers["default"]; i.Min != 5*time.Minute || i.Max != 24*time.Hour || got.Serving.Duration != 12*time.Hour ||
+	want := issuer.Lifetimes{Default: 12 * time.Hour, Min: 5 * time.Minute, Max: 24 * time.Hour}
+	if got.Issuers["default"].Lifetimes() != want || got.Serving.Lifetimes != (issuer.Lifetimes{Max: 12 * time.Hour}) ||
 		got.Plugin.String() != "step-ca/step-csi" || got.Limits.Node.Burst != 50 {
 		t.Errorf("%+v", got)
 	}
@@ -272,7 +274,7 @@ func TestNamesOfTheCA(t *testing.T) {
 		}
 		config := attributes.Config{
 			ClusterDomain: c.clusterDomain, TrustDomain: c.trustDomain, AllowShortNames: c.allowShortNames,
-			Issuers: map[string]attributes.Bounds{"default": c.issuers["default"].bounds},
+			Issuers: map[string]issuer.Lifetimes{"default": c.issuers["default"].lifetimes},
 		}
 		for _, attempt := range []struct {
 			pod        issuer.Pod
@@ -502,7 +504,7 @@ func TestDocumentation(t *testing.T) {
 		pod := issuer.Pod{Namespace: test.namespace, Name: "web-0", UID: "uid-0", ServiceAccount: "web", Node: "node-1"}
 		a, err := attributes.Parse(map[string]string{test.attribute: test.names}, pod, "", attributes.Config{
 			ClusterDomain: clusterDomain, TrustDomain: trustDomain,
-			Issuers: map[string]attributes.Bounds{"default": {Default: time.Hour, Min: time.Hour, Max: time.Hour}},
+			Issuers: map[string]issuer.Lifetimes{"default": {Default: time.Hour, Min: time.Hour, Max: time.Hour}},
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -35,7 +35,7 @@ func content(file []byte) func() ([]byte, error) {
 	return func() ([]byte, error) { return slices.Clone(file), nil }
 }
 
-func must[T any](t *testing.T) func(T, error) T {
+func value[T any](t *testing.T) func(T, error) T {
 	return func(value T, err error) T {
 		t.Helper()
 		if err != nil {
@@ -53,20 +53,20 @@ func provisionerOf(t *testing.T, name, kid string, key crypto.Signer) *provision
 
 func newECKey(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
 	t.Helper()
-	return must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(curve, rand.Reader))
+	return value[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(curve, rand.Reader))
 }
 
 // jwkFile is the private key as a JWK, without a kid and an algorithm.
 func jwkFile(t *testing.T, key any) []byte {
 	t.Helper()
-	return must[[]byte](t)(json.Marshal(jose.JSONWebKey{Key: key}))
+	return value[[]byte](t)(json.Marshal(jose.JSONWebKey{Key: key}))
 }
 
 // encryptFor encrypts with few rounds of PBKDF2, which are for the speed of tests only.
 func encryptFor(t *testing.T, plain []byte, recipient jose.Recipient) *jose.JSONWebEncryption {
 	t.Helper()
-	encrypter := must[jose.Encrypter](t)(jose.NewEncrypter(jose.DefaultEncAlgorithm, recipient, nil))
-	return must[*jose.JSONWebEncryption](t)(encrypter.Encrypt(plain))
+	encrypter := value[jose.Encrypter](t)(jose.NewEncrypter(jose.DefaultEncAlgorithm, recipient, nil))
+	return value[*jose.JSONWebEncryption](t)(encrypter.Encrypt(plain))
 }
 
 func encrypt(t *testing.T, plain []byte, password string) *jose.JSONWebEncryption {
@@ -76,12 +76,12 @@ func encrypt(t *testing.T, plain []byte, password string) *jose.JSONWebEncryptio
 
 func compact(t *testing.T, jwe *jose.JSONWebEncryption) string {
 	t.Helper()
-	return must[string](t)(jwe.CompactSerialize())
+	return value[string](t)(jwe.CompactSerialize())
 }
 
 func pemFile(t *testing.T, key any, options ...pemutil.Options) []byte {
 	t.Helper()
-	return pem.EncodeToMemory(must[*pem.Block](t)(pemutil.Serialize(key, options...)))
+	return pem.EncodeToMemory(value[*pem.Block](t)(pemutil.Serialize(key, options...)))
 }
 
 func startCAWith(t *testing.T, others ...provisioner.Interface) *embeddedca.CA {
@@ -105,7 +105,7 @@ func TestKeyFile(t *testing.T) {
 		encrypted bool
 	}{
 		"JWK":                      {plain, false},
-		"JWK with another kid":     {must[[]byte](t)(json.Marshal(jose.JSONWebKey{Key: key, KeyID: "another", Algorithm: "ES256", Use: "sig"})), false},
+		"JWK with another kid":     {value[[]byte](t)(json.Marshal(jose.JSONWebKey{Key: key, KeyID: "another", Algorithm: "ES256", Use: "sig"})), false},
 		"JWK of an editor":         {append([]byte("\ufeff\r\n"), append(plain, "\r\n"...)...), false},
 		"JWE":                      {[]byte(compact(t, encrypt(t, plain, keyPassword)) + "\n"), true},
 		"JWE in JSON":              {[]byte(encrypt(t, plain, keyPassword).FullSerialize()), true},
@@ -143,7 +143,7 @@ func TestKeyTypes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rsaKey := must[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
+	rsaKey := value[*rsa.PrivateKey](t)(rsa.GenerateKey(rand.Reader, 2048))
 	keys := map[string]crypto.Signer{
 		"P-256": newECKey(t, elliptic.P256()), "P-384": newECKey(t, elliptic.P384()), "P-521": newECKey(t, elliptic.P521()),
 		"Ed25519": edwards, "RSA": rsaKey,
@@ -169,7 +169,7 @@ func TestKeyTypes(t *testing.T) {
 	}
 	c := configFor(ca)
 	c.Provisioner, c.Password = "RSA", nil
-	c.Key = content(must[[]byte](t)(json.Marshal(jose.JSONWebKey{Key: rsaKey, Algorithm: "PS384"})))
+	c.Key = content(value[[]byte](t)(json.Marshal(jose.JSONWebKey{Key: rsaKey, Algorithm: "PS384"})))
 	if _, err := newSigner(t, c).Sign(t.Context(), signingRequest(t)); err != nil {
 		t.Error(err)
 	}
@@ -215,10 +215,10 @@ func TestWrongKeyFile(t *testing.T) {
 	}
 	mixed["d"] = foreign["d"]
 	ca := startCAWith(t, provisionerOf(t, "offline", "the kid", key))
-	sum := func(key crypto.PublicKey) string { return must[string](t)(jose.Thumbprint(&jose.JSONWebKey{Key: key})) }
-	p8 := must[*pem.Block](t)(pemutil.Serialize(key, pemutil.WithPKCS8(true), pemutil.WithPassword([]byte(keyPassword))))
+	sum := func(key crypto.PublicKey) string { return value[string](t)(jose.Thumbprint(&jose.JSONWebKey{Key: key})) }
+	p8 := value[*pem.Block](t)(pemutil.Serialize(key, pemutil.WithPKCS8(true), pemutil.WithPassword([]byte(keyPassword))))
 	p8.Bytes = p8.Bytes[:len(p8.Bytes)-3]
-	damaged := must[*pem.Block](t)(pemutil.Serialize(key, pemutil.WithPKCS8(true), pemutil.WithPassword([]byte(keyPassword))))
+	damaged := value[*pem.Block](t)(pemutil.Serialize(key, pemutil.WithPKCS8(true), pemutil.WithPassword([]byte(keyPassword))))
 	damaged.Bytes = shortenCiphertext(t, damaged.Bytes)
 	for name, test := range map[string]struct {
 		file []byte
@@ -245,7 +245,7 @@ func TestWrongKeyFile(t *testing.T) {
 		"P-224":                {pemFile(t, newECKey(t, elliptic.P224()), pemutil.WithPKCS8(true)), "is a key on the curve P-224; use EC (P-256, P-384, P-521)"},
 		"another kind":         {[]byte(`{"kty":"new"}`), "is a JWK that cannot be used"},
 		"of nobody":            {jwkFile(t, another), "the key has the thumbprint " + sum(another.Public()) + `, which is not that of provisioner "offline" at the CA: ` + sum(key.Public()) + ` (kid "the kid")`},
-		"private part of both": {must[[]byte](t)(json.Marshal(mixed)), "has a private part that does not belong to its public part"},
+		"private part of both": {value[[]byte](t)(json.Marshal(mixed)), "has a private part that does not belong to its public part"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := configFor(ca)
@@ -275,7 +275,7 @@ func shortenCiphertext(t *testing.T, der []byte) []byte {
 		t.Fatal(err)
 	}
 	info.Ciphertext = info.Ciphertext[:len(info.Ciphertext)-1]
-	return must[[]byte](t)(asn1.Marshal(info))
+	return value[[]byte](t)(asn1.Marshal(info))
 }
 
 // manyRounds returns a JWE that says that it has more rounds of PBKDF2 than go-jose
@@ -323,7 +323,7 @@ func TestKeyIDOfTheList(t *testing.T) {
 	key := newECKey(t, elliptic.P256())
 	p := provisionerOf(t, "listed", "kid of the list", key)
 	for name, inside := range map[string]string{"none inside": "", "another inside": "kid inside"} {
-		p.EncryptedKey = compact(t, encrypt(t, must[[]byte](t)(json.Marshal(jose.JSONWebKey{Key: key, KeyID: inside})), keyPassword))
+		p.EncryptedKey = compact(t, encrypt(t, value[[]byte](t)(json.Marshal(jose.JSONWebKey{Key: key, KeyID: inside})), keyPassword))
 		ca := startCAWith(t, p)
 		c := configFor(ca)
 		c.Provisioner, c.Password = "listed", content([]byte(keyPassword))

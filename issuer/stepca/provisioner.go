@@ -86,7 +86,7 @@ func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current
 	if err != nil {
 		return nil, err
 	}
-	s.claims.Store(&claims{asked: asked, renewal: s.holderRenewal(own)})
+	s.claims.Store(&claims{asked: asked, renewal: s.holderRenewal(own), lifetimes: claimedLifetimes(own)})
 	return key, nil
 }
 
@@ -334,12 +334,6 @@ func (s *Signer) missing(found *listed) error {
 	}
 	slices.Sort(found.all)
 	return fmt.Errorf("the CA has no %s provisioner %q; it has %s: correct provisioner.name", kind, name, shorten(found.all))
-}
-
-// claims are the claims of the provisioner at the CA.
-type claims struct {
-	asked   time.Time
-	renewal string // as HolderRenewal returns it
 }
 
 // HolderRenewal implements issuer.HolderRenewal. The CA answers a provisioner's own

@@ -91,6 +91,7 @@ var (
 	_ issuer.Revoker          = (*Signer)(nil)
 	_ issuer.HolderRenewal    = (*Signer)(nil)
 	_ issuer.TokenCertificate = (*Signer)(nil)
+	_ issuer.LifetimeClaims   = (*Signer)(nil)
 )
 
 // New checks the configuration. It does not call the CA.
@@ -183,12 +184,12 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 	// Relative to the CA's clock: the clock here may differ.
 	body.NotAfter.SetDuration(req.Request.Duration)
 	shortened := ""
-	err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, func(ctx context.Context, c *connection, key *provisionerKey, token string) error {
+	call := func(ctx context.Context, c *connection, key *provisionerKey, token string) error {
 		duration, err := key.atMost(req.Request.Duration)
 		if err != nil {
 			return err
 		}
-		if duration < req.Request.Duration {
+		if duration < req.Request.Duration && body.NotAfter != (api.TimeDuration{}) {
 			body.NotAfter.SetDuration(duration)
 			shortened = fmt.Sprintf("; the request was for %s instead of %s, because the certificate in provisioner.certificateFile expires at %s: renew it",
 				duration.Round(time.Second), req.Request.Duration, key.expires.Format(time.RFC3339))
@@ -200,7 +201,14 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		}
 		chain, err = certificates(answer.CertChainPEM)
 		return err
-	})
+	}
+	err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, call)
+	if req.DefaultLifetime && isTooLong(err) {
+		// The claims of the whole CA limit it, which it does not show. Its own default
+		// is shorter.
+		body.NotAfter = api.TimeDuration{}
+		err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, call)
+	}
 	if statusOf(err) == http.StatusForbidden {
 		return nil, fmt.Errorf("%w%s", s.explain(ctx, "sign", err), shortened)
 	}

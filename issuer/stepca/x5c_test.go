@@ -38,7 +38,7 @@ func newPair(t *testing.T, pki *minica.CA, change func(*x509.Certificate)) pair 
 	if change != nil {
 		change(template)
 	}
-	leaf := must[*x509.Certificate](t)(pki.Sign(template))
+	leaf := value[*x509.Certificate](t)(pki.Sign(template))
 	return pair{append(pemOf(leaf), pemOf(pki.Intermediate)...), pemFile(t, key, pemutil.WithPKCS8(true))}
 }
 
@@ -48,7 +48,7 @@ func pemOf(c *x509.Certificate) []byte {
 
 func newPKI(t *testing.T) *minica.CA {
 	t.Helper()
-	return must[*minica.CA](t)(minica.New(minica.WithName("Tokens")))
+	return value[*minica.CA](t)(minica.New(minica.WithName("Tokens")))
 }
 
 const x5cName = "x5c ü/#?%"
@@ -96,7 +96,7 @@ func TestX5C(t *testing.T) {
 	if err := s.Revoke(t.Context(), issuer.Revocation{Serial: "1234"}); !errors.Is(err, issuer.Unsupported) {
 		t.Errorf("revoke: %v", err)
 	}
-	leaf := must[*x509.Certificate](t)(pemutil.ParseCertificate(files.certificate))
+	leaf := value[*x509.Certificate](t)(pemutil.ParseCertificate(files.certificate))
 	if issued, expires := s.TokenCertificate(); !issued.Equal(leaf.NotBefore) || !expires.Equal(leaf.NotAfter) {
 		t.Errorf("the certificate was issued at %s and expires at %s", issued, expires)
 	}
@@ -141,7 +141,7 @@ func TestWrongX5CFiles(t *testing.T) {
 	other := newPKI(t)
 	good, another := newPair(t, pki, nil), newPair(t, pki, nil)
 	with := func(change func(*x509.Certificate)) pair { return newPair(t, pki, change) }
-	leaf := must[*x509.Certificate](t)(pemutil.ParseCertificate(good.certificate))
+	leaf := value[*x509.Certificate](t)(pemutil.ParseCertificate(good.certificate))
 	for name, test := range map[string]struct {
 		files pair
 		want  string
@@ -315,7 +315,7 @@ func TestX5CLeavesTooShortALifetime(t *testing.T) {
 func TestX5CIntermediateExpiresFirst(t *testing.T) {
 	ca, pki := startX5C(t, nil)
 	key := newECKey(t, elliptic.P256())
-	short := must[*x509.Certificate](t)((&minica.CA{Root: pki.Root, Intermediate: pki.Root, Signer: pki.RootSigner}).Sign(&x509.Certificate{
+	short := value[*x509.Certificate](t)((&minica.CA{Root: pki.Root, Intermediate: pki.Root, Signer: pki.RootSigner}).Sign(&x509.Certificate{
 		Subject: pkix.Name{CommonName: "Short"}, PublicKey: key.Public(), IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign, NotAfter: time.Now().Add(40 * time.Minute),
 	}))

@@ -310,7 +310,11 @@ caBundleFile: issuers/{{ .name }}/ca.crt
 {{- end }}
 
 {{- define "step-csi.issuerDuration" -}}
-{{- with .duration -}}
+{{- $configured := dict }}
+{{- range $key, $value := .duration }}
+{{- if $value }}{{ $_ := set $configured $key $value }}{{ end }}
+{{- end }}
+{{- with $configured -}}
 duration:
   {{- toYaml . | nindent 2 }}
 {{- end }}
