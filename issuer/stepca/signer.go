@@ -82,7 +82,7 @@ var (
 func New(c Config) (*Signer, error) {
 	u, err := trust.ParseURL(c.URL)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("url: %w", err)
 	}
 	c.Timeout = cmp.Or(c.Timeout, defaultTimeout)
 	s := &Signer{config: c, url: u}
