@@ -14,6 +14,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer/backoff"
 	"github.com/flexstack/step-csi/issuer/panics"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 const (
@@ -55,12 +56,9 @@ const serviceConfig = `{
 // may be thousands of nodes.
 const idleTimeout = 2 * time.Minute
 
-// dial returns a connection that is opened by its first call.
+// dial returns a connection that is opened by its first call. It goes through the proxy
+// of the environment, if there is one: see package proxies.
 func (s *Signer) dial() (*grpc.ClientConn, error) {
-	port := s.url.Port()
-	if port == "" {
-		port = "443"
-	}
 	secure := credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: s.url.Hostname(),
@@ -68,12 +66,11 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 		InsecureSkipVerify: true,
 		VerifyConnection:   s.verify,
 	})
-	return grpc.NewClient(replicasBuilder{}.Scheme()+":///"+net.JoinHostPort(s.url.Hostname(), port),
+	return grpc.NewClient(replicasBuilder{}.Scheme()+":///"+trust.HostPort(s.url),
 		grpc.WithResolvers(replicasBuilder{}),
 		grpc.WithTransportCredentials(secure),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDisableServiceConfig(), // ignore the service config in DNS
-		grpc.WithNoProxy(),
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse), grpc.MaxCallSendMsgSize(MaxRequest)),
 		// Pings detect a dead replica while calls wait for its answer.
