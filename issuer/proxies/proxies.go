@@ -12,6 +12,15 @@ import (
 // FromEnvironment is for http.Transport. gRPC and client-go use the same rule by default.
 func FromEnvironment(r *http.Request) (*url.URL, error) { return http.ProxyFromEnvironment(r) }
 
+// Has tells whether connections to the URL go through a proxy.
+func Has(to *url.URL) (bool, error) {
+	proxy, err := http.ProxyFromEnvironment(&http.Request{URL: to})
+	if err != nil {
+		return false, fmt.Errorf("HTTPS_PROXY: %w", err)
+	}
+	return proxy != nil, nil
+}
+
 // Explain names the proxy in the error of a connection to the URL, and says what to
 // change. It returns the same error if there is no proxy.
 func Explain(err error, to *url.URL) error {

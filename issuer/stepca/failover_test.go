@@ -278,6 +278,11 @@ func TestCanceledCallIsNoFailureOfTheURL(t *testing.T) {
 	if u := f.URLs()[0]; u.Failures != 0 || in.second.Connections() != 0 {
 		t.Errorf("%+v, %d connections to the second URL", u, in.second.Connections())
 	}
+	set(t, in.first, proxy.Refuse)
+	ctx, cancel = context.WithCancel(t.Context())
+	if err := f.Connect(ctx); !errors.Is(err, context.Canceled) || inUse(f) != in.urls[0] || f.URLs()[1].Failures != 0 {
+		t.Errorf("canceled at the second URL: %s in use: %v", inUse(f), err)
+	}
 }
 
 // The refresh of the roots returns to the first URL once that works again, so that no pod
