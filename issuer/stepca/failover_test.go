@@ -280,6 +280,7 @@ func TestCanceledCallIsNoFailureOfTheURL(t *testing.T) {
 	}
 	set(t, in.first, proxy.Refuse)
 	ctx, cancel = context.WithCancel(t.Context())
+	defer cancel()
 	if err := f.Connect(ctx); !errors.Is(err, context.Canceled) || inUse(f) != in.urls[0] || f.URLs()[1].Failures != 0 {
 		t.Errorf("canceled at the second URL: %s in use: %v", inUse(f), err)
 	}
