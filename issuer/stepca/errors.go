@@ -73,7 +73,7 @@ func (s *Signer) hint(err error) string {
 	case errors.As(err, &unknown) && s.config.ServerRoots != nil:
 		return " (serverTLS decides which roots verify the server: are they the right ones, and does the server send its intermediates?)"
 	case errors.As(err, &unknown):
-		return " (is the fingerprint or caBundleFile that of this CA? If an ingress in front of the CA has a certificate of its own, set serverTLS)"
+		return " (is the fingerprint or caBundleFile that of this CA?); if an ingress in front of the CA has a certificate of its own, set serverTLS"
 	case statusOf(err) == http.StatusUnauthorized:
 		return " (the reason is in the CA's log; often the clocks differ, or the host of the URL is not among the CA's dnsNames)"
 	}

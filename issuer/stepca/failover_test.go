@@ -311,6 +311,18 @@ func TestRefreshReturnsToTheFirstURL(t *testing.T) {
 			t.Fatal("the first URL is not used again")
 		}
 	}
+	// The second URL has answered roots long ago. They never replace newer ones.
+	newest, err := f.Roots(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	set(t, in.first, proxy.Refuse)
+	if _, err := f.Sign(t.Context(), signingRequest(t)); err != nil || inUse(f) != in.urls[1] {
+		t.Fatalf("%s in use: %v", inUse(f), err)
+	}
+	if roots, err := f.Roots(t.Context()); err != nil || roots.Asked.Before(newest.Asked) {
+		t.Errorf("roots of %s, after those of %s: %v", roots.Asked, newest.Asked, err)
+	}
 	in.checkTokens(t)
 }
 
