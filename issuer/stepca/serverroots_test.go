@@ -89,7 +89,7 @@ func TestServerWithACertificateOfItsOwn(t *testing.T) {
 		"no roots":               {roots: []*x509.Certificate{}, says: "serverTLS decides"},
 		"fingerprint of another": {roots: []*x509.Certificate{public.Root}, change: func(c *stepca.Config) { c.Fingerprint = trust.Fingerprint(public.Root) }, says: "no root with the fingerprint"},
 		"bundle of another":      {roots: []*x509.Certificate{public.Root}, change: func(c *stepca.Config) { c.Fingerprint, c.CABundle = "", startCA(t).RootPEM() }, says: "fingerprint or caBundleFile"},
-		"another host":           {roots: []*x509.Certificate{public.Root}, change: func(c *stepca.Config) { c.URL = strings.Replace(c.URL, "127.0.0.1", "localhost", 1) }, says: "not localhost"},
+		"another host":           {roots: []*x509.Certificate{public.Root}, change: func(c *stepca.Config) { c.URL = strings.Replace(c.URL, "127.0.0.1", "localhost", 1) }, says: "match localhost"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			requests := atomic.Int64{}
