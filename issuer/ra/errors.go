@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/proxies"
 )
 
 var errMalformed = fmt.Errorf("%w: there are no certificates where a registration authority sends some", issuer.InvalidAnswer)
@@ -94,6 +95,9 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 		a.text = "this is no registration authority, or one of a version that does not know the call: " + a.text
 	case reply.Code() == codes.DeadlineExceeded:
 		a.text += " (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"
+	}
+	if len(reply.Details()) == 0 && a.outcome == issuer.Unavailable { // no answer
+		a.text = proxies.Explain(errors.New(a.text), s.url).Error()
 	}
 	if a.outcome == issuer.Unavailable && !strings.HasPrefix(a.text, issuer.Unavailable.Error()) {
 		a.text = issuer.Unavailable.Error() + ": " + a.text

@@ -29,7 +29,7 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
 		outcome = issuer.Denied
 	}
-	return fmt.Errorf("CA %s: %s: %w: %w%s", s.url, call, outcome, plain(err), hint(err))
+	return fmt.Errorf("CA %s: %s: %w: %w%s", s.url, call, outcome, plain(err), s.hint(err))
 }
 
 // statusOf returns the HTTP status of step-ca's error, and 0 for every other error.
@@ -64,14 +64,16 @@ func plain(err error) error {
 }
 
 // hint suggests what to check.
-func hint(err error) string {
+func (s *Signer) hint(err error) string {
 	var unknown x509.UnknownAuthorityError
 	var late net.Error
 	switch {
 	case errors.As(err, &late) && late.Timeout():
 		return " (no answer in time: is the CA overloaded, or does something on the way drop packets?)"
+	case errors.As(err, &unknown) && s.config.ServerRoots != nil:
+		return " (serverTLS decides which roots verify the server: are they the right ones, and does the server send its intermediates?)"
 	case errors.As(err, &unknown):
-		return " (is the fingerprint or caBundleFile that of this CA?)"
+		return " (is the fingerprint or caBundleFile that of this CA?); if an ingress in front of the CA has a certificate of its own, set serverTLS"
 	case statusOf(err) == http.StatusUnauthorized:
 		return " (the reason is in the CA's log; often the clocks differ, or the host of the URL is not among the CA's dnsNames)"
 	}
@@ -89,7 +91,7 @@ func isBroken(err error) bool {
 		return false
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return false
-	case errors.As(err, &dial) && dial.Op == "dial":
+	case errors.As(err, &dial) && (dial.Op == "dial" || dial.Op == "proxyconnect"):
 		return false
 	}
 	return true
