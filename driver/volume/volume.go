@@ -245,7 +245,11 @@ func (v *Volume) sign(ctx context.Context, p schedule.Priority, call func(contex
 // write writes a credential into the volume's tmpfs. It uses the newest known roots,
 // because the roots may have changed since the call to the issuer.
 func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
-	c.Roots = v.issuer.LatestRoots()
+	now, roots := time.Now(), v.issuer.LatestRoots()
+	if err := roots.CheckExpiry(now); err != nil {
+		return err
+	}
+	c.Roots = roots.Current(now)
 	files, err := payload.Encode(c, v.attributes)
 	if err != nil {
 		return err

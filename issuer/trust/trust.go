@@ -4,6 +4,8 @@
 package trust
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -240,9 +242,8 @@ func Fingerprints(certificates []*x509.Certificate) (all []string) {
 }
 
 // Union returns the certificates of both, without duplicates.
-func Union(a, b []*x509.Certificate) []*x509.Certificate {
-	all := slices.Clone(a)
-	for _, certificate := range b {
+func Union(a, b []*x509.Certificate) (all []*x509.Certificate) {
+	for _, certificate := range slices.Concat(a, b) {
 		if !slices.ContainsFunc(all, certificate.Equal) {
 			all = append(all, certificate)
 		}
@@ -250,9 +251,24 @@ func Union(a, b []*x509.Certificate) []*x509.Certificate {
 	return all
 }
 
-// Same tells whether both have the same certificates, in any order.
+// Same tells whether both have the same certificates, in any order and any number.
 func Same(a, b []*x509.Certificate) bool {
-	return len(a) == len(b) && len(Union(a, b)) == len(a)
+	all := len(Union(a, b))
+	return all == len(Union(a, nil)) && all == len(Union(b, nil))
+}
+
+// Sorted returns the certificates without duplicates, in an order that depends on nothing
+// but the certificates: the oldest comes first, so that a new root comes last.
+func Sorted(certificates []*x509.Certificate) []*x509.Certificate {
+	return slices.SortedFunc(slices.Values(Union(certificates, nil)), func(a, b *x509.Certificate) int {
+		return cmp.Or(a.NotBefore.Compare(b.NotBefore), bytes.Compare(a.Raw, b.Raw))
+	})
+}
+
+// Unexpired returns the certificates that have not expired at that time. Those that are
+// not valid yet are among them.
+func Unexpired(certificates []*x509.Certificate, now time.Time) []*x509.Certificate {
+	return slices.DeleteFunc(slices.Clone(certificates), func(certificate *x509.Certificate) bool { return now.After(certificate.NotAfter) })
 }
 
 // Pool returns the certificates as crypto/x509 needs them.
