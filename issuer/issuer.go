@@ -288,7 +288,7 @@ func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certifi
 		err = expired
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", InvalidAnswer, err)
+		return nil, i.refused(err)
 	}
 	// Since Prepare, the policy may have learned more names that no pod may have: those of
 	// the CA's serving certificate, which the signer's first call shows.

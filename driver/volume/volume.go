@@ -212,7 +212,7 @@ func (v *Volume) rewrite(c *issuer.Credential) error {
 	return v.write(tree, c)
 }
 
-// issue requests a credential from the volume's issuer. A first certificate and a renewal
+// issue requests a credential from the volume's issuer, and waits until it is valid. A first certificate and a renewal
 // differ only in their priority, and in the key, which a renewal may reuse.
 func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (*issuer.Credential, error) {
 	prepared, err := v.issuer.Prepare(ctx, issuer.Applicant{Pod: v.Pod, Token: *v.token.Load()}, v.attributes.Request, key)
@@ -224,6 +224,11 @@ func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.Priv
 		credential, err = v.signToTheEnd(ctx, p, prepared)
 	default:
 		credential, err = v.sign(ctx, p, func(ctx context.Context) (*issuer.Credential, error) { return v.issuer.Sign(ctx, prepared) })
+	}
+	if err == nil {
+		if err = v.awaitValid(ctx, credential); err != nil {
+			v.revokeUnused(ctx, credential.Chain, credential.Key)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("issuer %s: %w", v.issuer.Name, err)

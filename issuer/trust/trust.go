@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"go.step.sm/crypto/pemutil"
+
+	"github.com/flexstack/step-csi/issuer/clock"
 )
 
 // Pins are the roots that the administrator configures: the certificates or their
@@ -196,7 +198,7 @@ func (s *Store) Restore(state State) error {
 		return errors.New("only the configured roots are trusted (roots.pinned)")
 	case state.Anchor != s.anchor:
 		return errors.New("they belong to another url, fingerprint or caBundleFile")
-	case state.Since.After(time.Now()):
+	case state.Since.After(time.Now().Add(clock.Tolerance)):
 		return fmt.Errorf("they are from the future, %s; check the clock of the node", state.Since.Format(time.RFC3339))
 	case len(state.Roots) == 0:
 		return errors.New("there are none")
