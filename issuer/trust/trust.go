@@ -48,13 +48,23 @@ func Parse(fingerprints string, bundle []byte) (Pins, error) {
 	if err != nil {
 		return Pins{}, fmt.Errorf("caBundleFile: %w", err)
 	}
+	// The parser skips what it does not know, and ends at the first block that is damaged.
+	if blocks := bytes.Count(bundle, []byte("-----BEGIN ")); blocks > len(roots) {
+		return Pins{}, fmt.Errorf("caBundleFile: of its %d PEM blocks, %d can be read as certificates; it may have nothing but whole blocks of the type CERTIFICATE",
+			blocks, len(roots))
+	}
 	return Pins{Roots: roots}, nil
 }
 
 func parseFingerprints(list string) (Pins, error) {
 	var p Pins
 	for text := range strings.SplitSeq(list, ",") {
-		digits := strings.ToLower(strings.NewReplacer(":", "", "-", "", " ", "").Replace(text))
+		// openssl x509 -fingerprint prints "sha256 Fingerprint=84:A0:…".
+		_, digits, named := strings.Cut(text, "=")
+		if !named {
+			digits = text
+		}
+		digits = strings.ToLower(strings.NewReplacer(":", "", "-", "").Replace(strings.Join(strings.Fields(digits), "")))
 		if b, err := hex.DecodeString(digits); err != nil || len(b) != sha256.Size {
 			return Pins{}, fmt.Errorf("fingerprint: %q is not a SHA-256 in hexadecimal (64 digits)", strings.TrimSpace(text))
 		}
