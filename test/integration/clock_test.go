@@ -177,7 +177,7 @@ func TestSkewedClocks(t *testing.T) {
 		late := node.Pod{Name: "late-0", Attributes: map[string]string{"service-names": "late"}}
 		r.reviews.Set(jwt(late.ID()), statusExpired)
 		err := n.TryPublish(late)
-		if !regexp.MustCompile(`token has expired.*the clock of the registration authority is 1m\d+s ahead of this machine's`).MatchString(fmt.Sprint(err)) {
+		if !regexp.MustCompile(`token has expired \(the clocks of the API server and of this machine agree\).*the clock of the registration authority is 1m\d+s ahead of this machine's`).MatchString(fmt.Sprint(err)) {
 			t.Errorf("an expired token of the pod: %v", err)
 		}
 	})
