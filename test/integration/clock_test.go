@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.step.sm/crypto/minica"
+	"go.step.sm/crypto/pemutil"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -104,7 +105,12 @@ func startAgedCA(t *testing.T) *realca.CA {
 	}
 	pki.Root = sign(pki.Root, pki.Root, pki)
 	pki.Intermediate = sign(pki.Intermediate, pki.Root, pki)
-	node.Must(t, ca.Serve(pki, pki.Root))
+	ca.Stop()
+	for name, certificate := range map[string]*x509.Certificate{"root_ca_0.crt": pki.Root, "intermediate_ca.crt": pki.Intermediate} {
+		_, err := pemutil.Serialize(certificate, pemutil.ToFile(filepath.Join(filepath.Dir(ca.ConfigFile()), name), 0o600))
+		node.Must(t, err)
+	}
+	node.Must(t, ca.Resume())
 	return ca
 }
 
