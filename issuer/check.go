@@ -8,12 +8,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/flexstack/step-csi/issuer/clock"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
-
-// clockSkew is how far the CA's clock may be ahead of or behind this node's.
-// step-ca backdates certificates by a minute for the same reason.
-const clockSkew = 5 * time.Minute
 
 // errNoChain is the error for a certificate that no known root signed; a new root may
 // have.
@@ -31,13 +28,15 @@ func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicK
 		checkKey(leaf, public),
 		checkNames(leaf, req),
 		checkUsage(leaf),
-		checkValidity(leaf, req.Duration, asked),
 	); err != nil {
+		return nil, err
+	}
+	if err := checkValidity(leaf, req.Duration, asked); err != nil {
 		return nil, err
 	}
 	now := time.Now()
 	if leaf.NotBefore.After(now) {
-		now = leaf.NotBefore // the CA's clock is ahead, within clockSkew
+		now = leaf.NotBefore // the CA's clock is ahead, within clock.Tolerance
 	}
 	chain, err := verify(leaf, intermediates, roots, now)
 	if err != nil {
@@ -49,7 +48,7 @@ func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicK
 // verify returns the shortest chain from the leaf to one of roots. The error wraps
 // errNoChain if there is none.
 func verify(leaf *x509.Certificate, intermediates, roots []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
-	chains, err := leaf.Verify(x509.VerifyOptions{
+	chains, err := trust.Verify(leaf, x509.VerifyOptions{
 		Roots:         trust.Pool(roots),
 		Intermediates: trust.Pool(intermediates),
 		// The CA's template decides on the extended key usages.
@@ -75,15 +74,19 @@ func checkKey(leaf *x509.Certificate, public crypto.PublicKey) error {
 }
 
 // checkValidity accepts a shorter lifetime than requested, because the CA decides,
-// but not a longer one (unless none was requested), nor a certificate that has expired or is not valid yet.
+// but not a longer one (unless none was requested), nor a certificate that has expired or
+// becomes valid much later.
 func checkValidity(leaf *x509.Certificate, duration time.Duration, asked time.Time) error {
-	switch {
-	case !leaf.NotAfter.After(time.Now()):
-		return fmt.Errorf("the certificate expired at %s; check the clocks of the node and of the CA", leaf.NotAfter.Format(time.RFC3339))
-	case leaf.NotBefore.After(asked.Add(clockSkew)):
-		return fmt.Errorf("the certificate is not valid before %s; check the clocks of the node and of the CA", leaf.NotBefore.Format(time.RFC3339))
-	case duration > 0 && leaf.NotAfter.After(asked.Add(duration+clockSkew)):
-		return fmt.Errorf("the certificate is valid until %s, longer than the requested %s", leaf.NotAfter.Format(time.RFC3339), duration)
+	switch now := time.Now(); {
+	case !leaf.NotAfter.After(now):
+		return validityError(fmt.Sprintf("the certificate expired at %s, and the clock of this machine shows %s",
+			leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)))
+	case leaf.NotBefore.After(asked.Add(clock.Tolerance)):
+		return fmt.Errorf("%w: it is valid from %s on, in %s by the clock of this machine", errNotYet,
+			leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotBefore.Sub(now).Round(time.Second))
+	case duration > 0 && leaf.NotAfter.After(asked.Add(duration+clock.Tolerance)):
+		return validityError(fmt.Sprintf("the certificate is valid until %s, longer than the requested %s",
+			leaf.NotAfter.UTC().Format(time.RFC3339), duration))
 	}
 	return nil
 }

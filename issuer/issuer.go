@@ -178,6 +178,7 @@ type Issuer struct {
 	roots      latestRoots
 	followed   atomic.Pointer[Roots] // what FollowRoots announced last
 	otherRoots chan struct{}         // an answer showed roots that are not followed
+	expired    expiredRoots          // of FollowRoots
 }
 
 // New refuses a configuration without a signer or a policy: an issuer that lets
@@ -291,8 +292,11 @@ func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certifi
 		i.roots.store(roots)
 		chain, err = check(answer, roots.Own, req, public, asked)
 	}
+	if expired := roots.CheckExpiry(time.Now()); err != nil && expired != nil {
+		err = expired
+	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", InvalidAnswer, err)
+		return nil, i.refused(err)
 	}
 	// Since Prepare, the policy may have learned more names that no pod may have: those of
 	// the CA's serving certificate, which the signer's first call shows.

@@ -18,6 +18,7 @@ import (
 	"github.com/smallstep/certificates/ca"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/clock"
 	"github.com/flexstack/step-csi/issuer/proxies"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
@@ -84,20 +85,26 @@ func (s *Signer) follow(ctx context.Context, c *connection) *connection {
 // dial connects to the CA, which the trusted roots verify unless the configuration has
 // other roots for its server, and fetches its roots.
 func (s *Signer) dial(ctx context.Context, trusted []*x509.Certificate) (*connection, error) {
-	roots := trust.Pool(trusted)
-	if s.config.ServerRoots != nil {
-		roots = s.config.ServerRoots
-	}
-	transport := s.newTransport(&tls.Config{
-		MinVersion: tls.VersionTLS12, RootCAs: roots,
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		RootCAs:    s.config.ServerRoots,
+		// Without ServerRoots, VerifyConnection verifies the certificate, also if this
+		// machine's clock is behind.
+		InsecureSkipVerify: s.config.ServerRoots == nil,
 		VerifyConnection: func(state tls.ConnectionState) error {
+			if s.config.ServerRoots == nil {
+				if err := trust.VerifyServer(state.PeerCertificates, s.url.Hostname(), trusted); err != nil {
+					return err
+				}
+			}
 			if s.config.Shown != nil {
 				s.config.Shown(state.PeerCertificates[0])
 			}
 			return nil
 		},
-	})
-	client, err := ca.NewClient(s.url.String(), ca.WithTransport(limitedTransport{transport}))
+	}
+	transport := s.newTransport(config)
+	client, err := ca.NewClient(s.url.String(), ca.WithTransport(limitedTransport{transport, &s.clock}))
 	if err != nil {
 		return nil, err
 	}
@@ -124,16 +131,21 @@ func (s *Signer) newTransport(config *tls.Config) *http.Transport {
 	}
 }
 
-// limitedTransport bounds the size of answers.
-type limitedTransport struct{ *http.Transport }
+// limitedTransport bounds the size of answers, and compares the clocks.
+type limitedTransport struct {
+	*http.Transport
+	clock *clock.Comparison
+}
 
 // RoundTrip implements http.RoundTripper. step-ca's errors are JSON: an error in
 // another format comes from something in front of step-ca, such as a proxy.
 func (t limitedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	sent := time.Now()
 	response, err := t.Transport.RoundTrip(r)
 	if err != nil {
 		return nil, proxies.Explain(err, r.URL)
 	}
+	t.clock.Observe(response.Header.Get("Date"), sent)
 	response.Body = http.MaxBytesReader(nil, response.Body, maxAnswer)
 	if response.StatusCode < http.StatusBadRequest {
 		return response, nil
@@ -192,7 +204,7 @@ func (s *Signer) fetchPinnedRoot(ctx context.Context, fingerprint string) error 
 	if err != nil {
 		return err
 	}
-	response, err := limitedTransport{transport}.RoundTrip(request)
+	response, err := limitedTransport{transport, &s.clock}.RoundTrip(request)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/smallstep/certificates/errs"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 var errNotStepCA = errors.New("the answer is not from step-ca")
@@ -28,6 +29,9 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 	switch statusOf(err) {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
 		outcome = issuer.Denied
+	}
+	if trust.IsOutsideValidity(err) {
+		s.compareClocks(ctx)
 	}
 	return fmt.Errorf("CA %s: %s: %w: %w%s", s.url, call, outcome, plain(err), s.hint(err))
 }
@@ -67,7 +71,12 @@ func plain(err error) error {
 func (s *Signer) hint(err error) string {
 	var unknown x509.UnknownAuthorityError
 	var late net.Error
+	clocks := s.clock.Describe("CA")
 	switch {
+	case trust.IsOutsideValidity(err) && s.clock.Differ(), statusOf(err) == http.StatusUnauthorized && s.clock.Differ():
+		return fmt.Sprintf(" (%s: synchronize the clocks)", clocks)
+	case trust.IsOutsideValidity(err):
+		return fmt.Sprintf(" (%s; restart step-ca, which renews its certificate, and check how long its intermediate and its root are valid)", clocks)
 	case errors.As(err, &late) && late.Timeout():
 		return " (no answer in time: is the CA overloaded, or does something on the way drop packets?)"
 	case errors.As(err, &unknown) && s.config.ServerRoots != nil:
@@ -75,7 +84,7 @@ func (s *Signer) hint(err error) string {
 	case errors.As(err, &unknown):
 		return " (is the fingerprint or caBundleFile that of this CA?); if an ingress in front of the CA has a certificate of its own, set serverTLS"
 	case statusOf(err) == http.StatusUnauthorized:
-		return " (the reason is in the CA's log; often the clocks differ, or the host of the URL is not among the CA's dnsNames)"
+		return fmt.Sprintf(" (the reason is in the CA's log; often the host of the URL is not among the CA's dnsNames; %s)", clocks)
 	}
 	return setting(err)
 }

@@ -59,6 +59,7 @@ var (
 	_ issuer.HolderRenewal    = (*Failover)(nil)
 	_ issuer.LifetimeClaims   = (*Failover)(nil)
 	_ issuer.TokenCertificate = (*Failover)(nil)
+	_ issuer.Clock            = (*Failover)(nil)
 )
 
 // NewFailover checks the configuration. It does not call the CA. The URLs are instead of
@@ -153,6 +154,9 @@ func (f *Failover) LifetimeClaims() *issuer.ProvisionerClaims { return f.current
 func (f *Failover) TokenCertificate() (issued, expires time.Time) {
 	return f.current().TokenCertificate()
 }
+
+// CompareClocks implements issuer.Clock, by the URL that worked last.
+func (f *Failover) CompareClocks() string { return f.current().CompareClocks() }
 
 func (f *Failover) current() *Signer {
 	f.mu.Lock()

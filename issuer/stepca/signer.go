@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/clock"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
@@ -85,6 +86,7 @@ type Signer struct {
 	trust  *trust.Store
 	// dialTimeout bounds how long a new connection may take to open, if it is not zero.
 	dialTimeout time.Duration
+	clock       clock.Comparison // with the CA's
 
 	calls      singleflight.Group // connect, fetch the provisioner's key, refresh the roots
 	connection atomic.Pointer[connection]
@@ -99,6 +101,7 @@ var (
 	_ issuer.HolderRenewal    = (*Signer)(nil)
 	_ issuer.TokenCertificate = (*Signer)(nil)
 	_ issuer.LifetimeClaims   = (*Signer)(nil)
+	_ issuer.Clock            = (*Signer)(nil)
 )
 
 // New checks the configuration. It does not call the CA.
@@ -178,6 +181,9 @@ func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 
 // Trust holds the roots that the CA is verified by.
 func (s *Signer) Trust() *trust.Store { return s.trust }
+
+// CompareClocks implements issuer.Clock.
+func (s *Signer) CompareClocks() string { return s.clock.Describe("CA") }
 
 // Sign has the CA sign the CSR.
 func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*x509.Certificate, err error) {
