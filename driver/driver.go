@@ -180,7 +180,7 @@ func (d *Driver) Run(ctx context.Context) error {
 		d.ending.Go(func() { d.readiness.Watch(d.background, name, i.Issuer.Issuer, i.rootsRefresh) })
 		d.ending.Go(func() { d.followRoots(d.background, i) })
 	}
-	return server.serve(ctx)
+	return server.serve(ctx, d.trust.mayHaveChanged)
 }
 
 // Ready returns a nil error once at least one issuer has been reached and verified. It
