@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -85,6 +86,7 @@ type Driver struct {
 	collector *collector
 	readiness issuer.Readiness
 
+	serving    atomic.Bool     // calls are answered
 	background context.Context // of renewals and revocations; ends with Run
 	ending     sync.WaitGroup  // goroutines that end with background
 }
@@ -180,6 +182,8 @@ func (d *Driver) Run(ctx context.Context) error {
 		d.ending.Go(func() { d.readiness.Watch(d.background, name, i.Issuer.Issuer, i.rootsRefresh) })
 		d.ending.Go(func() { d.followRoots(d.background, i) })
 	}
+	d.serving.Store(true)
+	defer context.AfterFunc(ctx, func() { d.serving.Store(false) })()
 	return server.serve(ctx, d.trust.mayHaveChanged)
 }
 

@@ -77,7 +77,7 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", c.driverName, "node", o.nodeName)
-	err = o.serve(ctx, d.Ready, registry, d.Run)
+	err = o.serve(ctx, d, registry, d.Run)
 	klog.FromContext(ctx).Info("Stopped; mounted volumes stay as they are")
 	return err
 }
