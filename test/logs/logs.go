@@ -9,6 +9,7 @@ const (
 	CannotConnect    = `"Cannot connect to the issuer"`
 	HoldersRenew     = `"Warning: the CA renews certificates for their holders"`
 	ServingHealth    = `"Serving health"`
+	ServingAgain     = `"Serving again on a socket that somebody has removed or replaced"`
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`
 	CallFailed       = `"Call failed"`
