@@ -60,6 +60,9 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 			d.volumes.remove(known.VolumeID, path)
 			d.revokeLater(ctx, known, known.Abandon())
 		}
+		if err := d.checkPropagation(filepath.Dir(path)); err != nil {
+			return nil, err
+		}
 		done, err := d.admit(ctx, spec)
 		if err != nil {
 			return nil, err
