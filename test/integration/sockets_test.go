@@ -60,10 +60,19 @@ func withHealth(t *testing.T, n *node.Node) (address string) {
 	t.Helper()
 	n.Flags = append(n.Flags, "--http-address", "127.0.0.1:0")
 	n.Start()
+	return health(t, n)
+}
+
+// health returns the address at which the last process serves its health.
+func health(t *testing.T, n *node.Node) (address string) {
+	t.Helper()
 	node.Eventually(t, patience, "the plugin serves its health", func() bool {
-		_, rest, found := strings.Cut(n.Logs.String(), logs.ServingHealth+` address="`)
-		address, _, _ = strings.Cut(rest, `"`)
-		return found
+		log := n.Logs.String()
+		at := strings.LastIndex(log, logs.ServingHealth+` address="`)
+		if at >= 0 {
+			address, _, _ = strings.Cut(log[at+len(logs.ServingHealth+` address="`):], `"`)
+		}
+		return at >= 0
 	})
 	return "http://" + address
 }
