@@ -144,10 +144,8 @@ func (s *Signer) call(ctx context.Context, name string, do func(context.Context,
 // it does not call: the outcome is NoPodToken.
 func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
 	token, pod := req.Applicant.Token, req.Applicant.Pod
-	if !token.ValidAt(time.Now()) {
-		return nil, fmt.Errorf("%w to show to the registration authority %s: the kubelet brings one with its next call, within two minutes, "+
-			"if the CSIDriver object has tokenRequests for the audience %s and requiresRepublish: true",
-			issuer.NoPodToken, s.url, issuer.TokenAudience)
+	if now := time.Now(); !token.ValidAt(now) {
+		return nil, fmt.Errorf("%w to show to the registration authority %s: %s", issuer.NoPodToken, s.url, token.Missing(now))
 	}
 	request := &rapb.SignRequest{
 		Issuer:          s.config.Issuer,
