@@ -2,6 +2,7 @@ package integration
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/http"
@@ -189,6 +190,35 @@ func TestSomethingElseAtASocketsPath(t *testing.T) {
 			expectServing(t, n)
 			expectLive(t, address, http.StatusOK, "ok")
 		})
+	}
+}
+
+// A CA that does not answer, with many pods that wait for it, is no reason to restart the
+// plugin.
+func TestLiveWithAHangingCA(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t)
+	n := node.New(t, binary, ca)
+	address := withHealth(t, n)
+	release := slow(ca)
+	results := make(chan error)
+	const many = 40
+	for i := range many {
+		go func() { results <- n.TryPublish(node.Pod{Name: fmt.Sprint("web-", i)}) }()
+	}
+	node.Eventually(t, patience, "the CA receives requests", func() bool { return ca.Signs() > 0 })
+	for range 20 {
+		if status, body := get(t, address+"/livez"); status != http.StatusOK {
+			t.Errorf("livez: %d %q", status, body)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	close(release)
+	for range many {
+		node.Must(t, <-results)
+	}
+	for i := range many {
+		n.Unpublish(node.Pod{Name: fmt.Sprint("web-", i)})
 	}
 }
 
