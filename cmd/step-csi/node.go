@@ -113,7 +113,7 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		KubeletDir:      o.kubeletDir,
 		Socket:          cmp.Or(o.socket, filepath.Join(o.kubeletDir, "plugins", c.driverName, "csi.sock")),
 		Register:        o.register,
-		InPod:           os.Getenv("KUBERNETES_SERVICE_HOST") != "", // Kubernetes sets it in every container
+		InPod:           kubernetesHost() != "",
 		ClusterDomain:   c.clusterDomain,
 		TrustDomain:     c.trustDomain,
 		AllowShortNames: c.allowShortNames,
