@@ -159,7 +159,7 @@ func (s *server) check(ctx context.Context, restored func()) error {
 			return err
 		case err != nil && err.Error() != e.failing:
 			e.failing = err.Error()
-			logger.Error(err, "Cannot serve again on a socket that somebody has removed; trying again", "socket", e.path)
+			logger.Error(err, "Cannot check or restore a socket; trying again", "socket", e.path)
 		case again:
 			e.failing = ""
 			logger.Info("Serving again on a socket that somebody has removed or replaced", "socket", e.path)
@@ -177,20 +177,28 @@ func (s *server) check(ctx context.Context, restored func()) error {
 // with it. The container that the kubelet starts then has a new mount.
 func (e *endpoint) check() (again bool, err error) {
 	directory := filepath.Dir(e.path)
-	found := e.listener.isAtPath()
-	if found {
-		var now unix.Stat_t
-		if unix.Stat(directory, &now) == nil && now.Ctim == e.changed {
-			return false, nil // reading the mount table takes longer
-		}
-		e.changed = now.Ctim
-	} else if err := os.MkdirAll(directory, 0o750); err != nil {
+	var now unix.Stat_t
+	found, err := e.listener.isAtPath()
+	switch {
+	case err != nil:
 		return false, err
+	case found:
+		if err := unix.Stat(directory, &now); err != nil || now.Ctim == e.changed {
+			return false, err // unchanged: reading the mount table would take longer
+		}
+	default:
+		if err := os.MkdirAll(directory, 0o750); err != nil {
+			return false, err
+		}
 	}
-	if mount, err := mountOf(directory); err != nil || !mount.Is(e.mount) {
-		return false, errors.Join(fmt.Errorf("%s: somebody has removed or replaced this directory on the node: %w", directory, errLost), err)
-	}
-	if found {
+	mount, err := mountOf(directory)
+	switch {
+	case err != nil:
+		return false, err
+	case !mount.Is(e.mount):
+		return false, fmt.Errorf("%s: somebody has removed or replaced this directory on the node: %w", directory, errLost)
+	case found:
+		e.changed = now.Ctim
 		return false, nil
 	}
 	listener, err := listenUnix(e.path)
@@ -266,14 +274,17 @@ type unixListener struct {
 func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
 // isAtPath tells whether clients that connect to the path reach this listener.
-func (l *unixListener) isAtPath() bool {
+func (l *unixListener) isAtPath() (bool, error) {
 	file, err := os.Lstat(l.path)
-	return err == nil && os.SameFile(file, l.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(file, l.file), err
 }
 
 // Close closes the listener and removes its socket, but not one that has replaced it.
 func (l *unixListener) Close() error {
-	ours := l.isAtPath() // while its inode cannot be reused
+	ours, _ := l.isAtPath() // while its inode cannot be reused
 	err := l.UnixListener.Close()
 	if err == nil && ours { // gRPC closes a listener more than once
 		os.Remove(l.path)
