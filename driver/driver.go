@@ -40,6 +40,10 @@ type Config struct {
 	NodeName string
 	// KubeletDir is the kubelet's root directory. Target paths lie below it.
 	KubeletDir string
+	// SELinux tells whether SELinux is on. SELinuxContext is then the context of volumes
+	// for which the kubelet passes none; empty means the kernel's default.
+	SELinux        bool
+	SELinuxContext string
 	// Socket is the path of the CSI socket.
 	Socket string
 	// Register makes the driver register itself with the kubelet.
@@ -64,10 +68,9 @@ type Config struct {
 	MetricsPerVolume bool
 }
 
-// Issuer is an issuer with the lifetimes that pods may request.
+// Issuer is an issuer of the node plugin.
 type Issuer struct {
 	*issuer.Issuer
-	Bounds attributes.Bounds
 	// RootsRefresh is how often the driver fetches the roots of the CA.
 	RootsRefresh time.Duration
 }
@@ -118,7 +121,7 @@ func New(c Config) (*Driver, error) {
 				ClusterDomain:   c.ClusterDomain,
 				TrustDomain:     c.TrustDomain,
 				AllowShortNames: c.AllowShortNames,
-				Issuers:         map[string]attributes.Bounds{},
+				Issuers:         map[string]issuer.Lifetimes{},
 			},
 		},
 	}
@@ -131,7 +134,7 @@ func New(c Config) (*Driver, error) {
 	d.node.Revoke = func(ctx context.Context, v *volume.Volume, r issuer.Revocation) { d.revokeLater(ctx, v, &r) }
 	for name, i := range c.Issuers {
 		state := newIssuerState(name, i, d.metrics)
-		d.issuers[name], d.node.Issuers[name], d.node.Attributes.Issuers[name] = state, state.Issuer, i.Bounds
+		d.issuers[name], d.node.Issuers[name], d.node.Attributes.Issuers[name] = state, state.Issuer, i.Lifetimes()
 		d.readiness.Expect(name)
 		d.metrics.expect(name)
 	}

@@ -14,6 +14,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"github.com/flexstack/step-csi/driver"
+	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
 const nodeUsage = `Usage: step-csi node [flags]
@@ -34,8 +35,10 @@ The configuration, with its defaults where there are any:
       # caBundleFile: /etc/step-csi/root_ca.crt        instead of the fingerprint
       provisioner:
         {type: jwk, name: admin, passwordFile: /etc/step-csi/password, requireDisableRenewal: false}
+        # {type: jwk, name: admin, keyFile: /etc/step-csi/key}    a key that the CA does not keep; kid if several share the name
+        # {type: x5c, name: x5c, certificateFile: /etc/step-csi/tls.crt, privateKeyFile: /etc/step-csi/tls.key}
       # provisioner: {type: ra, tokenFile: /etc/step-csi/token}   with the URL of "step-csi ra" as the url
-      duration: {default: 24h, max: 24h, min: 5m}
+      # duration: {default: 8h, max: 24h, min: 5m}     by default, those of the CA's provisioner
       # how often to fetch the CA's roots; add federated roots; never use a root that is not configured here
       roots: {refresh: 5m, federation: false, pinned: false}
   policy:
@@ -56,6 +59,7 @@ type nodeOptions struct {
 	process
 	nodeName, kubeletDir, socket string
 	register                     bool
+	seLinuxContext               string
 }
 
 func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -72,11 +76,15 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer c.close()
 	registry := newRegistry()
-	d, err := driver.New(c.driverConfig(o, registry))
+	configured := c.driverConfig(o, registry)
+	if configured.SELinux, err = tmpfs.SELinux(os.DirFS("/proc")); err != nil {
+		return fmt.Errorf("find out whether SELinux is on: %w", err)
+	}
+	d, err := driver.New(configured)
 	if err != nil {
 		return err
 	}
-	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", c.driverName, "node", o.nodeName)
+	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", c.driverName, "node", o.nodeName, "selinux", configured.SELinux)
 	err = o.serve(ctx, d, registry, d.Run)
 	klog.FromContext(ctx).Info("Stopped; mounted volumes stay as they are")
 	return err
@@ -90,6 +98,8 @@ func parseNodeOptions(args []string, stdout, stderr io.Writer) (nodeOptions, err
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "the kubelet's --root-dir, `DIR`")
 	flags.StringVar(&o.socket, "csi-socket", "", "serve CSI at `PATH`; by default DIR/plugins/<driver name>/csi.sock")
 	flags.BoolVar(&o.register, "kubelet-register", true, "register with the kubelet, without a sidecar")
+	flags.StringVar(&o.seLinuxContext, "selinux-context", "",
+		"where SELinux is on, mount volumes with this `CONTEXT` if the kubelet passes none, such as system_u:object_r:container_file_t:s0")
 	err := parseFlags(flags, 0, nodeUsage, args, stdout, stderr)
 	if err != nil {
 		return o, err
@@ -111,6 +121,7 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		Version:         version(),
 		NodeName:        o.nodeName,
 		KubeletDir:      o.kubeletDir,
+		SELinuxContext:  o.seLinuxContext,
 		Socket:          cmp.Or(o.socket, filepath.Join(o.kubeletDir, "plugins", c.driverName, "csi.sock")),
 		Register:        o.register,
 		InPod:           kubernetesHost() != "",
@@ -126,7 +137,7 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		MetricsPerVolume: c.metricsPerVolume,
 	}
 	for name, i := range c.issuers {
-		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, Bounds: i.bounds, RootsRefresh: i.rootsRefresh}
+		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, RootsRefresh: i.rootsRefresh}
 	}
 	return d
 }

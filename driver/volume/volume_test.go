@@ -104,7 +104,7 @@ func newFixture(t *testing.T) *fixture {
 		Attributes: attributes.Config{
 			ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")),
 			TrustDomain:   names.Must(names.ParseTrustDomain("cluster.local")),
-			Issuers:       map[string]attributes.Bounds{"default": {Default: time.Hour, Min: time.Second, Max: time.Hour}},
+			Issuers:       map[string]issuer.Lifetimes{"default": {Default: time.Hour, Min: time.Second, Max: time.Hour}},
 		},
 		Issuers: map[string]*volume.Issuer{"default": {
 			Issuer: i, Name: "default", Scheduler: schedule.New(), Observe: func(schedule.Priority, time.Time, error) {},
@@ -338,6 +338,21 @@ func TestFoundVolume(t *testing.T) {
 	}
 	if contents := f.check(); len(contents.Roots) != 2 || !contents.Leaf.Equal(leaf) {
 		t.Errorf("%d roots, want 2, with the same certificate", len(contents.Roots))
+	}
+}
+
+// The kernel gets the SELinux context of the kubelet's request. It rejects this one, with
+// and without SELinux, and nothing is mounted.
+func TestContextReachesTheKernel(t *testing.T) {
+	f := newFixture(t)
+	spec := f.spec
+	spec.SELinuxContext = "no:such:context"
+	_, err := volume.Create(t.Context(), f.node, spec, issuer.Token{})
+	if !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), `context="no:such:context"`) {
+		t.Errorf("create: %v", err)
+	}
+	if _, err := os.Lstat(f.path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the target: %v", err)
 	}
 }
 

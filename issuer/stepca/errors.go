@@ -75,7 +75,7 @@ func hint(err error) string {
 	case statusOf(err) == http.StatusUnauthorized:
 		return " (the reason is in the CA's log; often the clocks differ, or the host of the URL is not among the CA's dnsNames)"
 	}
-	return ""
+	return setting(err)
 }
 
 // isBroken tells whether the connection ended before the answer. It is false if there

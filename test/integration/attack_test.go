@@ -139,6 +139,10 @@ func TestAttackIsIgnored(t *testing.T) {
 		"options of the mount": func(f *forgery) {
 			f.VolumeCapability.GetMount().MountFlags = []string{"exec", "suid", "dev", "rw", "bind"}
 		},
+		"a writable volume": func(f *forgery) { f.Readonly = false },
+		"a context, where SELinux is off": func(f *forgery) {
+			f.VolumeCapability.GetMount().MountFlags = []string{`context="system_u:object_r:container_file_t:s0:c1,c2"`}
+		},
 		"another file system":                func(f *forgery) { f.VolumeCapability.GetMount().FsType = "ext4" },
 		"a staging path that is not its own": func(f *forgery) { f.StagingTargetPath = f.s.n.Target(f.s.other) },
 	} {
@@ -467,6 +471,9 @@ var namespaceAttacks = []attempt{
 	{"internal: a host of a private network", withDNSIn("internal", "vault.internal"), codes.PermissionDenied, "may be that of a host outside"},
 	{"default: the API server", both(withPod("pod.namespace", "default"), with("service-names", "kubernetes")), codes.PermissionDenied, "kubernetes.default is reserved"},
 	{"default: a wildcard over the API server", withDNSIn("default", "*.default.svc"), codes.PermissionDenied, "*.default.svc is reserved"},
+	{"default: the API server's full name", withDNSIn("default", "kubernetes.default.svc.cluster.local"), codes.PermissionDenied, "kubernetes.default.svc.cluster.local is reserved"},
+	{"default: the API server in upper case", withDNSIn("default", "KUBERNETES.Default.svc"), codes.PermissionDenied, "kubernetes.default.svc is reserved"},
+	{"default: the API server with a final dot", withDNSIn("default", "kubernetes.default.svc."), codes.InvalidArgument, "leave out the dot"},
 	{"local: the cluster domain", withDNSIn("local", "cluster.local"), codes.PermissionDenied, "may be that of a host outside"},
 	{"local: of another namespace", withDNSIn("local", "db.prod.svc.cluster.local"), codes.PermissionDenied, "is not allowed"},
 	{"cluster: of another namespace", withDNSIn("cluster", "db.prod.svc.cluster"), codes.PermissionDenied, "is not allowed"},
@@ -479,6 +486,13 @@ var addressAttacks = []attempt{
 	{"private", withIP("10.0.0.1"), codes.PermissionDenied, "10.0.0.1 is not allowed"},
 	{"of the CA", withIP("127.0.0.1"), codes.PermissionDenied, "reserved"},
 	{"loopback", withIP("::1"), codes.PermissionDenied, "::1 is reserved"},
+	{"link-local, of a metadata service", withIP("169.254.169.254"), codes.PermissionDenied, "169.254.169.254 is reserved"},
+	{"link-local", withIP("fe80::1"), codes.PermissionDenied, "fe80::1 is reserved"},
+	{"loopback, IPv4 in IPv6", withIP("::ffff:127.0.0.1"), codes.InvalidArgument, "write it as 127.0.0.1"},
+	{"multicast", withIP("ff02::1"), codes.InvalidArgument, "not the address of one host"},
+	{"broadcast", withIP("255.255.255.255"), codes.InvalidArgument, "not the address of one host"},
+	{"localhost as a name", withDNS("localhost"), codes.PermissionDenied, "localhost is reserved"},
+	{"a name below localhost", withDNS("web.localhost"), codes.PermissionDenied, "web.localhost is reserved"},
 	{"upper case", withIP("FD00::1"), codes.PermissionDenied, "fd00::1 is not allowed"},
 	{"written out", withIP("0:0:0:0:0:0:0:1"), codes.PermissionDenied, "::1 is reserved"},
 	{"IPv4 in IPv6", withIP("::ffff:10.0.0.1"), codes.InvalidArgument, "write it as 10.0.0.1"},
@@ -633,7 +647,6 @@ var modeAttacks = []attempt{
 	{"setgid", with("file-mode", "02440"), codes.InvalidArgument, "not an octal mode"},
 	{"that overflows", with("file-mode", "40000000444"), codes.InvalidArgument, "not an octal mode"},
 	{"not for the owner", with("file-mode", "0044"), codes.InvalidArgument, "not an octal mode"},
-	{"a writable volume", func(f *forgery) { f.Readonly = false }, codes.InvalidArgument, "readOnly: true"},
 	{"a device", func(f *forgery) { f.VolumeCapability.AccessType = &csi.VolumeCapability_Block{} }, codes.InvalidArgument, "block device"},
 }
 

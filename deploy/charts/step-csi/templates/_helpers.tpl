@@ -31,19 +31,48 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- mergeOverwrite (dict) .Values.commonLabels .Values.podLabels (include "step-csi.selectorLabels" . | fromYaml) | toYaml }}
 {{- end }}
 
+{{/* "true" if this release has a registration authority of its own. */}}
+{{- define "step-csi.hasRA" -}}
+{{- if and (eq .Values.mode "ra") (not .Values.ra.existing.release) }}true{{ end }}
+{{- end }}
+
+{{/* The name of the objects of the release with the registration authority: this release,
+or ra.existing.release. */}}
+{{- define "step-csi.raFullname" -}}
+{{- if and .Values.ra.existing.fullname (not .Values.ra.existing.release) }}
+{{- fail "ra.existing.fullname: set ra.existing.release, too: the release that has the registration authority" }}
+{{- end }}
+{{- if eq .Values.ra.existing.release .Release.Name }}
+{{- fail (printf "ra.existing.release: %s is this release; name the release that has the registration authority" .Release.Name) }}
+{{- end }}
+{{- if not .Values.ra.existing.release }}
+{{- include "step-csi.fullname" . }}
+{{- else }}
+{{- .Values.ra.existing.fullname | default (include "step-csi.fullname" (dict
+  "Chart" .Chart "Values" (dict "nameOverride" .Values.nameOverride) "Release" (dict "Name" .Values.ra.existing.release))) }}
+{{- end }}
+{{- end }}
+
 {{/* The registration authority's objects have their own names and labels, so that the
 DaemonSet's selector never matches its pods. */}}
 {{- define "step-csi.raName" -}}
-{{- printf "%s-ra" (include "step-csi.fullname" . | trunc 60 | trimSuffix "-") }}
+{{- printf "%s-ra" (include "step-csi.raFullname" . | trunc 60 | trimSuffix "-") }}
+{{- end }}
+
+{{/* The names of objects without a namespace differ between releases of the same name. */}}
+{{- define "step-csi.raClusterName" -}}
+{{- printf "%s.%s" (include "step-csi.raName" .) .Release.Namespace }}
 {{- end }}
 
 {{- define "step-csi.raSelectorLabels" -}}
 app.kubernetes.io/name: {{ include "step-csi.name" . | trunc 60 | trimSuffix "-" }}-ra
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Values.ra.existing.release | default .Release.Name }}
 {{- end }}
 
+{{/* Labels of this release's objects for the registration authority. */}}
 {{- define "step-csi.raLabels" -}}
-{{- mergeOverwrite (include "step-csi.labels" . | fromYaml) (include "step-csi.raSelectorLabels" . | fromYaml) | toYaml }}
+{{- $name := pick (include "step-csi.raSelectorLabels" . | fromYaml) "app.kubernetes.io/name" }}
+{{- mergeOverwrite (include "step-csi.labels" . | fromYaml) $name | toYaml }}
 {{- end }}
 
 {{- define "step-csi.raPodLabels" -}}
@@ -111,11 +140,23 @@ https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#n
 {{- end }}
 {{- end }}
 
+{{/* "true" on OpenShift, whose SecurityContextConstraints decide about pods. */}}
+{{- define "step-csi.openshift" -}}
+{{- $enabled := toString .Values.openshift.scc.enabled }}
+{{- if or (eq $enabled "true") (and (eq $enabled "detect") (.Capabilities.APIVersions.Has "security.openshift.io/v1")) }}true{{ end }}
+{{- end }}
+
+{{/* The registration authority accepts only one service account: with that of another
+release, the node plugins have the service account of that release. */}}
 {{- define "step-csi.serviceAccountName" -}}
+{{- if and (eq .Values.mode "ra") .Values.ra.existing.release }}
+{{- .Values.serviceAccount.name | default (include "step-csi.raFullname" .) }}
+{{- else }}
 {{- if and (eq .Values.mode "ra") (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
 {{- fail "serviceAccount.name: name the service account that you have created; in mode ra, the registration authority recognizes the node plugins by it" }}
 {{- end }}
 {{- .Values.serviceAccount.name | default (ternary (include "step-csi.fullname" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
 {{- end }}
 
 {{- define "step-csi.raServiceAccountName" -}}
@@ -190,7 +231,7 @@ clusterDomain: {{ .Values.clusterDomain }}
 trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
 {{- end }}
 
-{{/* The issuers of the process that has the passwords. The files of each issuer are in
+{{/* The issuers of the process that has the secrets. The files of each issuer are in
 /etc/step-csi/issuers/<name>. */}}
 {{- define "step-csi.issuers" -}}
 {{- range $name, $issuer := .Values.issuers }}
@@ -200,7 +241,14 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
   provisioner:
     type: {{ $issuer.provisioner.type }}
     name: {{ $issuer.provisioner.name | quote }}
-    passwordFile: issuers/{{ $name }}/password
+    {{- with $issuer.provisioner.kid }}
+    kid: {{ . | quote }}
+    {{- end }}
+    {{- range $secret := include "step-csi.provisionerSecrets" (dict "name" $name "provisioner" $issuer.provisioner) | fromYamlArray }}
+    {{- range $secret.files }}
+    {{ .setting }}: issuers/{{ $name }}/{{ .file }}
+    {{- end }}
+    {{- end }}
     {{- if $issuer.provisioner.requireDisableRenewal }}
     requireDisableRenewal: true
     {{- end }}
@@ -210,6 +258,36 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
   policy:
     {{- nindent 4 . }}
   {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The Secrets of an issuer's provisioner, as a list: the files with their keys in the
+Secret, and the settings that name these files. */}}
+{{- define "step-csi.provisionerSecrets" -}}
+{{- $own := printf "issuers.%s.provisioner" .name }}
+{{- $password := .provisioner.passwordSecret | default dict }}
+{{- $key := .provisioner.keySecret | default dict }}
+{{- $certificate := .provisioner.certificateSecret | default dict }}
+{{- if eq .provisioner.type "x5c" }}
+{{- if or $password.name $key.name .provisioner.kid }}{{ fail (printf "%s: passwordSecret, keySecret and kid are for the type jwk; a provisioner of the type x5c has certificateSecret" $own) }}{{ end }}
+{{- if not $certificate.name }}{{ fail (printf "%s.certificateSecret.name: name the Secret with the certificate and the private key that sign tokens of the provisioner" $own) }}{{ end }}
+- name: {{ $certificate.name }}
+  files:
+    - {setting: certificateFile, file: tls.crt, key: {{ $certificate.certificate | default "tls.crt" }}}
+    - {setting: privateKeyFile, file: tls.key, key: {{ $certificate.privateKey | default "tls.key" }}}
+{{- else }}
+{{- if $certificate.name }}{{ fail (printf "%s.certificateSecret: is for the type x5c; set the type, or use passwordSecret or keySecret" $own) }}{{ end }}
+{{- $name := $password.name }}
+{{- if and (eq .name "default") (not (or $name $key.name)) }}{{ $name = "step-certificates-provisioner-password" }}{{ end }}
+{{- if not (or $name $key.name) }}{{ fail (printf "%s.passwordSecret: name the Secret with the password of the provisioner's key, or set keySecret if the CA does not keep this key" $own) }}{{ end }}
+{{- with $name }}
+- name: {{ . }}
+  files: [{setting: passwordFile, file: password, key: {{ $password.key | default "password" }}}]
+{{- end }}
+{{- with $key.name }}
+- name: {{ . }}
+  files: [{setting: keyFile, file: key, key: {{ $key.key | default "key" }}}]
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -232,7 +310,11 @@ caBundleFile: issuers/{{ .name }}/ca.crt
 {{- end }}
 
 {{- define "step-csi.issuerDuration" -}}
-{{- with .duration -}}
+{{- $configured := dict }}
+{{- range $key, $value := .duration }}
+{{- if $value }}{{ $_ := set $configured $key $value }}{{ end }}
+{{- end }}
+{{- with $configured -}}
 duration:
   {{- toYaml . | nindent 2 }}
 {{- end }}
@@ -279,11 +361,15 @@ validations:
 {{/* The files of all issuers, as sources of a projected volume. */}}
 {{- define "step-csi.issuerSources" -}}
 {{- range $name, $issuer := .Values.issuers }}
+{{- range $secret := include "step-csi.provisionerSecrets" (dict "name" $name "provisioner" $issuer.provisioner) | fromYamlArray }}
 - secret:
-    name: {{ $issuer.provisioner.passwordSecret.name }}
+    name: {{ $secret.name }}
     items:
-      - key: {{ $issuer.provisioner.passwordSecret.key }}
-        path: issuers/{{ $name }}/password
+      {{- range $secret.files }}
+      - key: {{ .key }}
+        path: issuers/{{ $name }}/{{ .file }}
+      {{- end }}
+{{- end }}
 {{- with include "step-csi.rootSource" (dict "name" $name "issuer" $issuer) }}
 {{ . }}
 {{- end }}
