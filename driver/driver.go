@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -47,6 +48,8 @@ type Config struct {
 	Socket string
 	// Register makes the driver register itself with the kubelet.
 	Register bool
+	// InPod means that the process runs in a pod: the kubelet has another mount namespace.
+	InPod bool
 	// ClusterDomain, TrustDomain and AllowShortNames determine the names of pods.
 	ClusterDomain   names.ClusterDomain
 	TrustDomain     spiffeid.TrustDomain
@@ -88,6 +91,8 @@ type Driver struct {
 	collector *collector
 	readiness issuer.Readiness
 
+	unshared   atomic.Bool     // mounts do not reach pods
+	serving    atomic.Bool     // calls are answered
 	background context.Context // of renewals and revocations; ends with Run
 	ending     sync.WaitGroup  // goroutines that end with background
 }
@@ -159,6 +164,11 @@ func (d *Driver) Run(ctx context.Context) error {
 		klog.FromContext(ctx).Error(d.quota.problem, "Cannot find the plugin's memory limit; volumes are not limited by it")
 	}
 
+	if err := d.checkPropagation(podsDir); err != nil {
+		// Mounted volumes are renewed nevertheless, and the events of new pods say why they wait.
+		klog.FromContext(ctx).Error(err, "Volumes cannot reach pods; refusing to publish volumes")
+	}
+
 	server, err := d.listen(ctx)
 	if err != nil {
 		return err
@@ -183,13 +193,15 @@ func (d *Driver) Run(ctx context.Context) error {
 		d.ending.Go(func() { d.readiness.Watch(d.background, name, i.Issuer.Issuer, i.rootsRefresh) })
 		d.ending.Go(func() { d.followRoots(d.background, i) })
 	}
-	return server.serve(ctx)
+	d.serving.Store(true)
+	defer context.AfterFunc(ctx, func() { d.serving.Store(false) })()
+	return server.serve(ctx, d.trust.mayHaveChanged)
 }
 
-// Ready returns a nil error once at least one issuer has been reached and verified. It
-// does not wait for all of them: a CA that is down must not stop the rollout of the
-// plugin, which serves the volumes of the others. details has a line for each issuer that
-// does not work, or that has a warning.
+// Ready returns a nil error once at least one issuer has been reached and verified, while
+// volumes can reach pods. It does not wait for all issuers: a CA that is down must not stop
+// the rollout of the plugin, which serves the volumes of the others. details has a line for
+// each issuer that does not work, or that has a warning.
 func (d *Driver) Ready() (details string, err error) {
-	return d.readiness.Details(), d.readiness.Err()
+	return d.readiness.Details(), errors.Join(d.propagationErr(), d.readiness.Err())
 }

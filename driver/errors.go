@@ -37,6 +37,7 @@ func code(err error) codes.Code {
 		{errInvalid, codes.InvalidArgument},
 		{volume.ErrInvalid, codes.InvalidArgument},
 		{errUncertain, codes.Unavailable},
+		{errUnshared, codes.FailedPrecondition},
 		{errExhausted, codes.ResourceExhausted},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
 		{context.Canceled, codes.Canceled},

@@ -22,6 +22,7 @@ func TestCodes(t *testing.T) {
 		{fmt.Errorf("%w: no such key", errInvalid), codes.InvalidArgument},
 		{fmt.Errorf("%w: no such key", volume.ErrInvalid), codes.InvalidArgument},
 		{fmt.Errorf("%w: too many open files", errUncertain), codes.Unavailable},
+		{fmt.Errorf("%w: private", errUnshared), codes.FailedPrecondition},
 		// The pod is over its own rate limit: the kubelet retries.
 		{fmt.Errorf("issuer default: %w: shop/web-0", issuer.Throttled), codes.ResourceExhausted},
 		{fmt.Errorf("issuer default: %w: expired", issuer.NoPodToken), codes.Unavailable},

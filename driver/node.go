@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -60,6 +61,9 @@ func (d *Driver) NodePublishVolume(ctx context.Context, req *csi.NodePublishVolu
 		if known != nil { // another process unmounted the volume
 			d.volumes.remove(known.VolumeID, path)
 			d.revokeLater(ctx, known, known.Abandon())
+		}
+		if err := d.checkPropagation(filepath.Dir(path)); err != nil {
+			return nil, err
 		}
 		done, err := d.admit(ctx, spec)
 		if err != nil {
@@ -222,16 +226,39 @@ func (d *Driver) parseTarget(id, field, path string) (string, error) {
 	}
 	relative, below := d.relative(path)
 	if !below {
-		return "", fmt.Errorf(
-			"%w: %s %q is not below the kubelet's directory %s: if the kubelet has another --root-dir, set --kubelet-dir to it",
-			errInvalid, field, path, d.config.KubeletDir)
+		advice := "if the kubelet has another --root-dir, set the chart value kubeletDir (the flag --kubelet-dir) to it"
+		if root, _ := kubeletDirOf(path); root != "" {
+			advice = fmt.Sprintf("the kubelet's --root-dir is %s: set the chart value kubeletDir (the flag --kubelet-dir) to it", root)
+		}
+		return "", fmt.Errorf("%w: %s %q is not below the kubelet's directory %s, as the node plugin knows it; %s",
+			errInvalid, field, path, d.config.KubeletDir, advice)
 	}
 	return relative, nil
 }
 
-// relative returns the path relative to the kubelet's directory, and whether it lies
-// below. The path must be absolute and clean.
+// relative returns the path relative to the kubelet's directory, and whether it lies below.
+// The path must be absolute and clean. It may begin with another path of the same directory,
+// such as a symbolic link: the kubelet's --root-dir and --kubelet-dir then differ.
 func (d *Driver) relative(path string) (string, bool) {
-	relative, err := filepath.Rel(d.config.KubeletDir, path)
-	return relative, err == nil && filepath.IsAbs(path) && filepath.Clean(path) == path && relative != "." && filepath.IsLocal(relative)
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		return "", false
+	}
+	if relative, err := filepath.Rel(d.config.KubeletDir, path); err == nil && relative != "." && filepath.IsLocal(relative) {
+		return relative, true
+	}
+	// Only the part before pods/ may have links. No pod can write there.
+	root, relative := kubeletDirOf(path)
+	return relative, root != "" && d.node.Targets.Is(root)
+}
+
+// kubeletDirOf splits a target path into the kubelet's directory and the rest, by the form
+// that the kubelet gives it: <directory>/pods/<uid>/volumes/kubernetes.io~csi/<name>/mount.
+// For any other path, the directory is empty.
+func kubeletDirOf(target string) (directory, rest string) {
+	parts := strings.Split(target, "/")
+	at := len(parts) - 6
+	if at < 1 || nameInPod(target) == "" || parts[at] != podsDir || parts[at+2] != "volumes" {
+		return "", ""
+	}
+	return cmp.Or(strings.Join(parts[:at], "/"), "/"), strings.Join(parts[at:], "/")
 }

@@ -130,7 +130,7 @@ func (f *trustFile) save(ctx context.Context, issuers map[string]*issuerState) (
 	switch {
 	case err != nil:
 		return err
-	case bytes.Equal(data, f.saved) || len(contents.Issuers) == 0 && f.saved == nil:
+	case bytes.Equal(data, f.saved) && f.exists() || len(contents.Issuers) == 0 && f.saved == nil:
 		return nil
 	case len(data) > maxTrustFile:
 		return fmt.Errorf("the roots need %d bytes, more than %d", len(data), maxTrustFile)
@@ -140,6 +140,12 @@ func (f *trustFile) save(ctx context.Context, issuers map[string]*issuerState) (
 	}
 	f.saved = data
 	return nil
+}
+
+// exists is false if somebody has removed the file, such as with its directory.
+func (f *trustFile) exists() bool {
+	_, err := os.Lstat(f.path)
+	return err == nil
 }
 
 // write replaces the file, so that a reader finds either the old or the new contents,

@@ -26,6 +26,16 @@ func (t Token) ValidAt(now time.Time) bool {
 	return t.text != "" && (t.expiry.IsZero() || now.Before(t.expiry))
 }
 
+// Missing says why there is no valid token at the time, and what to change.
+func (t Token) Missing(now time.Time) string {
+	if t.text == "" {
+		return "the kubelet has passed no token for the audience " + TokenAudience + ": the CSIDriver object needs tokenRequests for it " +
+			"(the chart sets them with mode: ra)"
+	}
+	return fmt.Sprintf("the last token expired %s ago: the kubelet brings a new one within two minutes, if the CSIDriver object has "+
+		"requiresRepublish: true and the clocks of this node and the API server agree", now.Sub(t.expiry).Round(time.Second))
+}
+
 // NewerThan tells whether t expires later than other.
 func (t Token) NewerThan(other Token) bool {
 	return t.text != "" && (other.text == "" || t.expiry.After(other.expiry))

@@ -277,12 +277,15 @@ func (f *configFile) reserve(c *config) (*policy.Reserved, error) {
 			hosts = append(hosts, host)
 		}
 	}
-	// The kubelet sets this in every container.
-	if host, err := names.ParseHost(os.Getenv("KUBERNETES_SERVICE_HOST")); err == nil {
+	if host, err := names.ParseHost(kubernetesHost()); err == nil {
 		hosts = append(hosts, host)
 	}
 	return policy.NewReserved(c.clusterDomain, hosts...), nil
 }
+
+// kubernetesHost returns the host of the API server, which the kubelet sets in every
+// container. It is empty outside of a pod.
+func kubernetesHost() string { return os.Getenv("KUBERNETES_SERVICE_HOST") }
 
 // allow returns the issuer's own policy, or the common one. For an issuer at the
 // registration authority, the authority's policy decides.

@@ -40,7 +40,7 @@ func largeMetrics() *prometheus.Registry {
 // startHealth serves health and metrics on loopback until the test ends.
 func startHealth(t *testing.T, registry *prometheus.Registry) *health {
 	t.Helper()
-	h, err := newHealth("127.0.0.1:0", func() (string, error) { return "", nil }, registry)
+	h, err := newHealth("127.0.0.1:0", working{}, registry)
 	if err != nil {
 		t.Fatal(err)
 	}

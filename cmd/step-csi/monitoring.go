@@ -25,14 +25,19 @@ type health struct {
 	server   *http.Server
 }
 
-// readiness tells whether a program is ready. details has a line for each part of it that
-// does not work, also while the program as a whole is ready.
-type readiness func() (details string, err error)
+// program is what a command runs.
+type program interface {
+	// Ready tells whether the program is ready. details has a line for each part of it that
+	// does not work, also while the program as a whole is ready.
+	Ready() (details string, err error)
+	// Live returns an error if only a new process can work. It may hang if this one does.
+	Live(context.Context) error
+}
 
 // newHealth listens on the address. It returns nil for an empty address. Every pod of
 // the cluster may be able to connect: the limits keep the memory of the process bounded
 // and the kubelet's probes answered, whatever clients do.
-func newHealth(address string, ready readiness, registry *prometheus.Registry) (*health, error) {
+func newHealth(address string, p program, registry *prometheus.Registry) (*health, error) {
 	if address == "" {
 		return nil, nil
 	}
@@ -45,7 +50,7 @@ func newHealth(address string, ready readiness, registry *prometheus.Registry) (
 		Help: "Connections to the port of health and metrics that were closed in favor of new ones, because there were too many.",
 	}, listener.countEvicted))
 	return &health{listener, &http.Server{
-		Handler:        healthHandler(ready, registry),
+		Handler:        healthHandler(p, registry),
 		ReadTimeout:    5 * time.Second,
 		WriteTimeout:   10 * time.Second,
 		IdleTimeout:    time.Minute,
@@ -55,13 +60,20 @@ func newHealth(address string, ready readiness, registry *prometheus.Registry) (
 
 // healthHandler returns the handler. Only readiness depends on the CA: restarting the
 // process would not help.
-func healthHandler(ready readiness, metrics prometheus.Gatherer) http.Handler {
+func healthHandler(p program, metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
-	alive := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") }
+	live := &liveness{check: p.Live}
+	alive := func(w http.ResponseWriter, r *http.Request) {
+		if err := live.probe(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	}
 	mux.HandleFunc("GET /livez", alive)
 	mux.HandleFunc("GET /healthz", alive)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		details, err := ready()
+		details, err := p.Ready()
 		if err != nil {
 			http.Error(w, strings.TrimSpace(err.Error()+"\n"+details), http.StatusServiceUnavailable)
 			return

@@ -16,25 +16,48 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
+// working is a program that is ready and live, unless its functions say otherwise.
+type working struct {
+	ready func() (string, error)
+	live  func(context.Context) error
+}
+
+func (w working) Ready() (string, error) {
+	if w.ready == nil {
+		return "", nil
+	}
+	return w.ready()
+}
+
+func (w working) Live(ctx context.Context) error {
+	if w.live == nil {
+		return nil
+	}
+	return w.live(ctx)
+}
+
 func TestHealth(t *testing.T) {
 	for name, test := range map[string]struct {
 		path    string
 		ready   error
 		details string
+		live    error
 		status  int
 		body    string
 	}{
-		"alive":                {"/livez", nil, "", http.StatusOK, "ok\n"},
-		"alive without the CA": {"/livez", errors.New("no issuer works"), "", http.StatusOK, "ok\n"},
-		"healthy":              {"/healthz", errors.New("no issuer works"), "", http.StatusOK, "ok\n"},
-		"ready":                {"/readyz", nil, "", http.StatusOK, "ok\n"},
-		"one issuer is down":   {"/readyz", nil, "issuer b: no route\n", http.StatusOK, "ok\nissuer b: no route\n"},
-		"not ready":            {"/readyz", errors.New("no issuer works"), "issuer a: no route\n", http.StatusServiceUnavailable, "no issuer works\nissuer a: no route\n"},
-		"unknown":              {"/", nil, "", http.StatusNotFound, "404 page not found\n"},
+		"alive":                {"/livez", nil, "", nil, http.StatusOK, "ok\n"},
+		"alive without the CA": {"/livez", errors.New("no issuer works"), "", nil, http.StatusOK, "ok\n"},
+		"the socket is lost":   {"/livez", nil, "", errors.New("no such file"), http.StatusServiceUnavailable, "no such file\n"},
+		"healthy":              {"/healthz", errors.New("no issuer works"), "", nil, http.StatusOK, "ok\n"},
+		"ready":                {"/readyz", nil, "", nil, http.StatusOK, "ok\n"},
+		"one issuer is down":   {"/readyz", nil, "issuer b: no route\n", nil, http.StatusOK, "ok\nissuer b: no route\n"},
+		"not ready":            {"/readyz", errors.New("no issuer works"), "issuer a: no route\n", nil, http.StatusServiceUnavailable, "no issuer works\nissuer a: no route\n"},
+		"unknown":              {"/", nil, "", nil, http.StatusNotFound, "404 page not found\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			answer := httptest.NewRecorder()
-			healthHandler(func() (string, error) { return test.details, test.ready }, nil).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, test.path, nil))
+			p := working{ready: func() (string, error) { return test.details, test.ready }, live: func(context.Context) error { return test.live }}
+			healthHandler(p, nil).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, test.path, nil))
 			if answer.Code != test.status || answer.Body.String() != test.body {
 				t.Errorf("%d %q", answer.Code, answer.Body)
 			}
@@ -51,7 +74,7 @@ func TestCommonMetrics(t *testing.T) {
 		t.Errorf("%v, %v", problems, err)
 	}
 	answer := httptest.NewRecorder()
-	healthHandler(nil, registry).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	healthHandler(working{}, registry).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, want := range []string{`step_csi_build_info{goversion="` + runtime.Version() + `",version="` + release() + `"} 1`, "\ngo_goroutines ", "\nprocess_open_fds "} {
 		if !strings.Contains(answer.Body.String(), want) {
 			t.Errorf("the metrics lack %q:\n%s", want, answer.Body)
@@ -76,7 +99,7 @@ func TestHealthAddress(t *testing.T) {
 // When the plugin stops, it finishes the requests in flight and then closes the port.
 func TestHealthStops(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
-	h, err := newHealth("127.0.0.1:0", func() (string, error) { close(asked); <-release; return "", nil }, prometheus.NewRegistry())
+	h, err := newHealth("127.0.0.1:0", working{ready: func() (string, error) { close(asked); <-release; return "", nil }}, prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

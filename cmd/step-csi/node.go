@@ -91,7 +91,7 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", c.driverName, "node", o.nodeName, "selinux", configured.SELinux)
-	err = o.serve(ctx, d.Ready, registry, d.Run)
+	err = o.serve(ctx, d, registry, d.Run)
 	klog.FromContext(ctx).Info("Stopped; mounted volumes stay as they are")
 	return err
 }
@@ -130,6 +130,7 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		SELinuxContext:  o.seLinuxContext,
 		Socket:          cmp.Or(o.socket, filepath.Join(o.kubeletDir, "plugins", c.driverName, "csi.sock")),
 		Register:        o.register,
+		InPod:           kubernetesHost() != "",
 		ClusterDomain:   c.clusterDomain,
 		TrustDomain:     c.trustDomain,
 		AllowShortNames: c.allowShortNames,

@@ -40,8 +40,8 @@ func (p *process) start(check func(*configFile, string) (*config, error), keep .
 }
 
 // serve serves health and metrics while it runs the program.
-func (p *process) serve(ctx context.Context, ready readiness, metrics *prometheus.Registry, program func(context.Context) error) error {
-	h, err := newHealth(p.httpAddress, ready, metrics)
+func (p *process) serve(ctx context.Context, of program, metrics *prometheus.Registry, run func(context.Context) error) error {
+	h, err := newHealth(p.httpAddress, of, metrics)
 	if err != nil {
 		return err
 	}
@@ -50,5 +50,5 @@ func (p *process) serve(ctx context.Context, ready readiness, metrics *prometheu
 	defer serving.Wait()
 	defer stop()
 	serving.Go(func() { h.serve(ctx) })
-	return program(ctx)
+	return run(ctx)
 }

@@ -39,6 +39,13 @@ func Identity(volumeContext map[string]string, node string) (pod issuer.Pod, use
 		{"pod.uid", pod.UID, names.CheckLabel},
 		{"serviceAccount.name", pod.ServiceAccount, names.CheckSubdomain},
 	} {
+		if _, given := volumeContext[kubeletPrefix+field.key]; given && field.value == "" && field.key == "serviceAccount.name" {
+			// The API server gives every pod a service account, except for the mirror pods of
+			// static pods, which the kubelet runs without it.
+			return pod, nil, fmt.Errorf("pod %s/%s has no service account, and so no token that proves its identity, because it is a static pod: "+
+				"run it as a Deployment or DaemonSet, or give it a certificate from outside of Kubernetes, such as by \"step ca certificate\" on the node",
+				pod.Namespace, pod.Name)
+		}
 		if field.value == "" {
 			return pod, nil, fmt.Errorf("%s%s is missing: the CSIDriver object needs podInfoOnMount: true", kubeletPrefix, field.key)
 		}

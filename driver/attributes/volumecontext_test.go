@@ -43,7 +43,7 @@ func TestInvalidIdentity(t *testing.T) {
 		{"pod.name", "", "pod.name is missing: the CSIDriver object needs podInfoOnMount: true"},
 		{"pod.namespace", "", "podInfoOnMount: true"},
 		{"pod.uid", "", "podInfoOnMount: true"},
-		{"serviceAccount.name", "", "podInfoOnMount: true"},
+		{"serviceAccount.name", "", "pod shop/web-0 has no service account, and so no token that proves its identity, because it is a static pod: run it as a Deployment or DaemonSet"},
 		{"pod.name", "Web", `csi.storage.k8s.io/pod.name: "Web" is not a Kubernetes name`},
 		{"pod.name", strings.Repeat("a", 253), ""},
 		{"pod.name", strings.Repeat("a", 254), "is not a Kubernetes name"},
@@ -78,6 +78,10 @@ func TestInvalidIdentity(t *testing.T) {
 func TestIdentityWithoutPodInfo(t *testing.T) {
 	_, _, err := attributes.Identity(map[string]string{"service-names": "web"}, "node-1")
 	wantError(t, "no pod info", err, "podInfoOnMount: true")
+	given := volumeContext()
+	delete(given, "csi.storage.k8s.io/serviceAccount.name")
+	_, _, err = attributes.Identity(given, "node-1") // not a static pod, which has the key
+	wantError(t, "no service account", err, "podInfoOnMount: true")
 	_, _, err = attributes.Identity(nil, "")
 	wantError(t, "nil", err, "podInfoOnMount: true")
 }

@@ -33,6 +33,17 @@ func OpenDirectory(path string) (*Directory, error) {
 // Close closes the directory.
 func (d *Directory) Close() error { return d.file.Close() }
 
+// Is tells whether path leads to the directory, which may have several paths: by symbolic
+// links, or by bind mounts.
+func (d *Directory) Is(path string) bool {
+	other, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	own, err := d.file.Stat()
+	return err == nil && os.SameFile(own, other)
+}
+
 // Relative returns a path of the mount table relative to the directory.
 func (d *Directory) Relative(mountPoint string) (string, bool) {
 	relative, err := filepath.Rel(d.path, mountPoint)
@@ -49,7 +60,7 @@ func (d *Directory) Open(relative string) (*os.File, error) {
 	path := filepath.Join(d.path, relative)
 	switch {
 	case errors.Is(err, unix.ELOOP):
-		return nil, fmt.Errorf("%s: the path contains a symbolic link: %w", path, err)
+		return nil, fmt.Errorf("%s: the path contains a symbolic link, and no link below the kubelet's directory is followed; use a bind mount instead: %w", path, err)
 	case err != nil:
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}

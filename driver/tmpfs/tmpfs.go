@@ -184,24 +184,10 @@ func (t *Tree) Device() (uint64, error) { return Device(t.file) }
 // IsOf tells whether a tmpfs of the given source is attached at target, by the mount
 // table. Unlike the record, a container cannot change the mount table of this process.
 func IsOf(target *os.File, source string) (bool, error) {
-	var attributes unix.Statx_t
-	if err := unix.Statx(int(target.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &attributes); err != nil {
-		return false, os.NewSyscallError("statx", err)
-	}
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return false, err
-	}
-	id := strconv.FormatUint(attributes.Mnt_id, 10) + " "
-	for line := range strings.Lines(string(table)) {
-		if !strings.HasPrefix(line, id) {
-			continue
-		}
-		// See proc_pid_mountinfo(5): after the separator come the type and the source.
-		_, system, _ := strings.Cut(line, " - ")
-		return strings.HasPrefix(system, "tmpfs "+source+" "), nil
-	}
-	return false, nil
+	_, line, err := mountLine(target)
+	// See proc_pid_mountinfo(5): after the separator come the type and the source.
+	_, system, _ := strings.Cut(line, " - ")
+	return err == nil && strings.HasPrefix(system, "tmpfs "+source+" "), err
 }
 
 // Detach unmounts the mount at target at once, even if processes have open files there.

@@ -162,10 +162,8 @@ func (s *Signer) CompareClocks() string { return s.clock.Describe("registration 
 func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
 	token, pod := req.Applicant.Token, req.Applicant.Pod
 	// The clock of the API server decides, and this machine's may be ahead.
-	if !token.ValidAt(time.Now().Add(-clock.Tolerance)) {
-		return nil, fmt.Errorf("%w to show to the registration authority %s: the kubelet brings one with its next call, within two minutes, "+
-			"if the CSIDriver object has tokenRequests for the audience %s and requiresRepublish: true",
-			issuer.NoPodToken, s.url, issuer.TokenAudience)
+	if now := time.Now(); !token.ValidAt(now.Add(-clock.Tolerance)) {
+		return nil, fmt.Errorf("%w to show to the registration authority %s: %s", issuer.NoPodToken, s.url, token.Missing(now))
 	}
 	request := &rapb.SignRequest{
 		Issuer:          s.config.Issuer,

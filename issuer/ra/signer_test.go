@@ -83,8 +83,8 @@ func TestSignWithoutTokenOrAuthority(t *testing.T) {
 		want  issuer.Outcome
 		text  string
 	}{
-		"none":    {issuer.Token{}, issuer.NoPodToken, "tokenRequests"},
-		"expired": {issuer.NewToken("a.b.c", now.Add(-time.Hour)), issuer.NoPodToken, "tokenRequests"},
+		"none":    {issuer.Token{}, issuer.NoPodToken, "passed no token for the audience step-csi: the CSIDriver object needs tokenRequests"},
+		"expired": {issuer.NewToken("a.b.c", now.Add(-time.Hour)), issuer.NoPodToken, "the last token expired 1h0m0s ago"},
 		// By this machine's clock. The API server decides.
 		"expired just now": {issuer.NewToken("a.b.c", now.Add(-2*time.Minute)), issuer.Unavailable, "ra.invalid"},
 		"valid":            {issuer.NewToken("a.b.c", now.Add(time.Hour)), issuer.Unavailable, "ra.invalid"},

@@ -53,8 +53,9 @@ type Scheduler struct {
 	waiting   Queue   // entries that are not due, or wait for their own retry
 	backlog   Backlog // entries that are due
 	throttled throttles
-	urgent    Queue // the due entries, by the time when they become urgent; without expired ones
-	renewals  int   // in progress
+	urgent    Queue               // the due entries, by the time when they become urgent; without expired ones
+	renewing  map[*Entry]struct{} // renewals in progress
+	heartbeat time.Time           // when Run last looked for renewals; zero before Run
 	running   context.Context
 	ending    sync.WaitGroup
 	began     time.Time // when the last renewal of the backlog started; zero once the backlog is empty
@@ -64,7 +65,7 @@ type Scheduler struct {
 
 // New makes a scheduler. Renewals start with Run.
 func New() *Scheduler {
-	return &Scheduler{limiter: NewLimiter(), wake: make(chan struct{}, 1)}
+	return &Scheduler{limiter: NewLimiter(), wake: make(chan struct{}, 1), renewing: map[*Entry]struct{}{}}
 }
 
 // Entry is a certificate to renew. The scheduler's lock guards its fields.
@@ -224,14 +225,15 @@ func (s *Scheduler) pause() { s.began, s.jitter = time.Now(), rand.Float64() }
 // Run starts renewals until ctx ends. Then it waits for the renewals in progress.
 func (s *Scheduler) Run(ctx context.Context) {
 	s.mu.Lock()
-	s.running = ctx
+	s.running, s.heartbeat = ctx, time.Now()
 	s.pause()
 	s.mu.Unlock()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for ctx.Err() == nil {
 		s.mu.Lock()
-		next := s.step(time.Now())
+		s.heartbeat = time.Now()
+		next := s.step(s.heartbeat)
 		s.mu.Unlock()
 		timer.Reset(min(time.Until(next), clockCheck))
 		select {
@@ -282,9 +284,9 @@ func (s *Scheduler) candidate(now time.Time) (*Entry, time.Time) {
 	case turn == nil: // the next due entry starts at once
 		s.began = time.Time{}
 		return nil, now
-	case s.renewals >= mostRenewals:
+	case len(s.renewing) >= mostRenewals:
 		return nil, now
-	case s.breaker.IsOpen() && s.renewals > 0: // the probe is in progress
+	case s.breaker.IsOpen() && len(s.renewing) > 0: // the probe is in progress
 		return nil, now
 	case s.breaker.IsOpen() && urgent != nil:
 		// The most urgent certificate decides when. If it is not urgent yet, the probe
@@ -319,7 +321,7 @@ func (s *Scheduler) begin(e *Entry, now time.Time) {
 	e.began = now
 	ctx, cancel := context.WithCancel(s.running)
 	e.cancel, e.done = cancel, make(chan struct{})
-	s.renewals++
+	s.renewing[e] = struct{}{}
 	renew := e.renew
 	s.ending.Go(func() {
 		defer close(e.done)
@@ -337,7 +339,7 @@ func (s *Scheduler) begin(e *Entry, now time.Time) {
 
 // end records the result of a renewal.
 func (s *Scheduler) end(e *Entry, v renewal.Validity, err error, stopped bool) {
-	s.renewals--
+	delete(s.renewing, e)
 	e.cancel = nil
 	now := time.Now()
 	switch {

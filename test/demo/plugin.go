@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -53,6 +55,8 @@ func startPlugin(ctx context.Context, binary, directory string, ca *embeddedca.C
 		return nil, err
 	}
 	p.process = exec.Command(binary, "node", "--config", config, "--kubelet-dir", p.kubeletDir, "--node-name", "demo-node", "--kubelet-register=false")
+	// The demo may run in a pod, which the plugin must not take for its own.
+	p.process.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "KUBERNETES_SERVICE_HOST=") })
 	p.process.Stdout, p.process.Stderr = p.log, p.log
 	if err := p.process.Start(); err != nil {
 		return nil, err

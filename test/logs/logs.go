@@ -10,6 +10,7 @@ const (
 	HoldersRenew     = `"Warning: the CA renews certificates for their holders"`
 	TokenExpiring    = `"Warning: the certificate that signs tokens is about to expire"`
 	ServingHealth    = `"Serving health"`
+	ServingAgain     = `"Serving again on a socket that somebody has removed or replaced"`
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`
 	CallFailed       = `"Call failed"`

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -93,7 +94,9 @@ func (n *Node) Command() *exec.Cmd {
 	command := n.Binary.Command(append(args, n.Flags...)...)
 	// Whatever it writes beside its volumes, it writes here, and a test looks there.
 	command.Dir = filepath.Dir(n.Config)
-	command.Env = append(append(os.Environ(), "TMPDIR="+command.Dir), n.Env...)
+	// The tests may run in a pod, which the plugin must not take for its own.
+	command.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "KUBERNETES_SERVICE_HOST=") })
+	command.Env = append(command.Env, append(n.Env, "TMPDIR="+command.Dir)...)
 	command.Stdout, command.Stderr = n.Logs, n.Logs
 	return command
 }

@@ -125,6 +125,18 @@ func (s *Server) Ready() (details string, err error) {
 	return s.readiness.Details(), errors.Join(s.serving.err(), s.readiness.Err())
 }
 
+// Live returns an error if the renewal of the server's own certificate hangs. It waits for
+// the locks that every connection needs, so the caller must limit how long it waits. It
+// depends neither on a CA nor on the API server, and calls no socket: while many clients
+// connect, that can take long in a healthy process.
+func (s *Server) Live(context.Context) error {
+	if c := s.metrics.connections.Load(); c != nil {
+		c.sizes()
+	}
+	s.readiness.Details()
+	return s.serving.scheduler.Stalled()
+}
+
 // Run serves on the listener until ctx ends, and then waits for the calls in flight.
 func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -32,9 +32,10 @@ type Serving struct {
 
 // serving holds the server's own certificate and renews it.
 type serving struct {
-	issuer  *issuer.Issuer
-	request issuer.Request
-	current atomic.Pointer[tls.Certificate]
+	issuer    *issuer.Issuer
+	request   issuer.Request
+	scheduler *schedule.Scheduler
+	current   atomic.Pointer[tls.Certificate]
 }
 
 func newServing(c Serving) (*serving, error) {
@@ -42,7 +43,7 @@ func newServing(c Serving) (*serving, error) {
 	if !ok {
 		return nil, errors.New("names: the registration authority's own certificate needs DNS names, at least one of them with at most 64 bytes")
 	}
-	s := &serving{request: issuer.Request{
+	s := &serving{scheduler: schedule.New(), request: issuer.Request{
 		CommonName: commonName, DNSNames: c.Names, KeyType: issuer.ECDSAP256,
 	}}
 	var err error
@@ -65,9 +66,8 @@ const slowestRetry = 10 * time.Second
 
 // keep obtains the certificate and renews it until ctx ends.
 func (s *serving) keep(ctx context.Context) {
-	scheduler := schedule.New()
-	scheduler.Add("", renewal.Validity{SlowestRetry: slowestRetry}, func(ctx context.Context) (v renewal.Validity, err error) {
-		err = scheduler.Call(ctx, schedule.Renewal, fair.Owner{}, func(ctx context.Context) (err error) {
+	s.scheduler.Add("", renewal.Validity{SlowestRetry: slowestRetry}, func(ctx context.Context) (v renewal.Validity, err error) {
+		err = s.scheduler.Call(ctx, schedule.Renewal, fair.Owner{}, func(ctx context.Context) (err error) {
 			v, err = s.renew(ctx)
 			return err
 		})
@@ -76,7 +76,7 @@ func (s *serving) keep(ctx context.Context) {
 		}
 		return v, err
 	})
-	scheduler.Run(ctx)
+	s.scheduler.Run(ctx)
 }
 
 // renew obtains a new certificate.
