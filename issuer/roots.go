@@ -95,7 +95,7 @@ func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe f
 			logger.Error(err, "Roots refresh failed; the known roots stay in use")
 		}
 		failing = err != nil
-		if wait = jittered(every); failing && i.followed.Load() == nil {
+		if wait = jittered(i.refreshInterval(every)); failing && i.followed.Load() == nil {
 			wait = retry.Next()
 		}
 	}
@@ -143,6 +143,7 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 		return Roots{}, err
 	}
 	i.roots.store(roots)
+	i.refreshIntermediates(ctx, roots)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)
 		logger.Info("New CA roots", "own", trust.Fingerprints(roots.Own), "federated", trust.Fingerprints(roots.Federated))
