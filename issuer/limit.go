@@ -24,6 +24,8 @@ type limit struct {
 	mu      sync.Mutex
 	last    time.Time // of the chain that the CA has shown last
 	longest time.Time // the latest that the CA has ever shown
+	// intermediates are the verified answer of an Intermediates.
+	intermediates []*x509.Certificate
 	// warned has the fingerprints of certificates that observe has warned about.
 	warned map[string]bool
 }
@@ -86,9 +88,13 @@ func (i *Issuer) refreshSoon() {
 // refreshIntermediates asks what the CA signs with now, if the signer can say. A failure
 // changes nothing: the next certificate shows the chain, too.
 func (i *Issuer) refreshIntermediates(ctx context.Context, roots Roots) {
-	ctx, cancel := context.WithTimeout(ctx, intermediatesTimeout)
+	signer, ok := i.signer.(Intermediates)
+	if !ok {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, intermediatesTimeout)
 	defer cancel()
-	certificates, err := i.Intermediates(ctx)
+	certificates, err := signer.Intermediates(limited)
 	if err == nil && len(certificates) == 0 {
 		return
 	}
@@ -103,6 +109,7 @@ func (i *Issuer) refreshIntermediates(ctx context.Context, roots Roots) {
 	i.limit.mu.Lock()
 	defer i.limit.mu.Unlock()
 	i.limit.show(c.NotAfter())
+	i.limit.intermediates = certificates
 }
 
 // refreshInterval returns the interval between two requests for the roots: every, or less if
@@ -125,11 +132,10 @@ func (i *Issuer) CANotAfter() time.Time {
 	return i.limit.longest
 }
 
-// Intermediates returns what the CA signs with, as it said last. There are none if it did
-// not say.
-func (i *Issuer) Intermediates(ctx context.Context) ([]*x509.Certificate, error) {
-	if s, ok := i.signer.(Intermediates); ok {
-		return s.Intermediates(ctx)
-	}
-	return nil, nil
+// LatestIntermediates returns what the CA signs with, as it said last, without a request.
+// There are none if it did not say.
+func (i *Issuer) LatestIntermediates() []*x509.Certificate {
+	i.limit.mu.Lock()
+	defer i.limit.mu.Unlock()
+	return i.limit.intermediates
 }

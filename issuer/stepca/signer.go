@@ -76,6 +76,7 @@ var (
 	_ issuer.Signer        = (*Signer)(nil)
 	_ issuer.Revoker       = (*Signer)(nil)
 	_ issuer.HolderRenewal = (*Signer)(nil)
+	_ issuer.Intermediates = (*Signer)(nil)
 )
 
 // New checks the configuration. It does not call the CA.

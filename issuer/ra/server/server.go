@@ -182,5 +182,6 @@ func (s *Server) roots(ctx context.Context, name string) (*rapb.RootsResponse, e
 	return &rapb.RootsResponse{
 		Roots: ra.Raw(roots.Own), FederatedRoots: ra.Raw(roots.Federated), RootsAgeMilliseconds: ageMilliseconds(roots),
 		AuthorityRoots: ra.Raw(own.Own), AuthorityRootsAgeMilliseconds: ageMilliseconds(own),
+		Intermediates: ra.Raw(i.LatestIntermediates()),
 	}, nil
 }
