@@ -34,7 +34,7 @@ func (c Chain) NotAfter() time.Time { return c.First.NotAfter }
 // LimitedBy describes the certificate of the CA that expires before the leaf. It is empty if
 // the leaf expires first.
 func (c Chain) LimitedBy() string {
-	if c.First.Equal(c.Certificates[0]) {
+	if c.First == nil || c.First.Equal(c.Certificates[0]) {
 		return ""
 	}
 	return Describe(c.First)

@@ -147,6 +147,7 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 				}
 				at.WithLabelValues(name).SetToCurrentTime()
 				s.readiness.ObserveRoots(name, err)
+				s.serving.renewEarly(i.CANotAfter())
 			})
 		})
 	}

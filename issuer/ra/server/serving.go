@@ -35,6 +35,10 @@ type serving struct {
 	issuer  *issuer.Issuer
 	request issuer.Request
 	current atomic.Pointer[tls.Certificate]
+	// validity is the effective one of current; nil until keep has obtained a certificate.
+	validity atomic.Pointer[renewal.Validity]
+	entry    atomic.Pointer[schedule.Entry] // once keep was called
+	early   atomic.Int64                   // the Unix time of the expiry of the chain that renewEarly knows
 }
 
 func newServing(c Serving) (*serving, error) {
@@ -66,7 +70,8 @@ const slowestRetry = 10 * time.Second
 // keep obtains the certificate and renews it until ctx ends.
 func (s *serving) keep(ctx context.Context) {
 	scheduler := schedule.New()
-	scheduler.Add("", renewal.Validity{SlowestRetry: slowestRetry}, func(ctx context.Context) (v renewal.Validity, err error) {
+	s.entry.Store(scheduler.Add("", renewal.Validity{SlowestRetry: slowestRetry}, func(ctx context.Context) (v renewal.Validity, err error) {
+		previous := s.validity.Load()
 		err = scheduler.Call(ctx, schedule.Renewal, fair.Owner{}, func(ctx context.Context) (err error) {
 			v, err = s.renew(ctx)
 			return err
@@ -74,9 +79,25 @@ func (s *serving) keep(ctx context.Context) {
 		if err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "Own certificate not issued")
 		}
+		if err == nil && v.LimitedBy != "" && previous != nil && !v.NotAfter.After(previous.NotAfter) {
+			err = schedule.ErrLimited
+		}
 		return v, err
-	})
+	}))
 	scheduler.Run(ctx)
+}
+
+// renewEarly makes the renewal due if a certificate of the CA limits the own certificate, and
+// a CA has shown a chain that expires later, at the time longest. It does so once for each
+// such chain.
+func (s *serving) renewEarly(longest time.Time) {
+	v, entry := s.validity.Load(), s.entry.Load()
+	if v == nil || entry == nil || v.LimitedBy == "" || !longest.After(v.NotAfter) {
+		return
+	}
+	if known := s.early.Load(); longest.Unix() > known && s.early.CompareAndSwap(known, longest.Unix()) {
+		entry.RenewEarly()
+	}
 }
 
 // renew obtains a new certificate.
@@ -87,14 +108,17 @@ func (s *serving) renew(ctx context.Context) (v renewal.Validity, err error) {
 		return v, err
 	}
 	leaf := credential.Leaf()
-	certificate := &tls.Certificate{PrivateKey: credential.Key.Signer, Leaf: leaf}
-	// The roots are included, because node plugins may know only the fingerprint of one.
-	certificate.Certificate = ra.Raw(slices.Concat(credential.Chain, credential.Roots.Own))
-	s.current.Store(certificate)
 	serial := leaf.SerialNumber.String()
-	v = renewal.Validity{Issued: credential.Asked, NotAfter: leaf.NotAfter, Spread: renewal.SpreadOf(serial), SlowestRetry: slowestRetry}
+	v = renewal.Validity{
+		Issued: credential.Asked, NotAfter: credential.NotAfter(), LimitedBy: credential.LimitedBy(), LeafNotAfter: leaf.NotAfter,
+		MinInterval: slowestRetry, Spread: renewal.SpreadOf(serial), SlowestRetry: slowestRetry,
+	}
+	// The roots are included, because node plugins may know only the fingerprint of one.
+	chain := ra.Raw(slices.Concat(credential.Chain, credential.Roots.Own))
+	s.current.Store(&tls.Certificate{Certificate: chain, PrivateKey: credential.Key.Signer, Leaf: leaf})
+	s.validity.Store(&v)
 	klog.FromContext(ctx).Info("Own certificate issued", "serial", serial, "dnsNames", leaf.DNSNames,
-		"notAfter", leaf.NotAfter.UTC().Format(time.RFC3339), "renewal", v.Due().UTC().Format(time.RFC3339))
+		"notAfter", v.NotAfter.UTC().Format(time.RFC3339), "renewal", v.Due().UTC().Format(time.RFC3339))
 	return v, nil
 }
 
@@ -108,9 +132,13 @@ func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 
 // err returns an error if there is no valid certificate.
 func (s *serving) err() error {
-	c, err := s.certificate(nil)
-	if err == nil && !time.Now().Before(c.Leaf.NotAfter) {
-		err = fmt.Errorf("the registration authority's own certificate expired at %s", c.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	_, err := s.certificate(nil)
+	if v := s.validity.Load(); v != nil && !time.Now().Before(v.NotAfter) {
+		expired := "the registration authority's own certificate"
+		if v.LimitedBy != "" {
+			expired = v.LimitedBy + ", which " + expired + " needs,"
+		}
+		err = fmt.Errorf("%s expired at %s", expired, v.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return err
 }
