@@ -80,13 +80,17 @@ func clip(text string) string {
 	return strings.ToValidUTF8(text[:maxName], "") + "…"
 }
 
+// Max is the largest number of certificates in a chain that is verified: a CA that replaces
+// root and intermediate at the same time needs five.
+const Max = 16
+
 // Verify verifies the chain of sent[0], the leaf, at the time now. The leaf must lead to one
 // of the roots, over others of the sent certificates, and all certificates on the path must
 // be valid. If only their validity is missing, the error is a *ValidityError, and Verify
 // returns the chain nevertheless.
 func Verify(sent, roots []*x509.Certificate, now time.Time, usage x509.ExtKeyUsage) (Chain, error) {
-	if len(sent) == 0 {
-		return Chain{}, errors.New("there is no certificate")
+	if len(sent) == 0 || len(sent) > Max {
+		return Chain{}, fmt.Errorf("%d certificates instead of 1 to %d", len(sent), Max)
 	}
 	paths, err := build(sent, roots, usage)
 	if err != nil {
