@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	now    = time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	now    = time.Now().UTC().Truncate(time.Second)
 	serial = big.NewInt(1000)
 )
 
@@ -103,9 +103,9 @@ func TestCertificates(t *testing.T) {
 		"the CA prefers the old root":   {certificates{p.leaf, p.issuing_Old, p.issuing_New}, certificates{p.new_New, p.old_Old}, certificates{p.leaf, p.issuing_Old, p.issuing_New}},
 		"both are cross-signed": {certificates{p.leaf, p.issuing_New, p.issuing_Old, p.new_Old}, certificates{p.new_New, p.old_Old},
 			certificates{p.leaf, p.issuing_New, p.new_Old, p.issuing_Old}},
-		"each once":              {certificates{p.leaf, p.issuing_New, p.new_Old, p.issuing_New, p.leaf, p.new_Old}, certificates{p.new_New, p.old_Old}, certificates{p.leaf, p.issuing_New, p.new_Old}},
-		"others":                 {certificates{p.leaf, p.other_Other, p.issuing_Other, p.issuing_New}, certificates{p.new_New}, certificates{p.leaf, p.issuing_New}},
-		"roots certify mutually": {certificates{p.leaf, p.issuing_New, p.new_Old, p.old_New}, certificates{p.new_New, p.old_Old}, certificates{p.leaf, p.issuing_New, p.new_Old}},
+		"each once":                            {certificates{p.leaf, p.issuing_New, p.new_Old, p.issuing_New, p.leaf, p.new_Old}, certificates{p.new_New, p.old_Old}, certificates{p.leaf, p.issuing_New, p.new_Old}},
+		"others":                               {certificates{p.leaf, p.other_Other, p.issuing_Other, p.issuing_New}, certificates{p.new_New}, certificates{p.leaf, p.issuing_New}},
+		"roots certify mutually":               {certificates{p.leaf, p.issuing_New, p.new_Old, p.old_New}, certificates{p.new_New, p.old_Old}, certificates{p.leaf, p.issuing_New, p.new_Old}},
 		"a known root that is not self-signed": {certificates{p.leaf, p.issuing_New, p.new_Old}, certificates{p.new_Old}, certificates{p.leaf, p.issuing_New, p.new_Old}},
 		"the same root twice":                  {certificates{p.leaf, p.issuing_New}, certificates{p.new_New, p.new_New}, certificates{p.leaf, p.issuing_New}},
 	} {
@@ -158,6 +158,7 @@ func TestExpiry(t *testing.T) {
 	shortRoot := expiring(root, root, 5*time.Minute)
 	oldRoot, viaOld := expiring(old, old, 50*time.Minute), expiring(root, old, 20*time.Minute)
 	expiredRoot, expiredIssuing := expiring(root, root, -time.Second), expiring(issuing, root, -time.Minute)
+	at := func(after time.Duration) string { return now.Add(after).Format(time.RFC3339) }
 	later := issuing.certify(t, root, 100*time.Hour, func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) })
 	for name, test := range map[string]struct {
 		sent, roots certificates
@@ -174,11 +175,11 @@ func TestExpiry(t *testing.T) {
 		"only a cross-signature": {sent: certificates{leaf, goodIssuing, viaOld}, roots: certificates{shortRoot, oldRoot}, first: viaOld, ca: 20 * time.Minute},
 		"an expired root beside": {sent: certificates{leaf, shortIssuing, viaOld}, roots: certificates{expiredRoot, oldRoot}, first: shortIssuing, ca: 10 * time.Minute},
 		"an expired root": {sent: certificates{leaf, goodIssuing}, roots: certificates{expiredRoot}, first: expiredRoot, ca: -time.Second,
-			invalid: `the root "Root" (serial number ` + expiredRoot.SerialNumber.String() + ") expired at 2026-11-25T11:59:59Z"},
+			invalid: `the root "Root" (serial number ` + expiredRoot.SerialNumber.String() + ") expired at " + at(-time.Second)},
 		"an expired intermediate": {sent: certificates{leaf, expiredIssuing}, roots: certificates{good}, first: expiredIssuing, ca: -time.Minute,
-			invalid: `the intermediate "Issuing CA" (serial number ` + expiredIssuing.SerialNumber.String() + ") expired at 2026-11-25T11:59:00Z"},
+			invalid: `the intermediate "Issuing CA" (serial number ` + expiredIssuing.SerialNumber.String() + ") expired at " + at(-time.Minute)},
 		"not valid yet": {sent: certificates{leaf, later}, roots: certificates{good}, first: leaf, ca: 100 * time.Hour,
-			invalid: `the intermediate "Issuing CA" (serial number ` + later.SerialNumber.String() + ") is not yet valid: it is valid from 2026-11-25T12:01:00Z"},
+			invalid: `the intermediate "Issuing CA" (serial number ` + later.SerialNumber.String() + ") is not yet valid: it is valid from " + at(time.Minute)},
 		"an intermediate that is not valid yet beside": {sent: certificates{leaf, shortIssuing, later}, roots: certificates{good}, first: shortIssuing, ca: 10 * time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
