@@ -91,8 +91,12 @@ func (v Validity) Lifetime() time.Duration {
 // which shortens the wait by up to a half.
 func (v Validity) Retry(failures int, now time.Time, random float64) time.Duration {
 	wait := cmp.Or(v.SlowestRetry, SlowestRetry)
+	window := v.Window()
+	if v.LimitedBy != "" {
+		window = v.Lifetime() / 3 // what the CA's certificate leaves can be too short to retry by
+	}
 	// There is no window if nothing is known about the certificate.
-	if window := v.Window(); window > 0 {
+	if window > 0 {
 		wait = min(wait, window/triesBeforeExpiry)
 	}
 	if doubled := firstRetry << min(failures-1, 10); doubled < wait {
@@ -101,7 +105,7 @@ func (v Validity) Retry(failures int, now time.Time, random float64) time.Durati
 	if remaining := v.NotAfter.Sub(now); remaining > 0 {
 		wait = min(wait, remaining/triesBeforeExpiry)
 	}
-	wait = max(wait, leastRetry, min(firstRetry, v.Window()/64))
+	wait = max(wait, leastRetry, min(firstRetry, window/64))
 	return wait - time.Duration(random*float64(wait)/2)
 }
 
