@@ -62,7 +62,7 @@ func file(t *testing.T, certificates certificates) string {
 // the chain of a CA whose new root is also certified by the old one: OpenSSL, GnuTLS and Go.
 //
 // OpenSSL and GnuTLS do not do so if the intermediate has a certificate by each root instead:
-// of two certificates of the same intermediate, they try only one.
+// of two certificates of the same intermediate, they try only the first.
 func TestPeers(t *testing.T) {
 	p := newPKI(t)
 	old, next, both := certificates{p.old_Old}, certificates{p.new_New}, certificates{p.new_New, p.old_Old}
@@ -75,6 +75,7 @@ func TestPeers(t *testing.T) {
 		"with both roots":                  {sent: certificates{p.leaf, p.new_New, p.new_Old, p.old_Old, p.issuing_New}},
 		"nothing is cross-signed":          {certificates{p.leaf, p.issuing_New}, map[string]certificates{"Go": old, "OpenSSL": old, "GnuTLS": old}},
 		"the intermediate is cross-signed": {certificates{p.leaf, p.issuing_New, p.issuing_Old}, map[string]certificates{"OpenSSL": old, "GnuTLS": old}},
+		"by the old root first":            {certificates{p.leaf, p.issuing_Old, p.issuing_New}, map[string]certificates{"OpenSSL": next, "GnuTLS": next}},
 	} {
 		c, err := chain.Verify(test.sent, both, now, x509.ExtKeyUsageAny)
 		if err != nil {

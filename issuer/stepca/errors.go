@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/smallstep/certificates/errs"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/chain"
 )
 
 var errNotStepCA = errors.New("the answer is not from step-ca")
@@ -66,12 +68,16 @@ func plain(err error) error {
 // hint suggests what to check.
 func hint(err error) string {
 	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
 	var late net.Error
 	switch {
 	case errors.As(err, &late) && late.Timeout():
 		return " (no answer in time: is the CA overloaded, or does something on the way drop packets?)"
 	case errors.As(err, &unknown):
 		return " (is the fingerprint or caBundleFile that of this CA?)"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Sprintf(" (%s, which the CA's server uses, is valid from %s to %s; replace it, or check the clocks of the node and of the CA)",
+			chain.Describe(invalid.Cert), invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
 	case statusOf(err) == http.StatusUnauthorized:
 		return " (the reason is in the CA's log; often the clocks differ, or the host of the URL is not among the CA's dnsNames)"
 	}

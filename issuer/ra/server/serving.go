@@ -38,7 +38,7 @@ type serving struct {
 	// validity is the effective one of current; nil until keep has obtained a certificate.
 	validity atomic.Pointer[renewal.Validity]
 	entry    atomic.Pointer[schedule.Entry] // once keep was called
-	early   atomic.Int64                   // the Unix time of the expiry of the chain that renewEarly knows
+	early    atomic.Int64                   // the Unix time of the expiry of the chain that renewEarly knows
 }
 
 func newServing(c Serving) (*serving, error) {
