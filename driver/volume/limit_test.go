@@ -184,6 +184,12 @@ func TestRootsChangeTheEffectiveExpiry(t *testing.T) {
 	if got := v.State(); got.Validity.LimitedBy != "" || !got.Validity.NotAfter.Equal(f.check().Leaf.NotAfter) || !got.Next.After(due) {
 		t.Errorf("with the new root: %+v", got)
 	}
+	// The record is older than the new root. The next process finds out.
+	adopted, err := volume.Adopt(ctx, f.node, f.spec)
+	must(t, err)
+	if got := adopted.State().Validity; got.LimitedBy != "" || !got.NotAfter.Equal(f.check().Leaf.NotAfter) {
+		t.Errorf("adopted with the new root: %+v", got)
+	}
 	serve(short)
 	change()
 	f.expectLimited(v, short)

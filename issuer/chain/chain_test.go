@@ -123,6 +123,16 @@ func TestCertificates(t *testing.T) {
 			}
 		})
 	}
+	// crypto/x509 tries the intermediate with the fitting key identifier first.
+	root, issuing, web := newAuthority(t, "Root"), newAuthority(t, "Issuing CA"), newAuthority(t, "web")
+	leaf := web.certify(t, issuing, day, isLeaf, func(c *x509.Certificate) { c.AuthorityKeyId = []byte{1} })
+	first := issuing.certify(t, root, day, func(c *x509.Certificate) { c.SubjectKeyId = []byte{2} })
+	second := issuing.certify(t, root, day, func(c *x509.Certificate) { c.SubjectKeyId = []byte{1} })
+	sent := certificates{leaf, first, second}
+	c, err := chain.Verify(sent, certificates{root.certify(t, root, day)}, now, x509.ExtKeyUsageAny)
+	if err != nil || !slices.EqualFunc(c.Certificates, sent, (*x509.Certificate).Equal) {
+		t.Errorf("got %s in another order, %v", names(c.Certificates), err)
+	}
 	for name, test := range map[string]struct{ sent, roots certificates }{
 		"no certificate":       {nil, certificates{p.new_New}},
 		"no root":              {certificates{p.leaf, p.issuing_New}, nil},

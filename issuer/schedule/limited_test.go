@@ -116,6 +116,26 @@ func TestRenewEarly(t *testing.T) {
 	})
 }
 
+// Shortly before the expiry, an early renewal does not wait for the MinInterval since the last
+// one, which gained nothing: the certificate would expire.
+func TestRenewEarlyBeforeTheExpiry(t *testing.T) {
+	virtually(t, func(n *node) {
+		until := time.Now().Add(90 * time.Second)
+		ca := n.limited(until, day)
+		for len(ca.at) == 0 {
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		ca.until = time.Now().Add(1000 * time.Hour)
+		ca.entry.RenewEarly()
+		time.Sleep(time.Until(until))
+		synctest.Wait()
+		if state := ca.entry.State(); len(ca.at) != 2 || state.Failures != 0 {
+			t.Errorf("%d renewals; %+v", len(ca.at), state)
+		}
+	})
+}
+
 // Another root can change how long a certificate works, without a renewal.
 func TestChange(t *testing.T) {
 	virtually(t, func(n *node) {

@@ -71,16 +71,12 @@ const slowestRetry = 10 * time.Second
 func (s *serving) keep(ctx context.Context) {
 	scheduler := schedule.New()
 	s.entry.Store(scheduler.Add("", renewal.Validity{SlowestRetry: slowestRetry}, func(ctx context.Context) (v renewal.Validity, err error) {
-		previous := s.validity.Load()
 		err = scheduler.Call(ctx, schedule.Renewal, fair.Owner{}, func(ctx context.Context) (err error) {
 			v, err = s.renew(ctx)
 			return err
 		})
 		if err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "Own certificate not issued")
-		}
-		if err == nil && v.LimitedBy != "" && previous != nil && !v.NotAfter.After(previous.NotAfter) {
-			err = schedule.ErrLimited
 		}
 		return v, err
 	}))
@@ -103,7 +99,9 @@ func (s *serving) renewEarly(longest time.Time) {
 // renew obtains a new certificate.
 func (s *serving) renew(ctx context.Context) (v renewal.Validity, err error) {
 	defer panics.Recover(ctx, "renew the own certificate", &err)
-	credential, err := s.issuer.Issue(ctx, issuer.Applicant{}, s.request, issuer.PrivateKey{})
+	logger := klog.FromContext(ctx)
+	warnings := klog.NewContext(ctx, logger.WithValues("dnsNames", names.Texts(s.request.DNSNames)))
+	credential, err := s.issuer.Issue(warnings, issuer.Applicant{}, s.request, issuer.PrivateKey{})
 	if err != nil {
 		return v, err
 	}
@@ -117,7 +115,7 @@ func (s *serving) renew(ctx context.Context) (v renewal.Validity, err error) {
 	chain := ra.Raw(slices.Concat(credential.Chain, credential.Roots.Own))
 	s.current.Store(&tls.Certificate{Certificate: chain, PrivateKey: credential.Key.Signer, Leaf: leaf})
 	s.validity.Store(&v)
-	klog.FromContext(ctx).Info("Own certificate issued", "serial", serial, "dnsNames", leaf.DNSNames,
+	logger.Info("Own certificate issued", "serial", serial, "dnsNames", leaf.DNSNames,
 		"notAfter", v.NotAfter.UTC().Format(time.RFC3339), "renewal", v.Due().UTC().Format(time.RFC3339))
 	return v, nil
 }

@@ -3,10 +3,12 @@ package server
 import (
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"fmt"
 	"math/big"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -159,6 +161,66 @@ func TestOwnCertificateIsRetriedWithinSecondsAlsoBeforeItExpires(t *testing.T) {
 		within(t, s, 20*time.Second)
 		if s.current.Load() == first {
 			t.Error("the certificate was not renewed")
+		}
+	})
+}
+
+// expiring gives the CA a root with the same key that is valid for the duration.
+func (s *stoppableSigner) expiring(t *testing.T, valid time.Duration) {
+	t.Helper()
+	template := *s.root
+	template.SerialNumber, template.NotAfter = big.NewInt(time.Now().Unix()), time.Now().Add(valid)
+	der, err := x509.CreateCertificate(rand.Reader, &template, &template, s.key.Public(), s.key)
+	if err == nil {
+		s.root, err = x509.ParseCertificate(der)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The CA's root expires before the server's certificate. The server is ready until then, asks
+// seldom for a certificate that gains nothing, and early when the CA has a new root.
+func TestOwnCertificateIsLimitedByItsChain(t *testing.T) {
+	keeping(t, true, func(t *testing.T, ca *stoppableSigner, s *serving) {
+		ca.expiring(t, 10*time.Hour)
+		root := ca.root
+		ca.down.Store(false)
+		within(t, s, time.Minute)
+		if at := s.validity.Load(); !at.NotAfter.Equal(root.NotAfter) || !strings.Contains(at.LimitedBy, root.SerialNumber.String()) {
+			t.Errorf("%+v", at)
+		}
+		before := ca.asked.Load()
+		within(t, s, 10*time.Hour-2*time.Minute)
+		if n := ca.asked.Load() - before; n < 2 || n > 20 {
+			t.Errorf("%d certificates in 10 hours", n)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if err := s.err(); err == nil || !strings.Contains(err.Error(), `the root "Root" (serial number `+root.SerialNumber.String()+"), which the registration authority's own certificate needs, expired at ") {
+			t.Errorf("after the root's expiry: %v", err)
+		}
+		ca.expiring(t, 10*time.Hour)
+		within(t, s, time.Minute)
+
+		// Only a longer chain makes it renew early, and only once.
+		first := s.current.Load()
+		s.renewEarly(ca.root.NotAfter)
+		within(t, s, time.Minute)
+		if s.current.Load() != first {
+			t.Error("renewed early without a longer chain")
+		}
+		longer := time.Now().Add(100 * time.Hour)
+		s.renewEarly(longer)
+		within(t, s, time.Minute)
+		second := s.current.Load()
+		if second == first {
+			t.Error("not renewed early")
+		}
+		s.renewEarly(longer)
+		within(t, s, time.Minute)
+		if s.current.Load() != second {
+			t.Error("renewed early twice for the same chain")
 		}
 	})
 }
