@@ -30,7 +30,7 @@ type Validity struct {
 	// expiry: when it or a certificate of the CA in its chain expires first.
 	Issued, NotAfter time.Time
 	// LimitedBy describes the certificate of the CA that expires at NotAfter, and
-	// LeafNotAfter is then the certificate's own expiry. They are zero if the certificate
+	// LeafNotAfter is then the certificate's own expiry. LimitedBy is empty if the certificate
 	// itself expires first.
 	LimitedBy    string
 	LeafNotAfter time.Time
