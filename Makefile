@@ -6,7 +6,7 @@ TAGS   := nobadger,nobbolt,nomysql,nopgx
 # -buildvcs puts the commit into `step-csi version` and `step-csi-reload --version`.
 BUILD  := $(GO) build -trimpath -buildvcs=auto -tags $(TAGS)
 # Programs that only tests use have their own modules.
-MODULES := . test/cluster test/cluster/coredns test/cluster/helm test/e2e/images/nats test/realca/module
+MODULES := . test/cluster test/cluster/coredns test/cluster/helm test/cluster/runc test/e2e/images/nats test/realca/module
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
 .DEFAULT_GOAL := help
@@ -57,7 +57,7 @@ bin/step-csi-cluster:
 .PHONY: e2e
 e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one (needs root)
 	@$(SUDO) test/setup.sh e2e
-	$(if $(SCENARIO),,$(SUDO) $(GO) test -count 1 -tags e2e,$(TAGS) ./test/image)
+	$(if $(SCENARIO),,$(SUDO) $(GO) test -count 1 -timeout 30m -tags e2e,$(TAGS) ./test/image)
 	@$(GO) test -c -tags e2e,$(TAGS) -o bin/e2e.test ./test/e2e
 	@cd test/e2e && $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 4 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'
 
@@ -98,6 +98,10 @@ soak: ## Kill the plugin at random, under load, for SOAK=30m (needs root)
 .PHONY: attack
 attack: ## Measure the registration authority under attack, for docs/security.md (15 minutes); ATTACK=name for one
 	@$(GO) run -tags $(TAGS) ./test/load $(if $(ATTACK),-only "$(ATTACK)")
+
+.PHONY: capacity
+capacity: ## Measure how the CA's database grows, for docs/capacity.md (ten minutes; needs root, for PostgreSQL)
+	@$(GO) run -tags $(TAGS) ./test/capacity
 
 # Needs neither root nor a network.
 .PHONY: fleet

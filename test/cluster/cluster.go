@@ -25,6 +25,7 @@ import (
 //	kubeconfig   for use on the machine
 //	address      the API server's address on the machine
 //	lock         held while the cluster runs
+//	kubelet-dir  the kubelet's directory on the node
 //	pid          the node's first process, in the machine's PID namespace
 //	pki, config, etcd, kubelet, containerd, log, tmp
 type cluster struct {
@@ -49,7 +50,7 @@ func (c *cluster) path(name string) string {
 }
 
 // prepare makes the directory of a new cluster, or reuses that of a stopped cluster.
-func (c *cluster) prepare(programs string) error {
+func (c *cluster) prepare(programs, kubeletDirectory string) error {
 	for _, name := range []string{"pki", "config", "etcd", "kubelet", "containerd", "log", "tmp"} {
 		if err := os.MkdirAll(c.path(name), 0o755); err != nil {
 			return err
@@ -59,6 +60,9 @@ func (c *cluster) prepare(programs string) error {
 		return err
 	}
 	if err := os.Symlink(programs, c.path("programs")); err != nil {
+		return err
+	}
+	if err := os.WriteFile(c.path("kubelet-dir"), []byte(kubeletDirectory), 0o644); err != nil {
 		return err
 	}
 	if err := writePauseImage(c.path("pause.tar")); err != nil {

@@ -33,6 +33,7 @@ type step struct {
 	title, module, target string
 	ldflags               string
 	sources               []string // beside go.mod and go.sum
+	cgoTags               string   // build with cgo and these tags
 }
 
 func steps() []step {
@@ -41,10 +42,11 @@ func steps() []step {
 	minor, _, _ = strings.Cut(minor, ".")
 	return []step{
 		{"Kubernetes and etcd", ".", "./kubernetes", fmt.Sprintf(" -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s",
-			version, kubernetesVersion, version, major, version, minor), []string{"kubernetes/main.go"}},
-		{"containerd", ".", "tool", "", nil},
-		{"CoreDNS", "coredns", "tool", "", nil},
-		{"Helm", "helm", "helm.sh/helm/v4/cmd/helm", "", nil},
+			version, kubernetesVersion, version, major, version, minor), []string{"kubernetes/main.go"}, ""},
+		{"containerd", ".", "tool", "", nil, ""},
+		{"runc", "runc", "tool", "", nil, "seccomp"},
+		{"CoreDNS", "coredns", "tool", "", nil, ""},
+		{"Helm", "helm", "helm.sh/helm/v4/cmd/helm", "", nil, ""},
 	}
 }
 
@@ -148,9 +150,12 @@ func (s step) key(source string) (string, error) {
 func (s step) build(source, into string, progress io.Writer) error {
 	begin := time.Now()
 	fmt.Fprintf(progress, "Building %s. The first build of all programs takes about 12 min on two cores.\n", s.title)
-	command := exec.Command("go", "build", "-v", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w"+s.ldflags, "-o", into+"/", s.target)
+	command := exec.Command("go", "build", "-v", "-buildvcs=false", "-trimpath", "-tags", s.cgoTags, "-ldflags", "-s -w"+s.ldflags, "-o", into+"/", s.target)
 	command.Dir = filepath.Join(source, s.module)
 	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOGC=400")
+	if s.cgoTags != "" {
+		command.Env = append(command.Env, "CGO_ENABLED=1")
+	}
 	names, err := command.StderrPipe()
 	if err != nil {
 		return err
