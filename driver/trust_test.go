@@ -114,6 +114,31 @@ func TestLearnedRootsAreRestored(t *testing.T) {
 	}
 }
 
+// The same roots in another order do not change the file, also after a restart.
+func TestTrustFileHasASetOfRoots(t *testing.T) {
+	directory, a, b := t.TempDir(), newRoot(t), newRoot(t)
+	p := newProcess(t, directory, trust.Pins{})
+	p.store.Follow([]*x509.Certificate{a, b}, time.Now())
+	if err := p.save(p.ctx, p.issuers); err != nil {
+		t.Fatal(err)
+	}
+	written, err := os.Stat(p.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, roots := range [][]*x509.Certificate{{b, a}, {a, b}, {b, a, b}} {
+		p = newProcess(t, directory, trust.Pins{})
+		p.restore(p.ctx, p.issuers)
+		p.store.Follow(roots, time.Now())
+		if err := p.save(p.ctx, p.issuers); err != nil {
+			t.Fatal(err)
+		}
+		if now, err := os.Stat(p.path); err != nil || !os.SameFile(written, now) {
+			t.Errorf("the file is written again although only the order has changed: %v", err)
+		}
+	}
+}
+
 // Whatever is in the place of the file, the process starts with the configured roots,
 // says why, and saves what it learns.
 func TestDamagedTrustFile(t *testing.T) {

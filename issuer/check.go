@@ -10,12 +10,9 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer/chain"
+	"github.com/flexstack/step-csi/issuer/clock"
 	"github.com/flexstack/step-csi/issuer/names"
 )
-
-// clockSkew is how far the CA's clock may be ahead of or behind this node's.
-// step-ca backdates certificates by a minute for the same reason.
-const clockSkew = 5 * time.Minute
 
 var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 
@@ -24,33 +21,31 @@ var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
 var errNoChain = errors.New("no chain to a root of the CA")
 
 // check compares the CA's answer with the request and returns the verified chain. If a
-// certificate of the CA has expired or is not valid yet, the outcome is Unavailable, and
-// otherwise InvalidAnswer.
+// certificate of the CA has expired or is not valid yet, the outcome is Unavailable.
 func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicKey, asked time.Time) (chain.Chain, error) {
 	if len(answer) == 0 {
-		return chain.Chain{}, fmt.Errorf("%w: the answer contains no certificate", InvalidAnswer)
+		return chain.Chain{}, errors.New("the answer contains no certificate")
 	}
 	leaf := answer[0]
 	if err := errors.Join(
 		checkKey(leaf, public),
 		checkNames(leaf, req),
 		checkUsage(leaf),
-		checkValidity(leaf, req.Duration, asked),
 	); err != nil {
-		return chain.Chain{}, fmt.Errorf("%w: %w", InvalidAnswer, err)
+		return chain.Chain{}, err
+	}
+	if err := checkValidity(leaf, req.Duration, asked); err != nil {
+		return chain.Chain{}, err
 	}
 	now := time.Now()
 	if leaf.NotBefore.After(now) {
-		now = leaf.NotBefore // the CA's clock is ahead, within clockSkew
+		now = leaf.NotBefore // the CA's clock is ahead, within clock.Tolerance
 	}
 	c, err := verify(answer, roots, now)
 	if _, ok := errors.AsType[*chain.ValidityError](err); ok {
-		return c, fmt.Errorf("%w: peers would reject the certificate: %w; replace that certificate at the CA, or check the clock of the node", Unavailable, err)
+		err = fmt.Errorf("%w: peers would reject the certificate: %w; replace that certificate at the CA, or correct the clock of this machine", Unavailable, err)
 	}
-	if err != nil {
-		return c, fmt.Errorf("%w: %w", InvalidAnswer, err)
-	}
-	return c, nil
+	return c, err
 }
 
 // verify verifies the chain, leaf first. The error is a *chain.ValidityError, or wraps
@@ -122,15 +117,18 @@ func checkUsage(leaf *x509.Certificate) error {
 }
 
 // checkValidity accepts a shorter lifetime than requested, because the CA decides,
-// but not a longer one, nor a certificate that has expired or is not valid yet.
+// but not a longer one, nor a certificate that has expired or becomes valid much later.
 func checkValidity(leaf *x509.Certificate, duration time.Duration, asked time.Time) error {
-	switch {
-	case !leaf.NotAfter.After(time.Now()):
-		return fmt.Errorf("the certificate expired at %s; check the clocks of the node and of the CA", leaf.NotAfter.Format(time.RFC3339))
-	case leaf.NotBefore.After(asked.Add(clockSkew)):
-		return fmt.Errorf("the certificate is not valid before %s; check the clocks of the node and of the CA", leaf.NotBefore.Format(time.RFC3339))
-	case leaf.NotAfter.After(asked.Add(duration + clockSkew)):
-		return fmt.Errorf("the certificate is valid until %s, longer than the requested %s", leaf.NotAfter.Format(time.RFC3339), duration)
+	switch now := time.Now(); {
+	case !leaf.NotAfter.After(now):
+		return validityError(fmt.Sprintf("the certificate expired at %s, and the clock of this machine shows %s",
+			leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)))
+	case leaf.NotBefore.After(asked.Add(clock.Tolerance)):
+		return fmt.Errorf("%w: it is valid from %s on, in %s by the clock of this machine", errNotYet,
+			leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotBefore.Sub(now).Round(time.Second))
+	case leaf.NotAfter.After(asked.Add(duration + clock.Tolerance)):
+		return validityError(fmt.Sprintf("the certificate is valid until %s, longer than the requested %s",
+			leaf.NotAfter.UTC().Format(time.RFC3339), duration))
 	}
 	return nil
 }

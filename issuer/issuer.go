@@ -181,6 +181,7 @@ type Issuer struct {
 	roots      latestRoots
 	followed   atomic.Pointer[Roots] // what FollowRoots announced last
 	otherRoots chan struct{}         // an answer showed roots or a chain that are not followed
+	expired    expiredRoots          // of FollowRoots
 	limit      limit
 }
 
@@ -296,8 +297,11 @@ func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certifi
 		i.roots.store(roots)
 		verified, err = check(answer, roots.Own, req, public, asked)
 	}
+	if expired := roots.CheckExpiry(time.Now()); err != nil && expired != nil {
+		err = fmt.Errorf("%w: %w", Unavailable, expired)
+	}
 	if err != nil {
-		return nil, err
+		return nil, i.refused(err)
 	}
 	// Since Prepare, the policy may have learned more names that no pod may have: those of
 	// the CA's serving certificate, which the signer's first call shows.

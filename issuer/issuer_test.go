@@ -128,8 +128,10 @@ func TestHostileAnswersAreRefused(t *testing.T) {
 		"expired": {func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 		}, "expired"},
-		"not yet valid": {func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, "not valid before"},
-		"longer":        {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(20 * time.Hour) }, "longer"},
+		"longer": {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(20 * time.Hour) }, "longer"},
+		"not yet valid, and an extra name": {func(c *x509.Certificate) {
+			c.NotBefore, c.DNSNames = time.Now().Add(time.Hour), append(c.DNSNames, "db.shop")
+		}, "DNS names"},
 		"a CA": {func(c *x509.Certificate) {
 			c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
 		}, "CA certificate"},

@@ -31,8 +31,32 @@ type Roots struct {
 	Asked time.Time
 }
 
-// All returns the roots of both kinds, without duplicates.
-func (r Roots) All() []*x509.Certificate { return trust.Union(r.Own, r.Federated) }
+// All returns the roots of both kinds, without duplicates. Roots are a set: All orders them
+// by themselves and not as the CA answered them, because its order can change when nothing
+// else does, such as that of federated roots with each restart of step-ca. The CA's own
+// roots come first, for programs that read only the first certificate of a file.
+func (r Roots) All() []*x509.Certificate {
+	return trust.Union(trust.Sorted(r.Own), trust.Sorted(r.Federated))
+}
+
+// Current returns the roots without those that have expired at that time. Verifiers reject
+// an expired root, and some of them do not look for another one. A root that is not valid
+// yet stays: verifiers do not use it before it is, and pods that read their files once must
+// have it then.
+func (r Roots) Current(now time.Time) Roots {
+	r.Own, r.Federated = trust.Unexpired(r.Own, now), trust.Unexpired(r.Federated, now)
+	return r
+}
+
+// CheckExpiry returns an error if all of the CA's own roots have expired at that time.
+func (r Roots) CheckExpiry(now time.Time) error {
+	if len(r.Own) == 0 || len(trust.Unexpired(r.Own, now)) > 0 {
+		return nil
+	}
+	last := slices.MaxFunc(r.Own, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+	return fmt.Errorf("all roots of the CA have expired: the last one, %s, at %s; add a new root to the CA, or correct the clock of this machine, which shows %s",
+		trust.Fingerprint(last), last.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+}
 
 // Same tells whether both have the same certificates, in any order.
 func (r Roots) Same(other Roots) bool {
@@ -143,6 +167,7 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 		return Roots{}, err
 	}
 	i.roots.store(roots)
+	i.expired.report(klog.FromContext(ctx), roots, time.Now())
 	i.refreshIntermediates(ctx, roots)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)

@@ -101,7 +101,7 @@ type configured struct {
 // loadConfig reads and checks the configuration, without network access. The errors
 // have the file, the key and the reason.
 func loadConfig(path string, check func(f *configFile, directory string) (*config, error)) (*config, error) {
-	data, err := os.ReadFile(path)
+	data, err := readText(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -160,7 +159,7 @@ func readBundle(directory, path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
-	return os.ReadFile(within(directory, path))
+	return readText(within(directory, path))
 }
 
 func within(directory, path string) string {
@@ -174,14 +173,11 @@ func within(directory, path string) string {
 // that editors put at the end. It reads the file once, to report errors early.
 func secretFile(path string) (func() ([]byte, error), error) {
 	read := func() ([]byte, error) {
-		secret, err := os.ReadFile(path)
+		secret, err := readText(path)
 		if err != nil {
 			return nil, err
 		}
-		if secret = bytes.TrimRight(secret, "\r\n"); len(secret) == 0 {
-			return nil, fmt.Errorf("%s is empty", path)
-		}
-		return secret, nil
+		return bytes.TrimRight(secret, "\r\n"), nil
 	}
 	secret, err := read()
 	clear(secret)

@@ -7,11 +7,14 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // Names are the names of a volume's files.
@@ -41,6 +44,27 @@ func Encode(c *issuer.Credential, a attributes.Attributes) ([]File, error) {
 
 // EncodeRoots returns the contents of the file of the roots.
 func EncodeRoots(roots issuer.Roots) []byte { return encodeCertificates(roots.All()) }
+
+// HasRoots tells whether the file contains these roots in any order, and nothing else. An
+// earlier version may have written the file, in an order of its own.
+func HasRoots(root *os.Root, name string, roots issuer.Roots) (bool, error) {
+	data, err := ReadFile(root, name)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return false, err
+	}
+	var found []*x509.Certificate
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return false, nil
+		}
+		found = append(found, certificate)
+	}
+	return trust.Same(found, roots.All()) && bytes.Equal(data, encodeCertificates(found)), nil
+}
 
 func encodeCertificates(certificates []*x509.Certificate) []byte {
 	var b bytes.Buffer

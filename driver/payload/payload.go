@@ -7,7 +7,6 @@
 package payload
 
 import (
-	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -82,15 +81,6 @@ func Write(root *os.Root, files []File, access Access) error {
 		return fmt.Errorf("%w: %w", ErrCleanUp, err)
 	}
 	return nil
-}
-
-// Has tells whether the file exists with the same contents.
-func Has(root *os.Root, file File) (bool, error) {
-	data, err := ReadFile(root, file.Name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return bytes.Equal(data, file.Data), err
 }
 
 // Replace replaces one file of the set. The other names keep their contents.

@@ -3,21 +3,24 @@ package volume
 import (
 	"errors"
 	"io/fs"
+	"time"
 
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
-// ReplaceRoots writes the newest roots of the issuer into the mounted volume. changed
-// tells whether the files changed, which makes programs reload. The certificate and the
-// key stay. ReplaceRoots ignores a volume that is closed, unfit or not mounted.
+// ReplaceRoots writes the newest roots of the issuer, except for expired ones, into the
+// mounted volume. changed tells whether the files changed, which makes programs reload. The
+// certificate and the key stay, and so does the file of the roots if it has the same roots
+// in another order, or if all roots of the CA have expired. ReplaceRoots ignores a volume
+// that is closed, unfit or not mounted.
 func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed || v.unfit != nil {
 		return false, nil
 	}
-	roots := v.issuer.LatestRoots()
+	roots := v.issuer.LatestRoots().Current(time.Now())
 	if len(roots.Own) == 0 || v.roots.Same(roots) {
 		return false, nil
 	}
@@ -34,8 +37,7 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer current.Close()
-	file := payload.File{Name: v.attributes.CAFile, Data: payload.EncodeRoots(roots)}
-	same, err := payload.Has(current, file)
+	same, err := payload.HasRoots(current, v.attributes.CAFile, roots)
 	if err != nil {
 		return false, err
 	}
@@ -53,6 +55,7 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer root.Close()
+	file := payload.File{Name: v.attributes.CAFile, Data: payload.EncodeRoots(roots)}
 	err = payload.Replace(root, file, payload.NamesOf(v.attributes), payload.AccessOf(v.attributes))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil // the file names have changed: a renewal is due

@@ -220,7 +220,7 @@ func (v *Volume) rewrite(c *issuer.Credential) error {
 	return v.write(tree, c)
 }
 
-// issue requests a credential from the volume's issuer. A first certificate and a renewal
+// issue requests a credential from the volume's issuer, and waits until it is valid. A first certificate and a renewal
 // differ only in their priority, and in the key, which a renewal may reuse.
 func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (*issuer.Credential, error) {
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("issuer", v.issuer.Name))
@@ -233,6 +233,11 @@ func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.Priv
 		credential, err = v.signToTheEnd(ctx, p, prepared)
 	default:
 		credential, err = v.sign(ctx, p, func(ctx context.Context) (*issuer.Credential, error) { return v.issuer.Sign(ctx, prepared) })
+	}
+	if err == nil {
+		if err = v.awaitValid(ctx, credential); err != nil {
+			v.revokeUnused(ctx, credential.Chain, credential.Key)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("issuer %s: %w", v.issuer.Name, err)
@@ -254,7 +259,11 @@ func (v *Volume) sign(ctx context.Context, p schedule.Priority, call func(contex
 // write writes a credential into the volume's tmpfs. It uses the newest known roots,
 // because the roots may have changed since the call to the issuer.
 func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
-	c.Roots = v.issuer.LatestRoots()
+	now, roots := time.Now(), v.issuer.LatestRoots()
+	if err := roots.CheckExpiry(now); err != nil {
+		return err
+	}
+	c.Roots = roots.Current(now)
 	files, err := payload.Encode(c, v.attributes)
 	if err != nil {
 		return err

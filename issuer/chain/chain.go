@@ -11,12 +11,14 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/flexstack/step-csi/issuer/clock"
 )
 
 // Chain is a verified chain.
 type Chain struct {
-	// Certificates are for peers: the leaf, and each sent certificate that belongs to a path
-	// from the leaf to a known root, unless that path has expired. They are in the order
+	// Certificates are for peers: the leaf, and each sent certificate that belongs to a valid
+	// path from the leaf to a known root. They are in the order
 	// that the CA sent, but a certificate follows the one that it certifies. There are no
 	// self-signed certificates: peers have their own roots.
 	Certificates []*x509.Certificate
@@ -86,7 +88,8 @@ const Max = 16
 
 // Verify verifies the chain of sent[0], the leaf, at the time now. The leaf must lead to one
 // of the roots, over others of the sent certificates, and all certificates on the path must
-// be valid. If only their validity is missing, the error is a *ValidityError, and Verify
+// be valid. Certificates that become valid within clock.Tolerance count as valid, because the
+// clock of this machine may be behind that of the CA. If only their validity is missing, the error is a *ValidityError, and Verify
 // returns the chain nevertheless.
 func Verify(sent, roots []*x509.Certificate, now time.Time, usage x509.ExtKeyUsage) (Chain, error) {
 	if len(sent) == 0 || len(sent) > Max {
@@ -134,7 +137,8 @@ func (p path) invalid(now time.Time) *x509.Certificate {
 	if first := p.first(); now.After(first.NotAfter) {
 		return first
 	}
-	if i := slices.IndexFunc(p, func(c *x509.Certificate) bool { return now.Before(c.NotBefore) }); i >= 0 {
+	latest := now.Add(clock.Tolerance)
+	if i := slices.IndexFunc(p, func(c *x509.Certificate) bool { return latest.Before(c.NotBefore) }); i >= 0 {
 		return p[i]
 	}
 	return nil
@@ -195,7 +199,7 @@ func members(sent []*x509.Certificate, paths []path, now time.Time) []*x509.Cert
 	slices.SortFunc(paths, func(a, b path) int { return slices.Compare(ranks(a), ranks(b)) })
 	all := sent[:1:1]
 	for _, p := range paths {
-		if now.After(p.first().NotAfter) {
+		if p.invalid(now) != nil {
 			continue
 		}
 		for _, c := range p {

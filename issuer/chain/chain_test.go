@@ -169,7 +169,8 @@ func TestExpiry(t *testing.T) {
 	oldRoot, viaOld := expiring(old, old, 50*time.Minute), expiring(root, old, 20*time.Minute)
 	expiredRoot, expiredIssuing := expiring(root, root, -time.Second), expiring(issuing, root, -time.Minute)
 	at := func(after time.Duration) string { return now.Add(after).Format(time.RFC3339) }
-	later := issuing.certify(t, root, 100*time.Hour, func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) })
+	later := issuing.certify(t, root, 100*time.Hour, func(c *x509.Certificate) { c.NotBefore = now.Add(time.Hour) })
+	soon := issuing.certify(t, root, 100*time.Hour, func(c *x509.Certificate) { c.NotBefore = now.Add(2 * time.Minute) })
 	for name, test := range map[string]struct {
 		sent, roots certificates
 		first       *x509.Certificate
@@ -189,7 +190,8 @@ func TestExpiry(t *testing.T) {
 		"an expired intermediate": {sent: certificates{leaf, expiredIssuing}, roots: certificates{good}, first: expiredIssuing, ca: -time.Minute,
 			invalid: `the intermediate "Issuing CA" (serial number ` + expiredIssuing.SerialNumber.String() + ") expired at " + at(-time.Minute)},
 		"not valid yet": {sent: certificates{leaf, later}, roots: certificates{good}, first: leaf, ca: 100 * time.Hour,
-			invalid: `the intermediate "Issuing CA" (serial number ` + later.SerialNumber.String() + ") is not yet valid: it is valid from " + at(time.Minute)},
+			invalid: `the intermediate "Issuing CA" (serial number ` + later.SerialNumber.String() + ") is not yet valid: it is valid from " + at(time.Hour)},
+		"valid in two minutes":                         {sent: certificates{leaf, soon}, roots: certificates{good}, first: leaf, ca: 100 * time.Hour},
 		"an intermediate that is not valid yet beside": {sent: certificates{leaf, shortIssuing, later}, roots: certificates{good}, first: shortIssuing, ca: 10 * time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -215,10 +217,9 @@ func TestExpiry(t *testing.T) {
 			t.Errorf("%s after the expiry: %v", after, err)
 		}
 	}
-	// A path that has expired helps no peer, and some older verifiers stop at it. One that
-	// is not valid yet may help before the next renewal.
-	c, err := chain.Verify(certificates{leaf, expiredIssuing, shortIssuing, later}, certificates{good}, now, x509.ExtKeyUsageAny)
-	if err != nil || !slices.EqualFunc(c.Certificates, certificates{leaf, shortIssuing, later}, (*x509.Certificate).Equal) {
+	// A path that is not valid helps no peer, and some older verifiers stop at it.
+	c, err := chain.Verify(certificates{leaf, expiredIssuing, shortIssuing, later, soon}, certificates{good}, now, x509.ExtKeyUsageAny)
+	if err != nil || !slices.EqualFunc(c.Certificates, certificates{leaf, shortIssuing, soon}, (*x509.Certificate).Equal) {
 		t.Errorf("%s, %v", names(c.Certificates), err)
 	}
 }

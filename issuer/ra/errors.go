@@ -92,6 +92,8 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 		a = answer{"this version of the registration authority cannot revoke; upgrade it: " + reply.Message(), issuer.Unsupported}
 	case reply.Code() == codes.Unimplemented:
 		a.text = "this is no registration authority, or one of a version that does not know the call: " + a.text
+	case strings.Contains(a.text, "has expired") || strings.Contains(a.text, "not valid yet") || strings.Contains(a.text, "not yet valid"):
+		a.text += " (" + s.CompareClocks() + ")"
 	case reply.Code() == codes.DeadlineExceeded:
 		a.text += " (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"
 	}

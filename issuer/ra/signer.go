@@ -13,14 +13,17 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/clock"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 	"github.com/flexstack/step-csi/issuer/trust"
@@ -64,6 +67,7 @@ type Signer struct {
 	pins       trust.Pins // of the registration authority
 	rootPins   trust.Pins // of the CA
 	trust      *trust.Store
+	clock      clock.Comparison                    // with that of the registration authority
 	presented  atomic.Pointer[[]*x509.Certificate] // the certificates of the last handshake that was verified
 	connection *grpc.ClientConn
 	client     rapb.RegistrationAuthorityClient
@@ -77,6 +81,7 @@ type Signer struct {
 
 var (
 	_ issuer.Signer        = (*Signer)(nil)
+	_ issuer.Clock         = (*Signer)(nil)
 	_ issuer.Intermediates = (*Signer)(nil)
 )
 
@@ -139,17 +144,28 @@ func (s *Signer) call(ctx context.Context, name string, do func(context.Context,
 	}
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
-	if err := do(limited, grpc.PerRPCCredentials(bearer(strings.TrimSpace(string(token))))); err != nil {
+	// The registration authority answers over net/http, which adds the header Date.
+	var headers, trailers metadata.MD
+	sent := time.Now()
+	err = do(limited, grpc.PerRPCCredentials(bearer(strings.TrimSpace(string(token)))), grpc.Header(&headers), grpc.Trailer(&trailers))
+	for _, date := range slices.Concat(trailers.Get("date"), headers.Get("date")) {
+		s.clock.Observe(date, sent)
+	}
+	if err != nil {
 		return s.explain(ctx, name, err)
 	}
 	return nil
 }
 
+// CompareClocks implements issuer.Clock.
+func (s *Signer) CompareClocks() string { return s.clock.Describe("registration authority") }
+
 // Sign has the registration authority sign the CSR. Without a valid token of the pod
 // it does not call: the outcome is NoPodToken.
 func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
 	token, pod := req.Applicant.Token, req.Applicant.Pod
-	if !token.ValidAt(time.Now()) {
+	// The clock of the API server decides, and this machine's may be ahead.
+	if !token.ValidAt(time.Now().Add(-clock.Tolerance)) {
 		return nil, fmt.Errorf("%w to show to the registration authority %s: the kubelet brings one with its next call, within two minutes, "+
 			"if the CSIDriver object has tokenRequests for the audience %s and requiresRepublish: true",
 			issuer.NoPodToken, s.url, issuer.TokenAudience)
@@ -250,8 +266,9 @@ func (s *Signer) takeRoots(answer answeredRoots, sent time.Time) (roots issuer.R
 	defer s.mu.Unlock()
 	asked, newer := askedAfter(s.roots.Asked, sent, answer.GetRootsAgeMilliseconds())
 	// An earlier process may have seen the roots change. A second is for network delays:
-	// the same replica may answer the same roots again.
-	if changed := s.trust.State().Since; len(s.roots.Own) == 0 && asked.Before(changed.Add(-time.Second)) {
+	// the same replica may answer the same roots again. A change in the future means that
+	// this machine's clock was set back: it tells nothing about the answer.
+	if changed := s.trust.State().Since; len(s.roots.Own) == 0 && asked.Before(changed.Add(-time.Second)) && !changed.After(time.Now()) {
 		return issuer.Roots{}, fmt.Errorf("%w: the replica that answered got its roots from the CA at %s, but the roots changed at %s; another replica may have newer ones",
 			issuer.Unavailable, asked.UTC().Format(time.RFC3339), changed.UTC().Format(time.RFC3339))
 	}
@@ -321,12 +338,7 @@ func (s *Signer) verify(state tls.ConnectionState) (err error) {
 }
 
 func (s *Signer) verifyBy(trusted, presented []*x509.Certificate) error {
-	_, err := presented[0].Verify(x509.VerifyOptions{
-		DNSName:       s.url.Hostname(),
-		Roots:         trust.Pool(trusted),
-		Intermediates: trust.Pool(presented[1:]),
-	})
-	return err
+	return trust.VerifyServer(presented, s.url.Hostname(), trusted)
 }
 
 // answeredRoots is a SignResponse or a RootsResponse.

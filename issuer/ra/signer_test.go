@@ -84,8 +84,10 @@ func TestSignWithoutTokenOrAuthority(t *testing.T) {
 		text  string
 	}{
 		"none":    {issuer.Token{}, issuer.NoPodToken, "tokenRequests"},
-		"expired": {issuer.NewToken("a.b.c", now.Add(-time.Second)), issuer.NoPodToken, "tokenRequests"},
-		"valid":   {issuer.NewToken("a.b.c", now.Add(time.Hour)), issuer.Unavailable, "ra.invalid"},
+		"expired": {issuer.NewToken("a.b.c", now.Add(-time.Hour)), issuer.NoPodToken, "tokenRequests"},
+		// By this machine's clock. The API server decides.
+		"expired just now": {issuer.NewToken("a.b.c", now.Add(-2*time.Minute)), issuer.Unavailable, "ra.invalid"},
+		"valid":            {issuer.NewToken("a.b.c", now.Add(time.Hour)), issuer.Unavailable, "ra.invalid"},
 	} {
 		_, err := s.Sign(t.Context(), issuer.SigningRequest{Applicant: issuer.Applicant{Token: test.token}, CSR: csr})
 		if issuer.OutcomeOf(err) != test.want || !strings.Contains(err.Error(), test.text) {

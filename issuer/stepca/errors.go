@@ -15,6 +15,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/chain"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 var errNotStepCA = errors.New("the answer is not from step-ca")
@@ -31,7 +32,10 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 	case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
 		outcome = issuer.Denied
 	}
-	return fmt.Errorf("CA %s: %s: %w: %w%s", s.url, call, outcome, plain(err), hint(err))
+	if trust.IsOutsideValidity(err) {
+		s.compareClocks(ctx)
+	}
+	return fmt.Errorf("CA %s: %s: %w: %w%s", s.url, call, outcome, plain(err), s.hint(err))
 }
 
 // statusOf returns the HTTP status of step-ca's error, and 0 for every other error.
@@ -66,20 +70,23 @@ func plain(err error) error {
 }
 
 // hint suggests what to check.
-func hint(err error) string {
+func (s *Signer) hint(err error) string {
 	var unknown x509.UnknownAuthorityError
 	var invalid x509.CertificateInvalidError
 	var late net.Error
+	clocks := s.clock.Describe("CA")
 	switch {
+	case trust.IsOutsideValidity(err) && s.clock.Differ(), statusOf(err) == http.StatusUnauthorized && s.clock.Differ():
+		return fmt.Sprintf(" (%s: synchronize the clocks)", clocks)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Sprintf(" (%s, which the CA's server uses, is valid from %s to %s; %s; restart step-ca, which renews its own certificate, or replace its intermediate or root)",
+			chain.Describe(invalid.Cert), invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339), clocks)
 	case errors.As(err, &late) && late.Timeout():
 		return " (no answer in time: is the CA overloaded, or does something on the way drop packets?)"
 	case errors.As(err, &unknown):
 		return " (is the fingerprint or caBundleFile that of this CA?)"
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return fmt.Sprintf(" (%s, which the CA's server uses, is valid from %s to %s; replace it, or check the clocks of the node and of the CA)",
-			chain.Describe(invalid.Cert), invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
 	case statusOf(err) == http.StatusUnauthorized:
-		return " (the reason is in the CA's log; often the clocks differ, or the host of the URL is not among the CA's dnsNames)"
+		return fmt.Sprintf(" (the reason is in the CA's log; often the host of the URL is not among the CA's dnsNames; %s)", clocks)
 	}
 	return ""
 }

@@ -23,7 +23,7 @@ func (s *Signer) Intermediates(ctx context.Context) ([]*x509.Certificate, error)
 	if err != nil {
 		return nil, err
 	}
-	response, err := limitedTransport{c.transport}.RoundTrip(request)
+	response, err := limitedTransport{c.transport, &s.clock}.RoundTrip(request)
 	if err != nil {
 		return nil, err
 	}

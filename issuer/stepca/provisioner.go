@@ -16,9 +16,6 @@ import (
 	"go.step.sm/crypto/jose"
 )
 
-// tokenLifetime allows for clocks that differ and for a busy CA.
-const tokenLifetime = 5 * time.Minute
-
 // provisionerKey mints one-time tokens of a JWK provisioner.
 type provisionerKey struct {
 	provisioner string
@@ -204,15 +201,12 @@ type confirmation struct {
 
 // token mints a one-time token for one of the CA's operations on the subject.
 func (k *provisionerKey) token(caURL *url.URL, operation, subject string, claims tokenClaims) (string, error) {
-	now := time.Now()
 	claims.Claims = jose.Claims{
-		ID:        rand.Text(),
-		Issuer:    k.provisioner,
-		Subject:   subject,
-		Audience:  jose.Audience{caURL.JoinPath("1.0", operation).String()},
-		IssuedAt:  jose.NewNumericDate(now),
-		NotBefore: jose.NewNumericDate(now),
-		Expiry:    jose.NewNumericDate(now.Add(tokenLifetime)),
+		ID:       rand.Text(),
+		Issuer:   k.provisioner,
+		Subject:  subject,
+		Audience: jose.Audience{caURL.JoinPath("1.0", operation).String()},
 	}
+	claims.NotBefore, claims.Expiry = tokenValidity(time.Now())
 	return jose.Signed(k.signer).Claims(claims).CompactSerialize()
 }

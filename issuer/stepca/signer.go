@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/clock"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
@@ -65,6 +66,7 @@ type Signer struct {
 	url    *url.URL
 	pins   trust.Pins
 	trust  *trust.Store
+	clock  clock.Comparison // with the CA's
 
 	calls      singleflight.Group // connect, fetch the provisioner's key, refresh the roots
 	connection atomic.Pointer[connection]
@@ -76,6 +78,7 @@ var (
 	_ issuer.Signer        = (*Signer)(nil)
 	_ issuer.Revoker       = (*Signer)(nil)
 	_ issuer.HolderRenewal = (*Signer)(nil)
+	_ issuer.Clock         = (*Signer)(nil)
 	_ issuer.Intermediates = (*Signer)(nil)
 )
 
@@ -150,6 +153,9 @@ func (s *Signer) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 
 // Trust holds the roots that the CA is verified by.
 func (s *Signer) Trust() *trust.Store { return s.trust }
+
+// CompareClocks implements issuer.Clock.
+func (s *Signer) CompareClocks() string { return s.clock.Describe("CA") }
 
 // Sign has the CA sign the CSR.
 func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*x509.Certificate, err error) {

@@ -4,6 +4,8 @@
 package trust
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -16,6 +18,8 @@ import (
 	"time"
 
 	"go.step.sm/crypto/pemutil"
+
+	"github.com/flexstack/step-csi/issuer/clock"
 )
 
 // Pins are the roots that the administrator configures: the certificates or their
@@ -44,13 +48,23 @@ func Parse(fingerprints string, bundle []byte) (Pins, error) {
 	if err != nil {
 		return Pins{}, fmt.Errorf("caBundleFile: %w", err)
 	}
+	// The parser skips what it does not know, and ends at the first block that is damaged.
+	if blocks := bytes.Count(bundle, []byte("-----BEGIN ")); blocks > len(roots) {
+		return Pins{}, fmt.Errorf("caBundleFile: of its %d PEM blocks, %d can be read as certificates; it may have nothing but whole blocks of the type CERTIFICATE",
+			blocks, len(roots))
+	}
 	return Pins{Roots: roots}, nil
 }
 
 func parseFingerprints(list string) (Pins, error) {
 	var p Pins
 	for text := range strings.SplitSeq(list, ",") {
-		digits := strings.ToLower(strings.NewReplacer(":", "", "-", "", " ", "").Replace(text))
+		// openssl x509 -fingerprint prints "sha256 Fingerprint=84:A0:…".
+		_, digits, named := strings.Cut(text, "=")
+		if !named {
+			digits = text
+		}
+		digits = strings.ToLower(strings.NewReplacer(":", "", "-", "").Replace(strings.Join(strings.Fields(digits), "")))
 		if b, err := hex.DecodeString(digits); err != nil || len(b) != sha256.Size {
 			return Pins{}, fmt.Errorf("fingerprint: %q is not a SHA-256 in hexadecimal (64 digits)", strings.TrimSpace(text))
 		}
@@ -194,7 +208,7 @@ func (s *Store) Restore(state State) error {
 		return errors.New("only the configured roots are trusted (roots.pinned)")
 	case state.Anchor != s.anchor:
 		return errors.New("they belong to another url, fingerprint or caBundleFile")
-	case state.Since.After(time.Now()):
+	case state.Since.After(time.Now().Add(clock.Tolerance)):
 		return fmt.Errorf("they are from the future, %s; check the clock of the node", state.Since.Format(time.RFC3339))
 	case len(state.Roots) == 0:
 		return errors.New("there are none")
@@ -240,9 +254,8 @@ func Fingerprints(certificates []*x509.Certificate) (all []string) {
 }
 
 // Union returns the certificates of both, without duplicates.
-func Union(a, b []*x509.Certificate) []*x509.Certificate {
-	all := slices.Clone(a)
-	for _, certificate := range b {
+func Union(a, b []*x509.Certificate) (all []*x509.Certificate) {
+	for _, certificate := range slices.Concat(a, b) {
 		if !slices.ContainsFunc(all, certificate.Equal) {
 			all = append(all, certificate)
 		}
@@ -250,9 +263,24 @@ func Union(a, b []*x509.Certificate) []*x509.Certificate {
 	return all
 }
 
-// Same tells whether both have the same certificates, in any order.
+// Same tells whether both have the same certificates, in any order and any number.
 func Same(a, b []*x509.Certificate) bool {
-	return len(a) == len(b) && len(Union(a, b)) == len(a)
+	all := len(Union(a, b))
+	return all == len(Union(a, nil)) && all == len(Union(b, nil))
+}
+
+// Sorted returns the certificates without duplicates, in an order that depends on nothing
+// but the certificates: the oldest comes first, so that a new root comes last.
+func Sorted(certificates []*x509.Certificate) []*x509.Certificate {
+	return slices.SortedFunc(slices.Values(Union(certificates, nil)), func(a, b *x509.Certificate) int {
+		return cmp.Or(a.NotBefore.Compare(b.NotBefore), bytes.Compare(a.Raw, b.Raw))
+	})
+}
+
+// Unexpired returns the certificates that have not expired at that time. Those that are
+// not valid yet are among them.
+func Unexpired(certificates []*x509.Certificate, now time.Time) []*x509.Certificate {
+	return slices.DeleteFunc(slices.Clone(certificates), func(certificate *x509.Certificate) bool { return now.After(certificate.NotAfter) })
 }
 
 // Pool returns the certificates as crypto/x509 needs them.

@@ -2,6 +2,7 @@ package trust_test
 
 import (
 	"crypto/x509"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -145,7 +146,7 @@ func TestWrongStatesAreNotRestored(t *testing.T) {
 		"another peer":    {trust.NewStore("https://other.example.com", pins), func(*trust.State) {}, "another url, fingerprint"},
 		"damaged":         {pinned(t, a), func(s *trust.State) { s.Roots[0] = s.Roots[0][1:] }, "x509"},
 		"no roots":        {pinned(t, a), func(s *trust.State) { s.Roots = nil }, "none"},
-		"from the future": {pinned(t, a), func(s *trust.State) { s.Since = time.Now().Add(time.Minute) }, "future"},
+		"from the future": {pinned(t, a), func(s *trust.State) { s.Since = time.Now().Add(time.Hour) }, "future"},
 	} {
 		state := first.State()
 		test.spoil(&state)
@@ -153,6 +154,25 @@ func TestWrongStatesAreNotRestored(t *testing.T) {
 			t.Errorf("%s: got %v, want an error with %q", name, err, test.want)
 		}
 		expect(t, name, test.store.Trusted())
+	}
+}
+
+// Sets of certificates are the same whatever their order and number.
+func TestSetsOfCertificates(t *testing.T) {
+	a, b, c := newRoot(t), newRoot(t), newRoot(t)
+	type set = []*x509.Certificate
+	for _, same := range [][2]set{{nil, {}}, {{a, b}, {b, a}}, {{a, a, b}, {b, b, a}}, {{a}, {a, a}}} {
+		if !trust.Same(same[0], same[1]) || !slices.EqualFunc(trust.Sorted(same[0]), trust.Sorted(same[1]), (*x509.Certificate).Equal) {
+			t.Errorf("%d and %d certificates are not the same set", len(same[0]), len(same[1]))
+		}
+	}
+	for _, other := range [][2]set{{nil, {a}}, {{a, b}, {a, a}}, {{a, a}, {a, b}}, {{a, b}, {a, c}}, {{a}, {a, b}}} {
+		if trust.Same(other[0], other[1]) {
+			t.Errorf("%d and %d certificates are the same set", len(other[0]), len(other[1]))
+		}
+	}
+	if all := trust.Union(set{a, a}, set{a, b}); len(all) != 2 {
+		t.Errorf("the union of two certificates has %d", len(all))
 	}
 }
 

@@ -126,10 +126,21 @@ func (ca *CA) Resume() error { return ca.resume((*authority.Authority).GetTLSCer
 // ResumeExpired is Resume with an expired serving certificate, like that of a CA that
 // could not renew it.
 func (ca *CA) ResumeExpired() error {
-	return ca.resume(func(*authority.Authority) (*tls.Certificate, error) { return ca.expiredCertificate() })
+	return ca.resume(func(*authority.Authority) (*tls.Certificate, error) {
+		return ca.servingCertificate(-2*time.Hour, -time.Hour)
+	})
 }
 
-func (ca *CA) expiredCertificate() (*tls.Certificate, error) {
+// ResumeAhead is Resume with a serving certificate that becomes valid after that time, like
+// that of a CA whose clock is ahead.
+func (ca *CA) ResumeAhead(ahead time.Duration) error {
+	return ca.resume(func(*authority.Authority) (*tls.Certificate, error) {
+		return ca.servingCertificate(ahead, ahead+24*time.Hour)
+	})
+}
+
+// servingCertificate returns a certificate whose validity is counted from now.
+func (ca *CA) servingCertificate(notBefore, notAfter time.Duration) (*tls.Certificate, error) {
 	key, err := keyutil.GenerateSigner("EC", "P-256", 0)
 	if err != nil {
 		return nil, err
@@ -137,7 +148,7 @@ func (ca *CA) expiredCertificate() (*tls.Certificate, error) {
 	now := time.Now()
 	leaf, err := ca.pki.Sign(&x509.Certificate{
 		DNSNames: ca.names(), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, PublicKey: key.Public(),
-		NotBefore: now.Add(-2 * time.Hour), NotAfter: now.Add(-time.Hour),
+		NotBefore: now.Add(notBefore), NotAfter: now.Add(notAfter),
 	})
 	if err != nil {
 		return nil, err

@@ -29,6 +29,7 @@ type Node struct {
 	Binary  Binary
 	Config  string   // the path of step-csi.yaml, which the password is beside
 	Flags   []string // more of them
+	Env     []string // more variables, as name=value
 	Logs    *Log     // of all processes, one after the other
 	Process *exec.Cmd
 }
@@ -92,7 +93,7 @@ func (n *Node) Command() *exec.Cmd {
 	command := n.Binary.Command(append(args, n.Flags...)...)
 	// Whatever it writes beside its volumes, it writes here, and a test looks there.
 	command.Dir = filepath.Dir(n.Config)
-	command.Env = append(os.Environ(), "TMPDIR="+command.Dir)
+	command.Env = append(append(os.Environ(), "TMPDIR="+command.Dir), n.Env...)
 	command.Stdout, command.Stderr = n.Logs, n.Logs
 	return command
 }
