@@ -265,7 +265,7 @@ func TestAttackModifiedRequest(t *testing.T) {
 		want  string
 	}{
 		"a longer life":     {"notAfter", "20h", "longer"},
-		"a later beginning": {"notBefore", "30m", "not valid before"},
+		"a later beginning": {"notBefore", "30m", "not valid yet"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rewriting(t, ca, test.key, test.value)
