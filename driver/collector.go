@@ -18,7 +18,7 @@ import (
 )
 
 // mostRoots limits the series of an issuer, because its CA decides how many roots it
-// has. The collector reports the roots that expire first.
+// has. The collector reports the roots that expire next, and then those that have expired.
 const mostRoots = 8
 
 const (
@@ -75,7 +75,7 @@ func newCollector(d *Driver) *collector {
 		firstIssued: volumes("_earliest_issued_timestamp_seconds",
 			"Time at which the oldest certificate was asked for, by the node's clock; 0 if unknown."),
 		waiting:        describe("signings_waiting", "First certificates that wait for other calls to the issuer.", "issuer"),
-		rootExpiration: describe("root_expiration_timestamp_seconds", "Expiry of a root of the issuer.", "issuer", "fingerprint"),
+		rootExpiration: describe("root_expiration_timestamp_seconds", "Expiry of a root of the issuer, or of a CA that its CA is federated with.", "issuer", "fingerprint"),
 	}
 	if d.config.MetricsPerVolume {
 		volume := func(name, help string) *prometheus.Desc {
@@ -113,7 +113,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	for name, i := range c.issuers {
 		send(c.waiting, float64(i.Scheduler.Waiting()), name)
-		for _, root := range firstToExpire(i.LatestRoots().Own) {
+		for _, root := range nextToExpire(i.LatestRoots().All(), time.Now()) {
 			send(c.rootExpiration, seconds(root.NotAfter), name, trust.Fingerprint(root))
 		}
 	}
@@ -159,13 +159,18 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// firstToExpire returns the roots that expire first, without duplicates.
-func firstToExpire(roots []*x509.Certificate) []*x509.Certificate {
+// nextToExpire returns the roots that expire next, and then those that expired last, without
+// duplicates.
+func nextToExpire(roots []*x509.Certificate, now time.Time) []*x509.Certificate {
 	byExpiry := slices.SortedFunc(slices.Values(roots), func(a, b *x509.Certificate) int {
 		return cmp.Or(a.NotAfter.Compare(b.NotAfter), bytes.Compare(a.Raw, b.Raw))
 	})
-	once := slices.CompactFunc(byExpiry, (*x509.Certificate).Equal)
-	return once[:min(len(once), mostRoots)]
+	byExpiry = slices.CompactFunc(byExpiry, (*x509.Certificate).Equal)
+	next := trust.Unexpired(byExpiry, now)
+	expired := byExpiry[:len(byExpiry)-len(next)]
+	slices.Reverse(expired)
+	all := slices.Concat(next, expired)
+	return all[:min(len(all), mostRoots)]
 }
 
 // seconds returns the Unix time in seconds, or 0 for an unknown time.

@@ -394,22 +394,30 @@ func TestNameInPod(t *testing.T) {
 	}
 }
 
-// The number of roots is up to the CA, which may also send the same root twice.
+// The number of roots is up to the CA, which may also send the same root twice. Roots that
+// have expired do not hide one that expires soon.
 func TestRootsAreBounded(t *testing.T) {
 	var roots []*x509.Certificate
 	for i := range 100 {
-		roots = append(roots, &x509.Certificate{Raw: []byte(fmt.Sprint("root ", i%50)), NotAfter: time.Unix(int64(1000+i%50/2), 0)})
+		roots = append(roots, &x509.Certificate{Raw: []byte(fmt.Sprint("root ", i%50)), NotAfter: time.Unix(int64(1000+i%50), 0)})
 	}
-	first := firstToExpire(roots)
-	if len(first) != mostRoots {
-		t.Errorf("%d roots", len(first))
+	expiries := func(now int64, roots ...*x509.Certificate) (all []int64) {
+		for _, root := range nextToExpire(roots, time.Unix(now, 0)) {
+			all = append(all, root.NotAfter.Unix())
+		}
+		return all
 	}
-	for _, root := range first {
-		if root.NotAfter.Unix() >= 1000+mostRoots/2 {
-			t.Errorf("a root that expires later was selected: %v", root.NotAfter)
+	for now, want := range map[int64][]int64{
+		0:    {1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007},
+		1025: {1025, 1026, 1027, 1028, 1029, 1030, 1031, 1032},
+		1047: {1047, 1048, 1049, 1046, 1045, 1044, 1043, 1042},
+		2000: {1049, 1048, 1047, 1046, 1045, 1044, 1043, 1042},
+	} {
+		if got := expiries(now, roots...); !slices.Equal(got, want) {
+			t.Errorf("at %d: %d, want %d", now, got, want)
 		}
 	}
-	if got := firstToExpire(roots[:1]); len(got) != 1 {
+	if got := expiries(0, roots[0]); len(got) != 1 {
 		t.Errorf("%d roots from a list with one root", len(got))
 	}
 }

@@ -253,10 +253,12 @@ func Fingerprints(certificates []*x509.Certificate) (all []string) {
 	return all
 }
 
-// Union returns the certificates of both, without duplicates.
+// Union returns the certificates of both, without duplicates. Their number is up to the CA.
 func Union(a, b []*x509.Certificate) (all []*x509.Certificate) {
+	seen := make(map[string]bool, len(a)+len(b))
 	for _, certificate := range slices.Concat(a, b) {
-		if !slices.ContainsFunc(all, certificate.Equal) {
+		if !seen[string(certificate.Raw)] {
+			seen[string(certificate.Raw)] = true
 			all = append(all, certificate)
 		}
 	}

@@ -86,7 +86,8 @@ func (c claims) check(plugin ServiceAccount, now time.Time) error {
 	case !slices.Contains(c.Audience, issuer.TokenAudience):
 		return fmt.Errorf("%w: it is not for the audience %s", ErrRejected, issuer.TokenAudience)
 	case c.expiry().Add(clockSkew).Before(now):
-		return fmt.Errorf("%w: it has expired", ErrRejected)
+		return fmt.Errorf("%w: it has expired at %s, and the clock of the registration authority shows %s", ErrRejected,
+			c.expiry().UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/clock"
 )
 
 const (
@@ -84,7 +86,10 @@ func (s *Server) isPlugin(pod issuer.Pod) bool {
 }
 
 // TokenReview is a Reviewer that calls the API server.
-type TokenReview struct{ client *rest.RESTClient }
+type TokenReview struct {
+	client *rest.RESTClient
+	clock  *clock.Comparison // with that of the API server
+}
 
 var _ Reviewer = (*TokenReview)(nil)
 
@@ -105,11 +110,29 @@ func NewTokenReview(c *rest.Config) (*TokenReview, error) {
 	// A review is one small message each way, for which HTTP/2 is slower.
 	c.NextProtos = []string{"http/1.1"}
 	c.QPS = -1 // no limit: the server limits the calls of each node and pod
+	compared := &clock.Comparison{}
+	c.Wrap(func(next http.RoundTripper) http.RoundTripper { return comparing{next, compared} })
 	client, err := rest.RESTClientFor(c)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}
-	return &TokenReview{client}, nil
+	return &TokenReview{client, compared}, nil
+}
+
+// comparing compares the clocks by each answer.
+type comparing struct {
+	http.RoundTripper
+	clock *clock.Comparison
+}
+
+// RoundTrip implements http.RoundTripper.
+func (c comparing) RoundTrip(r *http.Request) (*http.Response, error) {
+	sent := time.Now()
+	response, err := c.RoundTripper.RoundTrip(r)
+	if err == nil {
+		c.clock.Observe(response.Header.Get("Date"), sent)
+	}
+	return response, err
 }
 
 // Review implements Reviewer. It caches nothing: an expired token, or the token of a
@@ -128,7 +151,11 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 		}
 		return issuer.Pod{}, fmt.Errorf("%w: review a token at the API server: %w", issuer.Ended(ctx), err)
 	}
-	return boundPod(reviewed.Status)
+	pod, err := boundPod(reviewed.Status)
+	if err != nil && (strings.Contains(err.Error(), "expired") || strings.Contains(err.Error(), "not valid yet")) {
+		err = fmt.Errorf("%w (%s)", err, t.clock.Describe("API server"))
+	}
+	return pod, err
 }
 
 // boundPod returns the pod of a reviewed token.
