@@ -53,8 +53,9 @@ func (v *Volume) RenewEarly(ctx context.Context) (due bool) {
 	return true
 }
 
-// checkChain verifies the mounted chain by the volume's new roots, which may have changed how
-// long the chain is valid. It requires the lock.
+// checkChain verifies the mounted chain by the CA's new roots, which may have changed how long
+// the chain is valid. An expired root is not in the volume, but it limits the chain. checkChain
+// requires the lock.
 func (v *Volume) checkChain(root *os.Root) error {
 	set, err := payload.OpenDirectory(root, payload.DataLink)
 	if err != nil {
@@ -65,7 +66,7 @@ func (v *Volume) checkChain(root *os.Root) error {
 	if err != nil {
 		return err
 	}
-	verified, err := verify(certificates, v.roots.Own)
+	verified, err := verify(certificates, v.issuer.LatestRoots().Own)
 	if v.rootless = err; err != nil {
 		return nil // RenewEarly makes the renewal due
 	}
