@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,7 +21,6 @@ type limitedCA struct {
 	entry    *Entry
 	last     renewal.Validity
 	at       []time.Time // of the renewals
-	expired  int         // renewals after until
 }
 
 const minInterval = time.Minute
@@ -30,12 +30,13 @@ func (n *node) limited(until time.Time, lifetime time.Duration) *limitedCA {
 	ca.last = ca.sign()
 	ca.entry = n.Add("pod", ca.last, func(ctx context.Context) (renewal.Validity, error) {
 		err := n.ask(ctx, Renewal, "limited")
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		ca.at = append(ca.at, time.Now())
 		switch {
 		case err != nil:
 			return ca.last, err
 		case !time.Now().Before(ca.until):
-			ca.expired++
 			return ca.last, fmt.Errorf("%w: the intermediate has expired", issuer.Unavailable)
 		}
 		before := ca.last
@@ -56,30 +57,45 @@ func (ca *limitedCA) sign() renewal.Validity {
 	return v
 }
 
+// renewals returns the times of the renewals so far.
+func (ca *limitedCA) renewals() []time.Time {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	return slices.Clone(ca.at)
+}
+
+// recertify gives the CA a certificate that expires at that time.
+func (ca *limitedCA) recertify(until time.Time) {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	ca.until = until
+}
+
 // While nothing better is to be had, a certificate that the CA limits is renewed a few times,
 // at the usual pace, and never more often than MinInterval allows. It counts as failing. From
 // the expiry on, the retries back off.
 func TestLimitedCertificateIsNotRenewedInALoop(t *testing.T) {
 	for _, left := range []time.Duration{10 * time.Second, 10 * time.Minute, 20 * time.Hour} {
 		virtually(t, func(n *node) {
-			ca := n.limited(time.Now().Add(left), day)
+			until := time.Now().Add(left)
+			ca := n.limited(until, day)
 			time.Sleep(left - time.Nanosecond)
 			synctest.Wait()
-			if len(ca.at) == 0 || len(ca.at) > 14 {
-				t.Errorf("%s left: %d renewals", left, len(ca.at))
+			if len(ca.renewals()) == 0 || len(ca.renewals()) > 14 {
+				t.Errorf("%s left: %d renewals", left, len(ca.renewals()))
 			}
-			for i := 1; i < len(ca.at); i++ {
-				if gap := ca.at[i].Sub(ca.at[i-1]); gap < minInterval {
+			for i, at := 1, ca.renewals(); i < len(at); i++ {
+				if gap := at[i].Sub(at[i-1]); gap < minInterval {
 					t.Errorf("%s left: a renewal %s after another", left, gap)
 				}
 			}
 			state := ca.entry.State()
-			if state.Failures != len(ca.at) || !errors.Is(state.Err, ErrLimited) || !state.Validity.NotAfter.Equal(ca.until) {
+			if state.Failures != len(ca.renewals()) || !errors.Is(state.Err, ErrLimited) || !state.Validity.NotAfter.Equal(until) {
 				t.Errorf("%s left: %+v", left, state)
 			}
-			before := len(ca.at)
+			before := len(ca.renewals())
 			time.Sleep(time.Hour)
-			if n := len(ca.at) - before; n < 8 || n > 3600/100 {
+			if n := len(ca.renewals()) - before; n < 8 || n > 3600/100 {
 				t.Errorf("%s left: %d attempts in the hour after the expiry", left, n)
 			}
 		})
@@ -92,26 +108,26 @@ func TestRenewEarly(t *testing.T) {
 	virtually(t, func(n *node) {
 		ca := n.limited(time.Now().Add(20*time.Hour), day)
 		time.Sleep(15*time.Hour + 30*time.Second)
-		if len(ca.at) == 0 {
+		if len(ca.renewals()) == 0 {
 			t.Fatal("not renewed")
 		}
-		ca.until = time.Now().Add(1000 * time.Hour)
-		before := len(ca.at)
+		ca.recertify(time.Now().Add(1000 * time.Hour))
+		before := len(ca.renewals())
 		ca.entry.RenewEarly()
 		time.Sleep(pace)
 		synctest.Wait()
-		if state := ca.entry.State(); len(ca.at) != before+1 || state.Failures != 0 || state.Err != nil || state.Validity.LimitedBy != "" {
-			t.Errorf("%d renewals; %+v", len(ca.at)-before, state)
+		if state := ca.entry.State(); len(ca.renewals()) != before+1 || state.Failures != 0 || state.Err != nil || state.Validity.LimitedBy != "" {
+			t.Errorf("%d renewals; %+v", len(ca.renewals())-before, state)
 		}
 		// MinInterval applies, and a renewal that is due earlier stays so.
 		ca.entry.RenewEarly()
 		time.Sleep(minInterval - pace - time.Second)
-		if len(ca.at) != before+1 {
+		if len(ca.renewals()) != before+1 {
 			t.Error("renewed within MinInterval")
 		}
 		time.Sleep(2 * pace)
-		if len(ca.at) != before+2 {
-			t.Errorf("%d renewals after MinInterval", len(ca.at)-before)
+		if len(ca.renewals()) != before+2 {
+			t.Errorf("%d renewals after MinInterval", len(ca.renewals())-before)
 		}
 	})
 }
@@ -122,16 +138,16 @@ func TestRenewEarlyBeforeTheExpiry(t *testing.T) {
 	virtually(t, func(n *node) {
 		until := time.Now().Add(90 * time.Second)
 		ca := n.limited(until, day)
-		for len(ca.at) == 0 {
+		for len(ca.renewals()) == 0 {
 			time.Sleep(time.Second)
 			synctest.Wait()
 		}
-		ca.until = time.Now().Add(1000 * time.Hour)
+		ca.recertify(time.Now().Add(1000 * time.Hour))
 		ca.entry.RenewEarly()
 		time.Sleep(time.Until(until))
 		synctest.Wait()
-		if state := ca.entry.State(); len(ca.at) != 2 || state.Failures != 0 {
-			t.Errorf("%d renewals; %+v", len(ca.at), state)
+		if state := ca.entry.State(); len(ca.renewals()) != 2 || state.Failures != 0 {
+			t.Errorf("%d renewals; %+v", len(ca.renewals()), state)
 		}
 	})
 }
@@ -140,19 +156,20 @@ func TestRenewEarlyBeforeTheExpiry(t *testing.T) {
 func TestChange(t *testing.T) {
 	virtually(t, func(n *node) {
 		ca := n.limited(time.Now().Add(10*time.Minute), day)
-		ca.until = time.Now().Add(1000 * time.Hour)
-		ca.last.NotAfter, ca.last.LimitedBy = ca.last.LeafNotAfter, ""
-		ca.entry.Change(ca.last)
+		ca.recertify(time.Now().Add(1000 * time.Hour))
+		v := ca.last
+		v.NotAfter, v.LimitedBy = v.LeafNotAfter, ""
+		ca.entry.Change(v)
 		time.Sleep(14 * time.Hour)
-		if len(ca.at) != 0 {
+		if len(ca.renewals()) != 0 {
 			t.Error("renewed too early")
 		}
-		ca.last.NotAfter, ca.last.LimitedBy = time.Now().Add(time.Minute), "the root"
-		ca.entry.Change(ca.last)
+		v.NotAfter, v.LimitedBy = time.Now().Add(time.Minute), "the root"
+		ca.entry.Change(v)
 		time.Sleep(pace)
 		synctest.Wait()
-		if len(ca.at) != 1 {
-			t.Errorf("%d renewals", len(ca.at))
+		if len(ca.renewals()) != 1 {
+			t.Errorf("%d renewals", len(ca.renewals()))
 		}
 	})
 }

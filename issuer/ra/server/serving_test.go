@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"math/big"
 	"strings"
@@ -25,7 +26,7 @@ import (
 
 // stoppableSigner is a CA that the test can stop.
 type stoppableSigner struct {
-	root  *x509.Certificate
+	root  atomic.Pointer[x509.Certificate]
 	key   crypto.Signer
 	down  atomic.Bool
 	asked atomic.Int64
@@ -46,9 +47,11 @@ func newStoppableSigner(t *testing.T) *stoppableSigner {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.root, err = x509.ParseCertificate(der); err != nil {
+	root, err := x509.ParseCertificate(der)
+	if err != nil {
 		t.Fatal(err)
 	}
+	s.root.Store(root)
 	return s
 }
 
@@ -56,7 +59,7 @@ func (*stoppableSigner) Connect(context.Context) error { return nil }
 func (*stoppableSigner) Trust() *trust.Store           { return nil }
 
 func (s *stoppableSigner) Roots(context.Context) (issuer.Roots, error) {
-	return issuer.Roots{Own: []*x509.Certificate{s.root}, Asked: time.Now()}, nil
+	return issuer.Roots{Own: []*x509.Certificate{s.root.Load()}, Asked: time.Now()}, nil
 }
 
 func (s *stoppableSigner) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
@@ -71,7 +74,7 @@ func (s *stoppableSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]
 	der, err := x509.CreateCertificate(nil, &x509.Certificate{
 		SerialNumber: big.NewInt(s.asked.Load()), Subject: req.CSR.Subject, DNSNames: req.CSR.DNSNames, KeyUsage: x509.KeyUsageDigitalSignature,
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(req.Request.Duration),
-	}, s.root, req.CSR.PublicKey, s.key)
+	}, s.root.Load(), req.CSR.PublicKey, s.key)
 	if err != nil {
 		return nil, err
 	}
@@ -168,15 +171,14 @@ func TestOwnCertificateIsRetriedWithinSecondsAlsoBeforeItExpires(t *testing.T) {
 // expiring gives the CA a root with the same key that is valid for the duration.
 func (s *stoppableSigner) expiring(t *testing.T, valid time.Duration) {
 	t.Helper()
-	template := *s.root
+	template := *s.root.Load()
 	template.SerialNumber, template.NotAfter = big.NewInt(time.Now().Unix()), time.Now().Add(valid)
 	der, err := x509.CreateCertificate(rand.Reader, &template, &template, s.key.Public(), s.key)
-	if err == nil {
-		s.root, err = x509.ParseCertificate(der)
-	}
-	if err != nil {
+	root, err2 := x509.ParseCertificate(der)
+	if err = errors.Join(err, err2); err != nil {
 		t.Fatal(err)
 	}
+	s.root.Store(root)
 }
 
 // The CA's root expires before the server's certificate. The server is ready until then, asks
@@ -184,7 +186,7 @@ func (s *stoppableSigner) expiring(t *testing.T, valid time.Duration) {
 func TestOwnCertificateIsLimitedByItsChain(t *testing.T) {
 	keeping(t, true, func(t *testing.T, ca *stoppableSigner, s *serving) {
 		ca.expiring(t, 10*time.Hour)
-		root := ca.root
+		root := ca.root.Load()
 		ca.down.Store(false)
 		within(t, s, time.Minute)
 		if at := s.validity.Load(); !at.NotAfter.Equal(root.NotAfter) || !strings.Contains(at.LimitedBy, root.SerialNumber.String()) {
@@ -205,7 +207,7 @@ func TestOwnCertificateIsLimitedByItsChain(t *testing.T) {
 
 		// Only a longer chain makes it renew early, and only once.
 		first := s.current.Load()
-		s.renewEarly(ca.root.NotAfter)
+		s.renewEarly(ca.root.Load().NotAfter)
 		within(t, s, time.Minute)
 		if s.current.Load() != first {
 			t.Error("renewed early without a longer chain")
