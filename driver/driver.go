@@ -65,10 +65,9 @@ type Config struct {
 	MetricsPerVolume bool
 }
 
-// Issuer is an issuer with the lifetimes that pods may request.
+// Issuer is an issuer of the node plugin.
 type Issuer struct {
 	*issuer.Issuer
-	Bounds attributes.Bounds
 	// RootsRefresh is how often the driver fetches the roots of the CA.
 	RootsRefresh time.Duration
 }
@@ -117,7 +116,7 @@ func New(c Config) (*Driver, error) {
 				ClusterDomain:   c.ClusterDomain,
 				TrustDomain:     c.TrustDomain,
 				AllowShortNames: c.AllowShortNames,
-				Issuers:         map[string]attributes.Bounds{},
+				Issuers:         map[string]issuer.Lifetimes{},
 			},
 		},
 	}
@@ -130,7 +129,7 @@ func New(c Config) (*Driver, error) {
 	d.node.Revoke = func(ctx context.Context, v *volume.Volume, r issuer.Revocation) { d.revokeLater(ctx, v, &r) }
 	for name, i := range c.Issuers {
 		state := newIssuerState(name, i, d.metrics)
-		d.issuers[name], d.node.Issuers[name], d.node.Attributes.Issuers[name] = state, state.Issuer, i.Bounds
+		d.issuers[name], d.node.Issuers[name], d.node.Attributes.Issuers[name] = state, state.Issuer, i.Lifetimes()
 		d.readiness.Expect(name)
 		d.metrics.expect(name)
 	}

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,7 +51,8 @@ type Request struct {
 	IPAddresses    []names.IP
 	URIs           []names.URI
 	EmailAddresses []names.EmailAddress
-	// Duration is the requested lifetime, counted from the moment of signing.
+	// Duration is the requested lifetime, counted from the moment of signing. Zero means
+	// the issuer's default.
 	Duration time.Duration
 	KeyType  KeyType
 }
@@ -66,6 +68,9 @@ type SigningRequest struct {
 	Applicant Applicant
 	Request   Request
 	CSR       *x509.CertificateRequest
+	// DefaultLifetime means that neither the pod nor the configuration has chosen
+	// Request.Duration: the CA may choose a shorter one. It is for the Issuer to set.
+	DefaultLifetime bool
 }
 
 // Signer has a CA sign CSRs, itself or through the registration authority. Its
@@ -167,6 +172,8 @@ type Config struct {
 	// RequireDisableRenewal refuses to sign while the CA renews certificates for anyone
 	// who has them and the key. The signer must be a HolderRenewal.
 	RequireDisableRenewal bool
+	// Lifetimes are the configured ones. Where they are zero, the CA decides.
+	Lifetimes Lifetimes
 }
 
 // Issuer makes credentials: the policy, the key, the CSR, the signer, and the check
@@ -177,6 +184,8 @@ type Issuer struct {
 	keys   *KeyGenerator
 	// requireDisabled is nil unless holders must not be able to renew.
 	requireDisabled HolderRenewal
+	lifetimes       Lifetimes
+	shortened       sync.Once
 
 	roots      latestRoots
 	followed   atomic.Pointer[Roots] // what FollowRoots announced last
@@ -194,7 +203,7 @@ func New(c Config) (*Issuer, error) {
 	if c.Keys == nil {
 		c.Keys = NewKeyGenerator()
 	}
-	i := &Issuer{signer: c.Signer, policy: c.Policy, keys: c.Keys, otherRoots: make(chan struct{}, 1)}
+	i := &Issuer{signer: c.Signer, policy: c.Policy, keys: c.Keys, lifetimes: c.Lifetimes, otherRoots: make(chan struct{}, 1)}
 	if c.RequireDisableRenewal {
 		var err error
 		if i.requireDisabled, err = requireDisabled(c.Signer); err != nil {
@@ -224,29 +233,24 @@ type Prepared struct {
 // generates a key of the requested type. It calls neither the CA nor the registration
 // authority.
 func (i *Issuer) Prepare(ctx context.Context, pod Applicant, req Request, key PrivateKey) (Prepared, error) {
-	if err := i.allow(ctx, pod.Pod, req); err != nil {
-		return Prepared{}, err
-	}
-	if key.Signer == nil {
-		var err error
-		if key, err = i.keys.Generate(ctx, pod.Pod, req.KeyType); err != nil {
-			return Prepared{}, err
-		}
-	}
-	csr, err := NewCSR(req, key)
+	p, err := i.PrepareCSR(ctx, SigningRequest{Applicant: pod, Request: req})
 	if err != nil {
 		return Prepared{}, err
 	}
-	return Prepared{SigningRequest{Applicant: pod, Request: req, CSR: csr}, key}, nil
+	if p.key = key; key.Signer == nil {
+		if p.key, err = i.keys.Generate(ctx, pod.Pod, req.KeyType); err != nil {
+			return Prepared{}, err
+		}
+	}
+	p.request.CSR, err = NewCSR(req, p.key)
+	return p, err
 }
 
 // PrepareCSR is Prepare for a CSR that was made elsewhere and read by ReadCSR. The
 // credential will have no key.
 func (i *Issuer) PrepareCSR(ctx context.Context, req SigningRequest) (Prepared, error) {
-	if err := i.allow(ctx, req.Applicant.Pod, req.Request); err != nil {
-		return Prepared{}, err
-	}
-	return Prepared{request: req}, nil
+	p := Prepared{request: i.withDefaultLifetime(req)}
+	return p, i.allow(ctx, p.request.Applicant.Pod, p.request.Request)
 }
 
 // errNoNames denies a request with only a common name. step-ca would make that, which the
@@ -267,6 +271,10 @@ func (i *Issuer) allow(ctx context.Context, pod Pod, req Request) error {
 // certificate.
 func (i *Issuer) Sign(ctx context.Context, p Prepared) (*Credential, error) {
 	if err := i.refuseHolderRenewal(ctx); err != nil {
+		return nil, err
+	}
+	p, err := i.withClaimedLifetime(ctx, p)
+	if err != nil {
 		return nil, err
 	}
 	// Before the call: a slow answer must not allow a longer lifetime.
@@ -308,6 +316,7 @@ func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certifi
 	if err := i.allow(ctx, p.request.Applicant.Pod, p.request.Request); err != nil {
 		return nil, err
 	}
+	i.logShortened(ctx, verified.Certificates[0], req)
 	i.roots.store(roots)
 	i.observe(ctx, verified)
 	if known := i.followed.Load(); known != nil && !known.Same(roots) {

@@ -116,22 +116,27 @@ func TestHostileAnswersAreRefused(t *testing.T) {
 		want  string
 	}{
 		"another key":          {func(c *x509.Certificate) { c.PublicKey = other.ca.Signer.Public() }, "another key"},
-		"extra DNS name":       {func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "db.shop") }, "DNS names"},
-		"wildcard added":       {func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "*.shop") }, "DNS names"},
-		"missing DNS name":     {func(c *x509.Certificate) { c.DNSNames = c.DNSNames[1:] }, "DNS names"},
-		"other URI":            {func(c *x509.Certificate) { c.URIs = []*url.URL{uri} }, "URIs"},
-		"missing URI":          {func(c *x509.Certificate) { c.URIs = nil }, "URIs"},
-		"extra IP address":     {func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IPv4(10, 0, 0, 2)) }, "IP addresses"},
-		"missing e-mail":       {func(c *x509.Certificate) { c.EmailAddresses = nil }, "e-mail"},
-		"other common name":    {func(c *x509.Certificate) { c.Subject.CommonName = "admin" }, "common name"},
-		"unknown type of name": {func(c *x509.Certificate) { addOtherName(c) }, "not requested"},
+		"extra DNS name":       {func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "db.shop") }, `template added DNS name "db.shop"; a`},
+		"wildcard added":       {func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "*.shop") }, `added DNS name "*.shop"`},
+		"missing DNS name":     {func(c *x509.Certificate) { c.DNSNames = c.DNSNames[1:] }, `template removed DNS name "web.shop"; a`},
+		"other URI":            {func(c *x509.Certificate) { c.URIs = []*url.URL{uri} }, `added URI "spiffe://cluster.local/ns/shop/sa/admin", removed URI "spiffe://cluster.local/ns/shop/sa/web"; a`},
+		"missing URI":          {func(c *x509.Certificate) { c.URIs = nil }, `removed URI "spiffe:`},
+		"extra IP address":     {func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IPv4(10, 0, 0, 2)) }, `added IP address "10.0.0.2"`},
+		"missing e-mail":       {func(c *x509.Certificate) { c.EmailAddresses = nil }, `removed e-mail address "web@shop.example"`},
+		"other common name":    {func(c *x509.Certificate) { c.Subject.CommonName = "admin" }, `changed the common name from "web.shop" to "admin"`},
+		"unknown type of name": {func(c *x509.Certificate) { addOtherName(c) }, "added 1 subject alternative names of a type that nobody can request"},
+		"many names": {func(c *x509.Certificate) {
+			for i := range 1000 {
+				c.DNSNames = append(c.DNSNames, fmt.Sprintf("%0200d.example", i))
+			}
+		}, "made 995 other changes"},
 		"expired": {func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 		}, "expired"},
 		"longer": {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(20 * time.Hour) }, "longer"},
 		"not yet valid, and an extra name": {func(c *x509.Certificate) {
 			c.NotBefore, c.DNSNames = time.Now().Add(time.Hour), append(c.DNSNames, "db.shop")
-		}, "DNS names"},
+		}, "added DNS name"},
 		"a CA": {func(c *x509.Certificate) {
 			c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
 		}, "CA certificate"},
@@ -143,6 +148,9 @@ func TestHostileAnswersAreRefused(t *testing.T) {
 			_, err := issue(t, s, allowAll, issuer.PrivateKey{})
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want an error with %q", err, test.want)
+			}
+			if err != nil && (len(err.Error()) > 2000 || strings.Contains(err.Error(), "\n")) {
+				t.Errorf("an error of %d bytes: %.300q", len(err.Error()), err)
 			}
 			if errors.Is(err, issuer.Denied) || errors.Is(err, issuer.Unavailable) {
 				t.Errorf("a wrong answer counts as denied or unavailable: %v", err)

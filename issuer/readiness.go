@@ -32,6 +32,8 @@ type condition struct {
 	roots     error  // of the last request for the roots
 	known     bool   // whether holders can renew
 	renewal   string // why holders can renew; empty if they cannot
+	token     tokenCertificate
+	lifetimes string // which configured lifetimes the CA refuses; empty if none
 }
 
 func (c *condition) trouble() error {
@@ -66,8 +68,9 @@ func (r *Readiness) Err() error {
 	return errNoIssuer
 }
 
-// Details has a line for each issuer that does not work, and for each whose CA lets
-// holders renew. It is empty if there is nothing to report.
+// Details has a line for each issuer that does not work, for each whose CA lets holders
+// renew, for each whose configured lifetimes the CA refuses, and for each whose
+// certificate for its CA is about to expire. It is empty if there is nothing to report.
 func (r *Readiness) Details() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -77,8 +80,13 @@ func (r *Readiness) Details() string {
 		if err := c.trouble(); err != nil {
 			fmt.Fprintf(&lines, "issuer %s: %s\n", name, oneLine(err.Error()))
 		}
-		if c.renewal != "" {
-			fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, oneLine(c.renewal))
+		for _, warning := range []string{c.renewal, c.lifetimes} {
+			if warning != "" {
+				fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, oneLine(warning))
+			}
+		}
+		if warning := c.token.warning(time.Now()); warning != "" {
+			fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, warning)
 		}
 	}
 	return lines.String()
@@ -130,7 +138,9 @@ type watch struct {
 	retry     backoff.Backoff
 	connected bool   // at least once
 	failing   bool   // the last check failed
-	warned    string // the last warning that was logged
+	warned    string // the last warning about HolderRenewal that was logged
+	refused   string // the last warning about lifetimes that was logged
+	expiring  bool   // the certificate that signs tokens is about to expire
 }
 
 // check reads the provisioner, if the signer has one, and connects.
@@ -143,7 +153,30 @@ func (w *watch) check(ctx context.Context) (err error) {
 		}
 		w.warn(ctx, allowed)
 	}
-	return w.issuer.Connect(ctx)
+	err = w.issuer.Connect(ctx)
+	if t, ok := w.issuer.signer.(TokenCertificate); ok {
+		w.warnTokenCertificate(ctx, t)
+	}
+	if err != nil {
+		return err
+	}
+	if c, ok := w.issuer.signer.(LifetimeClaims); ok {
+		w.warnLifetimes(ctx, w.issuer.lifetimes.refusedBy(c.LifetimeClaims()))
+	}
+	return nil
+}
+
+// warnTokenCertificate records the validity of the certificate that signs tokens, and
+// logs once that it is about to expire.
+func (w *watch) warnTokenCertificate(ctx context.Context, t TokenCertificate) {
+	var own tokenCertificate
+	own.issued, own.expires = t.TokenCertificate()
+	w.update(w.name, func(c *condition) { c.token = own })
+	warning := own.warning(time.Now())
+	if warning != "" && !w.expiring {
+		klog.FromContext(ctx).Info("Warning: the certificate that signs tokens is about to expire", "reason", warning)
+	}
+	w.expiring = warning != ""
 }
 
 // warn records whether holders can renew, and logs it when it changes.
@@ -157,6 +190,20 @@ func (w *watch) warn(ctx context.Context, allowed string) {
 		klog.FromContext(ctx).Info("Warning: the CA renews certificates for their holders", "reason", allowed)
 	}
 	w.warned = allowed
+}
+
+// warnLifetimes records which configured lifetimes the CA refuses, and logs it when it
+// changes.
+func (w *watch) warnLifetimes(ctx context.Context, refused string) {
+	w.update(w.name, func(c *condition) { c.lifetimes = refused })
+	switch {
+	case refused == w.refused:
+	case refused == "":
+		klog.FromContext(ctx).Info("The CA no longer refuses configured lifetimes")
+	default:
+		klog.FromContext(ctx).Info("Warning: the CA refuses configured lifetimes", "reason", refused)
+	}
+	w.refused = refused
 }
 
 // record records the result of a check, and returns when to check again. While an
@@ -199,6 +246,8 @@ var (
 func (r *Readiness) Describe(descriptions chan<- *prometheus.Desc) {
 	descriptions <- readyDesc
 	descriptions <- renewalDesc
+	descriptions <- tokenCertificateExpiresDesc
+	descriptions <- tokenCertificateIssuedDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -217,5 +266,6 @@ func (r *Readiness) Collect(out chan<- prometheus.Metric) {
 		if c.known {
 			send(renewalDesc, c.renewal != "", name)
 		}
+		c.token.collect(out, name)
 	}
 }

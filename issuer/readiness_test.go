@@ -117,14 +117,20 @@ func (s *claimSigner) Connect(context.Context) error {
 
 // watching runs test while Watch checks the issuers a and b every five minutes.
 func watching(t *testing.T, a, b *claimSigner, test func(r *issuer.Readiness, logged func() string)) {
+	watch(t, map[string]issuer.Config{"a": {Signer: a}, "b": {Signer: b}}, test)
+}
+
+// watch is watching for any issuers.
+func watch(t *testing.T, issuers map[string]issuer.Config, test func(r *issuer.Readiness, logged func() string)) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines log[string]
 		logger := funcr.New(func(_, args string) { lines.add(args) }, funcr.Options{})
 		ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logger))
 		defer stop()
 		var r issuer.Readiness
-		for name, s := range map[string]*claimSigner{"a": a, "b": b} {
-			i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+		for name, c := range issuers {
+			c.Policy = allowAll
+			i, err := issuer.New(c)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -14,7 +14,6 @@ import (
 	utiljson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
-	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
@@ -94,7 +93,7 @@ type configured struct {
 	issuer       *issuer.Issuer
 	signer       closingSigner
 	allow        issuer.Policy
-	bounds       attributes.Bounds
+	lifetimes    issuer.Lifetimes
 	rootsRefresh time.Duration
 }
 
@@ -182,7 +181,7 @@ func (f *configFile) ra(directory string) (*config, error) {
 	}
 	for name, i := range f.Issuers {
 		if i.Provisioner.Type == typeRA {
-			return nil, fmt.Errorf("issuers.%s.provisioner.type: must be %s, because a registration authority has the CA sign directly", name, typeJWK)
+			return nil, fmt.Errorf("issuers.%s.provisioner.type: must be %s or %s, because a registration authority has the CA sign directly", name, typeJWK, typeX5C)
 		}
 	}
 	c, err := f.check(directory, refreshRootsRA)
@@ -220,7 +219,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 			return nil, fmt.Errorf("issuers.%s.policy: %w", name, err)
 		}
 		if made.issuer, err = issuer.New(issuer.Config{
-			Signer: made.signer, Policy: made.allow, Keys: keys, RequireDisableRenewal: i.Provisioner.RequireDisableRenewal,
+			Signer: made.signer, Policy: made.allow, Keys: keys, RequireDisableRenewal: i.Provisioner.RequireDisableRenewal, Lifetimes: made.lifetimes,
 		}); err != nil {
 			return nil, fmt.Errorf("issuers.%s: %w", name, err)
 		}

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra"
@@ -17,7 +16,8 @@ import (
 
 // The types of provisioners.
 const (
-	typeJWK = "jwk" // this process signs, with the password of a JWK provisioner
+	typeJWK = "jwk" // this process signs, with the key of a JWK provisioner
+	typeX5C = "x5c" // this process signs, with a certificate that an X5C provisioner accepts
 	typeRA  = "ra"  // the registration authority signs, after it has reviewed the token of the pod
 )
 
@@ -44,10 +44,14 @@ type issuerFile struct {
 }
 
 type provisionerFile struct {
-	Type         string `json:"type"`
-	Name         string `json:"name"`
-	PasswordFile string `json:"passwordFile"`
-	TokenFile    string `json:"tokenFile"`
+	Type            string `json:"type"`
+	Name            string `json:"name"`
+	KeyID           string `json:"kid"`
+	PasswordFile    string `json:"passwordFile"`
+	KeyFile         string `json:"keyFile"`
+	CertificateFile string `json:"certificateFile"`
+	PrivateKeyFile  string `json:"privateKeyFile"`
+	TokenFile       string `json:"tokenFile"`
 	// RequireDisableRenewal refuses to sign while the provisioner lets step-ca renew
 	// certificates for their holders.
 	RequireDisableRenewal bool `json:"requireDisableRenewal"`
@@ -69,7 +73,7 @@ type closingSigner interface {
 // configure makes the signer, and checks the rest. The roots are refreshed as often
 // as the file says, or as otherwise says. The signer adds the CA's names to reserved.
 func (f issuerFile) configure(name, directory string, otherwise time.Duration, reserved *policy.Reserved) (c configured, err error) {
-	if c.bounds, err = f.bounds(); err != nil {
+	if c.lifetimes, err = f.lifetimes(); err != nil {
 		return c, err
 	}
 	if c.rootsRefresh, err = parseDuration("roots.refresh", f.Roots.Refresh, otherwise); err != nil {
@@ -80,47 +84,86 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration, r
 		return c, fmt.Errorf("caBundleFile: %w", err)
 	}
 	switch f.Provisioner.Type {
-	case typeJWK:
-		c.signer, err = f.jwkSigner(directory, bundle, reserved)
+	case typeJWK, typeX5C:
+		c.signer, err = f.caSigner(directory, bundle, reserved)
 	case typeRA:
 		c.signer, err = f.raSigner(name, directory, bundle)
 	default:
-		err = fmt.Errorf("provisioner.type: %q is unknown; use %s or %s", f.Provisioner.Type, typeJWK, typeRA)
+		err = fmt.Errorf("provisioner.type: %q is unknown; use %s, %s or %s", f.Provisioner.Type, typeJWK, typeX5C, typeRA)
 	}
 	return c, err
 }
 
-func (f issuerFile) jwkSigner(directory string, bundle []byte, reserved *policy.Reserved) (closingSigner, error) {
-	if f.Provisioner.TokenFile != "" {
-		return nil, fmt.Errorf("provisioner.tokenFile: is for the type %s only", typeRA)
+// caSigner calls the CA itself.
+func (f issuerFile) caSigner(directory string, bundle []byte, reserved *policy.Reserved) (closingSigner, error) {
+	if err := f.Provisioner.checkKeys(); err != nil {
+		return nil, err
 	}
 	if f.Roots.Fingerprint != "" || f.Roots.CABundleFile != "" {
 		return nil, fmt.Errorf("roots.fingerprint and roots.caBundleFile: are for the type %s only; set the issuer's fingerprint or caBundleFile", typeRA)
 	}
-	if f.Provisioner.PasswordFile == "" {
-		return nil, errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key")
-	}
-	password, err := secretFile(within(directory, f.Provisioner.PasswordFile))
-	if err != nil {
-		return nil, fmt.Errorf("provisioner.passwordFile: %w", err)
-	}
-	return stepca.New(stepca.Config{
+	c := stepca.Config{
 		URL:         f.URL,
 		Fingerprint: f.Fingerprint,
 		CABundle:    bundle,
 		Pinned:      f.Roots.Pinned,
 		Provisioner: f.Provisioner.Name,
+		KeyID:       f.Provisioner.KeyID,
 		Federation:  f.Roots.Federation,
-		Password:    password,
 		Shown:       reserved.Learn,
-	})
+	}
+	for _, secret := range []struct {
+		key, path string
+		read      *func() ([]byte, error)
+	}{
+		{"passwordFile", f.Provisioner.PasswordFile, &c.Password},
+		{"keyFile", f.Provisioner.KeyFile, &c.Key},
+		{"certificateFile", f.Provisioner.CertificateFile, &c.Certificate},
+		{"privateKeyFile", f.Provisioner.PrivateKeyFile, &c.PrivateKey},
+	} {
+		if secret.path == "" {
+			continue
+		}
+		var err error
+		if *secret.read, err = secretFile(within(directory, secret.path)); err != nil {
+			return nil, fmt.Errorf("provisioner.%s: %w", secret.key, err)
+		}
+	}
+	return stepca.New(c)
+}
+
+// checkKeys rejects keys of other types than the provisioner's, and missing ones.
+func (f provisionerFile) checkKeys() error {
+	for _, k := range []struct {
+		key, value, kind string
+	}{
+		{"kid", f.KeyID, typeJWK},
+		{"passwordFile", f.PasswordFile, typeJWK},
+		{"keyFile", f.KeyFile, typeJWK},
+		{"certificateFile", f.CertificateFile, typeX5C},
+		{"privateKeyFile", f.PrivateKeyFile, typeX5C},
+		{"tokenFile", f.TokenFile, typeRA},
+	} {
+		if k.value != "" && k.kind != f.Type {
+			return fmt.Errorf("provisioner.%s: is for the type %s only", k.key, k.kind)
+		}
+	}
+	switch {
+	case f.Type == typeJWK && f.PasswordFile == "" && f.KeyFile == "":
+		return errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key; or keyFile, if the CA does not keep this key")
+	case f.Type == typeX5C && f.CertificateFile == "":
+		return errors.New("provisioner.certificateFile: name the file with the certificate that signs tokens, and with its intermediates")
+	case f.Type == typeX5C && f.PrivateKeyFile == "":
+		return errors.New("provisioner.privateKeyFile: name the file with the private key of the certificate")
+	}
+	return nil
 }
 
 // raSigner uses the authority's issuer of the same name, unless the file names
 // another.
 func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSigner, error) {
-	if f.Provisioner.PasswordFile != "" {
-		return nil, fmt.Errorf("provisioner.passwordFile: is for the type %s only; no node needs it any more", typeJWK)
+	if err := f.Provisioner.checkKeys(); err != nil {
+		return nil, fmt.Errorf("%w; no node needs it any more", err)
 	}
 	if f.Provisioner.RequireDisableRenewal {
 		return nil, errors.New("provisioner.requireDisableRenewal: write it into the configuration of the registration authority, which calls the CA")
@@ -184,24 +227,26 @@ func secretFile(path string) (func() ([]byte, error), error) {
 	return read, err
 }
 
-// bounds returns the lifetimes, by default those of step-ca.
-func (f issuerFile) bounds() (b attributes.Bounds, err error) {
-	if b.Max, err = parseDuration("duration.max", f.Duration.Max, 24*time.Hour); err != nil {
-		return b, err
+// lifetimes returns what is configured. Where nothing is, the CA's provisioner decides.
+func (f issuerFile) lifetimes() (l issuer.Lifetimes, err error) {
+	if l.Max, err = parseDuration("duration.max", f.Duration.Max, 0); err != nil {
+		return l, err
 	}
-	if b.Min, err = parseDuration("duration.min", f.Duration.Min, 5*time.Minute); err != nil {
-		return b, err
+	if l.Min, err = parseDuration("duration.min", f.Duration.Min, 0); err != nil {
+		return l, err
 	}
-	if b.Default, err = parseDuration("duration.default", f.Duration.Default, b.Max); err != nil {
-		return b, err
+	if l.Default, err = parseDuration("duration.default", f.Duration.Default, 0); err != nil {
+		return l, err
 	}
 	switch {
-	case b.Min > b.Max:
-		return b, fmt.Errorf("duration.min: %s is longer than duration.max, %s", b.Min, b.Max)
-	case b.Default < b.Min || b.Default > b.Max:
-		return b, fmt.Errorf("duration.default: %s is not between duration.min, %s, and duration.max, %s", b.Default, b.Min, b.Max)
+	case l.Max > 0 && l.Min > l.Max:
+		return l, fmt.Errorf("duration.min: %s is longer than duration.max, %s", l.Min, l.Max)
+	case l.Default > 0 && l.Default < l.Min:
+		return l, fmt.Errorf("duration.default: %s is shorter than duration.min, %s", l.Default, l.Min)
+	case l.Max > 0 && l.Default > l.Max:
+		return l, fmt.Errorf("duration.default: %s is longer than duration.max, %s", l.Default, l.Max)
 	}
-	return b, nil
+	return l, nil
 }
 
 func parseDuration(key, text string, otherwise time.Duration) (time.Duration, error) {

@@ -68,8 +68,8 @@ func TestConfiguration(t *testing.T) {
 		got.MinInterval != 5*time.Minute || got.VolumesPerPod != 4 || got.VolumesPerNode != 100 {
 		t.Errorf("%+v", got)
 	}
-	if want := (attributes.Bounds{Default: 12 * time.Hour, Max: 24 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
-		t.Errorf("bounds %+v", got.Issuers["default"].Bounds)
+	if got, want := got.Issuers["default"].Lifetimes(), (issuer.Lifetimes{Default: 12 * time.Hour, Max: 24 * time.Hour, Min: 5 * time.Minute}); got != want {
+		t.Errorf("lifetimes %+v", got)
 	}
 	if !got.MetricsPerVolume {
 		t.Error("no metrics of each volume")
@@ -94,8 +94,8 @@ issuers:
 		got.MinInterval != time.Minute || got.VolumesPerPod != 32 || got.VolumesPerNode != 0 || got.MetricsPerVolume {
 		t.Errorf("%+v", got)
 	}
-	if want := (attributes.Bounds{Default: 8 * time.Hour, Max: 8 * time.Hour, Min: 5 * time.Minute}); got.Issuers["default"].Bounds != want {
-		t.Errorf("bounds %+v", got.Issuers["default"].Bounds)
+	if got := got.Issuers["default"].Lifetimes(); got != (issuer.Lifetimes{Max: 8 * time.Hour}) {
+		t.Errorf("lifetimes %+v; those that are not configured are the CA's", got)
 	}
 }
 
@@ -127,6 +127,7 @@ func TestInvalidConfigurations(t *testing.T) {
 		"no duration":           {"12h", "half a day", "issuers.default.duration.default"},
 		"default over maximum":  {"12h", "25h", "issuers.default.duration.default"},
 		"minimum over maximum":  {"min: 5m", "min: 30h", "issuers.default.duration.min"},
+		"default under minimum": {"min: 5m", "min: 13h", "issuers.default.duration.default: 12h0m0s is shorter than duration.min, 13h0m0s"},
 		"under a second":        {"min: 5m", "min: 5ms", "issuers.default.duration.min"},
 		"renewal interval":      {"policy:", "renewal: {minInterval: 1d}\npolicy:", `renewal.minInterval: "1d" is not a duration`},
 		"no volumes":            {"policy:", "limits: {volumesPerPod: 0}\npolicy:", "limits.volumesPerPod: 0 is below one"},
@@ -234,7 +235,8 @@ func TestAuthorityConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if i := got.Issuers["default"]; i.Min != 5*time.Minute || i.Max != 24*time.Hour || got.Serving.Duration != 12*time.Hour ||
+	want := issuer.Lifetimes{Default: 12 * time.Hour, Min: 5 * time.Minute, Max: 24 * time.Hour}
+	if got.Issuers["default"].Lifetimes() != want || got.Serving.Lifetimes != (issuer.Lifetimes{Max: 12 * time.Hour}) ||
 		got.Plugin.String() != "step-ca/step-csi" || got.Limits.Node.Burst != 50 {
 		t.Errorf("%+v", got)
 	}
@@ -272,7 +274,7 @@ func TestNamesOfTheCA(t *testing.T) {
 		}
 		config := attributes.Config{
 			ClusterDomain: c.clusterDomain, TrustDomain: c.trustDomain, AllowShortNames: c.allowShortNames,
-			Issuers: map[string]attributes.Bounds{"default": c.issuers["default"].bounds},
+			Issuers: map[string]issuer.Lifetimes{"default": c.issuers["default"].lifetimes},
 		}
 		for _, attempt := range []struct {
 			pod        issuer.Pod
@@ -384,6 +386,43 @@ func TestIssuerOfTypeRA(t *testing.T) {
 	}
 }
 
+// Each type of provisioner has its own files, and the error for a file of another type
+// names both.
+func TestFilesOfProvisioners(t *testing.T) {
+	for name, test := range map[string]struct{ provisioner, want string }{
+		"key":                       {"{type: jwk, name: a, keyFile: password}", ""},
+		"encrypted key, and kid":    {"{type: jwk, name: a, kid: k, keyFile: password, passwordFile: password}", ""},
+		"certificate":               {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, requireDisableRenewal: true}", ""},
+		"nothing":                   {"{type: jwk, name: a}", "issuers.default.provisioner.passwordFile: name the file with the password of the provisioner's key; or keyFile"},
+		"no such key":               {"{type: jwk, name: a, keyFile: none}", "issuers.default.provisioner.keyFile: open"},
+		"empty key":                 {"{type: jwk, name: a, keyFile: empty}", "issuers.default.provisioner.keyFile: "},
+		"no certificate":            {"{type: x5c, name: a, privateKeyFile: password}", "issuers.default.provisioner.certificateFile: name the file"},
+		"no private key":            {"{type: x5c, name: a, certificateFile: password}", "issuers.default.provisioner.privateKeyFile: name the file"},
+		"no such certificate":       {"{type: x5c, name: a, certificateFile: none, privateKeyFile: password}", "issuers.default.provisioner.certificateFile: open"},
+		"X5C without a name":        {"{type: x5c, certificateFile: password, privateKeyFile: password}", "issuers.default.provisioner.name"},
+		"password of a certificate": {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, passwordFile: password}", "issuers.default.provisioner.passwordFile: is for the type jwk only"},
+		"kid of a certificate":      {"{type: x5c, name: a, kid: k, certificateFile: password, privateKeyFile: password}", "issuers.default.provisioner.kid: is for the type jwk only"},
+		"certificate of a JWK":      {"{type: jwk, name: a, passwordFile: password, certificateFile: password}", "issuers.default.provisioner.certificateFile: is for the type x5c only"},
+		"key at a node":             {"{type: ra, tokenFile: password, keyFile: password}", "issuers.default.provisioner.keyFile: is for the type jwk only; no node needs it any more"},
+		"token of a certificate":    {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, tokenFile: password}", "issuers.default.provisioner.tokenFile: is for the type ra only"},
+		"unknown type":              {"{type: X5C, name: a}", `issuers.default.provisioner.type: "X5C" is unknown; use jwk, x5c or ra`},
+	} {
+		text := strings.Replace(valid, "{type: jwk, name: admin, passwordFile: password}", test.provisioner, 1)
+		for program, load := range map[string]func() error{
+			"node": func() error { _, err := loadConfig(write(t, text), (*configFile).node); return err },
+			"ra":   func() error { _, err := loadConfig(write(t, text+authorityPart), (*configFile).ra); return err },
+		} {
+			err := load()
+			if name == "key at a node" && program == "ra" {
+				continue // which has no issuer of the type ra
+			}
+			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("%s, %s: got %v, want an error with %q", name, program, err, test.want)
+			}
+		}
+	}
+}
+
 // An issuer's own validations replace the common ones.
 func TestPolicyOfAnIssuer(t *testing.T) {
 	second := strings.Replace(valid, "issuers:\n", `issuers:
@@ -465,7 +504,7 @@ func TestDocumentation(t *testing.T) {
 		pod := issuer.Pod{Namespace: test.namespace, Name: "web-0", UID: "uid-0", ServiceAccount: "web", Node: "node-1"}
 		a, err := attributes.Parse(map[string]string{test.attribute: test.names}, pod, "", attributes.Config{
 			ClusterDomain: clusterDomain, TrustDomain: trustDomain,
-			Issuers: map[string]attributes.Bounds{"default": {Default: time.Hour, Min: time.Hour, Max: time.Hour}},
+			Issuers: map[string]issuer.Lifetimes{"default": {Default: time.Hour, Min: time.Hour, Max: time.Hour}},
 		})
 		if err != nil {
 			t.Fatal(err)

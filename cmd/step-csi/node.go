@@ -35,8 +35,10 @@ The configuration, with its defaults where there are any:
       # caBundleFile: /etc/step-csi/root_ca.crt        instead of the fingerprint
       provisioner:
         {type: jwk, name: admin, passwordFile: /etc/step-csi/password, requireDisableRenewal: false}
+        # {type: jwk, name: admin, keyFile: /etc/step-csi/key}    a key that the CA does not keep; kid if several share the name
+        # {type: x5c, name: x5c, certificateFile: /etc/step-csi/tls.crt, privateKeyFile: /etc/step-csi/tls.key}
       # provisioner: {type: ra, tokenFile: /etc/step-csi/token}   with the URL of "step-csi ra" as the url
-      duration: {default: 24h, max: 24h, min: 5m}
+      # duration: {default: 8h, max: 24h, min: 5m}     by default, those of the CA's provisioner
       # how often to fetch the CA's roots; add federated roots; never use a root that is not configured here
       roots: {refresh: 5m, federation: false, pinned: false}
   policy:
@@ -134,7 +136,7 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		MetricsPerVolume: c.metricsPerVolume,
 	}
 	for name, i := range c.issuers {
-		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, Bounds: i.bounds, RootsRefresh: i.rootsRefresh}
+		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, RootsRefresh: i.rootsRefresh}
 	}
 	return d
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -14,19 +15,20 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 
+	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/ra/server"
 )
 
 const raUsage = `Usage: step-csi ra [flags]
 
-Runs the registration authority. It holds the password of the CA's provisioner, so
-that no node has to, and has the CA sign for node plugins whose issuers have the
+Runs the registration authority. It holds the password or key of the CA's provisioner,
+so that no node has to, and has the CA sign for node plugins whose issuers have the
 provisioner type ra. The API server reviews every token that it receives. It keeps
 no state: run two or more replicas.
 
 The configuration has the keys of the node plugin's ("step-csi node --help"), without
-renewal and limits. The provisioner type of its issuers is jwk, and its policy applies
-to all nodes. It also has these keys:
+renewal and limits. The provisioner type of its issuers is jwk or x5c, and its policy
+applies to all nodes. It also has these keys:
 
   authority:
     names: [step-csi-ra.step-ca.svc.cluster.local]   # DNS names of its own certificate
@@ -98,15 +100,20 @@ func (c *config) serverConfig(reviewer server.Reviewer, metrics prometheus.Regis
 	}
 	serving := c.issuers[c.authority.Issuer]
 	s := server.Config{
-		Issuers:  map[string]server.Issuer{},
-		Serving:  server.Serving{Signer: serving.signer, Names: c.authorityNames, Duration: serving.bounds.Default},
+		Issuers: map[string]server.Issuer{},
+		Serving: server.Serving{
+			Signer: serving.signer, Names: c.authorityNames,
+			// What is configured for pods is only a maximum here: a CA that refuses it
+			// must not keep the registration authority from starting.
+			Lifetimes: issuer.Lifetimes{Max: cmp.Or(serving.lifetimes.Default, serving.lifetimes.Max)},
+		},
 		Plugin:   server.ServiceAccount{Namespace: namespace, Name: name},
 		Reviewer: reviewer,
 		Limits:   server.Limits{Node: server.Limit(c.authority.Limits.Node), Pod: server.Limit(c.authority.Limits.Pod)},
 		Metrics:  metrics,
 	}
 	for name, i := range c.issuers {
-		s.Issuers[name] = server.Issuer{Issuer: i.issuer, Min: i.bounds.Min, Max: i.bounds.Max, RootsRefresh: i.rootsRefresh}
+		s.Issuers[name] = server.Issuer{Issuer: i.issuer, RootsRefresh: i.rootsRefresh}
 	}
 	return s, nil
 }

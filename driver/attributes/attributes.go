@@ -19,7 +19,7 @@
 //	                   64 bytes. If all DNS names are longer, the pod's name if a
 //	                   controller made it. Otherwise, and without a DNS name, the
 //	                   pod's UID
-//	duration           the lifetime; the issuer's default
+//	duration           the lifetime; the issuer's default, or the CA's
 //	renew-before       how long before expiry to renew, at most nine tenths of the
 //	                   lifetime; a third of the lifetime
 //	key-type           an issuer.KeyType; "ecdsa-p256"
@@ -72,17 +72,14 @@ const (
 	SEC1  KeyEncoding = "sec1"
 )
 
-// Bounds are the lifetimes that an issuer allows, Min and Max included.
-type Bounds struct{ Default, Min, Max time.Duration }
-
 // Config has the settings of the plugin that attributes depend on.
 type Config struct {
 	ClusterDomain names.ClusterDomain
 	TrustDomain   spiffeid.TrustDomain
 	// AllowShortNames adds the bare names to those that service-names gives.
 	AllowShortNames bool
-	// Issuers by name.
-	Issuers map[string]Bounds
+	// Issuers are the configured lifetimes of each issuer, Min and Max included.
+	Issuers map[string]issuer.Lifetimes
 }
 
 // Attributes describes the requested volume.
@@ -158,11 +155,13 @@ func Parse(values map[string]string, pod issuer.Pod, mountGroup string, c Config
 
 // CheckRenewBefore rejects a renewal that is due when less than a tenth of the lifetime is
 // over: the pod would take certificates at the cost of others. Parse does not reject it,
-// because volumes of earlier versions may have it.
-func (a Attributes) CheckRenewBefore() error {
-	if most := a.Request.Duration / 10 * 9; a.RenewBefore > most {
+// because volumes of earlier versions may have it. usual is the lifetime if the attributes
+// set none; zero if it is not known.
+func (a Attributes) CheckRenewBefore(usual time.Duration) error {
+	lifetime := cmp.Or(a.Request.Duration, usual)
+	if most := lifetime / 10 * 9; lifetime > 0 && a.RenewBefore > most {
 		return fmt.Errorf("renew-before: %q is more than nine tenths of the duration of %s; use at most %s",
-			a.RenewBefore, a.Request.Duration, most)
+			a.RenewBefore, lifetime, most)
 	}
 	return nil
 }
@@ -179,19 +178,28 @@ func joined(failed []error) error {
 	return errors.New(strings.Join(texts, "; and "))
 }
 
-// finishLifetime checks the durations against the bounds of the issuer.
+// finishLifetime checks the durations against the configured lifetimes of the issuer.
+// Without a duration and a configured default, the request has none: the issuer decides.
 func (p *parser) finishLifetime() error {
-	bounds, known := p.config.Issuers[p.result.Issuer]
+	allowed, known := p.config.Issuers[p.result.Issuer]
 	if !known {
 		return fmt.Errorf("issuer: %s is not an issuer in the plugin's configuration; it has %s",
 			names.Quote(p.result.Issuer), strings.Join(slices.Sorted(maps.Keys(p.config.Issuers)), ", "))
 	}
-	duration := cmp.Or(p.result.Request.Duration, bounds.Default)
-	if duration < bounds.Min || duration > bounds.Max {
+	duration := cmp.Or(p.result.Request.Duration, allowed.Default)
+	switch {
+	case duration == 0:
+		return nil
+	case allowed.Min > 0 && allowed.Max > 0 && (duration < allowed.Min || duration > allowed.Max):
 		return fmt.Errorf("duration: %q is not between %s and %s, which the plugin's configuration allows for the issuer %s",
-			duration, bounds.Min, bounds.Max, names.Quote(p.result.Issuer))
-	}
-	if p.result.RenewBefore >= duration {
+			duration, allowed.Min, allowed.Max, names.Quote(p.result.Issuer))
+	case duration < allowed.Min:
+		return fmt.Errorf("duration: %q is shorter than %s, the minimum in the plugin's configuration for the issuer %s",
+			duration, allowed.Min, names.Quote(p.result.Issuer))
+	case allowed.Max > 0 && duration > allowed.Max:
+		return fmt.Errorf("duration: %q is longer than %s, the maximum in the plugin's configuration for the issuer %s",
+			duration, allowed.Max, names.Quote(p.result.Issuer))
+	case p.result.RenewBefore >= duration:
 		return fmt.Errorf("renew-before: %q is not shorter than the duration of %s", p.result.RenewBefore, duration)
 	}
 	p.result.Request.Duration = duration

@@ -24,7 +24,7 @@ func config() attributes.Config {
 	return attributes.Config{
 		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")),
 		TrustDomain:   names.Must(names.ParseTrustDomain("example.org")),
-		Issuers: map[string]attributes.Bounds{
+		Issuers: map[string]issuer.Lifetimes{
 			"default": {Default: 24 * time.Hour, Min: 5 * time.Minute, Max: 48 * time.Hour},
 			"short":   {Default: time.Minute, Min: time.Second, Max: time.Hour},
 		},

@@ -1,6 +1,7 @@
 package attributes
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -9,7 +10,8 @@ import (
 )
 
 // Normalize returns the attributes in a form that the driver records and compares: lists
-// without blanks around the commas and without duplicates, durations as Go writes them.
+// without blanks around the commas and without duplicates, durations as Go writes them, and
+// modes without more than one zero in front.
 // Parse takes both forms for the same volume. Normalize leaves invalid values to Parse.
 func Normalize(values map[string]string) map[string]string {
 	normal := make(map[string]string, len(values))
@@ -20,6 +22,10 @@ func Normalize(values map[string]string) map[string]string {
 		case "duration", "renew-before":
 			if d, err := time.ParseDuration(value); err == nil {
 				value = d.String()
+			}
+		case "file-mode":
+			if mode, err := parseMode(value); err == nil {
+				value = fmt.Sprintf("%#o", mode)
 			}
 		}
 		normal[key] = value

@@ -127,7 +127,7 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	if v.unfit != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, v.unfit)
 	}
-	if err := v.attributes.CheckRenewBefore(); err != nil {
+	if err := v.attributes.CheckRenewBefore(v.issuer.DefaultLifetime()); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if v.attributes.RevokeOnDelete && !v.issuer.CanRevoke() {

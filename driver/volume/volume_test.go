@@ -104,7 +104,7 @@ func newFixture(t *testing.T) *fixture {
 		Attributes: attributes.Config{
 			ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")),
 			TrustDomain:   names.Must(names.ParseTrustDomain("cluster.local")),
-			Issuers:       map[string]attributes.Bounds{"default": {Default: time.Hour, Min: time.Second, Max: time.Hour}},
+			Issuers:       map[string]issuer.Lifetimes{"default": {Default: time.Hour, Min: time.Second, Max: time.Hour}},
 		},
 		Issuers: map[string]*volume.Issuer{"default": {
 			Issuer: i, Name: "default", Scheduler: schedule.New(), Observe: func(schedule.Priority, time.Time, error) {},

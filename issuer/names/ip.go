@@ -23,7 +23,7 @@ func ParseIP(text string) (IP, error) {
 		return IP{}, fmt.Errorf("%s is not an IP address without a zone, such as 10.0.0.1 or 2001:db8::1", Quote(text))
 	case address.Is4In6():
 		return IP{}, fmt.Errorf("%s: write it as %s", Quote(text), address.Unmap())
-	case address.IsUnspecified() || address.IsMulticast():
+	case address.IsUnspecified() || address.IsMulticast() || address == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return IP{}, fmt.Errorf("%s is not the address of one host", Quote(text))
 	}
 	return IP{address}, nil

@@ -305,7 +305,7 @@ func TestNormalFormIsBeforeCEL(t *testing.T) {
 	}
 	pod, req := testPod(), testRequest()
 	req.DNSNames, req.EmailAddresses, req.CommonName = []string{"*.example.com", "web"}, []string{"root@example.com"}, "system:node:a"
-	ips("10.0.0.1", "fe80::1")(&pod, &req)
+	ips("10.0.0.1", "fd00::1")(&pod, &req)
 	if err := req.check(t, p, pod); err != nil {
 		t.Errorf("normal names: %v", err)
 	}

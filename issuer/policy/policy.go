@@ -23,8 +23,8 @@
 // functions, as in Kubernetes.
 //
 // Two rules hold whatever the expressions say. No pod may have the name of a CA, of the
-// registration authority, of the API server or of the local machine: it could impersonate
-// them (see Reserved). And every name is
+// registration authority, of the API server or of the local machine, or an address that is
+// another host in each network: it could impersonate them (see Reserved). And every name is
 // in the one spelling that package names defines, with at most 100 names in a
 // request, so expressions can compare names as plain strings. The common name is
 // the exception: it can be any printable text of at most 64 bytes.

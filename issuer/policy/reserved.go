@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,12 +19,20 @@ const apiServer = "kubernetes.default.svc"
 // localhost is reserved with all names below it (RFC 6761, section 6.3).
 const localhost = "localhost"
 
+// localNames are other names of the local machine: those that the kubelet writes into the
+// /etc/hosts of pods, and those of Linux distributions.
+var localNames = []string{
+	localhost, "localhost.localdomain", "ip6-localhost", "ip6-loopback",
+	"localhost4", "localhost4.localdomain4", "localhost6", "localhost6.localdomain6",
+}
+
 // maxLearned bounds the forms of the names that Learn adds. One CA has a handful.
 const maxLearned = 2000
 
 // Reserved is the set of hosts that no pod may have in its certificate, whatever the
 // expressions of a policy say: it could impersonate them. These are the CAs, the
-// registration authority, the API server, and localhost with the loopback addresses.
+// registration authority, the API server, localhost with the loopback addresses, and
+// link-local and multicast addresses.
 // Policies share a Reserved. It is safe for concurrent use.
 type Reserved struct {
 	domain names.ClusterDomain
@@ -37,7 +46,7 @@ type Reserved struct {
 // the same in every cluster.
 func NewReserved(domain names.ClusterDomain, hosts ...names.Host) *Reserved {
 	r := &Reserved{domain: domain, fixed: forms{}, learned: forms{}}
-	for _, text := range append(names.Texts(hosts), apiServer, localhost, "localhost.localdomain", "ip6-localhost", "ip6-loopback") {
+	for _, text := range slices.Concat(names.Texts(hosts), localNames, []string{apiServer}) {
 		r.fixed.add(text, domain)
 	}
 	return r
@@ -83,14 +92,34 @@ func (r *Reserved) check(req issuer.Request) error {
 		if !reserved {
 			host, reserved = r.learned.match(name)
 		}
-		if ip, err := netip.ParseAddr(name); err == nil && (ip.IsLoopback() || ip.IsUnspecified()) || strings.HasSuffix(name, "."+localhost) {
-			host, reserved = localhost, true
+		if local := ownerOfLocal(name); local != "" {
+			host, reserved = local, true
 		}
 		if reserved {
 			return fmt.Errorf("the name %s is reserved: with it, the pod could impersonate %s", name, host)
 		}
 	}
 	return nil
+}
+
+// ownerOfLocal says who has an address or a name that means another host on each machine
+// or network. It is empty for other names.
+func ownerOfLocal(name string) string {
+	if strings.HasSuffix(name, "."+localhost) {
+		return localhost
+	}
+	ip, err := netip.ParseAddr(name)
+	switch ip = ip.Unmap(); {
+	case err != nil:
+		return ""
+	case ip.IsLoopback() || ip.IsUnspecified():
+		return localhost
+	case ip.IsLinkLocalUnicast():
+		return "hosts of the client's network, such as the metadata service of a cloud"
+	case ip.IsMulticast() || ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "all hosts of the client's network"
+	}
+	return ""
 }
 
 // forms are names of hosts: parent domain → first label → the host as configured.

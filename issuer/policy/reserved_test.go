@@ -136,13 +136,14 @@ func TestHostsOfEveryCluster(t *testing.T) {
 			"*.default.svc": true, "*.default.svc." + domain: true,
 			"kubernetes.other": false, "web.default.svc": false, "*.svc." + domain: false, "kubernetes.default.svc.example": false,
 			"localhost": true, "x.localhost": true, "*.x.localhost": true, "localhost.localdomain": true, "ip6-localhost": true, "ip6-loopback": true,
+			"localhost4": true, "localhost6": true, "localhost6.localdomain6": true, "*.localdomain4": false, // not in the grammar
 			"localhost.prod": false, "notlocalhost": false, "localhost.example.com": false,
 		} {
 			for kind, change := range map[string]change{"DNS name": dns(name), "common name": commonName(name), "common name in capitals": commonName(strings.ToUpper(name) + ".")} {
 				pod, req := testPod(), testRequest()
 				change(&pod, &req)
 				err := req.check(t, p, pod)
-				if name == "*.default" {
+				if name == "*.default" || name == "*.localdomain4" {
 					if err == nil {
 						t.Errorf("%s %s is allowed", kind, name)
 					}
@@ -156,6 +157,27 @@ func TestHostsOfEveryCluster(t *testing.T) {
 			commonName(address)(&pod, &req)
 			if err := req.check(t, p, pod); err == nil || !strings.Contains(err.Error(), "impersonate localhost") {
 				t.Errorf("common name %s: %v", address, err)
+			}
+		}
+		for address, owner := range map[string]string{
+			"::ffff:127.0.0.1": localhost, "::ffff:0:0": localhost, "127.0.0.1.": localhost,
+			"169.254.169.254": "metadata service", "0xa9fea9fe": "metadata service", "::ffff:169.254.0.1": "metadata service",
+			"fe80::1": "metadata service", "FE80::1%eth0": "metadata service",
+			"224.0.0.1": "all hosts", "ff02::1": "all hosts", "255.255.255.255": "all hosts", "4294967295": "all hosts",
+		} {
+			pod, req := testPod(), testRequest()
+			commonName(address)(&pod, &req)
+			if err := req.check(t, p, pod); err == nil || !strings.Contains(err.Error(), owner) {
+				t.Errorf("common name %s: %v", address, err)
+			}
+		}
+		for _, ip := range []string{"169.254.169.254", "fe80::1", "fe80::a9fe:a9fe"} {
+			for kind, change := range map[string]change{"address": ips(ip), "host of a URI": uri("https://" + inURI(ip) + "/x")} {
+				pod, req := testPod(), testRequest()
+				change(&pod, &req)
+				if err := req.check(t, p, pod); err == nil || !strings.Contains(err.Error(), "metadata service") {
+					t.Errorf("%s %s: %v", kind, ip, err)
+				}
 			}
 		}
 		for _, ip := range []string{"127.0.0.1", "127.255.255.254", "::1"} {

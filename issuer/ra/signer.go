@@ -173,7 +173,8 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 	request := &rapb.SignRequest{
 		Issuer:          s.config.Issuer,
 		Csr:             req.CSR.Raw,
-		DurationSeconds: int64(req.Request.Duration / time.Second),
+		DurationSeconds: seconds(req.Request.Duration),
+		DefaultLifetime: req.Request.Duration == 0,
 		PodToken:        token.Reveal(),
 		Pod: &rapb.Pod{
 			Namespace: pod.Namespace, Name: pod.Name, Uid: pod.UID, ServiceAccount: pod.ServiceAccount, Node: pod.Node,
@@ -196,6 +197,15 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 		return nil, err
 	}
 	return chain, nil
+}
+
+// earlierLifetime is what a registration authority of an earlier version is asked for if
+// nobody requested a lifetime: its default.
+const earlierLifetime = 24 * time.Hour
+
+// seconds rounds down, but not to zero.
+func seconds(d time.Duration) int64 {
+	return max(int64(cmp.Or(d, earlierLifetime)/time.Second), 1)
 }
 
 // Roots returns the newest roots of the CA that the registration authority answered.

@@ -147,6 +147,7 @@ func (t limitedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if !json.Valid(body) {
 		return nil, fmt.Errorf("%w, but from something in front of it: HTTP %s", errNotStepCA, response.Status)
 	}
+	response.StatusCode, body = namedRefusal(response.StatusCode, body)
 	response.Body = io.NopCloser(bytes.NewReader(body))
 	return response, nil
 }

@@ -88,7 +88,7 @@ func (s *Signer) hint(err error) string {
 	case statusOf(err) == http.StatusUnauthorized:
 		return fmt.Sprintf(" (the reason is in the CA's log; often the host of the URL is not among the CA's dnsNames; %s)", clocks)
 	}
-	return ""
+	return setting(err)
 }
 
 // isBroken tells whether the connection ended before the answer. It is false if there

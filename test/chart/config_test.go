@@ -264,6 +264,19 @@ func TestPluginAndAuthorityFit(t *testing.T) {
 	}
 }
 
+// Lifetimes are the CA's, unless the values set them.
+func TestLifetimesAreTheCAs(t *testing.T) {
+	for _, kind := range []string{"ConfigMap", "ra/ConfigMap"} {
+		if got := at(config(t, render(t)[kind]), "issuers", "default", "duration"); got != nil {
+			t.Errorf("%s: by default %v", kind, got)
+		}
+		got := at(config(t, render(t, "--set", "issuers.default.duration.max=8h")[kind]), "issuers", "default", "duration")
+		if want := (object{"max": "8h"}); !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, want %v", kind, got, want)
+		}
+	}
+}
+
 func config(t *testing.T, configMap object) object {
 	t.Helper()
 	var c object

@@ -23,6 +23,7 @@ import (
 	"github.com/smallstep/certificates/api"
 	"github.com/smallstep/certificates/authority"
 	"github.com/smallstep/certificates/authority/config"
+	"github.com/smallstep/certificates/authority/policy"
 	"github.com/smallstep/certificates/authority/provisioner"
 	"go.step.sm/crypto/jose"
 	"go.step.sm/crypto/keyutil"
@@ -37,8 +38,13 @@ type Config struct {
 	// Provisioner and Password belong to the JWK provisioner. The defaults are
 	// "admin" and "password".
 	Provisioner, Password string
+	// Others are more provisioners.
+	Others provisioner.List
 	// Host is a DNS name of the CA, besides localhost and 127.0.0.1.
 	Host string
+	// Claims and Policy of the whole CA, which it does not show.
+	Claims *provisioner.Claims
+	Policy *policy.Options
 	// Federated are the roots of the CAs that this CA is federated with.
 	Federated []*x509.Certificate
 }
@@ -167,8 +173,10 @@ func (ca *CA) names() []string {
 func (ca *CA) resume(serving func(*authority.Authority) (*tls.Certificate, error)) error {
 	auth, err := authority.NewEmbedded(
 		authority.WithConfig(&config.Config{
-			DNSNames:        ca.names(),
-			AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{ca.provider}},
+			DNSNames: ca.names(),
+			AuthorityConfig: &config.AuthConfig{
+				Provisioners: append(provisioner.List{ca.provider}, ca.config.Others...), Claims: ca.config.Claims, Policy: ca.config.Policy,
+			},
 		}),
 		authority.WithX509RootCerts(ca.pki.Root),
 		authority.WithX509FederatedCerts(ca.config.Federated...),
@@ -266,6 +274,13 @@ func (ca *CA) ReplaceProvisioner(password string) error {
 	return ca.Resume()
 }
 
+// SetOthers replaces the other provisioners, and restarts.
+func (ca *CA) SetOthers(others ...provisioner.Interface) error {
+	ca.config.Others = others
+	ca.Stop()
+	return ca.Resume()
+}
+
 // DisableRenewal sets the provisioner's claim disableRenewal, and loads it as step-ca
 // does: with a restart.
 func (ca *CA) DisableRenewal(disable bool) error {
@@ -277,6 +292,13 @@ func (ca *CA) Claim(change func(*provisioner.Claims)) error {
 	claims := *ca.provider.Claims
 	change(&claims)
 	ca.provider.Claims = &claims
+	ca.Stop()
+	return ca.Resume()
+}
+
+// Change changes the provisioner, such as its template or its policy, and restarts.
+func (ca *CA) Change(change func(*provisioner.JWK)) error {
+	change(ca.provider)
 	ca.Stop()
 	return ca.Resume()
 }

@@ -256,6 +256,18 @@ func TestAttackAuthority(t *testing.T) {
 		{"a common name alone", func(a *attack) {
 			a.names = x509.CertificateRequest{Subject: pkix.Name{CommonName: a.pod.UID}}
 		}, codes.PermissionDenied, "no subject alternative name"},
+		{"a common name that is not among the names", func(a *attack) { a.names.Subject.CommonName = "db.shop" }, codes.PermissionDenied, "common name db.shop is not allowed"},
+		{"the API server", func(a *attack) { in("default")(a); dns("kubernetes.default.svc")(a) }, codes.PermissionDenied, "reserved"},
+		{"the API server's short form", func(a *attack) { in("default")(a); dns("kubernetes.default")(a) }, codes.PermissionDenied, "reserved"},
+		{"a wildcard for the API server", func(a *attack) { in("default")(a); dns("*.default.svc.cluster.local")(a) }, codes.PermissionDenied, "reserved"},
+		{"a common name of the API server", func(a *attack) {
+			in("default")(a)
+			a.names.Subject.CommonName = "KUBERNETES.default.svc."
+		}, codes.PermissionDenied, "reserved"},
+		{"localhost", dns("localhost"), codes.PermissionDenied, "reserved"},
+		{"a name below localhost", dns("web.localhost"), codes.PermissionDenied, "reserved"},
+		{"the loopback address", func(a *attack) { a.names.IPAddresses = []net.IP{net.IPv6loopback} }, codes.PermissionDenied, "reserved"},
+		{"a link-local address", func(a *attack) { a.names.IPAddresses = []net.IP{net.IPv4(169, 254, 169, 254)} }, codes.PermissionDenied, "reserved"},
 		{"a pod's name without a DNS name", func(a *attack) {
 			a.names.DNSNames, a.names.Subject.CommonName = nil, a.pod.Name
 		}, codes.PermissionDenied, "common name web-0 is not allowed"},

@@ -226,11 +226,12 @@ func startServer(t *testing.T, ca *embeddedca.CA, address string) *agedSigner {
 	})
 	node.Must(t, err)
 	signer := &agedSigner{Signer: direct}
-	i, err := issuer.New(issuer.Config{Signer: signer, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }})
+	lifetimes := issuer.Lifetimes{Default: time.Hour, Min: time.Minute, Max: time.Hour}
+	i, err := issuer.New(issuer.Config{Signer: signer, Policy: func(context.Context, issuer.Pod, issuer.Request) error { return nil }, Lifetimes: lifetimes})
 	node.Must(t, err)
 	s, err := raserver.New(raserver.Config{
-		Issuers:  map[string]raserver.Issuer{"default": {Issuer: i, Min: time.Minute, Max: time.Hour, RootsRefresh: 30 * time.Second}},
-		Serving:  raserver.Serving{Signer: direct, Names: []names.DNSName{names.Must(names.ParseDNSName(authorityHost))}, Duration: time.Hour},
+		Issuers:  map[string]raserver.Issuer{"default": {Issuer: i, RootsRefresh: 30 * time.Second}},
+		Serving:  raserver.Serving{Signer: direct, Names: []names.DNSName{names.Must(names.ParseDNSName(authorityHost))}, Lifetimes: lifetimes},
 		Plugin:   raserver.ServiceAccount{Namespace: plugin.Namespace, Name: plugin.ServiceAccount},
 		Reviewer: onePlugin{}, Metrics: prometheus.NewRegistry(),
 	})

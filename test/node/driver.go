@@ -10,7 +10,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver"
-	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
 )
@@ -23,7 +22,7 @@ func (k *Kubelet) Serve(i *issuer.Issuer) (d *driver.Driver, stop func()) {
 		Name: Driver, NodeName: "node-1", KubeletDir: k.KubeletDir, Socket: k.Socket(), Register: true,
 		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
 		Issuers: map[string]driver.Issuer{"default": {
-			Issuer: i, Bounds: attributes.Bounds{Default: time.Hour, Min: time.Second, Max: time.Hour}, RootsRefresh: time.Minute,
+			Issuer: i, RootsRefresh: time.Minute,
 		}},
 	})
 	Must(k.T, err)

@@ -59,9 +59,12 @@ type SignRequest struct {
 	PodToken string `protobuf:"bytes,4,opt,name=pod_token,json=podToken,proto3" json:"pod_token,omitempty"`
 	// The pod as the node knows it. The request is denied if the token identifies
 	// another pod.
-	Pod           *Pod `protobuf:"bytes,5,opt,name=pod,proto3" json:"pod,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Pod *Pod `protobuf:"bytes,5,opt,name=pod,proto3" json:"pod,omitempty"`
+	// Nobody requested a lifetime: the registration authority decides, whatever
+	// duration_seconds says. That is for a registration authority of an earlier version.
+	DefaultLifetime bool `protobuf:"varint,6,opt,name=default_lifetime,json=defaultLifetime,proto3" json:"default_lifetime,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SignRequest) Reset() {
@@ -127,6 +130,13 @@ func (x *SignRequest) GetPod() *Pod {
 		return x.Pod
 	}
 	return nil
+}
+
+func (x *SignRequest) GetDefaultLifetime() bool {
+	if x != nil {
+		return x.DefaultLifetime
+	}
+	return false
 }
 
 // Pod is the identity of a pod.
@@ -545,13 +555,14 @@ var File_issuer_ra_rapb_ra_proto protoreflect.FileDescriptor
 
 const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
 	"\n" +
-	"\x17issuer/ra/rapb/ra.proto\x12\rstepcsi.ra.v1\"\xa5\x01\n" +
+	"\x17issuer/ra/rapb/ra.proto\x12\rstepcsi.ra.v1\"\xd0\x01\n" +
 	"\vSignRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12)\n" +
 	"\x10duration_seconds\x18\x03 \x01(\x03R\x0fdurationSeconds\x12\x1b\n" +
 	"\tpod_token\x18\x04 \x01(\tR\bpodToken\x12$\n" +
-	"\x03pod\x18\x05 \x01(\v2\x12.stepcsi.ra.v1.PodR\x03pod\"\x86\x01\n" +
+	"\x03pod\x18\x05 \x01(\v2\x12.stepcsi.ra.v1.PodR\x03pod\x12)\n" +
+	"\x10default_lifetime\x18\x06 \x01(\bR\x0fdefaultLifetime\"\x86\x01\n" +
 	"\x03Pod\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +

@@ -42,7 +42,11 @@ func (e *auditEntry) addRequest(r issuer.Request) {
 	if len(r.EmailAddresses) > 0 {
 		e.add("emailAddresses", names.Texts(r.EmailAddresses))
 	}
-	e.add("keyType", r.KeyType, "duration", r.Duration.String())
+	duration := "default"
+	if r.Duration > 0 {
+		duration = r.Duration.String()
+	}
+	e.add("keyType", r.KeyType, "duration", duration)
 }
 
 // logError logs a request that was denied, or that failed for another reason.

@@ -73,13 +73,13 @@ func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i, err := issuer.New(issuer.Config{Signer: s, Policy: allow.Check})
+	i, err := issuer.New(issuer.Config{Signer: s, Policy: allow.Check, Lifetimes: issuer.Lifetimes{Min: time.Second, Max: 24 * time.Hour}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	a, err := New(Config{
-		Issuers:  map[string]Issuer{"default": {Issuer: i, Min: time.Second, Max: 24 * time.Hour}},
-		Serving:  Serving{Signer: s, Names: names.Must(names.ParseAll(names.ParseDNSName, "ra.shop.svc")), Duration: time.Hour},
+		Issuers:  map[string]Issuer{"default": {Issuer: i}},
+		Serving:  Serving{Signer: s, Names: names.Must(names.ParseAll(names.ParseDNSName, "ra.shop.svc")), Lifetimes: issuer.Lifetimes{Default: time.Hour}},
 		Plugin:   ServiceAccount{"step-ca", "step-csi"},
 		Reviewer: knowing{},
 		Limits:   Limits{Node: Limit{1e9, 1e9}, Pod: Limit{1e9, 1e9}},
@@ -114,14 +114,16 @@ func FuzzSign(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		wire, err := proto.Marshal(&rapb.SignRequest{
-			Issuer: "default", Csr: csr, DurationSeconds: 3600, PodToken: "a.web.c",
-			Pod: &rapb.Pod{Namespace: web.Namespace, Name: web.Name, Uid: web.UID, ServiceAccount: web.ServiceAccount, Node: web.Node},
-		})
-		if err != nil {
-			f.Fatal(err)
+		for _, usual := range []bool{false, true} {
+			wire, err := proto.Marshal(&rapb.SignRequest{
+				Issuer: "default", Csr: csr, DurationSeconds: 3600, DefaultLifetime: usual, PodToken: "a.web.c",
+				Pod: &rapb.Pod{Namespace: web.Namespace, Name: web.Name, Uid: web.UID, ServiceAccount: web.ServiceAccount, Node: web.Node},
+			})
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(wire)
 		}
-		f.Add(wire)
 	}
 	ctx := klog.NewContext((&call{caller: plugin}).context(context.Background()), logr.Discard())
 	s := &recording{}
@@ -135,7 +137,7 @@ func FuzzSign(f *testing.F) {
 		if _, err := a.Sign(ctx, req); err == nil {
 			t.Fatal("Sign succeeded, but the signer never signs")
 		} else if len(s.asked) == 0 {
-			if errors.Is(err, issuer.Unavailable) {
+			if errors.Is(err, issuer.Unavailable) && !errors.Is(err, errUnknownIssuer) {
 				t.Fatalf("the CA received no request, but the error is %v", err)
 			}
 			return
@@ -148,6 +150,9 @@ func FuzzSign(f *testing.F) {
 func checkAsked(t *testing.T, asked issuer.SigningRequest, req *rapb.SignRequest) {
 	if asked.Applicant.Pod != web || !slices.Equal(asked.CSR.Raw, req.GetCsr()) {
 		t.Fatalf("the request is for the applicant %+v", asked.Applicant)
+	}
+	if d := asked.Request.Duration; asked.DefaultLifetime != req.GetDefaultLifetime() || asked.DefaultLifetime != (d == 0) || d < 0 || d > 24*time.Hour {
+		t.Fatalf("the request is for %s, by default: %t", d, asked.DefaultLifetime)
 	}
 	csr, err := x509.ParseCertificateRequest(req.GetCsr())
 	if err != nil {

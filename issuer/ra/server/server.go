@@ -34,11 +34,9 @@ type ServiceAccount struct{ Namespace, Name string }
 // String returns namespace/name.
 func (s ServiceAccount) String() string { return s.Namespace + "/" + s.Name }
 
-// Issuer is an issuer with its bounds.
+// Issuer is an issuer of the registration authority.
 type Issuer struct {
 	*issuer.Issuer
-	// Min and Max are the shortest and the longest lifetime of a certificate.
-	Min, Max time.Duration
 	// RootsRefresh is the time between two requests for the CA's roots.
 	RootsRefresh time.Duration
 }

@@ -26,8 +26,8 @@ type Serving struct {
 	Signer issuer.Signer
 	// Names are the DNS names in the certificate. Node plugins connect to one of them.
 	Names []names.DNSName
-	// Duration is the lifetime of the certificate.
-	Duration time.Duration
+	// Lifetimes are those of the issuer. The certificate has the default one.
+	Lifetimes issuer.Lifetimes
 }
 
 // serving holds the server's own certificate and renews it.
@@ -43,14 +43,14 @@ type serving struct {
 
 func newServing(c Serving) (*serving, error) {
 	commonName, ok := names.FirstCommonName(c.Names)
-	if !ok || c.Duration <= 0 {
+	if !ok {
 		return nil, errors.New("names: the registration authority's own certificate needs DNS names, at least one of them with at most 64 bytes")
 	}
 	s := &serving{request: issuer.Request{
-		CommonName: commonName, DNSNames: c.Names, Duration: c.Duration, KeyType: issuer.ECDSAP256,
+		CommonName: commonName, DNSNames: c.Names, KeyType: issuer.ECDSAP256,
 	}}
 	var err error
-	s.issuer, err = issuer.New(issuer.Config{Signer: c.Signer, Policy: s.onlyOwn})
+	s.issuer, err = issuer.New(issuer.Config{Signer: c.Signer, Policy: s.onlyOwn, Lifetimes: c.Lifetimes})
 	return s, err
 }
 

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -50,7 +51,6 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 		ServiceAccount: req.GetPod().GetServiceAccount(), Node: req.GetPod().GetNode(),
 	}
 	i, known := s.issuers[req.GetIssuer()]
-	seconds := req.GetDurationSeconds() // a huge number overflows a time.Duration
 	switch {
 	case pod.Node != caller.Node:
 		return nil, fmt.Errorf("%w: pod %s/%s runs on another node than the caller, %s", issuer.Denied, pod.Namespace, pod.Name, caller.Node)
@@ -62,11 +62,12 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 		return nil, fmt.Errorf("%w: %s/%s; authority.limits.pod sets the limit", issuer.Throttled, pod.Namespace, pod.Name)
 	case !known:
 		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, clip(req.GetIssuer(), maxLoggedName))
-	case seconds < int64(i.Min/time.Second) || seconds > int64(i.Max/time.Second):
-		return nil, fmt.Errorf("%w: a duration of %d s is not between %s and %s, the bounds of the registration authority for the issuer %q",
-			issuer.Denied, seconds, i.Min, i.Max, req.GetIssuer())
 	}
-	csr, wanted, err := issuer.ReadCSR(req.GetCsr(), time.Duration(seconds)*time.Second)
+	duration, err := i.duration(req)
+	if err != nil {
+		return nil, err
+	}
+	csr, wanted, err := issuer.ReadCSR(req.GetCsr(), duration)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errMalformed, err)
 	}
@@ -76,6 +77,26 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 		return nil, err
 	}
 	return i.Sign(klog.NewContext(ctx, klog.FromContext(ctx).WithValues("issuer", req.GetIssuer())), prepared)
+}
+
+// duration checks a requested lifetime against the configured ones. It is zero if none was
+// requested.
+func (i Issuer) duration(req *rapb.SignRequest) (time.Duration, error) {
+	limits, seconds := i.Lifetimes(), req.GetDurationSeconds()
+	const most = int64(math.MaxInt64 / time.Second) // a larger number overflows a time.Duration
+	switch {
+	case req.GetDefaultLifetime():
+		return 0, nil
+	case seconds <= 0 || seconds < int64(limits.Min/time.Second):
+		return 0, fmt.Errorf("%w: a duration of %d s is shorter than %s, the duration.min of the issuer in the configuration of the registration authority",
+			issuer.Denied, seconds, limits.Min)
+	case limits.Max > 0 && seconds > int64(limits.Max/time.Second):
+		return 0, fmt.Errorf("%w: a duration of %d s is longer than %s, the duration.max of the issuer in the configuration of the registration authority",
+			issuer.Denied, seconds, limits.Max)
+	case seconds > most:
+		return 0, fmt.Errorf("%w: a duration of %d s is longer than any certificate lives", issuer.Denied, seconds)
+	}
+	return time.Duration(seconds) * time.Second, nil
 }
 
 func describe(p issuer.Pod) string {

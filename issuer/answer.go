@@ -1,0 +1,92 @@
+package issuer
+
+import (
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/flexstack/step-csi/issuer/names"
+)
+
+var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// maxChanges bounds the changes in an error: a template can add any number of names.
+const maxChanges = 5
+
+// changes are what the CA made different from the request. At step-ca, only the X.509
+// template of the provisioner can do that.
+type changes []string
+
+func (c *changes) add(format string, args ...any) { *c = append(*c, fmt.Sprintf(format, args...)) }
+
+// compare adds the names of one type that are only in one of the lists.
+func (c *changes) compare(kind string, got, want []string) {
+	list := func(verb string, some, others []string) {
+		for _, name := range slices.Compact(slices.Sorted(slices.Values(some))) {
+			if !slices.Contains(others, name) {
+				c.add("%s %s %s", verb, kind, names.Quote(name))
+			}
+		}
+	}
+	list("added", got, want)
+	list("removed", want, got)
+}
+
+func (c changes) err() error {
+	if len(c) == 0 {
+		return nil
+	}
+	shown := c
+	if len(c) > maxChanges {
+		shown = append(slices.Clone(c[:maxChanges]), fmt.Sprintf("made %d other changes", len(c)-maxChanges))
+	}
+	return fmt.Errorf("the provisioner's X.509 template %s; a certificate must have exactly the names that the pod may have: change the template at the CA, or request what it allows",
+		strings.Join(shown, ", "))
+}
+
+// checkNames requires exactly the requested names. The common name may be
+// missing, because a template at the CA can leave it out, but not differ.
+func checkNames(leaf *x509.Certificate, req Request) error {
+	var c changes
+	c.compare("DNS name", leaf.DNSNames, names.Texts(req.DNSNames))
+	c.compare("IP address", names.Texts(leaf.IPAddresses), names.Texts(req.IPAddresses))
+	c.compare("URI", names.Texts(leaf.URIs), names.Texts(req.URIs))
+	c.compare("e-mail address", leaf.EmailAddresses, names.Texts(req.EmailAddresses))
+	switch got, want := leaf.Subject.CommonName, req.CommonName.String(); {
+	case got == "" || got == want:
+	case want == "":
+		c.add("added the common name %s", names.Quote(got))
+	default:
+		c.add("changed the common name from %s to %s", names.Quote(want), names.Quote(got))
+	}
+	// crypto/x509 ignores names of other types, such as an otherName with a user
+	// principal name.
+	known := len(leaf.DNSNames) + len(leaf.IPAddresses) + len(leaf.URIs) + len(leaf.EmailAddresses)
+	for _, extension := range leaf.Extensions {
+		if !extension.Id.Equal(oidSubjectAltName) {
+			continue
+		}
+		var all []asn1.RawValue
+		if rest, err := asn1.Unmarshal(extension.Value, &all); err != nil || len(rest) > 0 {
+			c.add("added subject alternative names that cannot be parsed")
+		} else if len(all) != known {
+			c.add("added %d subject alternative names of a type that nobody can request", len(all)-known)
+		}
+	}
+	return c.err()
+}
+
+// checkUsage rejects what could sign certificates.
+func checkUsage(leaf *x509.Certificate) error {
+	const template = "the provisioner's X.509 template "
+	if leaf.IsCA {
+		return errors.New(template + "made it a CA certificate; remove isCA from basicConstraints in the template")
+	}
+	if leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0 {
+		return errors.New(template + "set a key usage that lets it sign certificates or revocation lists; remove certSign and crlSign from keyUsage in the template")
+	}
+	return nil
+}
