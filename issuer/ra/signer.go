@@ -144,7 +144,7 @@ func (s *Signer) call(ctx context.Context, name string, do func(context.Context,
 	}
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
-	// The registration authority answers over net/http, which adds the header Date.
+	// The registration authority states the time of its answer.
 	var headers, trailers metadata.MD
 	sent := time.Now()
 	err = do(limited, grpc.PerRPCCredentials(bearer(strings.TrimSpace(string(token)))), grpc.Header(&headers), grpc.Trailer(&trailers))

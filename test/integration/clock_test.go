@@ -163,7 +163,7 @@ func TestSkewedClocks(t *testing.T) {
 			node.Eventually(t, time.Minute, "the revocation", func() bool { return strings.Contains(revoked(t, ca), serial) })
 		})
 	}
-	t.Run("registration authority, 100 s behind", func(t *testing.T) {
+	t.Run("registration authority 100 s behind", func(t *testing.T) {
 		t.Parallel()
 		r := startAuthority(t, startAgedCA(t), 1, "")
 		n := r.prepareNode()

@@ -105,6 +105,8 @@ func intercept(logger klog.Logger) grpc.UnaryServerInterceptor {
 		limited, cancel := context.WithDeadline(klog.NewContext(ctx, logger), this.begin.Add(handlerTimeout))
 		defer cancel()
 		response, err := recovering(limited, req, info, handle)
+		// gRPC suppresses the Date of net/http, by which node plugins compare the clocks.
+		_ = grpc.SetHeader(ctx, metadata.Pairs("date", time.Now().UTC().Format(http.TimeFormat)))
 		if err == nil {
 			return response, nil
 		}
