@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -260,23 +261,21 @@ func (f *configFile) reserve(c *config) (*policy.Reserved, error) {
 	if err != nil {
 		return nil, fmt.Errorf("authority.names: %w", err)
 	}
-	urls := map[string]string{}
-	for name, i := range f.Issuers {
-		urls["issuers."+name+".url"] = i.URL
+	var urls []string
+	for _, i := range f.Issuers {
+		urls = append(append(urls, i.URL), i.URLs...)
 	}
 	if f.Authority != nil {
-		urls["authority.kubernetes.url"] = f.Authority.Kubernetes.URL
+		urls = append(urls, f.Authority.Kubernetes.URL)
 	}
-	for key, text := range urls {
-		u, err := url.Parse(text)
-		if err != nil || u.Host == "" {
+	for _, text := range urls {
+		u, err := url.Parse(strings.TrimSpace(text))
+		if err != nil {
 			continue // the code that uses the URL rejects it
 		}
-		host, err := names.ParseHost(u.Hostname())
-		if err != nil {
-			return nil, fmt.Errorf("%s: the host: %w", key, err)
+		if host, err := names.ParseHost(u.Hostname()); err == nil {
+			hosts = append(hosts, host)
 		}
-		hosts = append(hosts, host)
 	}
 	// The kubelet sets this in every container.
 	if host, err := names.ParseHost(os.Getenv("KUBERNETES_SERVICE_HOST")); err == nil {

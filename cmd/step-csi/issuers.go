@@ -22,7 +22,9 @@ const (
 )
 
 type issuerFile struct {
-	URL          string          `json:"url"`
+	URL  string   `json:"url"`
+	URLs []string `json:"urls"` // of one CA, in the order of preference, instead of URL
+	serverTLSFile
 	Fingerprint  string          `json:"fingerprint"`
 	CABundleFile string          `json:"caBundleFile"`
 	Provisioner  provisionerFile `json:"provisioner"`
@@ -102,8 +104,13 @@ func (f issuerFile) caSigner(directory string, bundle []byte, reserved *policy.R
 	if f.Roots.Fingerprint != "" || f.Roots.CABundleFile != "" {
 		return nil, fmt.Errorf("roots.fingerprint and roots.caBundleFile: are for the type %s only; set the issuer's fingerprint or caBundleFile", typeRA)
 	}
+	serverRoots, err := f.serverRoots(directory)
+	if err != nil {
+		return nil, err
+	}
 	c := stepca.Config{
 		URL:         f.URL,
+		ServerRoots: serverRoots,
 		Fingerprint: f.Fingerprint,
 		CABundle:    bundle,
 		Pinned:      f.Roots.Pinned,
@@ -124,10 +131,15 @@ func (f issuerFile) caSigner(directory string, bundle []byte, reserved *policy.R
 		if secret.path == "" {
 			continue
 		}
-		var err error
 		if *secret.read, err = secretFile(within(directory, secret.path)); err != nil {
 			return nil, fmt.Errorf("provisioner.%s: %w", secret.key, err)
 		}
+	}
+	switch {
+	case f.URL != "" && len(f.URLs) > 0:
+		return nil, errors.New("urls: url is set, too; set one of them")
+	case len(f.URLs) > 0:
+		return stepca.NewFailover(c, f.URLs)
 	}
 	return stepca.New(c)
 }
@@ -170,6 +182,12 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 	}
 	if f.Roots.Federation {
 		return nil, errors.New("roots.federation: the authority decides; write it into its configuration")
+	}
+	if len(f.URLs) > 0 {
+		return nil, errors.New("urls: is for a CA; set url, because each address of the authority's name is one of its replicas")
+	}
+	if f.serverTLSFile != (serverTLSFile{}) {
+		return nil, errors.New("serverTLS: the authority calls the CA; write it into its configuration")
 	}
 	if f.Provisioner.TokenFile == "" {
 		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod, for the audience " + issuer.TokenAudience)

@@ -115,6 +115,17 @@ func TestInvalidConfigurations(t *testing.T) {
 		"no issuers":            {"issuers:\n  default:", "issuers: {}\nnothing:\n  default:", "nothing"},
 		"http":                  {"https:", "http:", "issuers.default.url"},
 		"no url":                {"url: https://step-certificates.step-ca.svc.cluster.local", "url: ''", "issuers.default.url"},
+		"path":                  {"svc.cluster.local", "svc.cluster.local/1.0", "issuers.default.url: \"https://step-certificates.step-ca.svc.cluster.local/1.0\": leave out the path"},
+		"url and urls":          {"    fingerprint", "    urls: [https://ca]\n    fingerprint", "issuers.default.urls: url is set, too"},
+		"one wrong URL of two":  {"url: https://step-certificates.step-ca.svc.cluster.local", "urls: [https://ca, http://ca]", "issuers.default.urls: \"http://ca\": http is not possible"},
+		"the same URL twice":    {"url: https://step-certificates.step-ca.svc.cluster.local", "urls: [https://ca, https://CA.:443/]", "issuers.default.urls: https://ca is in the list twice"},
+		"serverTLS":             {"    fingerprint", "    serverTLS: public\n    fingerprint", `issuers.default.serverTLS: "public" is unknown; use system or bundle`},
+		"no server bundle":      {"    fingerprint", "    serverTLS: bundle\n    fingerprint", "issuers.default.serverTLSBundleFile: name the file"},
+		"unused server bundle":  {"    fingerprint", "    serverTLS: system\n    serverTLSBundleFile: rubbish.crt\n    fingerprint", "issuers.default.serverTLSBundleFile: is for serverTLS: bundle only"},
+		"server bundle alone":   {"    fingerprint", "    serverTLSBundleFile: rubbish.crt\n    fingerprint", "issuers.default.serverTLSBundleFile: is for serverTLS: bundle only"},
+		"missing server bundle": {"    fingerprint", "    serverTLS: bundle\n    serverTLSBundleFile: none.crt\n    fingerprint", "issuers.default.serverTLSBundleFile: open"},
+		"bad server bundle":     {"    fingerprint", "    serverTLS: bundle\n    serverTLSBundleFile: rubbish.crt\n    fingerprint", "rubbish.crt has no certificates"},
+		"empty server bundle":   {"    fingerprint", "    serverTLS: bundle\n    serverTLSBundleFile: empty\n    fingerprint", "empty has no certificates"},
 		"host that is a number": {"step-certificates.step-ca.svc.cluster.local", "10.1", `"10.1" is neither a DNS name nor an IP address`},
 		"fingerprint":           {"84a0ac", "84a0", "issuers.default.fingerprint"},
 		"bundle as well":        {"    provisioner", "    caBundleFile: rubbish.crt\n    provisioner", "issuers.default.fingerprint"},
@@ -265,9 +276,14 @@ func TestNamesOfTheCA(t *testing.T) {
 	}
 	for _, form := range []string{
 		url, url + ":9000", url + ".", "https://Step-Certificates.step-ca.SVC.cluster.local",
+		"https://ca.example.com\n    urls: [https://ca.example.com, 'https://Step-Certificates.step-ca.svc.:9000']",
 		"https://step-certificates.step-ca.svc:9000", "https://step-certificates.step-ca.svc.", "https://step-certificates.step-ca",
 	} {
-		c, err := loadConfig(write(t, strings.Replace(valid, url, form, 1)), (*configFile).node)
+		text := strings.Replace(valid, url, form, 1)
+		if strings.Contains(form, "urls:") {
+			text = strings.Replace(text, "    url: https://ca.example.com\n", "", 1)
+		}
+		c, err := loadConfig(write(t, text), (*configFile).node)
 		if err != nil {
 			t.Errorf("%s: %v", form, err)
 			continue
@@ -368,6 +384,8 @@ func TestIssuerOfTypeRA(t *testing.T) {
 		"unused token":        {"{type: jwk, name: admin, passwordFile: password, tokenFile: password}", "provisioner.tokenFile"},
 		"policy at the node":  {"{type: ra, tokenFile: password}\n    policy: {validations: [{expression: 'true'}]}", "issuers.default.policy"},
 		"authority at a node": {"{type: ra, tokenFile: password}", "authority: is for step-csi ra"},
+		"several URLs":        {"{type: ra, tokenFile: password}\n    urls: [https://ca]", "issuers.default.urls: is for a CA"},
+		"server's roots":      {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the authority calls the CA"},
 		"pinned":              {"{type: ra, tokenFile: password}\n    roots: {pinned: true}", ""},
 		"pinned, another CA":  {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00}", ""},
 		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile: open"},

@@ -31,6 +31,9 @@ The configuration, with its defaults where there are any:
   issuers:
     default:                           # for volumes without the attribute "issuer"
       url: https://step-certificates.step-ca.svc.cluster.local
+      # urls: [https://ca-0.example.com, https://ca-1.example.com]   of one CA, instead of the url
+      # serverTLS: system                              behind an ingress with a public certificate; or
+      # serverTLS: bundle                              with serverTLSBundleFile: /etc/step-csi/ingress.crt
       fingerprint: 84a0…               # step certificate fingerprint root_ca.crt; or several: a, b
       # caBundleFile: /etc/step-csi/root_ca.crt        instead of the fingerprint
       provisioner:
@@ -52,6 +55,8 @@ The configuration, with its defaults where there are any:
     volumesPerNode: 0                  # 0: as many as fit into the memory limit of the node plugin
   metrics:
     perVolume: false                   # metrics of each volume, which name the pods that have certificates
+
+Connections go through the proxy of HTTPS_PROXY, except to hosts in NO_PROXY.
 `
 
 // nodeOptions are the flags of the node command.
@@ -76,6 +81,7 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer c.close()
 	registry := newRegistry()
+	c.registerURLs(registry)
 	configured := c.driverConfig(o, registry)
 	if configured.SELinux, err = tmpfs.SELinux(os.DirFS("/proc")); err != nil {
 		return fmt.Errorf("find out whether SELinux is on: %w", err)

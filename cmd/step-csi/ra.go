@@ -41,6 +41,8 @@ applies to all nodes. It also has these keys:
 
 Its service account needs the right to create tokenreviews.authentication.k8s.io,
 and no other.
+
+Connections go through the proxy of HTTPS_PROXY, except to hosts in NO_PROXY.
 `
 
 func serveRA(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -57,6 +59,7 @@ func serveRA(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 	defer c.close()
 	registry := newRegistry()
+	c.registerURLs(registry)
 	s, err := c.newServer(registry)
 	if err != nil {
 		return explainDenied(fmt.Errorf("%s: %w", p.config, err))

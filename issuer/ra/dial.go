@@ -3,6 +3,7 @@ package ra
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 
 	"github.com/flexstack/step-csi/issuer/backoff"
 	"github.com/flexstack/step-csi/issuer/panics"
+	"github.com/flexstack/step-csi/issuer/proxies"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 const (
@@ -55,12 +58,10 @@ const serviceConfig = `{
 // may be thousands of nodes.
 const idleTimeout = 2 * time.Minute
 
-// dial returns a connection that is opened by its first call.
+// dial returns a connection that is opened by its first call. It goes through the proxy
+// of the environment, if there is one: see package proxies. The proxy then resolves the
+// name, and chooses the replica.
 func (s *Signer) dial() (*grpc.ClientConn, error) {
-	port := s.url.Port()
-	if port == "" {
-		port = "443"
-	}
 	secure := credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: s.url.Hostname(),
@@ -68,12 +69,16 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 		InsecureSkipVerify: true,
 		VerifyConnection:   s.verify,
 	})
-	return grpc.NewClient(replicasBuilder{}.Scheme()+":///"+net.JoinHostPort(s.url.Hostname(), port),
-		grpc.WithResolvers(replicasBuilder{}),
+	proxied, err := proxies.Has(s.url)
+	if err != nil {
+		return nil, err
+	}
+	replicas := replicasBuilder{proxied}
+	return grpc.NewClient(replicas.Scheme()+":///"+trust.HostPort(s.url),
+		grpc.WithResolvers(replicas),
 		grpc.WithTransportCredentials(secure),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDisableServiceConfig(), // ignore the service config in DNS
-		grpc.WithNoProxy(),
 		grpc.WithIdleTimeout(idleTimeout),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse), grpc.MaxCallSendMsgSize(MaxRequest)),
 		// Pings detect a dead replica while calls wait for its answer.
@@ -107,21 +112,21 @@ const (
 )
 
 // replicasBuilder is a resolver.Builder: each address of a name is a replica of the
-// registration authority.
-type replicasBuilder struct{}
+// registration authority. With a proxy, the name itself is the only address.
+type replicasBuilder struct{ proxied bool }
 
 // Scheme implements resolver.Builder.
 func (replicasBuilder) Scheme() string { return "replicas" }
 
 // Build implements resolver.Builder. The target is host:port.
-func (replicasBuilder) Build(target resolver.Target, connection resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+func (b replicasBuilder) Build(target resolver.Target, connection resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
 	host, port, err := net.SplitHostPort(target.Endpoint())
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &replicasResolver{
-		host: host, port: port, connection: connection, cancel: cancel,
+		host: host, port: port, proxied: b.proxied, connection: connection, cancel: cancel,
 		requested: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	go r.watch(ctx)
@@ -131,6 +136,7 @@ func (replicasBuilder) Build(target resolver.Target, connection resolver.ClientC
 // replicasResolver is a resolver.Resolver for one name.
 type replicasResolver struct {
 	host, port string
+	proxied    bool
 	connection resolver.ClientConn
 	cancel     context.CancelFunc
 	requested  chan struct{}
@@ -174,11 +180,17 @@ func (r *replicasResolver) watch(ctx context.Context) {
 // resolve gives the connection the addresses of the name, or the error.
 func (r *replicasResolver) resolve(ctx context.Context) (found bool) {
 	defer panics.Recover(ctx, "resolve the registration authority's name", nil)
+	if r.proxied {
+		return r.connection.UpdateState(resolver.State{Addresses: []resolver.Address{{Addr: net.JoinHostPort(r.host, r.port)}}}) == nil
+	}
 	limited, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	hosts, err := net.DefaultResolver.LookupHost(limited, r.host)
 	if ctx.Err() != nil {
 		return false
+	}
+	if err == nil && len(hosts) == 0 {
+		err = fmt.Errorf("%s has no address", r.host)
 	}
 	if err != nil {
 		r.connection.ReportError(err)

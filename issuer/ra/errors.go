@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/proxies"
 )
 
 var errMalformed = fmt.Errorf("%w: there are no certificates where a registration authority sends some", issuer.InvalidAnswer)
@@ -96,6 +97,9 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 		a.text += " (" + s.CompareClocks() + ")"
 	case reply.Code() == codes.DeadlineExceeded:
 		a.text += " (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"
+	}
+	if len(reply.Details()) == 0 && a.outcome == issuer.Unavailable { // no answer
+		a.text = proxies.Explain(errors.New(a.text), s.url).Error()
 	}
 	if a.outcome == issuer.Unavailable && !strings.HasPrefix(a.text, issuer.Unavailable.Error()) {
 		a.text = issuer.Unavailable.Error() + ": " + a.text

@@ -89,7 +89,7 @@ var (
 func New(c Config) (*Signer, error) {
 	u, err := trust.ParseURL(c.URL)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("url: %w", err)
 	}
 	if c.Issuer == "" {
 		return nil, errors.New("provisioner.name: name an issuer of the registration authority, such as default")

@@ -34,7 +34,7 @@ func (s *Signer) compareClocks(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), compareTimeout)
 		defer cancel()
 		defer panics.Recover(ctx, what, &err) // singleflight would end the process
-		transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
+		transport := s.newTransport(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
 		defer transport.CloseIdleConnections()
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url.JoinPath("health").String(), nil)
 		if err != nil {

@@ -2,6 +2,7 @@ package stepca
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/clock"
+	"github.com/flexstack/step-csi/issuer/proxies"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
@@ -59,11 +62,12 @@ func (s *Signer) connected(ctx context.Context) (*connection, error) {
 
 // follow stores the connection. If the CA answered other roots than those that it is
 // verified by, follow first connects again with these. If they verify the CA, they
-// replace the trusted roots.
+// replace the trusted roots. (If the configuration has roots for the server, only pinned
+// roots are trusted, and the connection does not depend on them.)
 func (s *Signer) follow(ctx context.Context, c *connection) *connection {
 	for _, trusted := range s.trust.Candidates(c.roots.Own) {
 		next := c
-		if !trust.Same(trusted, c.trusted) {
+		if s.config.ServerRoots == nil && !trust.Same(trusted, c.trusted) {
 			var err error
 			if next, err = s.dial(ctx, trusted); err != nil {
 				continue
@@ -78,22 +82,28 @@ func (s *Signer) follow(ctx context.Context, c *connection) *connection {
 	return c
 }
 
-// dial connects to the CA, which the trusted roots verify, and fetches its roots.
+// dial connects to the CA, which the trusted roots verify unless the configuration has
+// other roots for its server, and fetches its roots.
 func (s *Signer) dial(ctx context.Context, trusted []*x509.Certificate) (*connection, error) {
-	transport := newTransport(&tls.Config{
+	config := &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		// VerifyConnection verifies the certificate, also if this machine's clock is behind.
-		InsecureSkipVerify: true,
+		RootCAs:    s.config.ServerRoots,
+		// Without ServerRoots, VerifyConnection verifies the certificate, also if this
+		// machine's clock is behind.
+		InsecureSkipVerify: s.config.ServerRoots == nil,
 		VerifyConnection: func(state tls.ConnectionState) error {
-			if err := trust.VerifyServer(state.PeerCertificates, s.url.Hostname(), trusted); err != nil {
-				return err
+			if s.config.ServerRoots == nil {
+				if err := trust.VerifyServer(state.PeerCertificates, s.url.Hostname(), trusted); err != nil {
+					return err
+				}
 			}
 			if s.config.Shown != nil {
 				s.config.Shown(state.PeerCertificates[0])
 			}
 			return nil
 		},
-	})
+	}
+	transport := s.newTransport(config)
 	client, err := ca.NewClient(s.url.String(), ca.WithTransport(limitedTransport{transport, &s.clock}))
 	if err != nil {
 		return nil, err
@@ -106,11 +116,12 @@ func (s *Signer) dial(ctx context.Context, trusted []*x509.Certificate) (*connec
 	return c, nil
 }
 
-func newTransport(config *tls.Config) *http.Transport {
+func (s *Signer) newTransport(config *tls.Config) *http.Transport {
 	return &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
+		Proxy:               proxies.FromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: s.dialTimeout}).DialContext,
 		TLSClientConfig:     config,
-		TLSHandshakeTimeout: 10 * time.Second,
+		TLSHandshakeTimeout: cmp.Or(s.dialTimeout, 10*time.Second),
 		ForceAttemptHTTP2:   true,
 		// Shorter than step-ca's 15 s, so that no request is sent over a connection that
 		// step-ca is closing.
@@ -132,7 +143,7 @@ func (t limitedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	sent := time.Now()
 	response, err := t.Transport.RoundTrip(r)
 	if err != nil {
-		return nil, err
+		return nil, proxies.Explain(err, r.URL)
 	}
 	t.clock.Observe(response.Header.Get("Date"), sent)
 	response.Body = http.MaxBytesReader(nil, response.Body, maxAnswer)
@@ -145,7 +156,7 @@ func (t limitedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if !json.Valid(body) {
-		return nil, fmt.Errorf("%w, but from something in front of it: HTTP %s", errNotStepCA, response.Status)
+		return nil, proxies.Explain(fmt.Errorf("%w, but from something in front of it: HTTP %s", errNotStepCA, response.Status), r.URL)
 	}
 	response.StatusCode, body = namedRefusal(response.StatusCode, body)
 	response.Body = io.NopCloser(bytes.NewReader(body))
@@ -181,10 +192,13 @@ func (s *Signer) fetchRoots(ctx context.Context, c *connection) error {
 }
 
 // fetchPinnedRoot fetches the root with the fingerprint, and trusts it. The connection
-// is not verified: the request has no secret, and no other root is accepted. (The
-// client's own Root keeps such a connection open, and panics on an empty answer.)
+// is verified only if the configuration has roots for the server: the request has no
+// secret, and no other root is accepted. (The client's own Root keeps such a connection
+// open, and panics on an empty answer.)
 func (s *Signer) fetchPinnedRoot(ctx context.Context, fingerprint string) error {
-	transport := newTransport(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
+	transport := s.newTransport(&tls.Config{
+		MinVersion: tls.VersionTLS12, RootCAs: s.config.ServerRoots, InsecureSkipVerify: s.config.ServerRoots == nil,
+	})
 	defer transport.CloseIdleConnections()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url.JoinPath("root", fingerprint).String(), nil)
 	if err != nil {

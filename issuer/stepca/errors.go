@@ -83,8 +83,10 @@ func (s *Signer) hint(err error) string {
 			chain.Describe(invalid.Cert), invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339), clocks)
 	case errors.As(err, &late) && late.Timeout():
 		return " (no answer in time: is the CA overloaded, or does something on the way drop packets?)"
+	case errors.As(err, &unknown) && s.config.ServerRoots != nil:
+		return " (serverTLS decides which roots verify the server: are they the right ones, and does the server send its intermediates?)"
 	case errors.As(err, &unknown):
-		return " (is the fingerprint or caBundleFile that of this CA?)"
+		return " (is the fingerprint or caBundleFile that of this CA?); if an ingress in front of the CA has a certificate of its own, set serverTLS"
 	case statusOf(err) == http.StatusUnauthorized:
 		return fmt.Sprintf(" (the reason is in the CA's log; often the host of the URL is not among the CA's dnsNames; %s)", clocks)
 	}
@@ -102,7 +104,7 @@ func isBroken(err error) bool {
 		return false
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return false
-	case errors.As(err, &dial) && dial.Op == "dial":
+	case errors.As(err, &dial) && (dial.Op == "dial" || dial.Op == "proxyconnect"):
 		return false
 	}
 	return true

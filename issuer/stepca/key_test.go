@@ -215,7 +215,9 @@ func TestWrongKeyFile(t *testing.T) {
 	}
 	mixed["d"] = foreign["d"]
 	ca := startCAWith(t, provisionerOf(t, "offline", "the kid", key))
-	sum := func(key crypto.PublicKey) string { return value[string](t)(jose.Thumbprint(&jose.JSONWebKey{Key: key})) }
+	sum := func(key crypto.PublicKey) string {
+		return value[string](t)(jose.Thumbprint(&jose.JSONWebKey{Key: key}))
+	}
 	p8 := value[*pem.Block](t)(pemutil.Serialize(key, pemutil.WithPKCS8(true), pemutil.WithPassword([]byte(keyPassword))))
 	p8.Bytes = p8.Bytes[:len(p8.Bytes)-3]
 	damaged := value[*pem.Block](t)(pemutil.Serialize(key, pemutil.WithPKCS8(true), pemutil.WithPassword([]byte(keyPassword))))

@@ -46,6 +46,11 @@ type Config struct {
 	// Pinned means that no other root is used, whatever the CA answers: not for the
 	// connection to the CA, not for pods, and not to check issued certificates.
 	Pinned bool
+	// ServerRoots verify the server's certificate in TLS, if something in front of the CA,
+	// such as an ingress, has a certificate that the CA has not signed. The CA's roots are
+	// then pinned, whatever Pinned says: over such a connection, the CA cannot prove that a
+	// new root is its own. Nil means that the CA's own roots verify the server.
+	ServerRoots *x509.CertPool
 	// Provisioner is the name of the CA's provisioner. Its type is X5C if Certificate is
 	// set, and otherwise JWK.
 	Provisioner string
@@ -79,7 +84,9 @@ type Signer struct {
 	url    *url.URL
 	pins   trust.Pins
 	trust  *trust.Store
-	clock  clock.Comparison // with the CA's
+	// dialTimeout bounds how long a new connection may take to open, if it is not zero.
+	dialTimeout time.Duration
+	clock       clock.Comparison // with the CA's
 
 	calls      singleflight.Group // connect, fetch the provisioner's key, refresh the roots
 	connection atomic.Pointer[connection]
@@ -102,7 +109,7 @@ var (
 func New(c Config) (*Signer, error) {
 	u, err := trust.ParseURL(c.URL)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("url: %w", err)
 	}
 	c.Timeout = cmp.Or(c.Timeout, defaultTimeout)
 	s := &Signer{config: c, url: u}
@@ -120,7 +127,7 @@ func New(c Config) (*Signer, error) {
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
 	}
-	s.pins.Only = c.Pinned
+	s.pins.Only = c.Pinned || c.ServerRoots != nil
 	s.trust = trust.NewStore(u.String(), s.pins)
 	// Otherwise the client would read $STEPPATH/config/identity.json of the host.
 	ca.DisableIdentity = true

@@ -46,7 +46,7 @@ func pemOf(c *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
 
-func newPKI(t *testing.T) *minica.CA {
+func tokenPKI(t *testing.T) *minica.CA {
 	t.Helper()
 	return value[*minica.CA](t)(minica.New(minica.WithName("Tokens")))
 }
@@ -60,7 +60,7 @@ func x5cProvisioner(pki *minica.CA) *provisioner.X5C {
 
 func startX5C(t *testing.T, change func(*provisioner.X5C)) (*embeddedca.CA, *minica.CA) {
 	t.Helper()
-	pki := newPKI(t)
+	pki := tokenPKI(t)
 	p := x5cProvisioner(pki)
 	if change != nil {
 		change(p)
@@ -138,7 +138,7 @@ func TestX5CHolderRenewal(t *testing.T) {
 // CA gets no request to sign.
 func TestWrongX5CFiles(t *testing.T) {
 	ca, pki := startX5C(t, nil)
-	other := newPKI(t)
+	other := tokenPKI(t)
 	good, another := newPair(t, pki, nil), newPair(t, pki, nil)
 	with := func(change func(*x509.Certificate)) pair { return newPair(t, pki, change) }
 	leaf := value[*x509.Certificate](t)(pemutil.ParseCertificate(good.certificate))
@@ -271,7 +271,7 @@ func TestRotatedX5CFiles(t *testing.T) {
 	}
 
 	// The CA trusts another root.
-	pki = newPKI(t)
+	pki = tokenPKI(t)
 	if err := ca.SetOthers(x5cProvisioner(pki)); err != nil {
 		t.Fatal(err)
 	}

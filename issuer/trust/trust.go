@@ -11,7 +11,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -71,17 +70,6 @@ func parseFingerprints(list string) (Pins, error) {
 		p.Fingerprints = append(p.Fingerprints, digits)
 	}
 	return p, nil
-}
-
-// ParseURL parses the URL of a CA or a registration authority: https, a host, and
-// optionally a port. Its errors begin with the key in the configuration.
-func ParseURL(text string) (*url.URL, error) {
-	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
-		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
-		return nil, fmt.Errorf("url: %q is not of the form https://<DNS name>[:<port>]", text)
-	}
-	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
 }
 
 // Among returns the pinned roots: the configured certificates, or those of the offered

@@ -108,7 +108,6 @@ func grow(ctx context.Context, server server, program, directory string, dns []s
 		return 0, err
 	}
 	defer ca.Stop()
-	time.Sleep(time.Second)
 	if err := sign(ctx, ca, dns, certificates/5); err != nil {
 		return 0, err
 	}
@@ -133,21 +132,17 @@ func checkEmptied(ctx context.Context, ca *realca.CA, server server, dns []strin
 	if err := errors.Join(server.empty(), ca.Resume()); err != nil {
 		return err
 	}
-	time.Sleep(time.Second)
 	if err := sign(ctx, ca, dns, 10); err != nil {
 		return fmt.Errorf("after the database was emptied: %w", err)
 	}
 	return nil
 }
 
-// sizeOf stops the CA, so that it writes everything, and starts it again. The CA refuses
-// tokens that are older than itself, and the times in tokens are full seconds.
+// sizeOf stops the CA, so that it writes everything, and starts it again.
 func sizeOf(ca *realca.CA, server server) (int64, error) {
 	ca.Stop()
 	size, err := server.size()
-	err = errors.Join(err, ca.Resume())
-	time.Sleep(time.Second)
-	return size, err
+	return size, errors.Join(err, ca.Resume())
 }
 
 // sign makes the CA sign the number of certificates, eight at a time.

@@ -131,7 +131,7 @@ func configFiles(t *testing.T, workload, configMap object) string {
 					t.Fatal("the volume refers to a ConfigMap that is not the chart's")
 				}
 				content = at(configMap, "data", item.key).(string)
-			case "ca.crt":
+			case "ca.crt", "server.crt":
 				content = read(t, "testdata/root_ca.crt")
 			}
 			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {

@@ -187,7 +187,7 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"no way to recognize the CA", `issuers: {default: {caBundle: {configMap: ""}}}`, "issuers.default: give the fingerprint of the CA's root, or its caBundle"},
 		{"no issuer", `issuers: {default: null}`, "minProperties"},
 		{"issuer with a path for a name", `issuers: {"../x": ` + second + `}`, "../x"},
-		{"another issuer without anything", `issuers: {second: {}}`, "missing properties 'url', 'provisioner'"},
+		{"another issuer without anything", `issuers: {second: {}}`, "missing property 'provisioner'"},
 		{"another issuer without a URL", `issuers: {second: ` + strings.Replace(second, "url: https://ca.example.com,", "", 1) + `}`, "missing property 'url'"},
 		{"another issuer without a fingerprint", `issuers: {second: ` + strings.Replace(second, "fingerprint: "+fingerprint+",", "", 1) + `}`, "missing property 'fingerprint'"},
 		{"another issuer without a key", `issuers: {second: ` + strings.Replace(second, ", key: k", "", 1) + `}`, "missing property 'key'"},

@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 	if attack := os.Getenv(containerAttack); attack != "" {
 		runContainer(attack)
 	}
+	if built := os.Getenv(ipv6Only); built != "" {
+		binary = node.Binary(built)
+		os.Exit(runIPv6Only(m))
+	}
 	sandbox.Enter()
 	// Most tests spend their time waiting, so they run in parallel. Ginkgo, which the
 	// sanity test imports, rejects -test.parallel on the command line.
@@ -44,7 +48,7 @@ func run(m *testing.M) int {
 	// By default, the race detector makes a process sleep for a second before it
 	// exits.
 	os.Setenv("GORACE", "atexit_sleep_ms=0")
-	if err := addHosts(); err != nil {
+	if err := addHosts("127.0.0.1 localhost\n127.0.0.1 " + authorityHost + "\n127.0.0.2 " + authorityHost + "\n127.0.0.1 " + fleetingHost + "\n"); err != nil {
 		fmt.Fprintln(os.Stderr, "add hosts:", err)
 		return 1
 	}
@@ -52,14 +56,14 @@ func run(m *testing.M) int {
 }
 
 // addHosts maps the tests' host names to their addresses, inside the sandbox.
-func addHosts() error {
+func addHosts(lines string) error {
 	directory, err := os.MkdirTemp("", "step-csi-hosts-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(directory) // the bind mount keeps the file
 	hosts := filepath.Join(directory, "hosts")
-	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost\n127.0.0.1 "+authorityHost+"\n127.0.0.2 "+authorityHost+"\n127.0.0.1 "+fleetingHost+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(hosts, []byte(lines), 0o644); err != nil {
 		return err
 	}
 	return syscall.Mount(hosts, "/etc/hosts", "", syscall.MS_BIND, "")

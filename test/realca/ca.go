@@ -67,17 +67,28 @@ func build(directory, name, source string) (program string, err error) {
 // Start sets up a CA below the directory, as `step ca init` does, and waits until
 // the program listens.
 func Start(program, directory string) (*CA, error) {
-	return StartWith(program, directory, map[string]any{"type": "badgerv2", "dataSource": DatabaseDirectory(directory)})
+	return StartAt(program, directory, loopback)
+}
+
+// StartAt is Start at another address than 127.0.0.1.
+func StartAt(program, directory, address string) (*CA, error) {
+	return start(program, directory, address, map[string]any{"type": "badgerv2", "dataSource": DatabaseDirectory(directory)})
 }
 
 // StartWith is Start with another database: "db" in ca.json.
 func StartWith(program, directory string, database map[string]any) (*CA, error) {
+	return start(program, directory, loopback, database)
+}
+
+const loopback = "127.0.0.1"
+
+func start(program, directory, address string, database map[string]any) (*CA, error) {
 	pki, err := minica.New(minica.WithName("Real"))
 	if err != nil {
 		return nil, err
 	}
 	ca := &CA{program: program, pki: pki, directory: directory, database: database}
-	if ca.address, err = freeAddress(); err != nil {
+	if ca.address, err = freePort(address); err != nil {
 		return nil, err
 	}
 	if err := ca.write(); err != nil {
@@ -96,12 +107,12 @@ func (ca *CA) Resume() error {
 	return ca.wait()
 }
 
-// freeAddress returns an address with a port above the kernel's ephemeral ports, so
+// freePort returns the address with a port above the kernel's ephemeral ports, so
 // that the port is still free when the CA restarts.
-func freeAddress() (address string, err error) {
+func freePort(of string) (address string, err error) {
 	for range 1000 {
 		var listener net.Listener
-		address = fmt.Sprintf("127.0.0.1:%d", 61000+rand.IntN(4500))
+		address = net.JoinHostPort(of, fmt.Sprint(61000+rand.IntN(4500)))
 		if listener, err = net.Listen("tcp", address); err == nil {
 			return address, listener.Close()
 		}
@@ -122,9 +133,13 @@ func (ca *CA) write() error {
 	if err != nil {
 		return err
 	}
+	host, _, err := net.SplitHostPort(ca.address)
+	if err != nil {
+		return err
+	}
 	data, err := json.Marshal(map[string]any{
 		"root": []string{ca.path("root_ca_0.crt")}, "crt": ca.path("intermediate_ca.crt"), "key": ca.path("intermediate_ca_key"),
-		"address": ca.address, "dnsNames": []string{"127.0.0.1"},
+		"address": ca.address, "dnsNames": []string{host},
 		"db":  ca.database,
 		"crl": map[string]any{"enabled": true, "generateOnRevoke": true},
 		"authority": map[string]any{"provisioners": []any{map[string]any{

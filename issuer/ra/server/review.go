@@ -11,6 +11,7 @@ import (
 	"time"
 
 	authentication "k8s.io/api/authentication/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/clock"
+	"github.com/flexstack/step-csi/issuer/proxies"
 )
 
 const (
@@ -145,9 +147,14 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 		Audiences: []string{issuer.TokenAudience},
 	}}
 	reviewed := &authentication.TokenReview{}
-	if err := t.client.Post().Resource("tokenreviews").Body(review).Do(ctx).Into(reviewed); err != nil {
+	request := t.client.Post().Resource("tokenreviews").Body(review)
+	if err := request.Do(ctx).Into(reviewed); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("no answer in time: %w", err)
+		}
+		var answered *apierrors.StatusError
+		if !errors.As(err, &answered) {
+			err = proxies.Explain(err, request.URL())
 		}
 		return issuer.Pod{}, fmt.Errorf("%w: review a token at the API server: %w", issuer.Ended(ctx), err)
 	}

@@ -236,7 +236,7 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
 {{- define "step-csi.issuers" -}}
 {{- range $name, $issuer := .Values.issuers }}
 {{ $name }}:
-  url: {{ include "step-csi.issuerURL" (dict "root" $ "name" $name "issuer" $issuer) }}
+  {{- include "step-csi.issuerURL" (dict "root" $ "name" $name "issuer" $issuer) | nindent 2 }}
   {{- include "step-csi.issuerTrust" (dict "name" $name "issuer" $issuer) | nindent 2 }}
   provisioner:
     type: {{ $issuer.provisioner.type }}
@@ -291,13 +291,23 @@ Secret, and the settings that name these files. */}}
 {{- end }}
 {{- end }}
 
+{{/* The URL or the URLs of the CA, and how its server is verified. */}}
 {{- define "step-csi.issuerURL" -}}
-{{- if .issuer.url -}}
-{{ .issuer.url }}
+{{- if .issuer.urls -}}
+urls:
+  {{- toYaml .issuer.urls | nindent 2 }}
+{{- else if .issuer.url -}}
+url: {{ .issuer.url }}
 {{- else if eq .name "default" -}}
-https://step-certificates.{{ .root.Release.Namespace }}.svc.{{ .root.Values.clusterDomain }}
+url: https://step-certificates.{{ .root.Release.Namespace }}.svc.{{ .root.Values.clusterDomain }}
 {{- else -}}
 {{- fail (printf "issuers.%s.url: set the URL of the CA, such as https://ca.example.com" .name) }}
+{{- end }}
+{{- with .issuer.serverTLS }}
+serverTLS: {{ . }}
+{{- if eq . "bundle" }}
+serverTLSBundleFile: issuers/{{ $.name }}/server.crt
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -373,6 +383,24 @@ validations:
 {{- with include "step-csi.rootSource" (dict "name" $name "issuer" $issuer) }}
 {{ . }}
 {{- end }}
+{{- if eq ($issuer.serverTLS | default "") "bundle" }}
+{{- $bundle := $issuer.serverTLSBundle | default dict }}
+- configMap:
+    name: {{ required (printf "issuers.%s.serverTLSBundle.configMap: name the ConfigMap with the roots that verify the server" $name) $bundle.configMap }}
+    items:
+      - key: {{ $bundle.key | default "ca.crt" }}
+        path: issuers/{{ $name }}/server.crt
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The environment variables by which connections choose their proxy. The kubelet
+replaces the address of the API server. */}}
+{{- define "step-csi.proxyEnv" -}}
+{{- with .Values.proxy.url -}}
+- {name: HTTPS_PROXY, value: {{ . | quote }}}
+- name: NO_PROXY
+  value: {{ concat $.Values.proxy.noProxy (list ".svc" (printf ".%s" $.Values.clusterDomain) "$(KUBERNETES_SERVICE_HOST)") | join "," | quote }}
 {{- end }}
 {{- end }}
 
