@@ -22,9 +22,9 @@ import (
 const mostRoots = 8
 
 const (
-	// A certificate is expiring when less than expiringShare of its lifetime is left, and
-	// its renewal has failed or is later than overdueAfter. The share fits all lifetimes,
-	// and a pod may ask for a late renewal.
+	// A certificate is expiring when less than expiringShare of its lifetime is left until
+	// its effective expiry, and its renewal has failed or is later than overdueAfter. The
+	// share fits all lifetimes, and a pod may ask for a late renewal.
 	expiringShare = 0.2
 	overdueAfter  = 5 * time.Minute
 )
@@ -71,7 +71,7 @@ func newCollector(d *Driver) *collector {
 		expiring:  volumes("_expiring", "Volumes whose certificate has less than a fifth of its lifetime left, and whose renewal fails or is overdue."),
 		unmanaged: volumes("_unmanaged", "Volumes that are not renewed: something else is mounted at their path, they do not fit the configuration, or the kubelet has not published them within 5 minutes since the node plugin started."),
 		firstExpiration: volumes("_earliest_expiration_timestamp_seconds",
-			"Expiry of the certificate that expires first; 0 if unknown."),
+			"Effective expiry of the certificate that expires first: its own, or that of its intermediate or root if that is earlier; 0 if unknown."),
 		firstIssued: volumes("_earliest_issued_timestamp_seconds",
 			"Time at which the oldest certificate was asked for, by the node's clock; 0 if unknown."),
 		waiting:        describe("signings_waiting", "First certificates that wait for other calls to the issuer.", "issuer"),
@@ -82,7 +82,7 @@ func newCollector(d *Driver) *collector {
 			return describe("certificate_"+name, help, "namespace", "pod", "volume", "issuer")
 		}
 		c.perVolume = &perVolume{
-			expiration: volume("expiration_timestamp_seconds", "Expiry of the certificate in a pod's volume."),
+			expiration: volume("expiration_timestamp_seconds", "Effective expiry of the certificate in a pod's volume: its own, or that of its intermediate or root if that is earlier."),
 			issued:     volume("issued_timestamp_seconds", "Time at which the certificate was asked for, by the node's clock."),
 			renewal:    volume("renewal_timestamp_seconds", "Time of the next renewal or retry; in the past if it is under way, or waits for others."),
 			failures:   volume("renewal_failures", "Failed renewals in a row; 0 after a successful one."),
@@ -273,7 +273,7 @@ func expiring(s schedule.State, now time.Time) bool {
 	if s.Failures == 0 && now.Sub(s.Next) < overdueAfter {
 		return false
 	}
-	return v.NotAfter.Sub(now) < time.Duration(expiringShare*float64(v.NotAfter.Sub(v.Issued)))
+	return v.NotAfter.Sub(now) < time.Duration(expiringShare*float64(v.Lifetime()))
 }
 
 // earlier returns the earlier time. Unknown times do not count.

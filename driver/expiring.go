@@ -57,6 +57,9 @@ func (v volumeSnapshot) logExpiring(ctx context.Context, logged, all map[string]
 	if reason == nil {
 		reason = errOverdue
 	}
-	klog.FromContext(ctx).Error(reason, "Certificate expiring", append(v.LogValues(), "issuer", v.issuer,
-		"notAfter", expiry.UTC().Format(time.RFC3339), "failures", v.state.Failures)...)
+	values := append(v.LogValues(), "issuer", v.issuer, "notAfter", expiry.UTC().Format(time.RFC3339), "failures", v.state.Failures)
+	if limitedBy := v.state.Validity.LimitedBy; limitedBy != "" {
+		values = append(values, "limitedBy", limitedBy)
+	}
+	klog.FromContext(ctx).Error(reason, "Certificate expiring", values...)
 }

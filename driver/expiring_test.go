@@ -31,6 +31,7 @@ func TestExpiringCertificateIsLoggedOnce(t *testing.T) {
 		failing.VolumeID, hanging.VolumeID = "csi-a", "csi-b"
 		failing.Target, hanging.Target = "a", "b"
 		failing.state.Failures, failing.state.Err = 7, errors.New("issuer default: denied")
+		hanging.state.Validity.LimitedBy, hanging.state.Validity.LeafNotAfter = "the root", hanging.state.Validity.NotAfter
 		all := []volumeSnapshot{failing, hanging}
 		for i := range 1000 {
 			v := mounted(fmt.Sprint("good-", i), "tls")
@@ -51,7 +52,7 @@ func TestExpiringCertificateIsLoggedOnce(t *testing.T) {
 		synctest.Wait()
 		for _, want := range []string{
 			`"Certificate expiring" err="issuer default: denied" pod="shop/web-0" volumeID="csi-a" issuer="default" notAfter="2000-01-02T00:00:00Z" failures=7`,
-			`"Certificate expiring" err="the renewal is overdue, but has not failed" pod="shop/web-1"`,
+			`"Certificate expiring" err="the renewal is overdue, but has not failed" pod="shop/web-1" volumeID="csi-b" issuer="default" notAfter="2000-01-02T00:00:00Z" failures=0 limitedBy="the root"`,
 		} {
 			if strings.Count(log.String(), want) != 1 {
 				t.Errorf("not once: %s\n%s", want, log)

@@ -84,8 +84,14 @@ func trouble(s schedule.State, now time.Time) (reason, message string) {
 		return "", "" // nothing is known until the kubelet publishes the volume again
 	case !now.Before(s.Validity.NotAfter):
 		reason, message = "CertificateExpired", "the certificate expired at "+expiry
+		if limitedBy := s.Validity.LimitedBy; limitedBy != "" {
+			message = limitedBy + ", which the certificate needs, expired at " + expiry
+		}
 	case s.Err != nil:
 		reason, message = "RenewalFailing", "the certificate is valid until "+expiry+" but cannot be renewed"
+		if errors.Is(s.Err, schedule.ErrLimited) {
+			message = "the certificate is valid until " + expiry + " only"
+		}
 	default:
 		return "", ""
 	}

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -32,5 +33,24 @@ func TestTrouble(t *testing.T) {
 		if strings.Contains(message, "next retry: under way") != (test.state.Err != nil && test.after > 22*time.Hour) {
 			t.Errorf("after %s: %s", test.after, message)
 		}
+	}
+}
+
+// The message names the certificate of the CA that limits the pod's.
+func TestTroubleNamesTheLimitingCertificate(t *testing.T) {
+	now := time.Now()
+	v := renewal.Validity{Issued: now, NotAfter: now.Add(10 * time.Minute), LimitedBy: `the intermediate "Issuing CA" (serial number 7)`, LeafNotAfter: now.Add(time.Hour)}
+	if reason, message := trouble(schedule.State{Validity: v}, now); reason != "" {
+		t.Errorf("a limited certificate that is not due: %s: %s", reason, message)
+	}
+	gainless := schedule.State{Validity: v, Failures: 1, Err: fmt.Errorf("%w: %s expires soon", schedule.ErrLimited, v.LimitedBy), Next: now.Add(time.Minute)}
+	reason, message := trouble(gainless, now)
+	if want := "the certificate is valid until " + v.NotAfter.UTC().Format(time.RFC3339) + " only; failures in a row: 1, the last one: "; reason != "RenewalFailing" ||
+		!strings.HasPrefix(message, want) || !strings.Contains(message, `"Issuing CA" (serial number 7)`) {
+		t.Errorf("%s: %s", reason, message)
+	}
+	reason, message = trouble(gainless, v.NotAfter)
+	if want := `the intermediate "Issuing CA" (serial number 7), which the certificate needs, expired at `; reason != "CertificateExpired" || !strings.HasPrefix(message, want) {
+		t.Errorf("%s: %s", reason, message)
 	}
 }

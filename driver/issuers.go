@@ -50,14 +50,24 @@ func (d *Driver) followRoots(ctx context.Context, i *issuerState) {
 			return // the known roots stay
 		}
 		d.trust.mayHaveChanged()
-		changed := 0
+		changed, early := 0, 0
 		for _, v := range d.volumes.all() {
-			if v.Issuer() == i.Issuer && d.replaceRoots(ctx, v) {
+			if v.Issuer() != i.Issuer {
+				continue
+			}
+			if d.replaceRoots(ctx, v) {
 				changed++
+			}
+			if v.RenewEarly(ctx) {
+				early++
 			}
 		}
 		if changed > 0 {
 			logger.Info("Roots replaced in volumes", "count", changed)
+		}
+		if early > 0 {
+			logger.Info("Certificates are renewed early, because the CA has replaced its own",
+				"count", early, "notAfter", i.CANotAfter().UTC().Format(time.RFC3339))
 		}
 	})
 }

@@ -272,6 +272,18 @@ func TestExpiring(t *testing.T) {
 		if expiring(unfit, issued.Add(19*time.Hour)) || !expiring(unfit, issued.Add(20*time.Hour)) {
 			t.Error("a volume that does not fit the configuration")
 		}
+		// A certificate that the CA limits is renewed again and again, and never has less than a
+		// fifth of what was left when it was issued.
+		limited := schedule.State{Failures: 1, Validity: renewal.Validity{
+			Issued: issued.Add(22 * time.Hour), NotAfter: issued.Add(24 * time.Hour), LimitedBy: "the root", LeafNotAfter: issued.Add(46 * time.Hour),
+		}}
+		if !expiring(limited, issued.Add(22*time.Hour)) {
+			t.Error("a certificate that the CA limits, and whose renewal gains nothing")
+		}
+		limited.Validity.NotAfter = issued.Add(27 * time.Hour)
+		if expiring(limited, issued.Add(22*time.Hour)) {
+			t.Error("a certificate that the CA limits, with time left")
+		}
 		if !expiring(schedule.State{Failures: 1}, issued) {
 			t.Error("a certificate of which nothing is known, and whose renewal fails")
 		}

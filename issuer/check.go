@@ -5,64 +5,52 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
+	"github.com/flexstack/step-csi/issuer/chain"
 	"github.com/flexstack/step-csi/issuer/clock"
-	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // errNoChain is the error for a certificate that no known root signed; a new root may
 // have.
 var errNoChain = errors.New("no chain to a root of the CA")
 
-// check compares the CA's answer with the request and returns the verified chain
-// without its root: leaf first, each certificate signed by the next. It drops
-// certificates in the answer that are not part of the chain.
-func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicKey, asked time.Time) ([]*x509.Certificate, error) {
+// check compares the CA's answer with the request and returns the verified chain. If a
+// certificate of the CA has expired or is not valid yet, the outcome is Unavailable.
+func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicKey, asked time.Time) (chain.Chain, error) {
 	if len(answer) == 0 {
-		return nil, errors.New("the answer contains no certificate")
+		return chain.Chain{}, errors.New("the answer contains no certificate")
 	}
-	leaf, intermediates := answer[0], answer[1:]
+	leaf := answer[0]
 	if err := errors.Join(
 		checkKey(leaf, public),
 		checkNames(leaf, req),
 		checkUsage(leaf),
 	); err != nil {
-		return nil, err
+		return chain.Chain{}, err
 	}
 	if err := checkValidity(leaf, req.Duration, asked); err != nil {
-		return nil, err
+		return chain.Chain{}, err
 	}
 	now := time.Now()
 	if leaf.NotBefore.After(now) {
 		now = leaf.NotBefore // the CA's clock is ahead, within clock.Tolerance
 	}
-	chain, err := verify(leaf, intermediates, roots, now)
-	if err != nil {
-		return nil, err
+	c, err := verify(answer, roots, now)
+	if _, ok := errors.AsType[*chain.ValidityError](err); ok {
+		err = fmt.Errorf("%w: peers would reject the certificate: %w; replace that certificate at the CA, or correct the clock of this machine", Unavailable, err)
 	}
-	return chain[:len(chain)-1], nil
+	return c, err
 }
 
-// verify returns the shortest chain from the leaf to one of roots. The error wraps
-// errNoChain if there is none.
-func verify(leaf *x509.Certificate, intermediates, roots []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
-	chains, err := trust.Verify(leaf, x509.VerifyOptions{
-		Roots:         trust.Pool(roots),
-		Intermediates: trust.Pool(intermediates),
-		// The CA's template decides on the extended key usages.
-		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-		CurrentTime: now,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoChain, err)
+// verify verifies the chain, leaf first. The error is a *chain.ValidityError, or wraps
+// errNoChain. The CA's template decides on the extended key usages.
+func verify(certificates, roots []*x509.Certificate, now time.Time) (chain.Chain, error) {
+	c, err := chain.Verify(certificates, roots, now, x509.ExtKeyUsageAny)
+	if _, ok := errors.AsType[*chain.ValidityError](err); err != nil && !ok {
+		err = fmt.Errorf("%w: %w", errNoChain, err)
 	}
-	shortest := slices.MinFunc(chains, func(a, b []*x509.Certificate) int { return len(a) - len(b) })
-	if len(shortest) < 2 {
-		return nil, errors.New("the certificate is one of the CA's roots")
-	}
-	return shortest, nil
+	return c, err
 }
 
 func checkKey(leaf *x509.Certificate, public crypto.PublicKey) error {

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/flexstack/step-csi/issuer/trust"
+	"github.com/flexstack/step-csi/issuer/chain"
 )
 
 // Clock is a Signer that compares the clock of the CA, or of the registration authority,
@@ -51,11 +51,12 @@ var errNotYet = fmt.Errorf("%w: the certificate is not valid yet", Unavailable)
 // if they may be the reason.
 func (i *Issuer) refused(err error) error {
 	_, validity := errors.AsType[validityError](err)
+	_, ofChain := errors.AsType[*chain.ValidityError](err)
 	clocks := ""
-	if validity || trust.IsOutsideValidity(err) || errors.Is(err, errNotYet) {
+	if validity || ofChain || errors.Is(err, errNotYet) {
 		clocks = " (" + i.CompareClocks() + ")"
 	}
-	if errors.Is(err, errNotYet) {
+	if OutcomeOf(err) != Failed {
 		return fmt.Errorf("%w%s", err, clocks)
 	}
 	return fmt.Errorf("%w: %w%s", InvalidAnswer, err, clocks)

@@ -29,7 +29,7 @@ func TestErrorsCompareTheClocks(t *testing.T) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 		}, "the clock of this machine shows", issuer.InvalidAnswer, true},
 		"too long":  {func(c *x509.Certificate) { c.NotAfter = c.NotAfter.Add(8 * time.Minute) }, "longer than the requested", issuer.InvalidAnswer, true},
-		"a CA name": {func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "ca") }, "DNS names", issuer.InvalidAnswer, false},
+		"a CA name": {func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "ca") }, "added DNS name", issuer.InvalidAnswer, false},
 	} {
 		s := newSigner(t)
 		s.spoil = test.spoil

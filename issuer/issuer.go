@@ -5,6 +5,7 @@
 package issuer
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/flexstack/step-csi/issuer/chain"
 	"github.com/flexstack/step-csi/issuer/fair"
 	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/panics"
@@ -113,17 +115,27 @@ type Policy func(context.Context, Pod, Request) error
 // Credential is a private key with its certificate.
 type Credential struct {
 	Key PrivateKey
-	// Chain is the leaf and its intermediates, without the root.
+	// Chain is the leaf and its intermediates, without self-signed roots.
 	Chain []*x509.Certificate
-	// Roots are all roots of the CA, not only the one that Chain ends in.
+	// Roots are all roots of the CA, not only those that Chain leads to.
 	Roots Roots
 	// Asked is when the CA was asked to sign, by this machine's clock. The leaf's
 	// NotBefore is earlier, because CAs backdate.
 	Asked time.Time
+
+	first *x509.Certificate // see chain.Chain; nil if the credential is not from an Issuer
 }
 
 // Leaf is the pod's own certificate.
 func (c *Credential) Leaf() *x509.Certificate { return c.Chain[0] }
+
+// NotAfter is the effective expiry: when the leaf, an intermediate or the root expires first.
+func (c *Credential) NotAfter() time.Time { return cmp.Or(c.first, c.Leaf()).NotAfter }
+
+// LimitedBy describes the certificate that expires at NotAfter, if it is not the leaf.
+func (c *Credential) LimitedBy() string {
+	return chain.Chain{Certificates: c.Chain, First: cmp.Or(c.first, c.Leaf())}.LimitedBy()
+}
 
 // UnusableError is about a certificate that the CA has issued for the requested key, and
 // that failed a check or whose roots are unknown.
@@ -177,8 +189,9 @@ type Issuer struct {
 
 	roots      latestRoots
 	followed   atomic.Pointer[Roots] // what FollowRoots announced last
-	otherRoots chan struct{}         // an answer showed roots that are not followed
+	otherRoots chan struct{}         // an answer showed roots or a chain that are not followed
 	expired    expiredRoots          // of FollowRoots
+	limit      limit
 }
 
 // New refuses a configuration without a signer or a policy: an issuer that lets
@@ -284,16 +297,16 @@ func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certifi
 		return nil, err
 	}
 	req, public := p.request.Request, p.request.CSR.PublicKey
-	chain, err := check(answer, roots.Own, req, public, asked)
+	verified, err := check(answer, roots.Own, req, public, asked)
 	if errors.Is(err, errNoChain) {
 		if roots, err = i.signer.RefreshRoots(ctx); err != nil {
 			return nil, err
 		}
 		i.roots.store(roots)
-		chain, err = check(answer, roots.Own, req, public, asked)
+		verified, err = check(answer, roots.Own, req, public, asked)
 	}
 	if expired := roots.CheckExpiry(time.Now()); err != nil && expired != nil {
-		err = expired
+		err = fmt.Errorf("%w: %w", Unavailable, expired)
 	}
 	if err != nil {
 		return nil, i.refused(err)
@@ -303,15 +316,13 @@ func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certifi
 	if err := i.allow(ctx, p.request.Applicant.Pod, p.request.Request); err != nil {
 		return nil, err
 	}
-	i.logShortened(ctx, chain[0], req)
+	i.logShortened(ctx, verified.Certificates[0], req)
 	i.roots.store(roots)
+	i.observe(ctx, verified)
 	if known := i.followed.Load(); known != nil && !known.Same(roots) {
-		select {
-		case i.otherRoots <- struct{}{}: // FollowRoots requests the roots
-		default:
-		}
+		i.refreshSoon()
 	}
-	return &Credential{Key: p.key, Chain: chain, Roots: roots, Asked: asked}, nil
+	return &Credential{Key: p.key, Chain: verified.Certificates, Roots: roots, Asked: asked, first: verified.First}, nil
 }
 
 // Issue is Prepare and Sign.
@@ -371,16 +382,15 @@ func (i *Issuer) prove(ctx context.Context, r Revocation) error {
 	return err
 }
 
-// Verify checks that the chain, leaf first, ends in a root of the CA, and that the leaf
-// is valid now.
-func (i *Issuer) Verify(ctx context.Context, chain []*x509.Certificate) error {
+// Verify checks that the chain, leaf first, ends in a root of the CA, and is valid now.
+func (i *Issuer) Verify(ctx context.Context, certificates []*x509.Certificate) error {
 	roots, err := i.signer.Roots(ctx)
 	if err != nil {
 		return err
 	}
-	if err := checkUsage(chain[0]); err != nil {
+	if err := checkUsage(certificates[0]); err != nil {
 		return err
 	}
-	_, err = verify(chain[0], chain[1:], roots.Own, time.Now())
+	_, err = verify(certificates, roots.Own, time.Now())
 	return err
 }

@@ -136,7 +136,7 @@ func TestHostileAnswersAreRefused(t *testing.T) {
 		"longer": {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(20 * time.Hour) }, "longer"},
 		"not yet valid, and an extra name": {func(c *x509.Certificate) {
 			c.NotBefore, c.DNSNames = time.Now().Add(time.Hour), append(c.DNSNames, "db.shop")
-		}, "DNS names"},
+		}, "added DNS name"},
 		"a CA": {func(c *x509.Certificate) {
 			c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
 		}, "CA certificate"},

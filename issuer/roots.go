@@ -119,7 +119,7 @@ func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe f
 			logger.Error(err, "Roots refresh failed; the known roots stay in use")
 		}
 		failing = err != nil
-		if wait = jittered(every); failing && i.followed.Load() == nil {
+		if wait = jittered(i.refreshInterval(every)); failing && i.followed.Load() == nil {
 			wait = retry.Next()
 		}
 	}
@@ -168,6 +168,7 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 	}
 	i.roots.store(roots)
 	i.expired.report(klog.FromContext(ctx), roots, time.Now())
+	i.refreshIntermediates(ctx, roots)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)
 		logger.Info("New CA roots", "own", trust.Fingerprints(roots.Own), "federated", trust.Fingerprints(roots.Federated))

@@ -9,6 +9,7 @@ need() { # program package
 need openssl openssl # checks certificates independently
 case $1 in
 test)
+	need certtool gnutls-bin # checks chains as programs with GnuTLS do
 	need promtool prometheus # promtool tests the alerts
 	;;
 e2e)

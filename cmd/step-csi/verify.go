@@ -20,9 +20,11 @@ import (
 const verifyUsage = `Usage: step-csi verify [flags] DIRECTORY
 
 Verifies a volume: the mount is read-only, the files belong together, the key is
-the certificate's, and the certificate is valid now and leads to one of the roots,
-for servers and clients. In a copy of the files, only the files are verified.
+the certificate's, and the certificate leads to one of the roots, for servers and
+clients, over a chain that is valid now. In a copy of the files, only the files are verified.
 It prints the fields of the certificate, and exits with status 1 if a check fails.
+The line "limited to" is about an intermediate or a root that expires before the
+certificate: peers reject the certificate from then on.
 The line X.509-SVID has the SPIFFE ID, or the reason why the certificate is none.
 `
 
@@ -48,7 +50,7 @@ func verifyVolume(stdout io.Writer, directory string, names payload.Names) error
 	defer root.Close()
 	contents, err := volume.Check(root, names)
 	if contents != nil {
-		describe(stdout, contents.Leaf, time.Now())
+		describe(stdout, contents, time.Now())
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", directory, err)
@@ -66,8 +68,9 @@ func verifyVolume(stdout io.Writer, directory string, names payload.Names) error
 	return nil
 }
 
-// describe prints the fields of the certificate.
-func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
+// describe prints the fields of the certificate, and which certificate limits it.
+func describe(w io.Writer, contents *volume.Contents, now time.Time) {
+	leaf := contents.Leaf
 	line := func(name string, values ...string) {
 		for _, value := range values {
 			fmt.Fprintf(w, "%-13s %s\n", name, value)
@@ -88,6 +91,10 @@ func describe(w io.Writer, leaf *x509.Certificate, now time.Time) {
 	line("issuer", leaf.Issuer.CommonName)
 	line("not before", leaf.NotBefore.UTC().Format(time.RFC3339))
 	line("not after", leaf.NotAfter.UTC().Format(time.RFC3339)+", "+remaining(leaf.NotAfter.Sub(now)))
+	if limitedBy := contents.Chain.LimitedBy(); limitedBy != "" {
+		expiry := contents.Chain.NotAfter()
+		line("limited to", expiry.UTC().Format(time.RFC3339)+", "+remaining(expiry.Sub(now)), "by "+limitedBy)
+	}
 }
 
 func remaining(d time.Duration) string {

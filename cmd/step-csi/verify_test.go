@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto"
+	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -173,5 +174,49 @@ func TestVerifyUsage(t *testing.T) {
 	var out bytes.Buffer
 	if err := run(t.Context(), []string{"verify"}, &out, &out); !errors.Is(err, errUsage) || !strings.Contains(out.String(), "name one directory") {
 		t.Errorf("without a directory: %v\n%s", err, &out)
+	}
+}
+
+// Verify verifies the whole chain, and names the certificate of the CA that limits the leaf.
+func TestVerifyTheChain(t *testing.T) {
+	ca, err := minica.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		valid               time.Duration // of the intermediate
+		printed, notPrinted string
+		wanted              string // a part of the error; empty for none
+	}{
+		"longer than the leaf": {2 * time.Hour, "verified ", "limited to", ""},
+		"shorter":              {10*time.Minute - time.Second, "verified ", "expired", ""},
+		"expired":              {-time.Minute, "expired since 1m", "verified ", `the intermediate "MiniCA Intermediate CA"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			next := *ca
+			template := *ca.Intermediate
+			template.NotBefore, template.NotAfter, template.SerialNumber = time.Now().Add(-time.Hour), time.Now().Add(test.valid).Truncate(time.Second), nil
+			der, err := x509.CreateCertificate(rand.Reader, &template, ca.Root, template.PublicKey, ca.RootSigner)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if next.Intermediate, err = x509.ParseCertificate(der); err != nil {
+				t.Fatal(err)
+			}
+			directory := issued(t, &next, time.Now().Add(time.Hour), x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+			var out bytes.Buffer
+			err = run(t.Context(), []string{"verify", directory}, &out, &out)
+			if test.wanted == "" && err != nil || test.wanted != "" && (err == nil || !strings.Contains(err.Error(), test.wanted) ||
+				!strings.Contains(err.Error(), "(serial number "+next.Intermediate.SerialNumber.String()+") expired at ")) {
+				t.Errorf("got %v", err)
+			}
+			if !strings.Contains(out.String(), test.printed) || strings.Contains(out.String(), test.notPrinted) {
+				t.Errorf("output:\n%s", &out)
+			}
+			limited := regexp.MustCompile(`(?m)^limited to    \S+Z, another 9m[0-5]?\ds\n              by the intermediate "MiniCA Intermediate CA" \(serial number \d+\)$`)
+			if limited.Match(out.Bytes()) != (name == "shorter") {
+				t.Errorf("output:\n%s", &out)
+			}
+		})
 	}
 }

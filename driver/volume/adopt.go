@@ -129,5 +129,6 @@ func (v *Volume) takeCertificate(root *os.Root, record Record) error {
 	if record.Fits(contents) != nil {
 		v.certificate = certificate{Issued: contents.Written, NotAfter: contents.Leaf.NotAfter, Serial: contents.Leaf.SerialNumber.String()}
 	}
+	v.certificate.limit(contents.Chain.LimitedBy(), contents.Chain.NotAfter()) // the roots may have changed it
 	return nil
 }

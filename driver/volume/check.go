@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/issuer/chain"
 )
 
 // Contents are the parsed files of a volume.
@@ -22,6 +23,8 @@ type Contents struct {
 	Leaf          *x509.Certificate
 	Intermediates []*x509.Certificate
 	Roots         []*x509.Certificate
+	// Chain is the verified chain, which may have expired.
+	Chain chain.Chain
 	// Written is when the files were written.
 	Written time.Time
 }
@@ -100,11 +103,11 @@ func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
 	if err != nil {
 		return nil, err
 	}
-	chain, err := readCertificates(set, names.Certificate)
+	certificates, err := readCertificates(set, names.Certificate)
 	if err != nil {
 		return nil, err
 	}
-	c := &Contents{Leaf: chain[0], Intermediates: chain[1:], Written: info.ModTime()}
+	c := &Contents{Leaf: certificates[0], Intermediates: certificates[1:], Written: info.ModTime()}
 	key, err := payload.ReadKey(set, names.PrivateKey)
 	if err != nil {
 		return c, err
@@ -115,17 +118,19 @@ func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
 	if c.Roots, err = readCertificates(set, names.CA); err != nil {
 		return c, err
 	}
-	at := time.Now()
-	switch {
-	case at.Before(c.Leaf.NotBefore):
-		at = c.Leaf.NotBefore
-	case at.After(c.Leaf.NotAfter):
-		at = c.Leaf.NotAfter
-	}
-	if err := c.Verify(at, x509.ExtKeyUsageAny); err != nil {
+	if c.Chain, err = verify(certificates, c.Roots); err != nil {
 		return c, fmt.Errorf("%s with the roots of %s: %w", names.Certificate, names.CA, err)
 	}
 	return c, nil
+}
+
+// verify verifies the chain, leaf first, but not that it is valid now.
+func verify(certificates, roots []*x509.Certificate) (chain.Chain, error) {
+	c, err := chain.Verify(certificates, roots, time.Now(), x509.ExtKeyUsageAny)
+	if _, ok := errors.AsType[*chain.ValidityError](err); ok {
+		err = nil
+	}
+	return c, err
 }
 
 func readCertificates(set *os.Root, name string) ([]*x509.Certificate, error) {
@@ -152,20 +157,10 @@ func readCertificates(set *os.Root, name string) ([]*x509.Certificate, error) {
 // signature with a much larger key takes many seconds.
 const maxRSA = 8192
 
-// Verify verifies the leaf's chain up to one of the roots, at the given time.
+// Verify verifies the whole chain up to one of the roots, at the given time.
 func (c *Contents) Verify(at time.Time, usages ...x509.ExtKeyUsage) error {
-	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	for _, root := range c.Roots {
-		roots.AddCert(root)
-	}
-	for _, intermediate := range c.Intermediates {
-		intermediates.AddCert(intermediate)
-	}
 	for _, usage := range usages {
-		_, err := c.Leaf.Verify(x509.VerifyOptions{
-			Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{usage}, CurrentTime: at,
-		})
-		if err != nil {
+		if _, err := chain.Verify(append([]*x509.Certificate{c.Leaf}, c.Intermediates...), c.Roots, at, usage); err != nil {
 			return err
 		}
 	}

@@ -40,10 +40,31 @@ func (s Spec) LogValues() []any {
 // certificate is the part of the record about the mounted certificate.
 type certificate struct {
 	// Issued is when the certificate was requested, by the node's clock.
-	Issued   time.Time `json:"issued"`
+	Issued time.Time `json:"issued"`
+	// NotAfter is the leaf's own expiry.
 	NotAfter time.Time `json:"notAfter"`
 	// Serial is the serial number, in decimal.
 	Serial string `json:"serial"`
+	// LimitedBy describes a certificate of the CA that expires before the leaf, at
+	// ChainNotAfter.
+	LimitedBy     string    `json:"limitedBy,omitempty"`
+	ChainNotAfter time.Time `json:"chainNotAfter,omitzero"`
+}
+
+// expiry is the effective expiry.
+func (c certificate) expiry() time.Time {
+	if c.LimitedBy != "" {
+		return c.ChainNotAfter
+	}
+	return c.NotAfter
+}
+
+// limit sets which certificate of the CA limits the leaf; none if limitedBy is empty.
+func (c *certificate) limit(limitedBy string, expiry time.Time) {
+	c.LimitedBy, c.ChainNotAfter = "", time.Time{}
+	if limitedBy != "" {
+		c.LimitedBy, c.ChainNotAfter = limitedBy, expiry
+	}
 }
 
 // Record describes a mounted volume, in an extended attribute of its tmpfs. It contains
@@ -70,7 +91,7 @@ func ParseRecord(data []byte) (Record, error) {
 	case err != nil:
 	case r.VolumeID == "" || r.Target == "":
 		err = errors.New("volumeID or target is missing")
-	case max(len(r.VolumeID), len(r.Pod.Namespace), len(r.Pod.Name), len(r.Pod.UID), len(r.Pod.ServiceAccount), len(r.Pod.Node), len(r.Serial)) > maxName:
+	case max(len(r.VolumeID), len(r.Pod.Namespace), len(r.Pod.Name), len(r.Pod.UID), len(r.Pod.ServiceAccount), len(r.Pod.Node), len(r.Serial), len(r.LimitedBy)) > maxName:
 		err = fmt.Errorf("a name is longer than %d bytes", maxName)
 	}
 	if err != nil {

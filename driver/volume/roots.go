@@ -64,5 +64,5 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	v.roots = roots
-	return true, nil
+	return true, v.checkChain(root)
 }

@@ -104,6 +104,9 @@ type Volume struct {
 	// certificate was read from the mount.
 	issued bool
 	roots  issuer.Roots // those known to be in the mount; empty after Adopt
+	early  time.Time    // the expiry of the chain for which RenewEarly made the renewal due
+	// rootless is why the mounted certificate leads to none of the newest roots.
+	rootless error
 }
 
 // newVolume makes a volume that does not know its mount yet. If the attributes are
@@ -176,7 +179,8 @@ func (v *Volume) first(ctx context.Context, tree *tmpfs.Tree, target *tmpfs.Targ
 
 // Renew replaces the certificate of the mounted volume. If it cannot write the new files,
 // the old files stay, and it revokes the new certificate. The error is ErrGone if the
-// volume is not mounted.
+// volume is not mounted. It is schedule.ErrLimited if the new certificate is mounted, and
+// works no longer than the previous one.
 func (v *Volume) Renew(ctx context.Context) error {
 	if v.IsFound() {
 		return ErrUnconfirmed
@@ -191,8 +195,10 @@ func (v *Volume) Renew(ctx context.Context) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	before := v.certificate.expiry()
 	if err = v.rewrite(credential); err == nil {
 		v.logIssued(ctx, "Certificate renewed")
+		return v.checkLonger(before)
 	} else if v.certificate.Serial != credential.Leaf().SerialNumber.String() { // it is not mounted
 		v.revokeUnused(ctx, credential.Chain, credential.Key)
 	}
@@ -217,6 +223,7 @@ func (v *Volume) rewrite(c *issuer.Credential) error {
 // issue requests a credential from the volume's issuer, and waits until it is valid. A first certificate and a renewal
 // differ only in their priority, and in the key, which a renewal may reuse.
 func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (*issuer.Credential, error) {
+	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("issuer", v.issuer.Name))
 	prepared, err := v.issuer.Prepare(ctx, issuer.Applicant{Pod: v.Pod, Token: *v.token.Load()}, v.attributes.Request, key)
 	var credential *issuer.Credential
 	switch {
@@ -274,6 +281,8 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 	// From here on, the new certificate is mounted, even if a later step fails.
 	leaf := c.Leaf()
 	v.certificate = certificate{Issued: c.Asked, NotAfter: leaf.NotAfter, Serial: leaf.SerialNumber.String()}
+	v.certificate.limit(c.LimitedBy(), c.NotAfter())
+	v.rootless = nil
 	v.issued = true
 	if err := writeRecord(tree, v.record()); err != nil {
 		return err
@@ -320,8 +329,10 @@ func (v *Volume) Keep(ctx context.Context) {
 		return // neither the issuer nor the request is known
 	}
 	if !v.IsFound() {
-		entry := v.issuer.Scheduler.Add(v.Pod.UID, v.validity(), v.renewDue)
+		v.mu.Lock() // a change of the roots may change the expiry
+		entry := v.issuer.Scheduler.Add(v.Pod.UID, v.validityLocked(), v.renewDue)
 		v.entry.Store(entry)
+		v.mu.Unlock()
 		if v.renewFirst {
 			entry.RenewNow()
 		}
@@ -329,6 +340,7 @@ func (v *Volume) Keep(ctx context.Context) {
 	if _, err := v.ReplaceRoots(); err != nil {
 		klog.FromContext(ctx).Error(err, "Cannot replace the roots in a volume", v.LogValues()...)
 	}
+	v.RenewEarly(ctx)
 }
 
 // renewDue is the renewal that the scheduler calls.
@@ -342,6 +354,7 @@ func (v *Volume) renewDue(ctx context.Context) (renewal.Validity, error) {
 		v.gone.Store(true)
 		logger.Info("Renewals stopped until the kubelet publishes the volume again", append(v.LogValues(), "reason", err.Error())...)
 		err = schedule.ErrGone
+	case errors.Is(err, schedule.ErrLimited): // the new certificate is logged
 	case err != nil && ctx.Err() == nil:
 		logger.Error(err, "Renewal failed", append(v.LogValues(), "notAfter", v.validity().NotAfter.UTC().Format(time.RFC3339))...)
 	}
@@ -421,18 +434,26 @@ func (v *Volume) validity() renewal.Validity {
 
 func (v *Volume) validityLocked() renewal.Validity {
 	c := v.certificate
-	return renewal.Validity{
-		Issued: c.Issued, NotAfter: c.NotAfter,
+	validity := renewal.Validity{
+		Issued: c.Issued, NotAfter: c.expiry(),
 		Before: v.attributes.RenewBefore, MinInterval: v.node.MinInterval, Spread: renewal.SpreadOf(c.Serial),
 	}
+	if c.LimitedBy != "" {
+		validity.LimitedBy, validity.LeafNotAfter = c.LimitedBy, c.NotAfter
+	}
+	return validity
 }
 
 // logIssued requires the lock, or a volume that no other goroutine knows yet.
 func (v *Volume) logIssued(ctx context.Context, message string) {
 	c := v.certificate
-	klog.FromContext(ctx).Info(message, append(v.LogValues(), "issuer", v.issuer.Name, "serial", c.Serial,
-		"notAfter", c.NotAfter.UTC().Format(time.RFC3339),
-		"renewal", v.validityLocked().Due().UTC().Format(time.RFC3339))...)
+	values := append(v.LogValues(), "issuer", v.issuer.Name, "serial", c.Serial,
+		"notAfter", c.expiry().UTC().Format(time.RFC3339),
+		"renewal", v.validityLocked().Due().UTC().Format(time.RFC3339))
+	if c.LimitedBy != "" {
+		values = append(values, "limitedBy", c.LimitedBy, "leafNotAfter", c.NotAfter.UTC().Format(time.RFC3339))
+	}
+	klog.FromContext(ctx).Info(message, values...)
 }
 
 // logNoSVID warns about a certificate with a SPIFFE ID and another URI. Libraries in the

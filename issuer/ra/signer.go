@@ -72,14 +72,17 @@ type Signer struct {
 	connection *grpc.ClientConn
 	client     rapb.RegistrationAuthorityClient
 
+	intermediates atomic.Pointer[[]*x509.Certificate] // of the last answer
+
 	mu       sync.Mutex
 	roots    issuer.Roots // the newest that were answered
 	followed time.Time    // when the CA was asked for the roots that trust follows
 }
 
 var (
-	_ issuer.Signer = (*Signer)(nil)
-	_ issuer.Clock  = (*Signer)(nil)
+	_ issuer.Signer        = (*Signer)(nil)
+	_ issuer.Clock         = (*Signer)(nil)
+	_ issuer.Intermediates = (*Signer)(nil)
 )
 
 // New checks the configuration. It does not call the registration authority.
@@ -232,9 +235,25 @@ func (s *Signer) RefreshRoots(ctx context.Context) (roots issuer.Roots, err erro
 			return err
 		}
 		s.followRoots(own, sent, answer.GetAuthorityRootsAgeMilliseconds())
-		return nil
+		if len(answer.GetIntermediates()) == 0 {
+			return nil // an authority of an earlier version, or a CA that does not say
+		}
+		intermediates, err := certificates(answer.GetIntermediates())
+		if err == nil {
+			s.intermediates.Store(&intermediates)
+		}
+		return err
 	})
 	return roots, err
+}
+
+// Intermediates implements issuer.Intermediates. It does not call the registration authority:
+// RefreshRoots does.
+func (s *Signer) Intermediates(context.Context) ([]*x509.Certificate, error) {
+	if answered := s.intermediates.Load(); answered != nil {
+		return *answered, nil
+	}
+	return nil, nil
 }
 
 // takeRoots takes the roots of an answer to a call, unless newer ones are known, and

@@ -26,8 +26,14 @@ const (
 // Validity has the facts about a certificate that decide when to renew it.
 type Validity struct {
 	// Issued is when the certificate was issued, by the node's clock. The
-	// certificate's notBefore is earlier, because CAs backdate.
+	// certificate's notBefore is earlier, because CAs backdate. NotAfter is its effective
+	// expiry: when it or a certificate of the CA in its chain expires first.
 	Issued, NotAfter time.Time
+	// LimitedBy describes the certificate of the CA that expires at NotAfter, and
+	// LeafNotAfter is then the certificate's own expiry. LimitedBy is empty if the certificate
+	// itself expires first.
+	LimitedBy    string
+	LeafNotAfter time.Time
 	// Before is how long before NotAfter to renew; zero means a third of the
 	// lifetime.
 	Before time.Duration
@@ -60,10 +66,23 @@ func (v Validity) Due() time.Time {
 	due := v.NotAfter.Add(-v.Window())
 	spread := min(due.Sub(v.Issued)/10, v.Window()/2)
 	first := due.Add(-spread)
-	if least := v.Issued.Add(min(v.MinInterval, v.NotAfter.Sub(v.Issued)/2)); least.After(first) {
-		first = least
+	if earliest := v.Earliest(); earliest.After(first) {
+		first = earliest
 	}
 	return first.Add(time.Duration(2 * v.Spread * float64(spread))).Round(0)
+}
+
+// Earliest is before when the certificate must not be renewed, because of MinInterval.
+func (v Validity) Earliest() time.Time {
+	return v.Issued.Add(min(v.MinInterval, v.NotAfter.Sub(v.Issued)/2)).Round(0)
+}
+
+// Lifetime is how long the certificate would work if nothing limited it.
+func (v Validity) Lifetime() time.Duration {
+	if v.LimitedBy != "" {
+		return v.LeafNotAfter.Sub(v.Issued)
+	}
+	return v.NotAfter.Sub(v.Issued)
 }
 
 // Retry is how long to wait after a number of failures in a row, at least one. The
@@ -72,8 +91,12 @@ func (v Validity) Due() time.Time {
 // which shortens the wait by up to a half.
 func (v Validity) Retry(failures int, now time.Time, random float64) time.Duration {
 	wait := cmp.Or(v.SlowestRetry, SlowestRetry)
+	window := v.Window()
+	if v.LimitedBy != "" {
+		window = v.Lifetime() / 3 // what the CA's certificate leaves can be too short to retry by
+	}
 	// There is no window if nothing is known about the certificate.
-	if window := v.Window(); window > 0 {
+	if window > 0 {
 		wait = min(wait, window/triesBeforeExpiry)
 	}
 	if doubled := firstRetry << min(failures-1, 10); doubled < wait {
@@ -82,7 +105,7 @@ func (v Validity) Retry(failures int, now time.Time, random float64) time.Durati
 	if remaining := v.NotAfter.Sub(now); remaining > 0 {
 		wait = min(wait, remaining/triesBeforeExpiry)
 	}
-	wait = max(wait, leastRetry, min(firstRetry, v.Window()/64))
+	wait = max(wait, leastRetry, min(firstRetry, window/64))
 	return wait - time.Duration(random*float64(wait)/2)
 }
 

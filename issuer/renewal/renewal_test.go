@@ -50,6 +50,10 @@ func TestRetry(t *testing.T) {
 		"long expired":          {day, 20, start.Add(48 * time.Hour), 5 * time.Minute},
 		"a five-minute lifetime, expired": {
 			Validity{Issued: start, NotAfter: start.Add(5 * time.Minute)}, 20, start.Add(time.Hour), 12500 * time.Millisecond},
+		"limited, expired": {
+			Validity{Issued: start, NotAfter: start.Add(10 * time.Second), LimitedBy: "the root", LeafNotAfter: start.Add(24 * time.Hour)}, 20, start.Add(time.Hour), 5 * time.Minute},
+		"limited, not expired": {
+			Validity{Issued: start, NotAfter: start.Add(time.Hour), LimitedBy: "the root", LeafNotAfter: start.Add(24 * time.Hour)}, 20, start.Add(44 * time.Minute), 2 * time.Minute},
 		"of a certificate that cannot be read": {Validity{}, 1 << 40, start, 5 * time.Minute},
 		"hardly any time": {
 			Validity{Issued: start, NotAfter: start.Add(time.Second)}, 3, start.Add(time.Second - time.Millisecond), leastRetry},
@@ -117,6 +121,22 @@ func TestMinInterval(t *testing.T) {
 				t.Errorf("lifetime %s, renew-before %s: only %s remain after the renewal is due", lifetime, before, left)
 			}
 		}
+	}
+}
+
+// The effective expiry decides when a renewal is due; the lifetime is the certificate's own.
+func TestLimited(t *testing.T) {
+	v := Validity{Issued: start, NotAfter: start.Add(time.Hour), MinInterval: time.Minute, Spread: 0.5}
+	if v.Lifetime() != time.Hour {
+		t.Errorf("lifetime %s", v.Lifetime())
+	}
+	v.LimitedBy, v.LeafNotAfter, v.NotAfter = "the intermediate", v.NotAfter, start.Add(9*time.Minute)
+	if due := v.Due().Sub(start); due != 6*time.Minute || v.Lifetime() != time.Hour || v.Earliest() != start.Add(time.Minute) {
+		t.Errorf("due after %s, lifetime %s, not before %s", due, v.Lifetime(), v.Earliest())
+	}
+	v.NotAfter = start.Add(10 * time.Second)
+	if v.Earliest() != start.Add(5*time.Second) {
+		t.Errorf("not before %s", v.Earliest())
 	}
 }
 

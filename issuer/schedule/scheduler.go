@@ -40,8 +40,15 @@ const (
 	leastInterval = time.Second
 )
 
-// ErrGone ends the renewals of the entry whose renewal returns it.
-var ErrGone = errors.New("the certificate is not needed any more")
+var (
+	// ErrGone ends the renewals of the entry whose renewal returns it.
+	ErrGone = errors.New("the certificate is not needed any more")
+	// ErrLimited means that a renewal succeeded, but the new certificate works no longer than
+	// the one before, because of a certificate of the CA. The entry counts as failing. Its
+	// next renewal is at the usual time in what is left, and at least MinInterval later: more
+	// renewals would not help.
+	ErrLimited = errors.New("the new certificate works no longer than the one before")
+)
 
 // Scheduler makes the calls of a node to one issuer.
 type Scheduler struct {
@@ -148,6 +155,26 @@ func (s *Scheduler) Remove(e *Entry) {
 func (e *Entry) RenewNow() {
 	e.update(func() { e.due, e.retry = time.Now().Round(0), time.Time{} })
 }
+
+// RenewEarly makes the entry due as soon as its MinInterval allows.
+func (e *Entry) RenewEarly() {
+	e.update(func() {
+		now := time.Now().Round(0)
+		if earliest := e.validity.Earliest(); earliest.After(now) {
+			now = earliest
+		}
+		if now.Before(e.due) {
+			e.due = now
+		}
+		if errors.Is(e.err, ErrLimited) {
+			e.retry = time.Time{}
+		}
+	})
+}
+
+// Change replaces the validity of the certificate: without a renewal, the certificate works
+// for another time now.
+func (e *Entry) Change(v renewal.Validity) { e.update(func() { e.validity, e.due = v, v.Due() }) }
 
 // TokenArrived makes an entry retry at once if it failed without a token of its pod.
 func (e *Entry) TokenArrived() {
@@ -345,6 +372,10 @@ func (s *Scheduler) end(e *Entry, v renewal.Validity, err error, stopped bool) {
 	switch {
 	case err == nil:
 		e.validity, e.due, e.retry, e.failures, e.err = v, v.Due(), now.Add(leastInterval), 0, nil
+		s.throttled.served(e.pod)
+	case errors.Is(err, ErrLimited) && e.renew != nil:
+		e.validity, e.due, e.retry = v, v.Due(), now.Add(max(v.MinInterval, leastInterval))
+		e.failures, e.err = e.failures+1, err
 		s.throttled.served(e.pod)
 	case errors.Is(err, ErrGone) || e.renew == nil:
 		e.renew = nil

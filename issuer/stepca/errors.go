@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/smallstep/certificates/errs"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/chain"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
@@ -70,13 +72,15 @@ func plain(err error) error {
 // hint suggests what to check.
 func (s *Signer) hint(err error) string {
 	var unknown x509.UnknownAuthorityError
+	var invalid x509.CertificateInvalidError
 	var late net.Error
 	clocks := s.clock.Describe("CA")
 	switch {
 	case trust.IsOutsideValidity(err) && s.clock.Differ(), statusOf(err) == http.StatusUnauthorized && s.clock.Differ():
 		return fmt.Sprintf(" (%s: synchronize the clocks)", clocks)
-	case trust.IsOutsideValidity(err):
-		return fmt.Sprintf(" (%s; restart step-ca, which renews its certificate, and check how long its intermediate and its root are valid)", clocks)
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Sprintf(" (%s, which the CA's server uses, is valid from %s to %s; %s; restart step-ca, which renews its own certificate, or replace its intermediate or root)",
+			chain.Describe(invalid.Cert), invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339), clocks)
 	case errors.As(err, &late) && late.Timeout():
 		return " (no answer in time: is the CA overloaded, or does something on the way drop packets?)"
 	case errors.As(err, &unknown) && s.config.ServerRoots != nil:

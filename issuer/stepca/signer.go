@@ -102,6 +102,7 @@ var (
 	_ issuer.TokenCertificate = (*Signer)(nil)
 	_ issuer.LifetimeClaims   = (*Signer)(nil)
 	_ issuer.Clock            = (*Signer)(nil)
+	_ issuer.Intermediates    = (*Signer)(nil)
 )
 
 // New checks the configuration. It does not call the CA.

@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -149,12 +150,20 @@ func (ca *CA) write() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.WriteFile(ca.path("ca.json"), data, 0o600), ca.writePKI(ca.pki, ca.pki.Root))
+	return errors.Join(os.WriteFile(ca.path("ca.json"), data, 0o600), ca.writePKI(ca.pki, nil, ca.pki.Root))
 }
 
-// writePKI writes the intermediate that signs, with its key, and the roots.
-func (ca *CA) writePKI(signing *minica.CA, roots ...*x509.Certificate) error {
-	files := map[string]any{"intermediate_ca.crt": signing.Intermediate, "intermediate_ca_key": signing.Signer}
+// writePKI writes the intermediate that signs, with its key and the rest of its chain, and the
+// roots.
+func (ca *CA) writePKI(signing *minica.CA, chain []*x509.Certificate, roots ...*x509.Certificate) error {
+	var bundle []byte
+	for _, c := range append([]*x509.Certificate{signing.Intermediate}, chain...) {
+		bundle = append(bundle, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	if err := os.WriteFile(ca.path("intermediate_ca.crt"), bundle, 0o600); err != nil {
+		return err
+	}
+	files := map[string]any{"intermediate_ca_key": signing.Signer}
 	for i, root := range roots {
 		files[fmt.Sprintf("root_ca_%d.crt", i)] = root
 	}
@@ -172,7 +181,12 @@ func (ca *CA) PKI() *minica.CA { return ca.pki }
 // Serve makes the CA sign with another intermediate and return other roots, like an
 // administrator: with new files, a line in ca.json, and SIGHUP.
 func (ca *CA) Serve(signing *minica.CA, roots ...*x509.Certificate) error {
-	if err := ca.writePKI(signing, roots...); err != nil {
+	return ca.ServeChain(signing, nil, roots...)
+}
+
+// ServeChain is Serve with more certificates after the intermediate, such as cross-signed ones.
+func (ca *CA) ServeChain(signing *minica.CA, chain []*x509.Certificate, roots ...*x509.Certificate) error {
+	if err := ca.writePKI(signing, chain, roots...); err != nil {
 		return err
 	}
 	data, err := os.ReadFile(ca.path("ca.json"))
@@ -200,10 +214,10 @@ func (ca *CA) Serve(signing *minica.CA, roots ...*x509.Certificate) error {
 	return ca.waitFor(signing.Intermediate, len(roots))
 }
 
-// waitFor waits until the intermediate has signed the CA's own certificate, and the CA
-// returns this number of roots.
+// waitFor waits until the CA shows the intermediate, which has signed its own certificate,
+// and returns this number of roots.
 func (ca *CA) waitFor(intermediate *x509.Certificate, roots int) (err error) {
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(20 * time.Millisecond) {
+	for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(20 * time.Millisecond) {
 		if err = ca.shows(intermediate, roots); err == nil {
 			return nil
 		}
@@ -228,6 +242,9 @@ func (ca *CA) shows(intermediate *x509.Certificate, roots int) error {
 	}
 	if n := len(listed.Certificates); n != roots {
 		return fmt.Errorf("step-ca returns %d roots, want %d", n, roots)
+	}
+	if !slices.ContainsFunc(answer.TLS.PeerCertificates, intermediate.Equal) {
+		return errors.New("step-ca shows another intermediate")
 	}
 	return answer.TLS.PeerCertificates[0].CheckSignatureFrom(intermediate)
 }

@@ -218,7 +218,8 @@ func (x *Pod) GetNode() string {
 
 type SignResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The leaf and its intermediates, without the root, in DER.
+	// The leaf, and each certificate that the CA sent and that belongs to a path from the leaf
+	// to one of the roots, in DER. There are no self-signed roots.
 	Chain [][]byte `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
 	// All roots of the CA, in DER.
 	Roots [][]byte `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
@@ -350,8 +351,12 @@ type RootsResponse struct {
 	RootsAgeMilliseconds uint32 `protobuf:"varint,4,opt,name=roots_age_milliseconds,json=rootsAgeMilliseconds,proto3" json:"roots_age_milliseconds,omitempty"`
 	// The age of authority_roots.
 	AuthorityRootsAgeMilliseconds uint32 `protobuf:"varint,5,opt,name=authority_roots_age_milliseconds,json=authorityRootsAgeMilliseconds,proto3" json:"authority_roots_age_milliseconds,omitempty"`
-	unknownFields                 protoimpl.UnknownFields
-	sizeCache                     protoimpl.SizeCache
+	// The certificate that the CA signs with, followed by the others of its chain, in DER, as
+	// far as the CA says. Nothing is verified by them: they tell the caller that certificates
+	// that an older chain limits can be renewed.
+	Intermediates [][]byte `protobuf:"bytes,6,rep,name=intermediates,proto3" json:"intermediates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RootsResponse) Reset() {
@@ -417,6 +422,13 @@ func (x *RootsResponse) GetAuthorityRootsAgeMilliseconds() uint32 {
 		return x.AuthorityRootsAgeMilliseconds
 	}
 	return 0
+}
+
+func (x *RootsResponse) GetIntermediates() [][]byte {
+	if x != nil {
+		return x.Intermediates
+	}
+	return nil
 }
 
 type RevokeRequest struct {
@@ -563,13 +575,14 @@ const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
 	"\x0ffederated_roots\x18\x03 \x03(\fR\x0efederatedRoots\x124\n" +
 	"\x16roots_age_milliseconds\x18\x04 \x01(\rR\x14rootsAgeMilliseconds\"&\n" +
 	"\fRootsRequest\x12\x16\n" +
-	"\x06issuer\x18\x01 \x01(\tR\x06issuer\"\xf6\x01\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\"\x9c\x02\n" +
 	"\rRootsResponse\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12'\n" +
 	"\x0fauthority_roots\x18\x02 \x03(\fR\x0eauthorityRoots\x12'\n" +
 	"\x0ffederated_roots\x18\x03 \x03(\fR\x0efederatedRoots\x124\n" +
 	"\x16roots_age_milliseconds\x18\x04 \x01(\rR\x14rootsAgeMilliseconds\x12G\n" +
-	" authority_roots_age_milliseconds\x18\x05 \x01(\rR\x1dauthorityRootsAgeMilliseconds\"\x88\x01\n" +
+	" authority_roots_age_milliseconds\x18\x05 \x01(\rR\x1dauthorityRootsAgeMilliseconds\x12$\n" +
+	"\rintermediates\x18\x06 \x03(\fR\rintermediates\"\x88\x01\n" +
 	"\rRevokeRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x12\x17\n" +

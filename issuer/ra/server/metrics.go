@@ -1,7 +1,6 @@
 package server
 
 import (
-	"crypto/x509"
 	"sync/atomic"
 	"time"
 
@@ -74,10 +73,20 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 	accepted := open("accepted", func(c *connections) int { _, accepted := c.sizes(); return accepted })
 	issued := s.gauge("step_csi_ra_certificate_issued_timestamp_seconds",
 		"Time when the registration authority's own certificate was issued (notBefore); 0 if it has none.",
-		func(leaf *x509.Certificate) time.Time { return leaf.NotBefore })
+		func() (at time.Time) {
+			if c := s.current.Load(); c != nil {
+				at = c.Leaf.NotBefore
+			}
+			return at
+		})
 	expiry := s.gauge("step_csi_ra_certificate_expiration_timestamp_seconds",
-		"Time when the registration authority's own certificate expires; 0 if it has none.",
-		func(leaf *x509.Certificate) time.Time { return leaf.NotAfter })
+		"Effective expiry of the registration authority's own certificate: its own, or that of its intermediate or root if that is earlier; 0 if it has none.",
+		func() (at time.Time) {
+			if v := s.validity.Load(); v != nil {
+				at = v.NotAfter
+			}
+			return at
+		})
 	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, m.revocations, m.rejected, m.closed, pending, accepted, issued, expiry} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
@@ -86,11 +95,11 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 	return m, nil
 }
 
-// gauge is a gauge for a time in the server's own certificate.
-func (s *serving) gauge(name, help string, at func(*x509.Certificate) time.Time) prometheus.Collector {
+// gauge is a gauge for a time of the server's own certificate; 0 for the zero time.
+func (s *serving) gauge(name, help string, at func() time.Time) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
-		if c := s.current.Load(); c != nil {
-			return float64(at(c.Leaf).Unix())
+		if at := at(); !at.IsZero() {
+			return float64(at.Unix())
 		}
 		return 0
 	})

@@ -9,6 +9,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/chain"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
@@ -17,7 +18,7 @@ const (
 	// maxProofAge is how much the time in a proof may differ from the server's.
 	maxProofAge = 10 * time.Minute
 	// maxChain bounds the number of certificates that are parsed.
-	maxChain = 8
+	maxChain = chain.Max
 )
 
 // revocationsOfNode limits the revocations of a node. All pods of a node can be deleted

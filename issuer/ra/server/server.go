@@ -157,6 +157,7 @@ func (s *Server) Run(ctx context.Context, listener net.Listener) error {
 				}
 				at.WithLabelValues(name).SetToCurrentTime()
 				s.readiness.ObserveRoots(name, err)
+				s.serving.renewEarly(i.CANotAfter())
 			})
 		})
 	}
@@ -192,5 +193,6 @@ func (s *Server) roots(ctx context.Context, name string) (*rapb.RootsResponse, e
 	return &rapb.RootsResponse{
 		Roots: ra.Raw(roots.Own), FederatedRoots: ra.Raw(roots.Federated), RootsAgeMilliseconds: ageMilliseconds(roots),
 		AuthorityRoots: ra.Raw(own.Own), AuthorityRootsAgeMilliseconds: ageMilliseconds(own),
+		Intermediates: ra.Raw(i.LatestIntermediates()),
 	}, nil
 }

@@ -36,6 +36,10 @@ type serving struct {
 	request   issuer.Request
 	scheduler *schedule.Scheduler
 	current   atomic.Pointer[tls.Certificate]
+	// validity is the effective one of current; nil until keep has obtained a certificate.
+	validity atomic.Pointer[renewal.Validity]
+	entry    atomic.Pointer[schedule.Entry] // once keep was called
+	early    atomic.Int64                   // the Unix time of the expiry of the chain that renewEarly knows
 }
 
 func newServing(c Serving) (*serving, error) {
@@ -66,7 +70,7 @@ const slowestRetry = 10 * time.Second
 
 // keep obtains the certificate and renews it until ctx ends.
 func (s *serving) keep(ctx context.Context) {
-	s.scheduler.Add("", renewal.Validity{SlowestRetry: slowestRetry}, func(ctx context.Context) (v renewal.Validity, err error) {
+	s.entry.Store(s.scheduler.Add("", renewal.Validity{SlowestRetry: slowestRetry}, func(ctx context.Context) (v renewal.Validity, err error) {
 		err = s.scheduler.Call(ctx, schedule.Renewal, fair.Owner{}, func(ctx context.Context) (err error) {
 			v, err = s.renew(ctx)
 			return err
@@ -75,26 +79,44 @@ func (s *serving) keep(ctx context.Context) {
 			klog.FromContext(ctx).Error(err, "Own certificate not issued")
 		}
 		return v, err
-	})
+	}))
 	s.scheduler.Run(ctx)
+}
+
+// renewEarly makes the renewal due if a certificate of the CA limits the own certificate, and
+// a CA has shown a chain that expires later, at the time longest. It does so once for each
+// such chain.
+func (s *serving) renewEarly(longest time.Time) {
+	v, entry := s.validity.Load(), s.entry.Load()
+	if v == nil || entry == nil || v.LimitedBy == "" || !longest.After(v.NotAfter) {
+		return
+	}
+	if known := s.early.Load(); longest.Unix() > known && s.early.CompareAndSwap(known, longest.Unix()) {
+		entry.RenewEarly()
+	}
 }
 
 // renew obtains a new certificate.
 func (s *serving) renew(ctx context.Context) (v renewal.Validity, err error) {
 	defer panics.Recover(ctx, "renew the own certificate", &err)
-	credential, err := s.issuer.Issue(ctx, issuer.Applicant{}, s.request, issuer.PrivateKey{})
+	logger := klog.FromContext(ctx)
+	warnings := klog.NewContext(ctx, logger.WithValues("dnsNames", names.Texts(s.request.DNSNames)))
+	credential, err := s.issuer.Issue(warnings, issuer.Applicant{}, s.request, issuer.PrivateKey{})
 	if err != nil {
 		return v, err
 	}
 	leaf := credential.Leaf()
-	certificate := &tls.Certificate{PrivateKey: credential.Key.Signer, Leaf: leaf}
-	// The roots are included, because node plugins may know only the fingerprint of one.
-	certificate.Certificate = ra.Raw(slices.Concat(credential.Chain, credential.Roots.Own))
-	s.current.Store(certificate)
 	serial := leaf.SerialNumber.String()
-	v = renewal.Validity{Issued: credential.Asked, NotAfter: leaf.NotAfter, Spread: renewal.SpreadOf(serial), SlowestRetry: slowestRetry}
-	klog.FromContext(ctx).Info("Own certificate issued", "serial", serial, "dnsNames", leaf.DNSNames,
-		"notAfter", leaf.NotAfter.UTC().Format(time.RFC3339), "renewal", v.Due().UTC().Format(time.RFC3339))
+	v = renewal.Validity{
+		Issued: credential.Asked, NotAfter: credential.NotAfter(), LimitedBy: credential.LimitedBy(), LeafNotAfter: leaf.NotAfter,
+		MinInterval: slowestRetry, Spread: renewal.SpreadOf(serial), SlowestRetry: slowestRetry,
+	}
+	// The roots are included, because node plugins may know only the fingerprint of one.
+	chain := ra.Raw(slices.Concat(credential.Chain, credential.Roots.Own))
+	s.current.Store(&tls.Certificate{Certificate: chain, PrivateKey: credential.Key.Signer, Leaf: leaf})
+	s.validity.Store(&v)
+	logger.Info("Own certificate issued", "serial", serial, "dnsNames", leaf.DNSNames,
+		"notAfter", v.NotAfter.UTC().Format(time.RFC3339), "renewal", v.Due().UTC().Format(time.RFC3339))
 	return v, nil
 }
 
@@ -108,9 +130,13 @@ func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 
 // err returns an error if there is no valid certificate.
 func (s *serving) err() error {
-	c, err := s.certificate(nil)
-	if err == nil && !time.Now().Before(c.Leaf.NotAfter) {
-		err = fmt.Errorf("the registration authority's own certificate expired at %s", c.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	_, err := s.certificate(nil)
+	if v := s.validity.Load(); v != nil && !time.Now().Before(v.NotAfter) {
+		expired := "the registration authority's own certificate"
+		if v.LimitedBy != "" {
+			expired = v.LimitedBy + ", which " + expired + " needs,"
+		}
+		err = fmt.Errorf("%s expired at %s", expired, v.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return err
 }

@@ -3,10 +3,13 @@ package server
 import (
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"math/big"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -23,7 +26,7 @@ import (
 
 // stoppableSigner is a CA that the test can stop.
 type stoppableSigner struct {
-	root  *x509.Certificate
+	root  atomic.Pointer[x509.Certificate]
 	key   crypto.Signer
 	down  atomic.Bool
 	asked atomic.Int64
@@ -44,9 +47,11 @@ func newStoppableSigner(t *testing.T) *stoppableSigner {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.root, err = x509.ParseCertificate(der); err != nil {
+	root, err := x509.ParseCertificate(der)
+	if err != nil {
 		t.Fatal(err)
 	}
+	s.root.Store(root)
 	return s
 }
 
@@ -54,7 +59,7 @@ func (*stoppableSigner) Connect(context.Context) error { return nil }
 func (*stoppableSigner) Trust() *trust.Store           { return nil }
 
 func (s *stoppableSigner) Roots(context.Context) (issuer.Roots, error) {
-	return issuer.Roots{Own: []*x509.Certificate{s.root}, Asked: time.Now()}, nil
+	return issuer.Roots{Own: []*x509.Certificate{s.root.Load()}, Asked: time.Now()}, nil
 }
 
 func (s *stoppableSigner) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
@@ -69,7 +74,7 @@ func (s *stoppableSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]
 	der, err := x509.CreateCertificate(nil, &x509.Certificate{
 		SerialNumber: big.NewInt(s.asked.Load()), Subject: req.CSR.Subject, DNSNames: req.CSR.DNSNames, KeyUsage: x509.KeyUsageDigitalSignature,
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(req.Request.Duration),
-	}, s.root, req.CSR.PublicKey, s.key)
+	}, s.root.Load(), req.CSR.PublicKey, s.key)
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +164,65 @@ func TestOwnCertificateIsRetriedWithinSecondsAlsoBeforeItExpires(t *testing.T) {
 		within(t, s, 20*time.Second)
 		if s.current.Load() == first {
 			t.Error("the certificate was not renewed")
+		}
+	})
+}
+
+// expiring gives the CA a root with the same key that is valid for the duration.
+func (s *stoppableSigner) expiring(t *testing.T, valid time.Duration) {
+	t.Helper()
+	template := *s.root.Load()
+	template.SerialNumber, template.NotAfter = big.NewInt(time.Now().Unix()), time.Now().Add(valid)
+	der, err := x509.CreateCertificate(rand.Reader, &template, &template, s.key.Public(), s.key)
+	root, err2 := x509.ParseCertificate(der)
+	if err = errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	s.root.Store(root)
+}
+
+// The CA's root expires before the server's certificate. The server is ready until then, asks
+// seldom for a certificate that gains nothing, and early when the CA has a new root.
+func TestOwnCertificateIsLimitedByItsChain(t *testing.T) {
+	keeping(t, true, func(t *testing.T, ca *stoppableSigner, s *serving) {
+		ca.expiring(t, 10*time.Hour)
+		root := ca.root.Load()
+		ca.down.Store(false)
+		within(t, s, time.Minute)
+		if at := s.validity.Load(); !at.NotAfter.Equal(root.NotAfter) || !strings.Contains(at.LimitedBy, root.SerialNumber.String()) {
+			t.Errorf("%+v", at)
+		}
+		before := ca.asked.Load()
+		within(t, s, 10*time.Hour-2*time.Minute)
+		if n := ca.asked.Load() - before; n < 2 || n > 20 {
+			t.Errorf("%d certificates in 10 hours", n)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if err := s.err(); err == nil || !strings.Contains(err.Error(), `the root "Root" (serial number `+root.SerialNumber.String()+"), which the registration authority's own certificate needs, expired at ") {
+			t.Errorf("after the root's expiry: %v", err)
+		}
+		ca.expiring(t, 10*time.Hour)
+		within(t, s, time.Minute)
+
+		// Only a longer chain makes it renew early, and only once.
+		first := s.current.Load()
+		s.renewEarly(ca.root.Load().NotAfter)
+		within(t, s, time.Minute)
+		if s.current.Load() != first {
+			t.Error("renewed early without a longer chain")
+		}
+		longer := time.Now().Add(100 * time.Hour)
+		s.renewEarly(longer)
+		within(t, s, time.Minute)
+		second := s.current.Load()
+		if second == first {
+			t.Error("not renewed early")
+		}
+		s.renewEarly(longer)
+		within(t, s, time.Minute)
+		if s.current.Load() != second {
+			t.Error("renewed early twice for the same chain")
 		}
 	})
 }

@@ -76,7 +76,7 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 	if err != nil {
 		return nil, err
 	}
-	return i.Sign(ctx, prepared)
+	return i.Sign(klog.NewContext(ctx, klog.FromContext(ctx).WithValues("issuer", req.GetIssuer())), prepared)
 }
 
 // duration checks a requested lifetime against the configured ones. It is zero if none was
