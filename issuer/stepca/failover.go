@@ -60,6 +60,7 @@ var (
 	_ issuer.LifetimeClaims   = (*Failover)(nil)
 	_ issuer.TokenCertificate = (*Failover)(nil)
 	_ issuer.Clock            = (*Failover)(nil)
+	_ issuer.Intermediates    = (*Failover)(nil)
 )
 
 // NewFailover checks the configuration. It does not call the CA. The URLs are instead of
@@ -145,6 +146,11 @@ func (f *Failover) HolderRenewal(ctx context.Context, maxAge time.Duration) (all
 		return err
 	})
 	return allowed, err
+}
+
+// Intermediates implements issuer.Intermediates, by the URL that worked last.
+func (f *Failover) Intermediates(ctx context.Context) ([]*x509.Certificate, error) {
+	return f.current().Intermediates(ctx)
 }
 
 // LifetimeClaims implements issuer.LifetimeClaims, by the URL that worked last.
