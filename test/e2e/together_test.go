@@ -63,8 +63,12 @@ func serverSide(t *testing.T, what, manifests string) {
 	}
 }
 
-// The pod of the README's quick start gets its files.
+// The pod of the README's quick start gets its files. The claim of deploy/step-ca has a
+// volume of the cluster's default StorageClass, with the CA in it.
 func quickStart(t *testing.T) {
+	volume := kubectl(t, "-n", identity, "get", "persistentvolumeclaim", "step-ca", "-o", "jsonpath={.spec.volumeName}")
+	path := kubectl(t, "get", "persistentvolume", volume, "-o", "jsonpath={.spec.local.path}")
+	node(t, "test -s "+path+"/certs/root_ca.crt")
 	out, err := shellBlock("README.md", "**3. A pod.**", func(script string) string { return script })
 	if err != nil || !strings.Contains(out, "tls.key -> ..data/tls.key") {
 		t.Errorf("%v\n%s", err, out)
@@ -209,7 +213,7 @@ func twoClusters(t *testing.T) {
 	second := cluster.name + "-2"
 	run := func(args ...string) string {
 		t.Helper()
-		out, err := command(cluster.tool, append([]string{"--name", second}, args...)...)
+		out, err := tool(append([]string{"--name", second}, args...)...)
 		must(t, err)
 		return out
 	}
