@@ -39,6 +39,10 @@ type Config struct {
 	NodeName string
 	// KubeletDir is the kubelet's root directory. Target paths lie below it.
 	KubeletDir string
+	// SELinux tells whether SELinux is on. SELinuxContext is then the context of volumes
+	// for which the kubelet passes none; empty means the kernel's default.
+	SELinux        bool
+	SELinuxContext string
 	// Socket is the path of the CSI socket.
 	Socket string
 	// Register makes the driver register itself with the kubelet.

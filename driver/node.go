@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -180,9 +181,20 @@ func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) 
 	if problem == nil {
 		problem = err
 	}
-	if problem == nil && !req.GetReadonly() {
-		problem = fmt.Errorf(
-			"the volume is read-only: in pod %s/%s, add the line readOnly: true to the volume, below csi: and driver: %s",
+	var seLinux string
+	if d.config.SELinux { // otherwise, the kernel rejects a context
+		seLinux, err = seLinuxContext(capability.GetMount().GetMountFlags())
+		if problem == nil {
+			problem = err
+		}
+		seLinux = cmp.Or(seLinux, d.config.SELinuxContext)
+	}
+	// The mount is read-only whatever the pod's spec says. But with SELinux, the container
+	// runtime relabels a volume that has neither a context nor readOnly.
+	if problem == nil && d.config.SELinux && seLinux == "" && !req.GetReadonly() {
+		problem = fmt.Errorf("the node has SELinux, and the kubelet has passed no SELinux context: "+
+			"the container runtime would relabel the volume, and fail, because the volume is read-only; "+
+			"in pod %s/%s, add the line readOnly: true to the volume, below csi: and driver: %s, or set seLinuxContext in the chart (--selinux-context)",
 			pod.Namespace, pod.Name, d.config.Name)
 	}
 	if problem != nil {
@@ -194,6 +206,8 @@ func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) 
 		Pod:        pod,
 		Attributes: attributes.Normalize(user),
 		MountGroup: capability.GetMount().GetVolumeMountGroup(),
+
+		SELinuxContext: seLinux,
 	}, token, nil
 }
 

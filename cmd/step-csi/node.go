@@ -14,6 +14,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"github.com/flexstack/step-csi/driver"
+	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
 const nodeUsage = `Usage: step-csi node [flags]
@@ -56,6 +57,7 @@ type nodeOptions struct {
 	process
 	nodeName, kubeletDir, socket string
 	register                     bool
+	seLinuxContext               string
 }
 
 func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -72,7 +74,11 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer c.close()
 	registry := newRegistry()
-	d, err := driver.New(c.driverConfig(o, registry))
+	configured := c.driverConfig(o, registry)
+	if configured.SELinux, err = tmpfs.SELinux(os.DirFS("/proc")); err != nil {
+		return fmt.Errorf("find out whether SELinux is on: %w", err)
+	}
+	d, err := driver.New(configured)
 	if err != nil {
 		return err
 	}
@@ -90,6 +96,8 @@ func parseNodeOptions(args []string, stdout, stderr io.Writer) (nodeOptions, err
 	flags.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "the kubelet's --root-dir, `DIR`")
 	flags.StringVar(&o.socket, "csi-socket", "", "serve CSI at `PATH`; by default DIR/plugins/<driver name>/csi.sock")
 	flags.BoolVar(&o.register, "kubelet-register", true, "register with the kubelet, without a sidecar")
+	flags.StringVar(&o.seLinuxContext, "selinux-context", "",
+		"where SELinux is on, mount volumes with this `CONTEXT` if the kubelet passes none, such as system_u:object_r:container_file_t:s0")
 	err := parseFlags(flags, 0, nodeUsage, args, stdout, stderr)
 	if err != nil {
 		return o, err
@@ -111,6 +119,7 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		Version:         version(),
 		NodeName:        o.nodeName,
 		KubeletDir:      o.kubeletDir,
+		SELinuxContext:  o.seLinuxContext,
 		Socket:          cmp.Or(o.socket, filepath.Join(o.kubeletDir, "plugins", c.driverName, "csi.sock")),
 		Register:        o.register,
 		ClusterDomain:   c.clusterDomain,

@@ -38,6 +38,28 @@ type Options struct {
 	Size int64
 	// Inodes is the number of files, directories and links it can hold.
 	Inodes int
+	// SELinuxContext is the context of the root directory and of all files, or empty. A
+	// kernel without SELinux rejects it.
+	SELinuxContext string
+}
+
+// configure sets the options of a new file system.
+func (o Options) configure(set func(key, value string) error) error {
+	options := [][2]string{
+		{"source", o.Source},
+		{"size", strconv.FormatInt(o.Size, 10)},
+		{"nr_inodes", strconv.Itoa(o.Inodes)},
+		{"mode", "0755"},
+	}
+	if o.SELinuxContext != "" {
+		options = append(options, [2]string{"context", o.SELinuxContext})
+	}
+	for _, option := range options {
+		if err := set(option[0], option[1]); err != nil {
+			return fmt.Errorf("fsconfig %s=%s: %w", option[0], option[1], err)
+		}
+	}
+	return nil
 }
 
 // Tree is a detached mount. Only its holder sees it. It disappears when it is closed,
@@ -51,15 +73,9 @@ func Create(o Options) (*Tree, error) {
 		return nil, os.NewSyscallError("fsopen", err)
 	}
 	defer unix.Close(context)
-	for _, option := range [][2]string{
-		{"source", o.Source},
-		{"size", strconv.FormatInt(o.Size, 10)},
-		{"nr_inodes", strconv.Itoa(o.Inodes)},
-		{"mode", "0755"},
-	} {
-		if err := unix.FsconfigSetString(context, option[0], option[1]); err != nil {
-			return nil, fmt.Errorf("fsconfig %s=%s: %w", option[0], option[1], err)
-		}
+	set := func(key, value string) error { return unix.FsconfigSetString(context, key, value) }
+	if err := o.configure(set); err != nil {
+		return nil, err
 	}
 	// Keys must not reach a swap device. The option needs Linux 6.4; an older kernel
 	// returns EINVAL and keeps the other options.

@@ -117,6 +117,20 @@ func TestMountOptions(t *testing.T) {
 	t.Error("not mounted")
 }
 
+// The kernel gets the context: without SELinux it rejects it, and with SELinux it rejects
+// one that is not in the policy.
+func TestUnknownContext(t *testing.T) {
+	o := options()
+	o.SELinuxContext = "no:such:context"
+	tree, err := tmpfs.Create(o)
+	if err == nil {
+		tree.Close()
+	}
+	if !errors.Is(err, unix.EINVAL) {
+		t.Errorf("create: %v", err)
+	}
+}
+
 func TestCloneWritesAndTheMountStaysReadOnly(t *testing.T) {
 	d, path := openDirectory(t)
 	attached(t, d)

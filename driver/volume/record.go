@@ -22,6 +22,9 @@ type Spec struct {
 	// Attributes are the volume attributes in the pod's spec, normalized.
 	Attributes map[string]string `json:"attributes,omitempty"`
 	MountGroup string            `json:"mountGroup,omitempty"`
+	// SELinuxContext is the context of all files, or empty. The kernel keeps it with the
+	// mount: it is neither in the record nor changed later.
+	SELinuxContext string `json:"-"`
 }
 
 // Same tells whether both specs request the same certificate in the same files.

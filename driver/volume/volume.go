@@ -134,7 +134,9 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 
 	// The tmpfs comes first: a certificate for a volume that cannot be mounted would be
 	// wasted. Until Attach, no other process sees the tmpfs, and Close removes it.
-	tree, err := tmpfs.Create(tmpfs.Options{Source: n.DriverName, Size: tmpfsSize, Inodes: tmpfsInodes})
+	tree, err := tmpfs.Create(tmpfs.Options{
+		Source: n.DriverName, Size: tmpfsSize, Inodes: tmpfsInodes, SELinuxContext: s.SELinuxContext,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -52,6 +52,7 @@ var kustomizeFiles = map[string][]string{
 	"ra.yaml": {"ra/ServiceAccount", "ra/ClusterRole", "ra/ClusterRoleBinding",
 		"ra/Service", "ra/Deployment", "ra/PodDisruptionBudget"},
 	"networkpolicy.yaml": {"NetworkPolicy", "ra/NetworkPolicy"},
+	"resourcequota.yaml": {"ResourceQuota"},
 }
 
 // kustomization renders the chart with its default values, without the parts that only
@@ -69,6 +70,7 @@ resources:
   - node.yaml
   - ra.yaml
   - networkpolicy.yaml
+  - resourcequota.yaml
 configMapGenerator:
   - name: step-csi
     files: [step-csi.yaml]

@@ -37,7 +37,7 @@ func TestCSIDriver(t *testing.T) {
 	} {
 		want := object{
 			"podInfoOnMount": true, "attachRequired": false, "volumeLifecycleModes": []any{"Ephemeral"},
-			"fsGroupPolicy": "None", "storageCapacity": false,
+			"fsGroupPolicy": "None", "storageCapacity": false, "seLinuxMount": true,
 		}
 		maps.Copy(want, c.differs)
 		for _, file := range []string{os.DevNull, allValues} {
@@ -120,10 +120,27 @@ func text(t *testing.T, o any) string {
 	return string(data)
 }
 
+// The label lets pods in restricted namespaces of OpenShift use the volumes. The API
+// server of OpenShift reads no other key:
+// https://github.com/openshift/enhancements/blob/master/enhancements/storage/csi-inline-vol-security.md
+func TestCSIDriverLabel(t *testing.T) {
+	for _, level := range []string{"restricted", "baseline", "privileged"} {
+		labels := at(render(t, "--set", "csiDriver.ephemeralVolumeProfile="+level)["CSIDriver"], "metadata", "labels").(object)
+		for key, value := range labels {
+			if strings.HasSuffix(key, "/csi-ephemeral-volume-profile") != (key == "security.openshift.io/csi-ephemeral-volume-profile" && value == level) {
+				t.Errorf("%s: the label %s is %v", level, key, value)
+			}
+		}
+		if labels["security.openshift.io/csi-ephemeral-volume-profile"] != level {
+			t.Errorf("the labels are %v, want the level %s", labels, level)
+		}
+	}
+}
+
 // Mode node has no objects of the authority.
 func TestModeNodeHasNoAuthority(t *testing.T) {
 	objects := render(t, "--set", "mode=node")
-	if got, want := slices.Sorted(maps.Keys(objects)), []string{"CSIDriver", "ConfigMap", "DaemonSet", "NetworkPolicy", "ServiceAccount", "hook"}; !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(objects)), []string{"CSIDriver", "ConfigMap", "DaemonSet", "NetworkPolicy", "ResourceQuota", "ServiceAccount", "hook"}; !slices.Equal(got, want) {
 		t.Errorf("the chart makes %v, want %v", got, want)
 	}
 }

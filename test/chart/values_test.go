@@ -32,6 +32,8 @@ func TestEveryValue(t *testing.T) {
 	all["mode"] = "node"                            // ignores many values
 	all["networkPolicy.enabled"] = false            // likewise
 	all["hostNetwork"] = true                       // removes the node plugin's NetworkPolicy
+	all["csiDriver.create"] = false                 // ignores the other values of the CSIDriver object
+	all["ra.existing.release"] = "other"            // ignores the other values of the authority
 	const only = "issuers.default.provisioner.type" // allows only one value
 	delete(defaults, only)
 	delete(all, only)
@@ -193,6 +195,11 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"unknown issuer of the authority", `ra: {issuer: edge}`, "ra.issuer: edge is none of the issuers"},
 		{"no account for the plugin", `serviceAccount: {create: false}`, "serviceAccount.name: name the service account"},
 		{"no account for the authority", `ra: {serviceAccount: {create: false}}`, "ra.serviceAccount.name: name the service account"},
+		{"this release as the other", `ra: {existing: {release: step-csi}}`, "ra.existing.release: step-csi is this release"},
+		{"name of no other release", `ra: {existing: {fullname: x}}`, "ra.existing.fullname: set ra.existing.release, too"},
+		{"SELinux context with quotes", `seLinuxContext: '"a:b:c:s0"'`, "/seLinuxContext"},
+		{"SELinux type alone", `seLinuxContext: container_file_t`, "/seLinuxContext"},
+		{"OpenShift perhaps", `openshift: {scc: {enabled: auto}}`, "/openshift/scc/enabled"},
 		{"misspelt key of an issuer's policy", `issuers: {default: {policy: {allowShortNames: true}}}`, "'allowShortNames' not allowed"},
 		{"NetworkPolicy on the node's network", `hostNetwork: true`, "networkPolicy.nodeCIDRs: with hostNetwork"},
 		{"address without a range", `networkPolicy: {nodeCIDRs: [192.0.2.1]}`, "/networkPolicy/nodeCIDRs/0"},

@@ -308,7 +308,7 @@ func nothingLeft(t *testing.T) {
 	})
 	node(t, "rm -r /var/lib/kubelet/plugins/"+driverName) // as the documentation says
 	eventually(t, 60*time.Second, func() error {
-		output, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,deployments,replicasets,services,poddisruptionbudgets,pods,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings", "-A", "-o", "json")
+		output, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,deployments,replicasets,services,poddisruptionbudgets,pods,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings,resourcequotas", "-A", "-o", "json")
 		if err != nil {
 			return err
 		}

@@ -139,6 +139,10 @@ func TestAttackIsIgnored(t *testing.T) {
 		"options of the mount": func(f *forgery) {
 			f.VolumeCapability.GetMount().MountFlags = []string{"exec", "suid", "dev", "rw", "bind"}
 		},
+		"a writable volume": func(f *forgery) { f.Readonly = false },
+		"a context, where SELinux is off": func(f *forgery) {
+			f.VolumeCapability.GetMount().MountFlags = []string{`context="system_u:object_r:container_file_t:s0:c1,c2"`}
+		},
 		"another file system":                func(f *forgery) { f.VolumeCapability.GetMount().FsType = "ext4" },
 		"a staging path that is not its own": func(f *forgery) { f.StagingTargetPath = f.s.n.Target(f.s.other) },
 	} {
@@ -633,7 +637,6 @@ var modeAttacks = []attempt{
 	{"setgid", with("file-mode", "02440"), codes.InvalidArgument, "not an octal mode"},
 	{"that overflows", with("file-mode", "40000000444"), codes.InvalidArgument, "not an octal mode"},
 	{"not for the owner", with("file-mode", "0044"), codes.InvalidArgument, "not an octal mode"},
-	{"a writable volume", func(f *forgery) { f.Readonly = false }, codes.InvalidArgument, "readOnly: true"},
 	{"a device", func(f *forgery) { f.VolumeCapability.AccessType = &csi.VolumeCapability_Block{} }, codes.InvalidArgument, "block device"},
 }
 

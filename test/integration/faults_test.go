@@ -248,7 +248,6 @@ func TestInvalidRequests(t *testing.T) {
 		"no capability":  {func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability = nil }, codes.InvalidArgument, "volume_capability"},
 		"no access type": {func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessType = nil }, codes.InvalidArgument, "access type"},
 		"block":          {func(r *csi.NodePublishVolumeRequest) { r.VolumeCapability.AccessType = &csi.VolumeCapability_Block{} }, codes.InvalidArgument, "block"},
-		"writable":       {func(r *csi.NodePublishVolumeRequest) { r.Readonly = false }, codes.InvalidArgument, "readOnly: true"},
 		"not ephemeral":  {func(r *csi.NodePublishVolumeRequest) { delete(r.VolumeContext, "csi.storage.k8s.io/ephemeral") }, codes.InvalidArgument, "inline"},
 		"no pod":         {func(r *csi.NodePublishVolumeRequest) { delete(r.VolumeContext, "csi.storage.k8s.io/pod.uid") }, codes.InvalidArgument, "podInfoOnMount"},
 		"unknown key":    {func(r *csi.NodePublishVolumeRequest) { r.VolumeContext["dns-name"] = "x" }, codes.InvalidArgument, "dns-names is"},
@@ -281,7 +280,7 @@ func TestInvalidRequests(t *testing.T) {
 	}
 	// The log has one line per failed call. It is complete when the process has ended.
 	n.Stop()
-	if lines := n.Logs.Count(logs.CallFailed); lines != 19+4 {
+	if lines := n.Logs.Count(logs.CallFailed); lines != 18+4 {
 		t.Errorf("%d failed calls in the log", lines)
 	}
 }

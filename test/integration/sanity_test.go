@@ -79,15 +79,6 @@ func (s *stubController) ValidateVolumeCapabilities(_ context.Context, r *csi.Va
 	}, nil
 }
 
-// readOnly sets readonly in publish requests, which the driver requires and the
-// suite does not set.
-func readOnly(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if publish, ok := req.(*csi.NodePublishVolumeRequest); ok {
-		publish.Readonly = true
-	}
-	return invoke(ctx, method, req, reply, cc, opts...)
-}
-
 func TestCSISanity(t *testing.T) {
 	n := newNode(t, startCA(t))
 	controller := filepath.Join(t.TempDir(), "controller.sock")
@@ -108,6 +99,5 @@ func TestCSISanity(t *testing.T) {
 	config.ControllerAddress = "unix://" + controller
 	config.TargetPath = filepath.Join(n.KubeletDir, "target")
 	config.StagingPath = filepath.Join(n.KubeletDir, "staging")
-	config.DialOptions = append(config.DialOptions, grpc.WithUnaryInterceptor(readOnly))
 	sanity.Test(t, config)
 }

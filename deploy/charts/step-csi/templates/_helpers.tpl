@@ -31,19 +31,48 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- mergeOverwrite (dict) .Values.commonLabels .Values.podLabels (include "step-csi.selectorLabels" . | fromYaml) | toYaml }}
 {{- end }}
 
+{{/* "true" if this release has a registration authority of its own. */}}
+{{- define "step-csi.hasRA" -}}
+{{- if and (eq .Values.mode "ra") (not .Values.ra.existing.release) }}true{{ end }}
+{{- end }}
+
+{{/* The name of the objects of the release with the registration authority: this release,
+or ra.existing.release. */}}
+{{- define "step-csi.raFullname" -}}
+{{- if and .Values.ra.existing.fullname (not .Values.ra.existing.release) }}
+{{- fail "ra.existing.fullname: set ra.existing.release, too: the release that has the registration authority" }}
+{{- end }}
+{{- if eq .Values.ra.existing.release .Release.Name }}
+{{- fail (printf "ra.existing.release: %s is this release; name the release that has the registration authority" .Release.Name) }}
+{{- end }}
+{{- if not .Values.ra.existing.release }}
+{{- include "step-csi.fullname" . }}
+{{- else }}
+{{- .Values.ra.existing.fullname | default (include "step-csi.fullname" (dict
+  "Chart" .Chart "Values" (dict "nameOverride" .Values.nameOverride) "Release" (dict "Name" .Values.ra.existing.release))) }}
+{{- end }}
+{{- end }}
+
 {{/* The registration authority's objects have their own names and labels, so that the
 DaemonSet's selector never matches its pods. */}}
 {{- define "step-csi.raName" -}}
-{{- printf "%s-ra" (include "step-csi.fullname" . | trunc 60 | trimSuffix "-") }}
+{{- printf "%s-ra" (include "step-csi.raFullname" . | trunc 60 | trimSuffix "-") }}
+{{- end }}
+
+{{/* The names of objects without a namespace differ between releases of the same name. */}}
+{{- define "step-csi.raClusterName" -}}
+{{- printf "%s.%s" (include "step-csi.raName" .) .Release.Namespace }}
 {{- end }}
 
 {{- define "step-csi.raSelectorLabels" -}}
 app.kubernetes.io/name: {{ include "step-csi.name" . | trunc 60 | trimSuffix "-" }}-ra
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Values.ra.existing.release | default .Release.Name }}
 {{- end }}
 
+{{/* Labels of this release's objects for the registration authority. */}}
 {{- define "step-csi.raLabels" -}}
-{{- mergeOverwrite (include "step-csi.labels" . | fromYaml) (include "step-csi.raSelectorLabels" . | fromYaml) | toYaml }}
+{{- $name := pick (include "step-csi.raSelectorLabels" . | fromYaml) "app.kubernetes.io/name" }}
+{{- mergeOverwrite (include "step-csi.labels" . | fromYaml) $name | toYaml }}
 {{- end }}
 
 {{- define "step-csi.raPodLabels" -}}
@@ -111,11 +140,23 @@ https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#n
 {{- end }}
 {{- end }}
 
+{{/* "true" on OpenShift, whose SecurityContextConstraints decide about pods. */}}
+{{- define "step-csi.openshift" -}}
+{{- $enabled := toString .Values.openshift.scc.enabled }}
+{{- if or (eq $enabled "true") (and (eq $enabled "detect") (.Capabilities.APIVersions.Has "security.openshift.io/v1")) }}true{{ end }}
+{{- end }}
+
+{{/* The registration authority accepts only one service account: with that of another
+release, the node plugins have the service account of that release. */}}
 {{- define "step-csi.serviceAccountName" -}}
+{{- if and (eq .Values.mode "ra") .Values.ra.existing.release }}
+{{- .Values.serviceAccount.name | default (include "step-csi.raFullname" .) }}
+{{- else }}
 {{- if and (eq .Values.mode "ra") (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
 {{- fail "serviceAccount.name: name the service account that you have created; in mode ra, the registration authority recognizes the node plugins by it" }}
 {{- end }}
 {{- .Values.serviceAccount.name | default (ternary (include "step-csi.fullname" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
 {{- end }}
 
 {{- define "step-csi.raServiceAccountName" -}}
