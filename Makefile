@@ -57,6 +57,11 @@ try: bin/step-csi-cluster ## Run the README's quick start here: cluster, images,
 cluster: bin/step-csi-cluster ## Start a real one-node Kubernetes here; KUBERNETES=1.34 for another version (needs root)
 	@$(cluster) up
 
+.PHONY: load
+load: bin/step-csi-cluster ## Build the images of the README and the examples, and load them into the cluster (needs root)
+	@$(SUDO) test/setup.sh load
+	@CLUSTER=$(CLUSTER) $(SUDO) test/load.sh
+
 .PHONY: cluster-down
 cluster-down: bin/step-csi-cluster ## Stop and remove the cluster of make cluster or make try
 	@$(cluster) down

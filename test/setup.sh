@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs missing packages for `make test` ("test"), `make e2e` ("e2e") or `make try`
-# ("try"), if the machine has apt-get.
+# Installs missing packages for the target of make that is the argument, if the machine
+# has apt-get.
 set -eu
 missing=
 need() { # program package
@@ -11,7 +11,7 @@ case $1 in
 test)
 	need promtool prometheus # promtool tests the alerts
 	;;
-e2e | try)
+e2e | load | try)
 	need buildah buildah
 	need /bin/busybox busybox-static
 	need runc runc

@@ -11,25 +11,15 @@ cd "$(dirname "$0")/.."
 
 CLUSTER=${CLUSTER:-step-csi}
 namespace=flexstack-identity
-version=$(sed -n 's/^appVersion: "\(.*\)"/\1/p' deploy/charts/step-csi/Chart.yaml)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-trap 'exit 130' INT TERM
 
 say() { echo "==> $*"; }
 cluster() { bin/step-csi-cluster --name "$CLUSTER" ${KUBERNETES:+--kubernetes "$KUBERNETES"} "$@"; }
 
 say "Cluster"
-cluster ${OWNER:+--owner "$OWNER"} up >"$work/env"
-eval "$(cat "$work/env")"
+variables=$(cluster ${OWNER:+--owner "$OWNER"} up)
+eval "$variables"
 
-say "Images of step-csi, about 3 min the first time"
-BASE=local IMAGE=ghcr.io/flexstack/step-csi:$version IMAGE_ARCHIVE=$work/step-csi.tar \
-	RELOAD_IMAGE=ghcr.io/flexstack/step-csi-reload:$version RELOAD_IMAGE_ARCHIVE=$work/step-csi-reload.tar deploy/image/build.sh
-say "Images of step-ca and of the examples, about 5 min the first time"
-images=$(go run ./test/e2e/images)
-say "Load the images"
-cluster load "$images" "$work/step-csi.tar" "$work/step-csi-reload.tar"
+CLUSTER=$CLUSTER test/load.sh
 
 say "step-ca"
 kubectl apply -f deploy/step-ca/namespace.yaml
@@ -43,9 +33,9 @@ kubectl -n $namespace patch secret step-ca-secrets --patch "{\"data\":{\"root_ca
 say "step-csi"
 # The name of the image stays the same when its content changes. The annotation restarts
 # the pods then.
-digest=$(sha256sum "$work/step-csi.tar" | cut -c 1-16)
+digest=$(cluster exec ctr --namespace k8s.io images ls name~=ghcr.io/flexstack/step-csi: | grep -o 'sha256:[0-9a-f]*' | sort | sha256sum | cut -c 1-16)
 helm upgrade --install step-csi deploy/charts/step-csi -n $namespace -f deploy/examples/values/guide.yaml \
-	--set-string "podAnnotations.image=sha256-$digest,ra.podAnnotations.image=sha256-$digest" --wait --timeout=180s >/dev/null
+	--set-string "podAnnotations.images=$digest,ra.podAnnotations.images=$digest" --wait --timeout=180s >/dev/null
 
 say "A pod"
 kubectl apply -f - <<EOF
