@@ -50,7 +50,8 @@ func try(t *testing.T) {
 	if !ok {
 		t.Fatalf("make try prints another command to watch the rotation: %q", commands[2])
 	}
-	changes(t, 4*time.Minute, func() (string, error) { return inCluster(strings.TrimSuffix(watch, "; done")) })
+	watch = strings.TrimSuffix(watch, "; done")
+	first := in(watch)
 
 	pods := func() string {
 		return in("kubectl get pods -A -o jsonpath='{range .items[*]}{.metadata.uid} {.status.containerStatuses[*].restartCount}{\"\\n\"}{end}' | sort")
@@ -61,8 +62,16 @@ func try(t *testing.T) {
 	if after := pods(); after != before {
 		t.Errorf("the second make try restarted pods: before\n%s\nafter\n%s", before, after)
 	}
+	eventually(t, 4*time.Minute, func() error {
+		now, err := inCluster(watch)
+		if err == nil && now == first {
+			err = fmt.Errorf("the certificate has not been renewed: %s", now)
+		}
+		return err
+	})
 
-	in("kubectl delete pod try-rotation --now && helm uninstall step-csi -n " + identity + " --wait && kubectl delete namespace " + identity)
+	in("kubectl delete pod try-rotation --now && helm uninstall step-csi -n " + identity +
+		" && kubectl -n " + identity + " delete pods --all --now && kubectl delete namespace " + identity)
 	for _, document := range []struct{ path, mark string }{
 		{"deploy/step-ca/README.md", "# A step-ca"},
 		{"README.md", "**3. A pod.**"},
