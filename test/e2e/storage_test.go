@@ -17,6 +17,7 @@ import (
 const driverDefinition = `DriverInfo:
   Name: ` + driverName + `
   SupportedFsType: {"": {}}
+Timeouts: {PodStartSlow: 3m}
 InlineVolumes:
 - Attributes: {service-names: storage-suite}
   Shared: true
@@ -33,11 +34,11 @@ func storageSuite(t *testing.T) {
 	// The suite's pods use busybox by a name and version of their own.
 	known, err := command(suite, "-list-images")
 	must(t, err)
-	name := regexp.MustCompile(`\S+/busybox:\S+`).FindString(known)
-	if name == "" {
+	names := regexp.MustCompile(`\S+/busybox:\S+`).FindAllString(known, -1)
+	if len(names) == 0 {
 		t.Fatalf("the suite knows no image of busybox:\n%s", known)
 	}
-	_, err = tool("exec", "ctr", "-n", "k8s.io", "images", "tag", "--force", "docker.io/library/busybox:1.37", name)
+	_, err = tool(append([]string{"exec", "ctr", "-n", "k8s.io", "images", "tag", "--force", "docker.io/library/busybox:1.37"}, names...)...)
 	must(t, err)
 	definition := filepath.Join(t.TempDir(), "driver.yaml")
 	must(t, os.WriteFile(definition, []byte(driverDefinition), 0o644))

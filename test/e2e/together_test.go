@@ -239,6 +239,14 @@ func twoClusters(t *testing.T) {
 	if out, err := command("kubectl", "--kubeconfig", config, "get", "csidrivers,pods,namespaces", "-A", "-o", "name"); err != nil || strings.Contains(out, driverName) || strings.Contains(out, identity) {
 		t.Errorf("the second cluster has objects of the first: %v: %s", err, out)
 	}
+	// A cluster keeps its version of Kubernetes.
+	other := "1.34"
+	if cluster.kubernetes == other {
+		other = "1.37"
+	}
+	if _, err := tool("--name", second, "--kubernetes", other, "up"); err == nil || !strings.Contains(err.Error(), "remove it with: down") {
+		t.Errorf("up with Kubernetes %s: %v", other, err)
+	}
 	// The second cluster's kubelet does not touch the first cluster's pods.
 	p := pod{namespace: "default", name: "beside-another-cluster"}
 	t.Cleanup(func() { kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now") })
