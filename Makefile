@@ -6,7 +6,7 @@ TAGS   := nobadger,nobbolt,nomysql,nopgx
 # -buildvcs puts the commit into `step-csi version` and `step-csi-reload --version`.
 BUILD  := $(GO) build -trimpath -buildvcs=auto -tags $(TAGS)
 # Programs that only tests use have their own modules.
-MODULES := . test/cluster test/cluster/coredns test/cluster/helm test/e2e/images/nats test/realca/module
+MODULES := . test/cluster test/cluster/coredns test/cluster/helm test/cluster/runc test/e2e/images/nats test/realca/module
 # The clusters' other versions of Kubernetes: the same programs, of other modules.
 MODFILES := kubernetes-1.34.mod
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")

@@ -14,10 +14,13 @@ test)
 e2e | load | try)
 	need buildah buildah
 	need /bin/busybox busybox-static
-	need runc runc
+	need gcc gcc # builds runc
+	need /usr/include/seccomp.h libseccomp-dev
+	need pkg-config pkg-config
 	need /usr/lib/cni/ptp containernetworking-plugins
 	need iptables iptables
 	need mmdebstrap mmdebstrap
+	need qemu-aarch64-static qemu-user-static # runs the programs of the image for arm64
 	;;
 esac
 [ -z "$missing" ] && exit 0

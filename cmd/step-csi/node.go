@@ -82,7 +82,7 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", c.driverName, "node", o.nodeName)
+	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", c.driverName, "node", o.nodeName, "selinux", configured.SELinux)
 	err = o.serve(ctx, d.Ready, registry, d.Run)
 	klog.FromContext(ctx).Info("Stopped; mounted volumes stay as they are")
 	return err

@@ -70,7 +70,7 @@ func TestContextIsPassedToTheKernel(t *testing.T) {
 		}
 		return nil
 	})
-	if !errors.Is(err, refused) || !strings.Contains(err.Error(), "fsconfig context="+context) {
+	if !errors.Is(err, refused) || !strings.Contains(err.Error(), `fsconfig context="`+context+`"`) {
 		t.Errorf("the kernel refuses %v: %v", keys, err)
 	}
 	if !slices.Contains(keys, "context") {

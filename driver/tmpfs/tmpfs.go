@@ -56,7 +56,7 @@ func (o Options) configure(set func(key, value string) error) error {
 	}
 	for _, option := range options {
 		if err := set(option[0], option[1]); err != nil {
-			return fmt.Errorf("fsconfig %s=%s: %w", option[0], option[1], err)
+			return fmt.Errorf("fsconfig %s=%q: %w", option[0], option[1], err)
 		}
 	}
 	return nil

@@ -341,6 +341,21 @@ func TestFoundVolume(t *testing.T) {
 	}
 }
 
+// The kernel gets the SELinux context of the kubelet's request. It rejects this one, with
+// and without SELinux, and nothing is mounted.
+func TestContextReachesTheKernel(t *testing.T) {
+	f := newFixture(t)
+	spec := f.spec
+	spec.SELinuxContext = "no:such:context"
+	_, err := volume.Create(t.Context(), f.node, spec, issuer.Token{})
+	if !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), `context="no:such:context"`) {
+		t.Errorf("create: %v", err)
+	}
+	if _, err := os.Lstat(f.path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the target: %v", err)
+	}
+}
+
 // A certificate that was issued and cannot be used is revoked.
 func TestUnusableCertificateIsRevoked(t *testing.T) {
 	f := newFixture(t)

@@ -73,7 +73,12 @@ func command(directory, name string, args ...string) (string, error) {
 // template renders the chart in the namespace step-ca, of a cluster that has all
 // that the chart can use.
 func template(args ...string) (string, error) {
-	return command(".", helm, append([]string{"template", "step-csi", chart, "--namespace", "step-ca", "--kube-version", "1.37.0"}, args...)...)
+	return templateOf("step-csi", "step-ca", args...)
+}
+
+// templateOf renders the chart as another release.
+func templateOf(release, namespace string, args ...string) (string, error) {
+	return command(".", helm, append([]string{"template", release, chart, "--namespace", namespace, "--kube-version", "1.37.0"}, args...)...)
 }
 
 // object is a Kubernetes object, or anything else of YAML.

@@ -306,7 +306,12 @@ func TestHelmTest(t *testing.T) {
 // notes returns what helm install prints.
 func notes(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := command(".", helm, append([]string{"install", "step-csi", chart, "--namespace", "step-ca", "--dry-run=client"}, args...)...)
+	return notesOf(t, "step-csi", args...)
+}
+
+func notesOf(t *testing.T, release string, args ...string) string {
+	t.Helper()
+	out, err := command(".", helm, append([]string{"install", release, chart, "--namespace", "step-ca", "--dry-run=client"}, args...)...)
 	if err != nil {
 		t.Fatal(err)
 	}

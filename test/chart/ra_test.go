@@ -11,7 +11,7 @@ import (
 // (https://kubernetes.io/docs/concepts/security/pod-security-standards/).
 func TestAuthorityIsRestricted(t *testing.T) {
 	for _, file := range append(valueFiles(t), os.DevNull) {
-		spec := at(render(t, "--values", file, "--set", "mode=ra")["ra/Deployment"], "spec", "template", "spec").(object)
+		spec := at(render(t, "--values", file, "--set", "mode=ra,openshift.scc.enabled=false")["ra/Deployment"], "spec", "template", "spec").(object)
 		for _, key := range []string{"hostNetwork", "hostPID", "hostIPC", "initContainers"} {
 			if spec[key] != nil {
 				t.Errorf("%s: %s is %v", file, key, spec[key])
@@ -41,7 +41,7 @@ func TestAuthorityIsRestricted(t *testing.T) {
 // The authority may only create TokenReviews.
 func TestRightsOfTheAuthority(t *testing.T) {
 	for _, file := range []string{os.DevNull, allValues} {
-		objects := render(t, "--values", file, "--set", "mode=ra")
+		objects := render(t, "--values", file, "--set", "mode=ra,openshift.scc.enabled=false")
 		want := []any{object{"apiGroups": []any{"authentication.k8s.io"}, "resources": []any{"tokenreviews"}, "verbs": []any{"create"}}}
 		if got := objects["ra/ClusterRole"]["rules"]; !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %v", file, got)

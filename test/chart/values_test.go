@@ -29,11 +29,12 @@ func TestLint(t *testing.T) {
 func TestEveryValue(t *testing.T) {
 	defaults, all := leaves(t, chart+"/values.yaml"), leaves(t, allValues)
 	byDefault, withAll := mustTemplate(t), mustTemplate(t, "--values", allValues)
-	all["mode"] = "node"                            // ignores many values
-	all["networkPolicy.enabled"] = false            // likewise
-	all["hostNetwork"] = true                       // removes the node plugin's NetworkPolicy
-	all["csiDriver.create"] = false                 // ignores the other values of the CSIDriver object
-	all["ra.existing.release"] = "other"            // ignores the other values of the authority
+	all["mode"] = "node"                 // ignores many values
+	all["networkPolicy.enabled"] = false // likewise
+	all["hostNetwork"] = true            // removes the node plugin's NetworkPolicy
+	all["csiDriver.create"] = false      // ignores the other values of the CSIDriver object
+	all["ra.existing.release"] = "other" // ignores the other values of the authority
+	all["ra.existing.fullname"] = "other-step-csi"
 	const only = "issuers.default.provisioner.type" // allows only one value
 	delete(defaults, only)
 	delete(all, only)

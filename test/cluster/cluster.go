@@ -26,6 +26,7 @@ import (
 //	address      the API server's address on the machine
 //	kubernetes   the minor version of Kubernetes
 //	lock         held while the cluster runs
+//	kubelet-dir  the kubelet's directory on the node
 //	pid          the node's first process, in the machine's PID namespace
 //	pki, config, etcd, kubelet, containerd, volumes, log, tmp
 type cluster struct {
@@ -63,7 +64,7 @@ func (c *cluster) checkKubernetes(version string) error {
 }
 
 // prepare makes the directory of a new cluster, or reuses that of a stopped cluster.
-func (c *cluster) prepare(programs, kubernetes string) error {
+func (c *cluster) prepare(programs, kubernetes, kubeletDirectory string) error {
 	for _, name := range []string{"pki", "config", "etcd", "kubelet", "containerd", "log", "tmp"} {
 		if err := os.MkdirAll(c.path(name), 0o755); err != nil {
 			return err
@@ -76,6 +77,9 @@ func (c *cluster) prepare(programs, kubernetes string) error {
 		return err
 	}
 	if err := os.WriteFile(c.path("kubernetes"), []byte(kubernetes), 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(c.path("kubelet-dir"), []byte(kubeletDirectory), 0o644); err != nil {
 		return err
 	}
 	if err := writePauseImage(c.path("pause.tar")); err != nil {

@@ -12,7 +12,7 @@ type component struct {
 	args []string
 }
 
-func components() []component {
+func components(kubelet string) []component {
 	pki := func(name string) string { return filepath.Join(stateDirectory, "pki", name) }
 	config := func(name string) string { return filepath.Join(stateDirectory, "config", name) }
 	return []component{
@@ -37,7 +37,7 @@ func components() []component {
 			"--kube-api-qps=500", "--kube-api-burst=500",
 		}},
 		{"kube-scheduler", []string{"--kubeconfig=" + config("kube-scheduler"), "--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=500"}},
-		{"kubelet", []string{"--config=" + config("kubelet.yaml"), "--kubeconfig=" + config("kubelet"), "--hostname-override=" + nodeName, "--node-ip=" + nodeIP}},
+		{"kubelet", []string{"--root-dir=" + kubelet, "--config=" + config("kubelet.yaml"), "--kubeconfig=" + config("kubelet"), "--hostname-override=" + nodeName, "--node-ip=" + nodeIP}},
 		{"kube-proxy", []string{
 			"--kubeconfig=" + config("kube-proxy"), "--hostname-override=" + nodeName, "--cluster-cidr=" + podRange, "--proxy-mode=iptables",
 			// Works without CAP_SYS_RESOURCE, and does not change the machine's limits.

@@ -27,6 +27,8 @@ const (
 	dnsServiceIP  = "10.96.0.10"
 	clusterDomain = "cluster.local"
 
+	kubeletDirectory = "/var/lib/kubelet"
+
 	stateDirectory    = "/run/cluster/state"
 	programsDirectory = "/run/cluster/programs"
 	nodePath          = programsDirectory + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -48,6 +50,10 @@ func runInside(directory string) error {
 	if err := setUpNetwork(); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
+	kubelet, err := linkKubeletDirectory()
+	if err != nil {
+		return err
+	}
 	os.Clearenv()
 	for _, variable := range [][2]string{{"PATH", nodePath}, {"HOME", "/root"}, {"TMPDIR", stateDirectory + "/tmp"}} {
 		os.Setenv(variable[0], variable[1])
@@ -67,7 +73,7 @@ func runInside(directory string) error {
 
 	s := &supervisor{pids: map[int]bool{}}
 	go s.reap()
-	for _, component := range components() {
+	for _, component := range components(kubelet) {
 		go s.keep(component)
 	}
 	if err := s.setUpCluster(); err != nil {
@@ -112,7 +118,7 @@ func setUpMounts(directory string) error {
 	if err := attach(programs, programsDirectory); err != nil {
 		return err
 	}
-	for source, target := range map[string]string{"kubelet": "/var/lib/kubelet", "containerd": "/var/lib/containerd", "log": "/var/log"} {
+	for source, target := range map[string]string{"kubelet": kubeletDirectory, "containerd": "/var/lib/containerd", "log": "/var/log"} {
 		if err := os.MkdirAll(target, 0o755); err != nil {
 			return err
 		}
@@ -121,6 +127,9 @@ func setUpMounts(directory string) error {
 		}
 	}
 	if err := coverSettings(); err != nil {
+		return err
+	}
+	if err := mountUncovered(); err != nil {
 		return err
 	}
 	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
@@ -158,6 +167,34 @@ func coverSettings() error {
 		}
 		target := filepath.Join("/proc/sys", name)
 		if err := unix.Mount(cover, target, "", unix.MS_BIND, ""); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("%s: %w", target, err)
+		}
+	}
+	return nil
+}
+
+// linkKubeletDirectory returns the path that the kubelet uses for its directory.
+func linkKubeletDirectory() (string, error) {
+	text, err := os.ReadFile(filepath.Join(stateDirectory, "kubelet-dir"))
+	path := string(text)
+	if err != nil || path == kubeletDirectory {
+		return path, err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", err
+	}
+	return path, os.Symlink(kubeletDirectory, path)
+}
+
+// mountUncovered mounts a proc and a sysfs that nothing covers. Without them, the kernel
+// does not let a pod with its own user namespace mount its proc and sysfs.
+func mountUncovered() error {
+	for _, kind := range []string{"proc", "sysfs"} {
+		target := filepath.Join("/run/cluster/uncovered", kind)
+		if err := os.MkdirAll(target, 0o700); err != nil {
+			return err
+		}
+		if err := unix.Mount(kind, target, kind, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 			return fmt.Errorf("%s: %w", target, err)
 		}
 	}

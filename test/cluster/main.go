@@ -41,6 +41,8 @@ Flags:
   --name NAME        name of the cluster                       (step-csi)
   --kubernetes 1.34  version of Kubernetes, 1.34 or 1.37       (1.37)
   --owner PID        with up: remove the cluster when this process ends
+  --kubelet-dir DIR  with up: the kubelet's directory   (/var/lib/kubelet)
+                     any other is a symbolic link to /var/lib/kubelet
   --source DIR       source of the cluster's programs          (test/cluster)
   --cache DIR        programs and clusters  ($XDG_CACHE_HOME/step-csi, else ~/.cache/step-csi)
 `
@@ -77,6 +79,7 @@ func run(args []string) error {
 	name := flags.String("name", "step-csi", "")
 	kubernetes := flags.String("kubernetes", defaultKubernetes, "")
 	owner := flags.Int("owner", 0, "")
+	kubeletDir := flags.String("kubelet-dir", kubeletDirectory, "")
 	source := flags.String("source", "test/cluster", "")
 	cache := flags.String("cache", "", "")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -84,6 +87,9 @@ func run(args []string) error {
 		return err
 	} else if err != nil {
 		return fmt.Errorf("%w\n\n%s", err, usage)
+	}
+	if path := *kubeletDir; path != filepath.Clean(path) || !strings.HasPrefix(path, "/var/lib/") {
+		return fmt.Errorf("--kubelet-dir: %q is not below /var/lib, where the node has its own files", path)
 	}
 	if *cache == "" {
 		base, err := os.UserCacheDir()
@@ -117,7 +123,7 @@ func run(args []string) error {
 	}
 	switch command {
 	case "up":
-		return c.up(*source, *kubernetes, *owner)
+		return c.up(*source, *kubernetes, *kubeletDir, *owner)
 	case "down":
 		return c.down()
 	case "stop":
@@ -142,7 +148,7 @@ func run(args []string) error {
 }
 
 // up starts the cluster and waits until it can run pods.
-func (c *cluster) up(source, kubernetes string, owner int) error {
+func (c *cluster) up(source, kubernetes, kubeletDirectory string, owner int) error {
 	if err := checkMachine(); err != nil {
 		return err
 	}
@@ -158,7 +164,7 @@ func (c *cluster) up(source, kubernetes string, owner int) error {
 		fmt.Fprintf(os.Stderr, "The cluster %q is already running.\n", c.name)
 		return c.printEnvironment(os.Stdout)
 	}
-	if err := c.prepare(programs, kubernetes); err != nil {
+	if err := c.prepare(programs, kubernetes, kubeletDirectory); err != nil {
 		return err
 	}
 	if err := c.startOutside(owner); err != nil {
@@ -177,10 +183,13 @@ func checkMachine() error {
 		return errors.New("step-csi-cluster needs Linux, and root for namespaces and mounts: run it with sudo -E")
 	}
 	var missing []string
-	for program, pack := range map[string]string{"runc": "runc", "iptables": "iptables", "nsenter": "util-linux"} {
+	for program, pack := range map[string]string{"iptables": "iptables", "nsenter": "util-linux", "gcc": "gcc", "pkg-config": "pkg-config"} {
 		if _, err := exec.LookPath(program); err != nil {
 			missing = append(missing, pack)
 		}
+	}
+	if _, err := os.Stat("/usr/include/seccomp.h"); err != nil {
+		missing = append(missing, "libseccomp-dev")
 	}
 	if _, err := cniPlugins(); err != nil {
 		missing = append(missing, "containernetworking-plugins")

@@ -41,6 +41,7 @@ type step struct {
 	modfile               string // in the module's directory; go.mod if empty
 	ldflags               string
 	sources               []string // beside the module file and its sums
+	cgoTags               string   // build with cgo and these tags
 }
 
 func steps(source, modfile string) ([]step, error) {
@@ -53,10 +54,11 @@ func steps(source, modfile string) ([]step, error) {
 	minor, _, _ = strings.Cut(minor, ".")
 	return []step{
 		{"Kubernetes " + version + " and etcd", ".", "./kubernetes", modfile, fmt.Sprintf(" -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s",
-			variables, version, variables, major, variables, minor), []string{"kubernetes/main.go"}},
-		{"containerd", ".", "tool", "", "", nil},
-		{"CoreDNS", "coredns", "tool", "", "", nil},
-		{"Helm", "helm", "helm.sh/helm/v4/cmd/helm", "", "", nil},
+			variables, version, variables, major, variables, minor), []string{"kubernetes/main.go"}, ""},
+		{"containerd", ".", "tool", "", "", nil, ""},
+		{"runc", "runc", "tool", "", "", nil, "seccomp"},
+		{"CoreDNS", "coredns", "tool", "", "", nil, ""},
+		{"Helm", "helm", "helm.sh/helm/v4/cmd/helm", "", "", nil, ""},
 	}, nil
 }
 
@@ -84,7 +86,7 @@ func buildSuite(source, modfile, cache string, progress io.Writer) (string, erro
 		return "", err
 	}
 	defer unlock()
-	suite := step{"Kubernetes' external storage suite", ".", "./storagesuite", modfile, "", []string{"storagesuite/main.go"}}
+	suite := step{"Kubernetes' external storage suite", ".", "./storagesuite", modfile, "", []string{"storagesuite/main.go"}, ""}
 	part, err := suite.cached(source, cache, progress)
 	return filepath.Join(part, "storagesuite"), err
 }
@@ -191,13 +193,16 @@ func (s step) key(source string) (string, error) {
 func (s step) build(source, into string, progress io.Writer) error {
 	begin := time.Now()
 	fmt.Fprintf(progress, "Building %s. The first build of all programs takes about 12 min on two cores.\n", s.title)
-	args := []string{"build", "-v", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w" + s.ldflags, "-o", into + "/"}
+	args := []string{"build", "-v", "-buildvcs=false", "-trimpath", "-tags", s.cgoTags, "-ldflags", "-s -w" + s.ldflags, "-o", into + "/"}
 	if s.modfile != "" {
 		args = append(args, "-modfile="+s.modfile)
 	}
 	command := exec.Command("go", append(args, s.target)...)
 	command.Dir = filepath.Join(source, s.module)
 	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOGC=400")
+	if s.cgoTags != "" {
+		command.Env = append(command.Env, "CGO_ENABLED=1")
+	}
 	names, err := command.StderrPipe()
 	if err != nil {
 		return err

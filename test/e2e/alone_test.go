@@ -84,44 +84,6 @@ func scalePlugin(label string) error {
 	return err
 }
 
-// An upgrade to another version and a rollback. No pod misses a file, and renewals
-// continue.
-func upgrade(t *testing.T) {
-	p := witness(t, "upgrade")
-	leaf := p.files(t)
-	must(t, installPlugin("--set", "image.tag=other"))
-	if image := pluginImage(t); image != otherTag {
-		t.Errorf("after the upgrade, the plugin's image is %s", image)
-	}
-	leaf = p.waitRotation(t, leaf, 90*time.Second)
-	if _, err := command("helm", "-n", identity, "rollback", "step-csi", "--wait", "--timeout=90s"); err != nil {
-		t.Fatal(err)
-	}
-	waitPlugin(t)
-	if image := pluginImage(t); image != pluginTag {
-		t.Errorf("after the rollback, the plugin's image is %s", image)
-	}
-	p.waitRotation(t, leaf, 90*time.Second)
-	// A changed configuration restarts the plugin.
-	before := pluginPod(t)
-	must(t, installPlugin("--set", "issuers.default.duration.max=23h,issuers.default.duration.default=23h"))
-	if pluginPod(t) == before {
-		t.Error("a changed configuration did not restart the plugin's pod")
-	}
-	must(t, installPlugin())
-	sawAll(t, p)
-}
-
-func pluginImage(t *testing.T) string {
-	t.Helper()
-	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].spec.containers[0].image}")
-}
-
-func pluginPod(t *testing.T) string {
-	t.Helper()
-	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "-o", "jsonpath={.items[*].metadata.name}")
-}
-
 // step-ca is down for longer than a certificate is valid. The pod keeps its files, and
 // gets a new certificate when the CA is back.
 func longOutage(t *testing.T) {
@@ -250,24 +212,6 @@ func directoryRemoved(t *testing.T) {
 	last.files(t)
 	p.waitRotation(t, leaf, 90*time.Second)
 	sawAll(t, p)
-}
-
-// The node has a power failure and restarts. Its pods restart with certificates.
-func nodeRestart(t *testing.T) {
-	namespace(t, "power", "baseline")
-	p := pod{namespace: "power", name: "comes-back", attributes: short()}
-	p.start(t)
-	leaf := p.files(t)
-	if _, err := tool("stop"); err != nil {
-		t.Fatal(err)
-	}
-	must(t, startCluster())
-	p.waitRotation(t, leaf, 2*time.Minute)
-	p.waitReady(t)
-	waitPlugin(t)
-	fresh := pod{namespace: "power", name: "fresh"}
-	fresh.start(t)
-	fresh.files(t)
 }
 
 // The uninstalled plugin leaves nothing but its directory. A pod that still has a volume

@@ -20,7 +20,6 @@ import (
 const (
 	identity   = "flexstack-identity" // the guide's namespace, for step-ca and the plugin
 	pluginTag  = "ghcr.io/flexstack/step-csi:dev"
-	otherTag   = "ghcr.io/flexstack/step-csi:other" // stands for another version
 	reloadTag  = "ghcr.io/flexstack/step-csi-reload:dev"
 	guideFile  = "deploy/examples/values/guide.yaml"
 	chart      = "deploy/charts/step-csi"
@@ -55,6 +54,8 @@ func TestE2E(t *testing.T) {
 			"finished":       finishedPod,
 			"spiffe":         spiffe,
 			"metrics":        metrics,
+			"shapes":         shapes,
+			"long-names":     longNames,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -149,7 +150,7 @@ func runAll(m *testing.M) (status int, err error) {
 	}
 	defer os.RemoveAll(archives)
 	plugin, reload := filepath.Join(archives, "step-csi.tar"), filepath.Join(archives, "step-csi-reload.tar")
-	if err := buildImages(plugin, reload); err != nil {
+	if err := buildImages(".", "BASE=local", "VERSION=", "IMAGE="+pluginTag, "IMAGE_ARCHIVE="+plugin, "RELOAD_IMAGE="+reloadTag, "RELOAD_IMAGE_ARCHIVE="+reload); err != nil {
 		return 1, err
 	}
 	images, err := command("go", "run", "./test/e2e/images")
@@ -163,9 +164,6 @@ func runAll(m *testing.M) (status int, err error) {
 	defer func() { err = errors.Join(err, stopCluster()) }()
 	say("load images")
 	if _, err := tool("load", strings.TrimSpace(images), plugin, reload); err != nil {
-		return 1, err
-	}
-	if _, err := tool("exec", "ctr", "-n", "k8s.io", "images", "tag", pluginTag, otherTag); err != nil {
 		return 1, err
 	}
 	say("step-ca")
@@ -182,11 +180,12 @@ func runAll(m *testing.M) (status int, err error) {
 	return status, nil
 }
 
-// buildImages builds both images as `make image BASE=local` does.
-func buildImages(plugin, reload string) error {
+// buildImages builds both images of the sources in the directory, with the variables of
+// deploy/image/build.sh.
+func buildImages(sources string, variables ...string) error {
 	build := exec.Command("deploy/image/build.sh")
-	build.Env = append(os.Environ(), "BASE=local", "VERSION=",
-		"IMAGE="+pluginTag, "IMAGE_ARCHIVE="+plugin, "RELOAD_IMAGE="+reloadTag, "RELOAD_IMAGE_ARCHIVE="+reload)
+	build.Dir = sources
+	build.Env = append(os.Environ(), variables...)
 	out, err := build.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("build the images: %w\n%s", err, out)
@@ -195,8 +194,8 @@ func buildImages(plugin, reload string) error {
 }
 
 // startCluster starts the cluster, or restarts it with its state.
-func startCluster() error {
-	up := exec.Command(cluster.tool, toolArgs("--owner", fmt.Sprint(os.Getpid()), "up")...)
+func startCluster(flags ...string) error {
+	up := exec.Command(cluster.tool, toolArgs(append(flags, "--owner", fmt.Sprint(os.Getpid()), "up")...)...)
 	up.Stderr = os.Stderr
 	variables, err := up.Output()
 	if err != nil {
@@ -237,7 +236,7 @@ func toolArgs(args ...string) []string {
 }
 
 // installCA runs the commands of deploy/step-ca/README.md. Then it allows lifetimes of 5
-// seconds and more, as installPlugin does.
+// seconds and more, and adds a provisioner for a second issuer, as installPlugin does.
 func installCA() error {
 	_, err := shellBlock("deploy/step-ca/README.md", "# A step-ca", func(script string) string {
 		script, _, _ = strings.Cut(script, "helm install") // installPlugin installs this version's image later
@@ -247,7 +246,15 @@ func installCA() error {
 		return err
 	}
 	_, err = command("kubectl", "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc",
-		"step ca provisioner update admin --x509-min-dur=5s --ca-config /home/step/config/ca.json && kill -HUP 1")
+		`cd /home/step
+		step ca provisioner update admin --x509-min-dur=5s --ca-config=config/ca.json
+		echo other-password > /tmp/other
+		step ca provisioner add other --create --password-file=/tmp/other --x509-default-dur=1h --disable-renewal --ca-config=config/ca.json
+		kill -HUP 1`)
+	if err != nil {
+		return err
+	}
+	_, err = command("kubectl", "-n", identity, "patch", "secret", "step-ca-secrets", "--patch", `{"stringData": {"other-password": "other-password"}}`)
 	return err
 }
 
@@ -262,8 +269,17 @@ func shellBlock(document, mark string, change func(string) string) (string, erro
 }
 
 func installPlugin(values ...string) error {
-	args := append([]string{"upgrade", "--install", "step-csi", chart, "-n", identity, "-f", guideFile, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=3s,issuers.default.duration.min=5s", "--wait", "--timeout=90s"}, values...)
-	_, err := command("helm", args...)
+	return install(".", append([]string{
+		"--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=3s,issuers.default.duration.min=5s",
+		"--set", "issuers.other.url=https://step-ca.flexstack-identity.svc.cluster.local:9000,issuers.other.caBundle.secret=step-ca-secrets,issuers.other.caBundle.key=root_ca.crt",
+		"--set", "issuers.other.provisioner.type=jwk,issuers.other.provisioner.name=other,issuers.other.provisioner.passwordSecret.name=step-ca-secrets,issuers.other.provisioner.passwordSecret.key=other-password",
+	}, values...)...)
+}
+
+// install installs or upgrades the plugin with the chart of the sources in the directory.
+func install(sources string, values ...string) error {
+	_, err := command("helm", append([]string{"upgrade", "--install", "step-csi", filepath.Join(sources, chart), "-n", identity,
+		"-f", filepath.Join(sources, guideFile), "--wait", "--timeout=90s"}, values...)...)
 	return err
 }
 

@@ -77,6 +77,7 @@ type pod struct {
 	attributes      map[string]string
 	script          string // the command; the pod sleeps if empty
 	security        string // JSON of the securityContext
+	account         string // the service account
 	mountReadOnly   bool
 }
 
@@ -100,12 +101,12 @@ func (p pod) manifest() string {
 	script, _ := json.Marshal(p.script)
 	attributes, _ := json.Marshal(p.attributes)
 	return fmt.Sprintf(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": %q, "namespace": %q}, "spec": {
-		"terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false, "securityContext": %s,
+		"terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false, "serviceAccountName": %q, "securityContext": %s,
 		"containers": [{"name": "app", "image": "docker.io/library/busybox:1.37", "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", %s],
 			"securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}},
 			"volumeMounts": [{"name": "tls", "mountPath": "/etc/tls", "readOnly": %t}]}],
 		"volumes": [{"name": "tls", "csi": {"driver": %q, "readOnly": true, "volumeAttributes": %s}}]}}`,
-		p.name, p.namespace, p.security, script, p.mountReadOnly, driverName, attributes)
+		p.name, p.namespace, p.account, p.security, script, p.mountReadOnly, driverName, attributes)
 }
 
 // start creates the pod and waits until it runs.
@@ -224,12 +225,17 @@ func gone(uid string) error {
 // witness starts a pod that reads its files continuously, and logs when it cannot.
 func witness(t *testing.T, name string) pod {
 	t.Helper()
-	p := pod{namespace: name, name: "witness", mountReadOnly: true, attributes: short("service-names", "witness"), script: `
+	namespace(t, name, "baseline")
+	return witnessIn(t, name, "witness")
+}
+
+func witnessIn(t *testing.T, namespace, name string) pod {
+	t.Helper()
+	p := pod{namespace: namespace, name: name, mountReadOnly: true, attributes: short("service-names", name), script: `
 		while true; do
 			for f in tls.crt tls.key ca.crt; do [ -s /etc/tls/$f ] && cat /etc/tls/$f >/dev/null || echo "LOST $f"; done
 			sleep 0.1
 		done`}
-	namespace(t, name, "baseline")
 	p.start(t)
 	return p
 }

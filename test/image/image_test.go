@@ -54,8 +54,8 @@ func (e expectation) name() string { return "localhost/" + e.title + "-image-tes
 // TestImage builds both images twice, as if on two machines: the second source is in
 // another directory with other times and modes, and the builds share only Go's cache.
 func TestImage(t *testing.T) {
-	first := build(t, "../..", "022", "UTC")
-	second := build(t, copySource(t), "077", "Asia/Tokyo")
+	first := build(t, "../..", "022", "UTC", "")
+	second := build(t, copySource(t), "077", "Asia/Tokyo", "")
 	for _, want := range expectations {
 		t.Run(want.title, func(t *testing.T) {
 			got := load(t, filepath.Join(first, want.title), want.name())
@@ -73,13 +73,13 @@ func TestImage(t *testing.T) {
 
 // build runs the source's build.sh with its own image storage, and returns a directory
 // with an archive of each image.
-func build(t *testing.T, root, umask, zone string) string {
+func build(t *testing.T, root, umask, zone, platform string) string {
 	t.Helper()
 	archives := t.TempDir()
 	command := exec.Command("sh", "-c", "umask "+umask+" && exec deploy/image/build.sh")
 	command.Dir = root
 	command.Env = append(os.Environ(), "GOCACHE="+goEnv(t, "GOCACHE"), "XDG_CACHE_HOME="+t.TempDir(), "TZ="+zone,
-		"BASE=local", "BUILDER=buildah", "VERSION="+version, "REVISION="+revision, "SOURCE_DATE_EPOCH="+strconv.Itoa(epoch), "PLATFORM=")
+		"BASE=local", "BUILDER=buildah", "VERSION="+version, "REVISION="+revision, "SOURCE_DATE_EPOCH="+strconv.Itoa(epoch), "PLATFORM="+platform)
 	for _, e := range expectations {
 		command.Env = append(command.Env, e.variable+"IMAGE="+e.name(), e.variable+"IMAGE_ARCHIVE="+filepath.Join(archives, e.title))
 	}

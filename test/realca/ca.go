@@ -35,6 +35,7 @@ type CA struct {
 	address   string
 	directory string
 	pki       *minica.CA // as set up by Start
+	database  map[string]any
 	process   *exec.Cmd
 	log       bytes.Buffer
 }
@@ -65,11 +66,16 @@ func build(directory, name, source string) (program string, err error) {
 // Start sets up a CA below the directory, as `step ca init` does, and waits until
 // the program listens.
 func Start(program, directory string) (*CA, error) {
+	return StartWith(program, directory, map[string]any{"type": "badgerv2", "dataSource": DatabaseDirectory(directory)})
+}
+
+// StartWith is Start with another database: "db" in ca.json.
+func StartWith(program, directory string, database map[string]any) (*CA, error) {
 	pki, err := minica.New(minica.WithName("Real"))
 	if err != nil {
 		return nil, err
 	}
-	ca := &CA{program: program, pki: pki, directory: directory}
+	ca := &CA{program: program, pki: pki, directory: directory, database: database}
 	if ca.address, err = freeAddress(); err != nil {
 		return nil, err
 	}
@@ -118,7 +124,7 @@ func (ca *CA) write() error {
 	data, err := json.Marshal(map[string]any{
 		"root": []string{ca.path("root_ca_0.crt")}, "crt": ca.path("intermediate_ca.crt"), "key": ca.path("intermediate_ca_key"),
 		"address": ca.address, "dnsNames": []string{"127.0.0.1"},
-		"db":  map[string]any{"type": "badgerv2", "dataSource": DatabaseDirectory(ca.directory)},
+		"db":  ca.database,
 		"crl": map[string]any{"enabled": true, "generateOnRevoke": true},
 		"authority": map[string]any{"provisioners": []any{map[string]any{
 			"type": "JWK", "name": name, "key": key, "encryptedKey": sealed,

@@ -1,0 +1,92 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	previousTag = "ghcr.io/flexstack/step-csi:previous"
+	// previousCommit is the version before: there is no tag yet.
+	previousCommit = "5c0c1a5"
+)
+
+// From this version to the version before, by its own chart, and back, by an upgrade and
+// by a rollback. No pod misses a file, and each version renews the volumes of the other.
+func upgrade(t *testing.T) {
+	p := witness(t, "upgrade")
+	leaf := p.files(t)
+	previous := loadPrevious(t)
+	must(t, install(previous, "--set", "image.tag=previous,ra.terminationGracePeriodSeconds=4,issuers.default.duration.min=5s"))
+	expectImage(t, previousTag)
+	leaf = p.waitRotation(t, leaf, 90*time.Second)
+	old := witnessIn(t, p.namespace, "old")
+	oldLeaf := old.files(t)
+
+	must(t, installPlugin())
+	expectImage(t, pluginTag)
+	leaf = p.waitRotation(t, leaf, 90*time.Second)
+	oldLeaf = old.waitRotation(t, oldLeaf, 90*time.Second)
+
+	if _, err := command("helm", "-n", identity, "rollback", "step-csi", "--wait", "--timeout=90s"); err != nil {
+		t.Fatal(err)
+	}
+	waitPlugin(t)
+	expectImage(t, previousTag)
+	leaf = p.waitRotation(t, leaf, 90*time.Second)
+	oldLeaf = old.waitRotation(t, oldLeaf, 90*time.Second)
+
+	// A changed configuration restarts the plugin.
+	must(t, installPlugin())
+	before := pluginPod(t)
+	must(t, installPlugin("--set", "issuers.default.duration.max=23h,issuers.default.duration.default=23h"))
+	if pluginPod(t) == before {
+		t.Error("a changed configuration did not restart the plugin's pod")
+	}
+	must(t, installPlugin())
+	p.waitRotation(t, leaf, 90*time.Second)
+	old.waitRotation(t, oldLeaf, 90*time.Second)
+	sawAll(t, p)
+	sawAll(t, old)
+}
+
+// loadPrevious builds the image of the version before, loads it into the cluster, and
+// returns the directory of that version.
+func loadPrevious(t *testing.T) string {
+	t.Helper()
+	commit := previousCommit
+	if _, err := command("git", "cat-file", "-e", commit+"^{commit}"); err != nil {
+		all, err := command("git", "rev-list", "HEAD")
+		must(t, err)
+		commits := strings.Fields(all)
+		commit = commits[len(commits)-1]
+		fmt.Printf("    this clone does not have the commit %s: the version before is its oldest, %s\n", previousCommit, commit)
+	}
+	directory := t.TempDir()
+	_, err := command("sh", "-euc", "git archive "+commit+" | tar -x -C "+directory)
+	must(t, err)
+	archive := filepath.Join(directory, "image.tar")
+	must(t, buildImages(directory, "BASE=local", "VERSION=previous", "IMAGE="+previousTag, "IMAGE_ARCHIVE="+archive, "RELOAD_IMAGE="+reloadTag+"-previous"))
+	_, err = tool("load", archive)
+	must(t, err)
+	must(t, os.Remove(archive))
+	return directory
+}
+
+func expectImage(t *testing.T, want string) {
+	t.Helper()
+	if image := kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].spec.containers[0].image}"); image != want {
+		t.Errorf("the plugin's image is %s, want %s", image, want)
+	}
+}
+
+func pluginPod(t *testing.T) string {
+	t.Helper()
+	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "-o", "jsonpath={.items[*].metadata.name}")
+}
