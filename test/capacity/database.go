@@ -27,6 +27,7 @@ type database struct {
 type server struct {
 	configuration map[string]any // "db" in ca.json
 	size          func() (int64, error)
+	empty         func() error // while the CA is down
 	stop          func() error
 }
 
@@ -40,11 +41,15 @@ var databases = []database{
 		return inFiles(map[string]any{"type": "bbolt", "dataSource": path}, path), nil
 	}},
 	{"PostgreSQL", startPostgreSQL},
-	{"MariaDB", startMariaDB},
 }
 
 func inFiles(configuration map[string]any, path string) server {
-	return server{configuration: configuration, size: func() (int64, error) { return sizeOfFiles(path) }, stop: func() error { return nil }}
+	return server{
+		configuration: configuration,
+		size:          func() (int64, error) { return sizeOfFiles(path) },
+		empty:         func() error { return os.RemoveAll(path) },
+		stop:          func() error { return nil },
+	}
 }
 
 func sizeOfFiles(path string) (total int64, err error) {
@@ -75,36 +80,27 @@ func startPostgreSQL(directory string) (server, error) {
 	if err != nil {
 		return server{}, err
 	}
+	query := func(text string) (string, error) {
+		out, err := exec.Command(filepath.Join(programs, "psql"), "-h", "127.0.0.1", "-p", port, "-U", "postgres", "-d", "stepca", "-Atc", text).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("psql: %w: %s", err, out)
+		}
+		return strings.TrimSpace(string(out)), err
+	}
 	return server{
 		configuration: map[string]any{"type": "postgresql", "dataSource": "postgresql://postgres@127.0.0.1:" + port + "/", "database": "stepca"},
 		stop:          stop,
 		size: func() (int64, error) {
-			out, err := exec.Command(filepath.Join(programs, "psql"), "-h", "127.0.0.1", "-p", port, "-U", "postgres", "-Atc", "SELECT pg_database_size('stepca')").Output()
+			out, err := query("SELECT pg_database_size('stepca')")
 			if err != nil {
 				return 0, err
 			}
-			return strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+			return strconv.ParseInt(out, 10, 64)
 		},
-	}, nil
-}
-
-func startMariaDB(directory string) (server, error) {
-	if _, err := exec.LookPath("mariadbd"); err != nil {
-		return server{}, errors.New("MariaDB is not installed; on Debian or Ubuntu: apt-get install --no-install-recommends mariadb-server")
-	}
-	data, port := filepath.Join(directory, "data"), freePort()
-	if err := runAs("mysql", directory, "mariadb-install-db", "--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db", "--datadir="+data); err != nil {
-		return server{}, err
-	}
-	stop, err := keepAs("mysql", directory, port, "mariadbd", "--no-defaults", "--datadir="+data, "--bind-address=127.0.0.1", "--port="+port,
-		"--socket="+filepath.Join(directory, "socket"), "--pid-file="+filepath.Join(directory, "pid"))
-	if err != nil {
-		return server{}, err
-	}
-	return server{
-		configuration: map[string]any{"type": "mysql", "dataSource": "root@tcp(127.0.0.1:" + port + ")/", "database": "stepca"},
-		stop:          stop,
-		size:          func() (int64, error) { return sizeOfFiles(filepath.Join(data, "stepca")) },
+		empty: func() error {
+			_, err := query("TRUNCATE used_ott, x509_certs, x509_certs_data")
+			return err
+		},
 	}, nil
 }
 

@@ -1,6 +1,6 @@
 // Capacity measures how much a step-ca database grows with each certificate, and prints
 // a table: docs/capacity.md has it. It runs a real step-ca with each database: badger and
-// bbolt in files, and PostgreSQL and MariaDB as processes of their own, on loopback.
+// bbolt in files, and PostgreSQL as a process of its own, on loopback.
 package main
 
 import (
@@ -27,8 +27,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	certificates := flag.Int("certificates", 10000, "number of certificates between two measurements")
+	only := flag.String("database", "", "only the database with this `NAME`")
 	flag.Parse()
-	if err := measureAll(ctx, *certificates); err != nil {
+	if err := measureAll(ctx, *certificates, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "capacity:", err)
 		os.Exit(1)
 	}
@@ -51,13 +52,13 @@ func many(count int) []string {
 	return all
 }
 
-func measureAll(ctx context.Context, certificates int) error {
+func measureAll(ctx context.Context, certificates int, only string) error {
 	directory, err := os.MkdirTemp("", "step-csi-capacity-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(directory)
-	// The database servers run as other users.
+	// PostgreSQL runs as another user.
 	if err := os.Chmod(directory, 0o755); err != nil {
 		return err
 	}
@@ -67,6 +68,9 @@ func measureAll(ctx context.Context, certificates int) error {
 	}
 	fmt.Println("| database | names | bytes for each certificate |\n|---|---|---|")
 	for _, d := range databases {
+		if only != "" && only != d.title {
+			continue
+		}
 		if err := measure(ctx, d, program, filepath.Join(directory, d.title), certificates); err != nil {
 			return fmt.Errorf("%s: %w", d.title, err)
 		}
@@ -116,7 +120,24 @@ func grow(ctx context.Context, server server, program, directory string, dns []s
 		return 0, err
 	}
 	after, err := sizeOf(ca, server)
-	return after - before, err
+	if err != nil {
+		return 0, err
+	}
+	return after - before, checkEmptied(ctx, ca, server, dns)
+}
+
+// checkEmptied empties the database as the documentation describes, and checks that the
+// CA signs.
+func checkEmptied(ctx context.Context, ca *realca.CA, server server, dns []string) error {
+	ca.Stop()
+	if err := errors.Join(server.empty(), ca.Resume()); err != nil {
+		return err
+	}
+	time.Sleep(time.Second)
+	if err := sign(ctx, ca, dns, 10); err != nil {
+		return fmt.Errorf("after the database was emptied: %w", err)
+	}
+	return nil
 }
 
 // sizeOf stops the CA, so that it writes everything, and starts it again. The CA refuses
@@ -160,6 +181,9 @@ func sign(ctx context.Context, ca *realca.CA, dns []string, count int) error {
 		return err
 	}
 	request.URIs = []names.URI{id}
+	if request.CommonName, err = names.ParseCommonName(dns[0]); err != nil {
+		return err
+	}
 	pod := issuer.Applicant{Pod: issuer.Pod{Namespace: "shop", Name: "web-0", UID: "7d6b4a54-0d6f-4a6e-8a4a-6f4b7d1f5b0e", ServiceAccount: "default"}}
 	signing, ctx := errgroup.WithContext(ctx)
 	signing.SetLimit(8)

@@ -69,6 +69,7 @@ func TestE2E(t *testing.T) {
 	}{
 		{"plugin-killed", pluginKilled},
 		{"plugin-down", pluginDown},
+		{"hundred-pods", hundredPods}, // long before uninstall, which waits until its pods have ended
 		{"upgrade", upgrade},
 		{"node-mode", nodeMode},
 		{"ca-outage", caOutage},
@@ -79,7 +80,6 @@ func TestE2E(t *testing.T) {
 		{"kubelet-restart", kubeletRestart},
 		{"directory-removed", directoryRemoved},
 		{"node-restart", nodeRestart},
-		{"hundred-pods", hundredPods},
 		{"uninstall", uninstall},
 		{"step-certificates", stepCertificates},
 	} {
