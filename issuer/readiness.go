@@ -32,6 +32,7 @@ type condition struct {
 	roots     error  // of the last request for the roots
 	known     bool   // whether holders can renew
 	renewal   string // why holders can renew; empty if they cannot
+	token     tokenCertificate
 }
 
 func (c *condition) trouble() error {
@@ -66,8 +67,8 @@ func (r *Readiness) Err() error {
 	return errNoIssuer
 }
 
-// Details has a line for each issuer that does not work, and for each whose CA lets
-// holders renew. It is empty if there is nothing to report.
+// Details has a line for each issuer that does not work, for each whose CA lets holders
+// renew, and for each whose certificate for its CA is about to expire. It is empty if there is nothing to report.
 func (r *Readiness) Details() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -79,6 +80,9 @@ func (r *Readiness) Details() string {
 		}
 		if c.renewal != "" {
 			fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, oneLine(c.renewal))
+		}
+		if warning := c.token.warning(time.Now()); warning != "" {
+			fmt.Fprintf(&lines, "issuer %s: warning: %s\n", name, warning)
 		}
 	}
 	return lines.String()
@@ -131,6 +135,7 @@ type watch struct {
 	connected bool   // at least once
 	failing   bool   // the last check failed
 	warned    string // the last warning that was logged
+	expiring  bool   // the certificate that signs tokens is about to expire
 }
 
 // check reads the provisioner, if the signer has one, and connects.
@@ -143,7 +148,24 @@ func (w *watch) check(ctx context.Context) (err error) {
 		}
 		w.warn(ctx, allowed)
 	}
-	return w.issuer.Connect(ctx)
+	err = w.issuer.Connect(ctx)
+	if t, ok := w.issuer.signer.(TokenCertificate); ok {
+		w.warnTokenCertificate(ctx, t)
+	}
+	return err
+}
+
+// warnTokenCertificate records the validity of the certificate that signs tokens, and
+// logs once that it is about to expire.
+func (w *watch) warnTokenCertificate(ctx context.Context, t TokenCertificate) {
+	var own tokenCertificate
+	own.issued, own.expires = t.TokenCertificate()
+	w.update(w.name, func(c *condition) { c.token = own })
+	warning := own.warning(time.Now())
+	if warning != "" && !w.expiring {
+		klog.FromContext(ctx).Info("Warning: the certificate that signs tokens is about to expire", "reason", warning)
+	}
+	w.expiring = warning != ""
 }
 
 // warn records whether holders can renew, and logs it when it changes.
@@ -199,6 +221,8 @@ var (
 func (r *Readiness) Describe(descriptions chan<- *prometheus.Desc) {
 	descriptions <- readyDesc
 	descriptions <- renewalDesc
+	descriptions <- tokenCertificateExpiresDesc
+	descriptions <- tokenCertificateIssuedDesc
 }
 
 // Collect implements prometheus.Collector.
@@ -217,5 +241,6 @@ func (r *Readiness) Collect(out chan<- prometheus.Metric) {
 		if c.known {
 			send(renewalDesc, c.renewal != "", name)
 		}
+		c.token.collect(out, name)
 	}
 }

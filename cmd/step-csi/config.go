@@ -182,7 +182,7 @@ func (f *configFile) ra(directory string) (*config, error) {
 	}
 	for name, i := range f.Issuers {
 		if i.Provisioner.Type == typeRA {
-			return nil, fmt.Errorf("issuers.%s.provisioner.type: must be %s, because a registration authority has the CA sign directly", name, typeJWK)
+			return nil, fmt.Errorf("issuers.%s.provisioner.type: must be %s or %s, because a registration authority has the CA sign directly", name, typeJWK, typeX5C)
 		}
 	}
 	c, err := f.check(directory, refreshRootsRA)

@@ -18,7 +18,8 @@ import (
 
 // The types of provisioners.
 const (
-	typeJWK = "jwk" // this process signs, with the password of a JWK provisioner
+	typeJWK = "jwk" // this process signs, with the key of a JWK provisioner
+	typeX5C = "x5c" // this process signs, with a certificate that an X5C provisioner accepts
 	typeRA  = "ra"  // the registration authority signs, after it has reviewed the token of the pod
 )
 
@@ -45,10 +46,14 @@ type issuerFile struct {
 }
 
 type provisionerFile struct {
-	Type         string `json:"type"`
-	Name         string `json:"name"`
-	PasswordFile string `json:"passwordFile"`
-	TokenFile    string `json:"tokenFile"`
+	Type            string `json:"type"`
+	Name            string `json:"name"`
+	KeyID           string `json:"kid"`
+	PasswordFile    string `json:"passwordFile"`
+	KeyFile         string `json:"keyFile"`
+	CertificateFile string `json:"certificateFile"`
+	PrivateKeyFile  string `json:"privateKeyFile"`
+	TokenFile       string `json:"tokenFile"`
 	// RequireDisableRenewal refuses to sign while the provisioner lets step-ca renew
 	// certificates for their holders.
 	RequireDisableRenewal bool `json:"requireDisableRenewal"`
@@ -81,47 +86,86 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration, r
 		return c, fmt.Errorf("caBundleFile: %w", err)
 	}
 	switch f.Provisioner.Type {
-	case typeJWK:
-		c.signer, err = f.jwkSigner(directory, bundle, reserved)
+	case typeJWK, typeX5C:
+		c.signer, err = f.caSigner(directory, bundle, reserved)
 	case typeRA:
 		c.signer, err = f.raSigner(name, directory, bundle)
 	default:
-		err = fmt.Errorf("provisioner.type: %q is unknown; use %s or %s", f.Provisioner.Type, typeJWK, typeRA)
+		err = fmt.Errorf("provisioner.type: %q is unknown; use %s, %s or %s", f.Provisioner.Type, typeJWK, typeX5C, typeRA)
 	}
 	return c, err
 }
 
-func (f issuerFile) jwkSigner(directory string, bundle []byte, reserved *policy.Reserved) (closingSigner, error) {
-	if f.Provisioner.TokenFile != "" {
-		return nil, fmt.Errorf("provisioner.tokenFile: is for the type %s only", typeRA)
+// caSigner calls the CA itself.
+func (f issuerFile) caSigner(directory string, bundle []byte, reserved *policy.Reserved) (closingSigner, error) {
+	if err := f.Provisioner.checkKeys(); err != nil {
+		return nil, err
 	}
 	if f.Roots.Fingerprint != "" || f.Roots.CABundleFile != "" {
 		return nil, fmt.Errorf("roots.fingerprint and roots.caBundleFile: are for the type %s only; set the issuer's fingerprint or caBundleFile", typeRA)
 	}
-	if f.Provisioner.PasswordFile == "" {
-		return nil, errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key")
-	}
-	password, err := secretFile(within(directory, f.Provisioner.PasswordFile))
-	if err != nil {
-		return nil, fmt.Errorf("provisioner.passwordFile: %w", err)
-	}
-	return stepca.New(stepca.Config{
+	c := stepca.Config{
 		URL:         f.URL,
 		Fingerprint: f.Fingerprint,
 		CABundle:    bundle,
 		Pinned:      f.Roots.Pinned,
 		Provisioner: f.Provisioner.Name,
+		KeyID:       f.Provisioner.KeyID,
 		Federation:  f.Roots.Federation,
-		Password:    password,
 		Shown:       reserved.Learn,
-	})
+	}
+	for _, secret := range []struct {
+		key, path string
+		read      *func() ([]byte, error)
+	}{
+		{"passwordFile", f.Provisioner.PasswordFile, &c.Password},
+		{"keyFile", f.Provisioner.KeyFile, &c.Key},
+		{"certificateFile", f.Provisioner.CertificateFile, &c.Certificate},
+		{"privateKeyFile", f.Provisioner.PrivateKeyFile, &c.PrivateKey},
+	} {
+		if secret.path == "" {
+			continue
+		}
+		var err error
+		if *secret.read, err = secretFile(within(directory, secret.path)); err != nil {
+			return nil, fmt.Errorf("provisioner.%s: %w", secret.key, err)
+		}
+	}
+	return stepca.New(c)
+}
+
+// checkKeys rejects keys of other types than the provisioner's, and missing ones.
+func (f provisionerFile) checkKeys() error {
+	for _, k := range []struct {
+		key, value, kind string
+	}{
+		{"kid", f.KeyID, typeJWK},
+		{"passwordFile", f.PasswordFile, typeJWK},
+		{"keyFile", f.KeyFile, typeJWK},
+		{"certificateFile", f.CertificateFile, typeX5C},
+		{"privateKeyFile", f.PrivateKeyFile, typeX5C},
+		{"tokenFile", f.TokenFile, typeRA},
+	} {
+		if k.value != "" && k.kind != f.Type {
+			return fmt.Errorf("provisioner.%s: is for the type %s only", k.key, k.kind)
+		}
+	}
+	switch {
+	case f.Type == typeJWK && f.PasswordFile == "" && f.KeyFile == "":
+		return errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key; or keyFile, if the CA does not keep this key")
+	case f.Type == typeX5C && f.CertificateFile == "":
+		return errors.New("provisioner.certificateFile: name the file with the certificate that signs tokens, and with its intermediates")
+	case f.Type == typeX5C && f.PrivateKeyFile == "":
+		return errors.New("provisioner.privateKeyFile: name the file with the private key of the certificate")
+	}
+	return nil
 }
 
 // raSigner uses the authority's issuer of the same name, unless the file names
 // another.
 func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSigner, error) {
-	if f.Provisioner.PasswordFile != "" {
-		return nil, fmt.Errorf("provisioner.passwordFile: is for the type %s only; no node needs it any more", typeJWK)
+	if err := f.Provisioner.checkKeys(); err != nil {
+		return nil, fmt.Errorf("%w; no node needs it any more", err)
 	}
 	if f.Provisioner.RequireDisableRenewal {
 		return nil, errors.New("provisioner.requireDisableRenewal: write it into the configuration of the registration authority, which calls the CA")

@@ -384,6 +384,43 @@ func TestIssuerOfTypeRA(t *testing.T) {
 	}
 }
 
+// Each type of provisioner has its own files, and the error for a file of another type
+// names both.
+func TestFilesOfProvisioners(t *testing.T) {
+	for name, test := range map[string]struct{ provisioner, want string }{
+		"key":                       {"{type: jwk, name: a, keyFile: password}", ""},
+		"encrypted key, and kid":    {"{type: jwk, name: a, kid: k, keyFile: password, passwordFile: password}", ""},
+		"certificate":               {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, requireDisableRenewal: true}", ""},
+		"nothing":                   {"{type: jwk, name: a}", "issuers.default.provisioner.passwordFile: name the file with the password of the provisioner's key; or keyFile"},
+		"no such key":               {"{type: jwk, name: a, keyFile: none}", "issuers.default.provisioner.keyFile: open"},
+		"empty key":                 {"{type: jwk, name: a, keyFile: empty}", "issuers.default.provisioner.keyFile: "},
+		"no certificate":            {"{type: x5c, name: a, privateKeyFile: password}", "issuers.default.provisioner.certificateFile: name the file"},
+		"no private key":            {"{type: x5c, name: a, certificateFile: password}", "issuers.default.provisioner.privateKeyFile: name the file"},
+		"no such certificate":       {"{type: x5c, name: a, certificateFile: none, privateKeyFile: password}", "issuers.default.provisioner.certificateFile: open"},
+		"X5C without a name":        {"{type: x5c, certificateFile: password, privateKeyFile: password}", "issuers.default.provisioner.name"},
+		"password of a certificate": {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, passwordFile: password}", "issuers.default.provisioner.passwordFile: is for the type jwk only"},
+		"kid of a certificate":      {"{type: x5c, name: a, kid: k, certificateFile: password, privateKeyFile: password}", "issuers.default.provisioner.kid: is for the type jwk only"},
+		"certificate of a JWK":      {"{type: jwk, name: a, passwordFile: password, certificateFile: password}", "issuers.default.provisioner.certificateFile: is for the type x5c only"},
+		"key at a node":             {"{type: ra, tokenFile: password, keyFile: password}", "issuers.default.provisioner.keyFile: is for the type jwk only; no node needs it any more"},
+		"token of a certificate":    {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, tokenFile: password}", "issuers.default.provisioner.tokenFile: is for the type ra only"},
+		"unknown type":              {"{type: X5C, name: a}", `issuers.default.provisioner.type: "X5C" is unknown; use jwk, x5c or ra`},
+	} {
+		text := strings.Replace(valid, "{type: jwk, name: admin, passwordFile: password}", test.provisioner, 1)
+		for program, load := range map[string]func() error{
+			"node": func() error { _, err := loadConfig(write(t, text), (*configFile).node); return err },
+			"ra":   func() error { _, err := loadConfig(write(t, text+authorityPart), (*configFile).ra); return err },
+		} {
+			err := load()
+			if name == "key at a node" && program == "ra" {
+				continue // which has no issuer of the type ra
+			}
+			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("%s, %s: got %v, want an error with %q", name, program, err, test.want)
+			}
+		}
+	}
+}
+
 // An issuer's own validations replace the common ones.
 func TestPolicyOfAnIssuer(t *testing.T) {
 	second := strings.Replace(valid, "issuers:\n", `issuers:

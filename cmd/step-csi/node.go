@@ -35,6 +35,8 @@ The configuration, with its defaults where there are any:
       # caBundleFile: /etc/step-csi/root_ca.crt        instead of the fingerprint
       provisioner:
         {type: jwk, name: admin, passwordFile: /etc/step-csi/password, requireDisableRenewal: false}
+        # {type: jwk, name: admin, keyFile: /etc/step-csi/key}    a key that the CA does not keep; kid if several share the name
+        # {type: x5c, name: x5c, certificateFile: /etc/step-csi/tls.crt, privateKeyFile: /etc/step-csi/tls.key}
       # provisioner: {type: ra, tokenFile: /etc/step-csi/token}   with the URL of "step-csi ra" as the url
       duration: {default: 24h, max: 24h, min: 5m}
       # how often to fetch the CA's roots; add federated roots; never use a root that is not configured here

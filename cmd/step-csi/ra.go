@@ -19,14 +19,14 @@ import (
 
 const raUsage = `Usage: step-csi ra [flags]
 
-Runs the registration authority. It holds the password of the CA's provisioner, so
-that no node has to, and has the CA sign for node plugins whose issuers have the
+Runs the registration authority. It holds the password or key of the CA's provisioner,
+so that no node has to, and has the CA sign for node plugins whose issuers have the
 provisioner type ra. The API server reviews every token that it receives. It keeps
 no state: run two or more replicas.
 
 The configuration has the keys of the node plugin's ("step-csi node --help"), without
-renewal and limits. The provisioner type of its issuers is jwk, and its policy applies
-to all nodes. It also has these keys:
+renewal and limits. The provisioner type of its issuers is jwk or x5c, and its policy
+applies to all nodes. It also has these keys:
 
   authority:
     names: [step-csi-ra.step-ca.svc.cluster.local]   # DNS names of its own certificate

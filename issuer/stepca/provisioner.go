@@ -5,9 +5,11 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/smallstep/certificates/api"
@@ -19,24 +21,43 @@ import (
 // tokenLifetime allows for clocks that differ and for a busy CA.
 const tokenLifetime = 5 * time.Minute
 
-// provisionerKey mints one-time tokens of a JWK provisioner.
+// provisionerKey mints one-time tokens of the provisioner.
 type provisionerKey struct {
 	provisioner string
-	encrypted   string // as the CA publishes it; differs if the key was replaced
-	password    [sha256.Size]byte
+	fragment    string // of the audience: step-ca finds an X5C provisioner by it
+	kid         string // in the CA's list; empty for X5C
+	source      [sha256.Size]byte
 	signer      jose.Signer
+
+	// Validity of the certificate that signs the tokens; zero for JWK.
+	issued, expires time.Time
 }
 
-// provisionerKey returns the provisioner's key. It fetches the key if there is none, or
-// if the CA rejected that key. If neither the key at the CA nor the password has
-// changed, it returns the rejected key.
+// newProvisionerKey returns a key whose tokens have the header of the options.
+func newProvisionerKey(name string, key *privateKey, options *jose.SignerOptions) (*provisionerKey, error) {
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: key.algorithm, Key: key.Key}, options.WithType("JWT"))
+	if err != nil {
+		return nil, err
+	}
+	return &provisionerKey{provisioner: name, source: key.source, signer: signer}, nil
+}
+
+// expired tells whether the certificate that signs the tokens has expired, or is about to.
+func (k *provisionerKey) expired() bool {
+	return !k.expires.IsZero() && time.Until(k.expires) <= clockSkew
+}
+
+// provisionerKey returns the provisioner's key. It fetches the key if there is none, if
+// its certificate has expired, or if the CA rejected that key. If nothing that the key
+// was made of has changed, it returns the rejected key.
 func (s *Signer) provisionerKey(ctx context.Context, c *connection, rejected *provisionerKey) (*provisionerKey, error) {
-	if key := s.key.Load(); key != nil && key != rejected {
+	usable := func(key *provisionerKey) bool { return key != nil && key != rejected && !key.expired() }
+	if key := s.key.Load(); usable(key) {
 		return key, nil
 	}
 	return once(ctx, s, "get the provisioner's key", func(ctx context.Context) (*provisionerKey, error) {
 		current := s.key.Load()
-		if current != nil && current != rejected {
+		if usable(current) {
 			return current, nil
 		}
 		key, err := s.fetchProvisionerKey(ctx, c, current)
@@ -47,41 +68,174 @@ func (s *Signer) provisionerKey(ctx context.Context, c *connection, rejected *pr
 	})
 }
 
-// fetchProvisionerKey returns the current key if the CA still has it and the password
-// is the same. Otherwise it returns the first key that the password decrypts: while a
-// provisioner is replaced, the CA may have two with the name. It also stores the claims
-// of the provisioner.
+// fetchProvisionerKey reads the provisioner at the CA, and the files. It returns the
+// current key if none of them has changed. It also stores the claims of the provisioner.
 func (s *Signer) fetchProvisionerKey(ctx context.Context, c *connection, current *provisionerKey) (*provisionerKey, error) {
-	password, err := s.config.Password()
-	if err != nil {
-		return nil, fmt.Errorf("read the provisioner's password: %w", err)
-	}
-	password = bytes.TrimRight(password, "\r\n")
-	defer clear(password)
-
 	asked := time.Now()
-	provisioners, err := s.fetchProvisioners(ctx, c)
+	found, err := s.fetchProvisioners(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	if len(provisioners) == 0 {
-		return nil, fmt.Errorf("the CA has no JWK provisioner %q with an encrypted key; see: step ca provisioner list", s.config.Provisioner)
+	var key *provisionerKey
+	var own *provisioner.Claims
+	if s.usesX5C() {
+		key, own, err = s.x5cKey(found.x5c, c.roots.Own, current)
+	} else {
+		key, own, err = s.jwkKey(found.jwk, current)
 	}
-	for _, p := range provisioners {
-		if current != nil && current.encrypted == p.EncryptedKey && current.password == sha256.Sum256(password) {
-			s.claims.Store(&claims{asked: asked, renewal: s.holderRenewal(p)})
-			return current, nil
+	if err != nil {
+		return nil, err
+	}
+	s.claims.Store(&claims{asked: asked, renewal: s.holderRenewal(own)})
+	return key, nil
+}
+
+// usesX5C tells whether a certificate signs the tokens.
+func (s *Signer) usesX5C() bool { return s.config.Certificate != nil }
+
+// jwkKey returns the key of one of the JWK provisioners: while a provisioner is
+// replaced, the CA may have two with the name.
+func (s *Signer) jwkKey(found []*provisioner.JWK, current *provisionerKey) (*provisionerKey, *provisioner.Claims, error) {
+	var password []byte
+	if s.config.Password != nil {
+		var err error
+		if password, err = s.config.Password(); err != nil {
+			return nil, nil, fmt.Errorf("read the provisioner's password: %w", err)
+		}
+		password = bytes.TrimRight(password, "\r\n")
+		defer clear(password)
+	}
+	if s.config.Key != nil {
+		return s.keyOfFile(found, password, current)
+	}
+	for _, p := range found {
+		if current != nil && current.kid == p.Key.KeyID && current.source == source([]byte(p.EncryptedKey), password) {
+			return current, p.Claims, nil
 		}
 	}
-	for _, p := range provisioners {
-		if key, err := decryptProvisionerKey(s.config.Provisioner, p.EncryptedKey, password); err == nil {
-			s.claims.Store(&claims{asked: asked, renewal: s.holderRenewal(p)})
-			return key, nil
+	var reasons []string
+	for _, p := range found {
+		key, err := s.keyAtTheCA(p, password)
+		if err == nil {
+			return key, p.Claims, nil
 		}
+		reasons = append(reasons, err.Error())
 	}
-	return nil, fmt.Errorf("the password does not open the key of provisioner %q: "+
-		"is the password in provisioner.passwordFile that of this provisioner?",
-		s.config.Provisioner)
+	return nil, nil, oneOf(reasons)
+}
+
+// keyAtTheCA decrypts the private key that the CA publishes.
+func (s *Signer) keyAtTheCA(p *provisioner.JWK, password []byte) (*provisionerKey, error) {
+	name := fmt.Sprintf("provisioner %q (kid %.64q)", p.Name, p.Key.KeyID)
+	switch {
+	case p.EncryptedKey == "":
+		return nil, fmt.Errorf("the CA does not keep the private key of %s: its encryptedKey is empty; set provisioner.keyFile to a file with this key", name)
+	case len(p.EncryptedKey) > maxEncryptedKey:
+		return nil, fmt.Errorf("the encrypted key of %s at the CA is longer than %d bytes", name, maxEncryptedKey)
+	}
+	key, err := decryptJWK(p.EncryptedKey, password)
+	switch {
+	case errors.Is(err, errWrongPassword):
+		return nil, fmt.Errorf("the password does not open the key of %s: is the password in provisioner.passwordFile that of this provisioner?", name)
+	case err != nil:
+		return nil, fmt.Errorf("the encrypted key of %s at the CA %w; create the provisioner again with: step ca provisioner add, or set provisioner.keyFile", name, err)
+	case key.thumbprint != thumbprint(p):
+		return nil, fmt.Errorf("the encrypted key of %s at the CA has the thumbprint %s, and the public key beside it has %s; correct its encryptedKey, or set provisioner.keyFile",
+			name, key.thumbprint, thumbprint(p))
+	}
+	key.source = source([]byte(p.EncryptedKey), password)
+	return newJWKKey(p, key)
+}
+
+// keyOfFile reads the private key from provisioner.keyFile, and finds the provisioner
+// that it belongs to.
+func (s *Signer) keyOfFile(found []*provisioner.JWK, password []byte, current *provisionerKey) (*provisionerKey, *provisioner.Claims, error) {
+	file, err := s.config.Key()
+	if err != nil {
+		return nil, nil, fmt.Errorf("read provisioner.keyFile: %w", err)
+	}
+	defer clear(file)
+	key, err := s.parsed(file, password)
+	if errors.Is(err, errWrongPassword) {
+		return nil, nil, errors.New("provisioner.keyFile: the password in provisioner.passwordFile does not open the key: is it the password of this file?")
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("provisioner.keyFile: the file %w", err)
+	}
+	var others []string
+	for _, p := range found {
+		if key.thumbprint == thumbprint(p) {
+			if current != nil && current.kid == p.Key.KeyID && current.source == key.source {
+				return current, p.Claims, nil
+			}
+			made, err := newJWKKey(p, key)
+			return made, p.Claims, err
+		}
+		others = append(others, fmt.Sprintf("%s (kid %.64q)", thumbprint(p), p.Key.KeyID))
+	}
+	return nil, nil, fmt.Errorf("provisioner.keyFile: the key has the thumbprint %s, which is not that of provisioner %q at the CA: %s; "+
+		"use the key of this provisioner, or correct provisioner.name", key.thumbprint, s.config.Provisioner, shorten(others))
+}
+
+// parsed parses the key file, unless it did so before.
+func (s *Signer) parsed(file, password []byte) (*privateKey, error) {
+	from := source(file, password)
+	if key := s.keyFile.Load(); key != nil && key.source == from {
+		return key, nil
+	}
+	key, err := parseKeyFile(file, password)
+	if err != nil {
+		return nil, err
+	}
+	key.source = from
+	s.keyFile.Store(key)
+	return key, nil
+}
+
+// newJWKKey returns a key that mints tokens of the provisioner. Its kid is that of the
+// CA's list, which step-ca finds the provisioner by: the key itself may have none.
+func newJWKKey(p *provisioner.JWK, key *privateKey) (*provisionerKey, error) {
+	made, err := newProvisionerKey(p.Name, key, new(jose.SignerOptions).WithHeader("kid", p.Key.KeyID))
+	if err != nil {
+		return nil, err
+	}
+	made.kid = p.Key.KeyID
+	token, err := jose.Signed(made.signer).Claims(jose.Claims{}).CompactSerialize()
+	if err != nil {
+		return nil, fmt.Errorf("the key of provisioner %q does not sign: %w", p.Name, err)
+	}
+	parsed, err := jose.ParseSigned(token)
+	if err == nil {
+		err = parsed.Claims(p.Key, &jose.Claims{})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the key of provisioner %q has a private part that does not belong to its public part: use another copy of the key", p.Name)
+	}
+	return made, nil
+}
+
+// thumbprint returns the thumbprint of the provisioner's public key, by RFC 7638.
+func thumbprint(p *provisioner.JWK) string {
+	sum, err := jose.Thumbprint(p.Key)
+	if err != nil {
+		return "none"
+	}
+	return sum
+}
+
+// oneOf returns the reasons, of which at least one is to be corrected, in one line.
+func oneOf(reasons []string) error {
+	slices.Sort(reasons)
+	return errors.New(strings.Join(slices.Compact(reasons), "; "))
+}
+
+// shorten lists the first of many texts.
+func shorten(texts []string) string {
+	const most = 20
+	if len(texts) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(texts[:most], ", "), len(texts)-most)
+	}
+	return strings.Join(texts, ", ")
 }
 
 // Bounds of what the CA can make this process do by its list of provisioners.
@@ -92,14 +246,50 @@ const (
 	maxEncryptedKey = 64 << 10 // bytes; step-ca's own are below 1 KiB
 )
 
-// fetchProvisioners returns the JWK provisioners with the configured name and an
-// encrypted key. It reads the whole list of the CA, in pages. It retries once if the
-// connection broke, such as by a restart of the CA.
-func (s *Signer) fetchProvisioners(ctx context.Context, c *connection) (found []*provisioner.JWK, err error) {
+// listed is what the CA's list of provisioners has.
+type listed struct {
+	jwk   []*provisioner.JWK // with the configured name, and the configured kid
+	x5c   []*provisioner.X5C // with the configured name
+	types []string           // of the provisioners with the configured name
+	kids  []string           // of the JWK provisioners with the configured name
+	all   []string           // all provisioners, with their types
+}
+
+func (l *listed) add(p provisioner.Interface, name, kid string) {
+	l.all = append(l.all, fmt.Sprintf("%.64q (%s)", p.GetName(), p.GetType()))
+	// step-ca's names have no length limit; a name that is cut is another name.
+	if p.GetName() != name {
+		return
+	}
+	switch p := p.(type) {
+	case *provisioner.JWK:
+		if p.Key == nil { // malformed; most methods of p would panic
+			return
+		}
+		if len(l.kids) < mostCandidates {
+			l.kids = append(l.kids, fmt.Sprintf("%.64q", p.Key.KeyID))
+		}
+		if len(l.jwk) < mostCandidates && (kid == "" || kid == p.Key.KeyID) {
+			l.jwk = append(l.jwk, p)
+		}
+	case *provisioner.X5C:
+		if len(l.x5c) < mostCandidates {
+			l.x5c = append(l.x5c, p)
+		}
+	}
+	if kind := p.GetType().String(); !slices.Contains(l.types, kind) {
+		l.types = append(l.types, kind)
+	}
+}
+
+// fetchProvisioners returns the provisioners with the configured name and type, at least
+// one. It reads the whole list of the CA, in pages. It retries once if the connection
+// broke, such as by a restart of the CA.
+func (s *Signer) fetchProvisioners(ctx context.Context, c *connection) (*listed, error) {
 	fetch := func(cursor string) (*api.ProvisionersResponse, error) {
 		return c.client.ProvisionersWithContext(ctx, ca.WithProvisionerCursor(cursor), ca.WithProvisionerLimit(pageSize))
 	}
-	cursor := ""
+	found, cursor := &listed{}, ""
 	for range mostPages {
 		page, err := fetch(cursor)
 		if isBroken(err) && ctx.Err() == nil {
@@ -109,21 +299,41 @@ func (s *Signer) fetchProvisioners(ctx context.Context, c *connection) (found []
 			return nil, err
 		}
 		for _, p := range page.Provisioners {
-			// Key is nil in an entry without "key", for which GetEncryptedKey panics.
-			jwk, ok := p.(*provisioner.JWK)
-			if !ok || jwk.Name != s.config.Provisioner || jwk.Key == nil || jwk.EncryptedKey == "" {
-				continue
-			}
-			if len(found) < mostCandidates && len(jwk.EncryptedKey) <= maxEncryptedKey {
-				found = append(found, jwk)
-			}
+			found.add(p, s.config.Provisioner, s.config.KeyID)
 		}
 		if page.NextCursor == "" || page.NextCursor == cursor {
-			return found, nil
+			return found, s.missing(found)
 		}
 		cursor = page.NextCursor
 	}
 	return nil, fmt.Errorf("%w: its list of provisioners has more than %d pages", errNotStepCA, mostPages)
+}
+
+// missing says why there is no provisioner with the configured name and type, and what
+// to change. It returns nil if there is one.
+func (s *Signer) missing(found *listed) error {
+	name, kind := s.config.Provisioner, "JWK"
+	if s.usesX5C() {
+		kind = "X5C"
+	}
+	switch {
+	case kind == "JWK" && len(found.jwk) > 0, kind == "X5C" && len(found.x5c) > 0:
+		return nil
+	case kind == "JWK" && len(found.kids) > 0:
+		return fmt.Errorf("the CA has no JWK provisioner %q with the kid %q; those with this name have the kid %s: correct provisioner.kid, or leave it out",
+			name, s.config.KeyID, strings.Join(found.kids, ", "))
+	case kind == "JWK" && slices.Contains(found.types, "X5C"):
+		return fmt.Errorf("provisioner %q of the CA is of the type X5C, and provisioner.type is jwk: set provisioner.type to x5c, with certificateFile and privateKeyFile, or name a JWK provisioner", name)
+	case kind == "X5C" && slices.Contains(found.types, "JWK"):
+		return fmt.Errorf("provisioner %q of the CA is of the type JWK, and provisioner.type is x5c: set provisioner.type to jwk, with passwordFile or keyFile, or name an X5C provisioner", name)
+	case len(found.types) > 0:
+		return fmt.Errorf("provisioner %q of the CA is of the type %s, with which step-csi cannot sign: name a provisioner of the type JWK (provisioner.type: jwk) or X5C (provisioner.type: x5c)",
+			name, strings.Join(found.types, ", "))
+	case len(found.all) == 0:
+		return fmt.Errorf("the CA has no %s provisioner %q, and no other; create it with: step ca provisioner add", kind, name)
+	}
+	slices.Sort(found.all)
+	return fmt.Errorf("the CA has no %s provisioner %q; it has %s: correct provisioner.name", kind, name, shorten(found.all))
 }
 
 // claims are the claims of the provisioner at the CA.
@@ -156,38 +366,19 @@ func (s *Signer) HolderRenewal(ctx context.Context, maxAge time.Duration) (allow
 // holderRenewal says why step-ca renews the provisioner's certificates for their
 // holders, and what to change. The text is empty if it does not. See DefaultAuthorizeRenew in
 // https://github.com/smallstep/certificates/blob/v0.30.2/authority/provisioner/controller.go.
-func (s *Signer) holderRenewal(p *provisioner.JWK) string {
+func (s *Signer) holderRenewal(own *provisioner.Claims) string {
 	is := func(claim *bool) bool { return claim != nil && *claim }
-	switch own := p.Claims; {
+	switch {
 	case own == nil || !is(own.DisableRenewal):
 		return fmt.Sprintf("provisioner %q of the CA %s does not have the claim disableRenewal, so that anyone who has a certificate and its key can renew it without end; "+
-			"run at the CA: step ca provisioner update %[1]q --disable-renewal=true, and let step-ca load its configuration again", p.Name, s.url)
+			"run at the CA: step ca provisioner update %[1]q --disable-renewal=true, and let step-ca load its configuration again", s.config.Provisioner, s.url)
 	case is(own.DisableSmallstepExtensions):
 		// Without its extension in the certificate, and without a database, step-ca does
 		// not know which provisioner's claims count, and renews.
 		return fmt.Sprintf("provisioner %q of the CA %s has the claim disableSmallstepExtensions, with which step-ca may renew certificates in spite of disableRenewal; "+
-			"run at the CA: step ca provisioner update %[1]q --disable-smallstep-extensions=false, and let step-ca load its configuration again", p.Name, s.url)
+			"run at the CA: step ca provisioner update %[1]q --disable-smallstep-extensions=false, and let step-ca load its configuration again", s.config.Provisioner, s.url)
 	}
 	return ""
-}
-
-// decryptProvisionerKey takes about 100 ms of CPU time: PBKDF2 stretches the password.
-func decryptProvisionerKey(name, encrypted string, password []byte) (*provisionerKey, error) {
-	plain, err := jose.Decrypt([]byte(encrypted), jose.WithPassword(password))
-	if err != nil {
-		return nil, err
-	}
-	defer clear(plain)
-	var jwk jose.JSONWebKey
-	if err := json.Unmarshal(plain, &jwk); err != nil {
-		return nil, err
-	}
-	options := new(jose.SignerOptions).WithType("JWT").WithHeader("kid", jwk.KeyID)
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.SignatureAlgorithm(jwk.Algorithm), Key: jwk.Key}, options)
-	if err != nil {
-		return nil, err
-	}
-	return &provisionerKey{provisioner: name, encrypted: encrypted, password: sha256.Sum256(password), signer: signer}, nil
 }
 
 // tokenClaims are the claims of a one-time token beyond the registered ones.
@@ -205,11 +396,13 @@ type confirmation struct {
 // token mints a one-time token for one of the CA's operations on the subject.
 func (k *provisionerKey) token(caURL *url.URL, operation, subject string, claims tokenClaims) (string, error) {
 	now := time.Now()
+	audience := caURL.JoinPath("1.0", operation)
+	audience.Fragment = k.fragment
 	claims.Claims = jose.Claims{
 		ID:        rand.Text(),
 		Issuer:    k.provisioner,
 		Subject:   subject,
-		Audience:  jose.Audience{caURL.JoinPath("1.0", operation).String()},
+		Audience:  jose.Audience{audience.String()},
 		IssuedAt:  jose.NewNumericDate(now),
 		NotBefore: jose.NewNumericDate(now),
 		Expiry:    jose.NewNumericDate(now.Add(tokenLifetime)),

@@ -1,5 +1,5 @@
 // Package stepca has a Smallstep step-ca sign: over its HTTP API, with one-time tokens
-// of a JWK provisioner.
+// of a JWK or X5C provisioner.
 //
 // New does not call the CA. A Signer connects at its first use, keeps the connection,
 // the roots and the provisioner's key, and fetches them again when the CA rejects what
@@ -45,11 +45,24 @@ type Config struct {
 	// Pinned means that no other root is used, whatever the CA answers: not for the
 	// connection to the CA, not for pods, and not to check issued certificates.
 	Pinned bool
-	// Provisioner is the name of the CA's JWK provisioner.
+	// Provisioner is the name of the CA's provisioner. Its type is X5C if Certificate is
+	// set, and otherwise JWK.
 	Provisioner string
-	// Password returns the password of the provisioner's key. It is called whenever
-	// that key is decrypted.
+	// KeyID chooses one of several JWK provisioners with the name. It may be empty.
+	KeyID string
+	// Key returns the private key of a JWK provisioner that is not kept at the CA: a JWK,
+	// an encrypted JWK, or PEM. Nil means that the CA keeps it, encrypted.
+	Key func() ([]byte, error)
+	// Password returns the password of the JWK provisioner's key. It may be nil if Key
+	// returns a key that is not encrypted.
 	Password func() ([]byte, error)
+	// Certificate and PrivateKey return the certificate, followed by its intermediates,
+	// and the key that sign tokens of an X5C provisioner, in PEM.
+	//
+	// All these functions are called again at the latest when HolderRenewal is called, when
+	// the CA rejects a token, and when the certificate has expired. They return a slice that
+	// the signer may overwrite.
+	Certificate, PrivateKey func() ([]byte, error)
 	// Federation requests also the roots of the CAs that this CA is federated with.
 	Federation bool
 	// Shown, if not nil, is called with the CA's serving certificate in every handshake, once
@@ -69,13 +82,15 @@ type Signer struct {
 	calls      singleflight.Group // connect, fetch the provisioner's key, refresh the roots
 	connection atomic.Pointer[connection]
 	key        atomic.Pointer[provisionerKey]
+	keyFile    atomic.Pointer[privateKey] // as last parsed
 	claims     atomic.Pointer[claims]
 }
 
 var (
-	_ issuer.Signer        = (*Signer)(nil)
-	_ issuer.Revoker       = (*Signer)(nil)
-	_ issuer.HolderRenewal = (*Signer)(nil)
+	_ issuer.Signer           = (*Signer)(nil)
+	_ issuer.Revoker          = (*Signer)(nil)
+	_ issuer.HolderRenewal    = (*Signer)(nil)
+	_ issuer.TokenCertificate = (*Signer)(nil)
 )
 
 // New checks the configuration. It does not call the CA.
@@ -87,10 +102,15 @@ func New(c Config) (*Signer, error) {
 	c.Timeout = cmp.Or(c.Timeout, defaultTimeout)
 	s := &Signer{config: c, url: u}
 	if c.Provisioner == "" {
-		return nil, errors.New("provisioner.name: name the CA's JWK provisioner, such as admin")
+		return nil, errors.New("provisioner.name: name the CA's provisioner, such as admin")
 	}
-	if c.Password == nil {
-		return nil, errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key")
+	switch {
+	case (c.Certificate == nil) != (c.PrivateKey == nil):
+		return nil, errors.New("provisioner.certificateFile and provisioner.privateKeyFile: name the files with the certificate that signs tokens, and with its key")
+	case c.Certificate != nil && (c.Key != nil || c.Password != nil || c.KeyID != ""):
+		return nil, errors.New("provisioner: an X5C provisioner has a certificate, and neither kid nor keyFile nor passwordFile")
+	case c.Certificate == nil && c.Key == nil && c.Password == nil:
+		return nil, errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key, or the file with the key itself in provisioner.keyFile")
 	}
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
@@ -103,7 +123,8 @@ func New(c Config) (*Signer, error) {
 }
 
 // Connect checks that the CA can be reached, is trusted, and has the provisioner, and
-// that the password decrypts the provisioner's key.
+// that the password decrypts the provisioner's key, or that the certificate is one that
+// the provisioner accepts.
 func (s *Signer) Connect(ctx context.Context) error {
 	c, err := s.connected(ctx)
 	if err != nil {
@@ -161,7 +182,17 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR)}
 	// Relative to the CA's clock: the clock here may differ.
 	body.NotAfter.SetDuration(req.Request.Duration)
-	err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, func(ctx context.Context, c *connection, token string) error {
+	shortened := ""
+	err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, func(ctx context.Context, c *connection, key *provisionerKey, token string) error {
+		duration, err := key.atMost(req.Request.Duration)
+		if err != nil {
+			return err
+		}
+		if duration < req.Request.Duration {
+			body.NotAfter.SetDuration(duration)
+			shortened = fmt.Sprintf("; the request was for %s instead of %s, because the certificate in provisioner.certificateFile expires at %s: renew it",
+				duration.Round(time.Second), req.Request.Duration, key.expires.Format(time.RFC3339))
+		}
 		body.OTT = token
 		answer, err := c.client.SignWithContext(ctx, body)
 		if err != nil {
@@ -170,6 +201,9 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		chain, err = certificates(answer.CertChainPEM)
 		return err
 	})
+	if statusOf(err) == http.StatusForbidden {
+		return nil, fmt.Errorf("%w%s", s.explain(ctx, "sign", err), shortened)
+	}
 	if err != nil {
 		return nil, s.explain(ctx, "sign", err)
 	}
@@ -181,7 +215,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 // CRL if it is configured to publish one. It needs a database for that. See
 // https://smallstep.com/docs/step-ca/revocation/.
 func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
-	err := s.authorized(ctx, "revoke", r.Serial, tokenClaims{}, func(ctx context.Context, c *connection, token string) error {
+	err := s.authorized(ctx, "revoke", r.Serial, tokenClaims{}, func(ctx context.Context, c *connection, _ *provisionerKey, token string) error {
 		_, err := c.client.RevokeWithContext(ctx, &api.RevokeRequest{
 			Serial: r.Serial, OTT: token, Passive: true,
 			ReasonCode: ocsp.CessationOfOperation, Reason: "the pod is gone",
@@ -205,7 +239,7 @@ func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
 // replaced; a CA that was restarted with another key needs both. Each call gets a
 // token of its own, because a failed call has used its token, too.
 func (s *Signer) authorized(ctx context.Context, operation, subject string, claims tokenClaims,
-	call func(ctx context.Context, c *connection, token string) error,
+	call func(ctx context.Context, c *connection, key *provisionerKey, token string) error,
 ) error {
 	c, err := s.connected(ctx)
 	if err != nil {
@@ -222,7 +256,7 @@ func (s *Signer) authorized(ctx context.Context, operation, subject string, clai
 		}
 		ctx, cancel := context.WithTimeout(ctx, s.config.Timeout)
 		defer cancel()
-		return call(ctx, c, token)
+		return call(ctx, c, key, token)
 	}
 	err = try()
 	if isBroken(err) && ctx.Err() == nil {

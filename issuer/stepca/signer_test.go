@@ -206,7 +206,9 @@ func TestWrongConfigurationIsRefused(t *testing.T) {
 		"short fingerprint":  {func(c *stepca.Config) { c.Fingerprint = "84a0" }, "64 digits"},
 		"rubbish bundle":     {func(c *stepca.Config) { c.Fingerprint, c.CABundle = "", []byte("x") }, "caBundleFile"},
 		"no provisioner":     {func(c *stepca.Config) { c.Provisioner = "" }, "provisioner.name"},
-		"no password source": {func(c *stepca.Config) { c.Password = nil }, "passwordFile"},
+		"no password source": {func(c *stepca.Config) { c.Password = nil }, "keyFile"},
+		"half a certificate": {func(c *stepca.Config) { c.Certificate = c.Password }, "privateKeyFile"},
+		"two types":          {func(c *stepca.Config) { c.Certificate, c.PrivateKey = c.Password, c.Password }, "neither kid nor keyFile nor passwordFile"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := configFor(ca)
@@ -267,8 +269,8 @@ func TestMalformedProvisionersAreSkipped(t *testing.T) {
 		map[string]any{"type": "JWK", "name": "admin", "encryptedKey": "a.b.c.d.e"},
 		map[string]any{"type": "JWK", "name": "another"},
 		map[string]any{"type": "JWK", "name": "admin", "key": nil, "encryptedKey": ""},
-		map[string]any{"type": "ACME", "name": "admin"},
 		map[string]any{"type": "unknown", "name": "admin"},
+		nil,
 	}
 	listing(ca, func(provisioners []any) []any { return append(slices.Clone(malformed), provisioners...) })
 	if err := newSigner(t, configFor(ca)).Connect(t.Context()); err != nil {
@@ -292,10 +294,14 @@ func TestHostileListsOfProvisioners(t *testing.T) {
 		"many with the name": {func(int) string {
 			entry := `{"type":"JWK","name":"admin","key":{"kty":"oct","k":"AAAA"},"encryptedKey":"a.b.c.d.e"},`
 			return `{"provisioners":[` + strings.TrimSuffix(strings.Repeat(entry, 20000), ",") + `]}`
-		}, "does not open the key"},
+		}, "is not an encrypted JWK (JWE)"},
 		"long keys": {func(int) string {
 			return `{"provisioners":[{"type":"JWK","name":"admin","key":{"kty":"oct","k":"AAAA"},"encryptedKey":"` + strings.Repeat("a", 1<<20) + `"}]}`
-		}, "no JWK provisioner"},
+		}, "is longer than 65536 bytes"},
+		"many names": {func(int) string {
+			entry := `{"type":"ACME","name":"` + strings.Repeat("é", 1000) + `"},`
+			return `{"provisioners":[` + strings.TrimSuffix(strings.Repeat(entry, 1000), ",") + `]}`
+		}, "and 980 more"},
 		"a long page": {func(int) string { return `{"provisioners":[` + strings.Repeat(" ", 5<<20) + `]}` }, "too large"},
 		"null":        {func(int) string { return `null` }, "no JWK provisioner"},
 	} {
@@ -317,8 +323,8 @@ func TestHostileListsOfProvisioners(t *testing.T) {
 				"Connect":       func() error { return s.Connect(t.Context()) },
 				"HolderRenewal": func() error { _, err := s.HolderRenewal(t.Context(), 0); return err },
 			} {
-				if err := call(); !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), test.says) {
-					t.Errorf("%s: %v", what, err)
+				if err := call(); !errors.Is(err, issuer.Unavailable) || !strings.Contains(err.Error(), test.says) || len(err.Error()) > 4000 {
+					t.Errorf("%s: %.4000v", what, err)
 				}
 			}
 			if pages > 200 {
@@ -547,8 +553,15 @@ func TestRefusals(t *testing.T) {
 // A one-time token is bound to its CSR: a thief cannot get another key signed for
 // the same names.
 func TestTokenIsBoundToTheCSR(t *testing.T) {
-	ca := startCA(t)
-	s := newSigner(t, configFor(ca))
+	x5c, pki := startX5C(t, nil)
+	files := newPair(t, pki, nil)
+	jwk := startCA(t)
+	t.Run("JWK", func(t *testing.T) { stealToken(t, jwk, configFor(jwk)) })
+	t.Run("X5C", func(t *testing.T) { stealToken(t, x5c, x5cConfig(x5c, &files)) })
+}
+
+func stealToken(t *testing.T, ca *embeddedca.CA, c stepca.Config) {
+	s := newSigner(t, c)
 	if err := s.Connect(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -49,39 +49,68 @@ func TestCSIDriver(t *testing.T) {
 	}
 }
 
-// Only one source of one volume refers to the Secret with the password.
+// Each Secret of a provisioner is in one source of one volume only, and the configuration
+// names its files.
 func TestPasswordIsOnlyInTheVolume(t *testing.T) {
-	const secret = "very-own-secret"
-	for mode, kind := range map[string]string{"ra": "ra/Deployment", "node": "DaemonSet"} {
-		objects := render(t, "--set", "issuers.default.provisioner.passwordSecret.name="+secret, "--set", "mode="+mode)
-		found := 0
-		for _, source := range configSources(objects[kind]) {
-			if at(source, "secret", "name") == secret {
-				found++
-				if want := []item{{"password", "issuers/default/password"}}; !reflect.DeepEqual(items(source), want) {
-					t.Errorf("the volume has %v", items(source))
+	const secret, another = "very-own-secret", "very-own-key"
+	for name, c := range map[string]struct {
+		values      string
+		files       map[string][]item // by Secret
+		provisioner object
+	}{
+		"password": {"passwordSecret.name=" + secret, map[string][]item{secret: {{"password", "issuers/default/password"}}},
+			object{"type": "jwk", "name": "admin", "passwordFile": "issuers/default/password"}},
+		"default": {"kid=abc", map[string][]item{"step-certificates-provisioner-password": {{"password", "issuers/default/password"}}},
+			object{"type": "jwk", "name": "admin", "kid": "abc", "passwordFile": "issuers/default/password"}},
+		"key": {"keySecret.name=" + secret, map[string][]item{secret: {{"key", "issuers/default/key"}}, "step-certificates-provisioner-password": nil},
+			object{"type": "jwk", "name": "admin", "keyFile": "issuers/default/key"}},
+		"key and password": {"keySecret.name=" + another + ",keySecret.key=k.pem,passwordSecret.name=" + secret,
+			map[string][]item{secret: {{"password", "issuers/default/password"}}, another: {{"k.pem", "issuers/default/key"}}},
+			object{"type": "jwk", "name": "admin", "passwordFile": "issuers/default/password", "keyFile": "issuers/default/key"}},
+		"certificate": {"type=x5c,certificateSecret.name=" + secret,
+			map[string][]item{secret: {{"tls.crt", "issuers/default/tls.crt"}, {"tls.key", "issuers/default/tls.key"}}, "step-certificates-provisioner-password": nil},
+			object{"type": "x5c", "name": "admin", "certificateFile": "issuers/default/tls.crt", "privateKeyFile": "issuers/default/tls.key"}},
+	} {
+		for mode, kind := range map[string]string{"ra": "ra/", "node": ""} {
+			values := "issuers.default.provisioner." + strings.ReplaceAll(c.values, ",", ",issuers.default.provisioner.")
+			objects := render(t, "--set", values, "--set", "mode="+mode)
+			workload := map[string]string{"ra": "ra/Deployment", "node": "DaemonSet"}[mode]
+			if got := at(config(t, objects[kind+"ConfigMap"]), "issuers", "default", "provisioner"); !reflect.DeepEqual(got, c.provisioner) {
+				t.Errorf("%s, mode %s: the configuration has the provisioner %v", name, mode, got)
+			}
+			for secret, want := range c.files {
+				var got []item
+				for _, source := range configSources(objects[workload]) {
+					if at(source, "secret", "name") == secret {
+						got = append(got, items(source)...)
+					}
+				}
+				if !reflect.DeepEqual(got, want) {
+					t.Errorf("%s, mode %s: the volume has %v of the Secret %s, want %v", name, mode, got, secret, want)
+				}
+				if n := strings.Count(text(t, objects), `"`+secret+`"`); n != min(len(want), 1) {
+					t.Errorf("%s, mode %s: the Secret %s is in %d places in all", name, mode, secret, n)
 				}
 			}
-		}
-		if n := strings.Count(text(t, objects), secret); found != 1 || n != 1 {
-			t.Errorf("mode %s: the Secret is in %d sources of the volume, and in %d places in all", mode, found, n)
-		}
-		if objects["Secret"] != nil || objects["ra/Secret"] != nil {
-			t.Error("the chart makes a Secret")
+			if objects["Secret"] != nil || objects["ra/Secret"] != nil {
+				t.Error("the chart makes a Secret")
+			}
 		}
 	}
 }
 
 var aSecret = regexp.MustCompile(`"secret\w*":`)
 
-// In mode ra, nodes have no password, even if the root is in the same Secret: they get
+// In mode ra, nodes have no password, key or certificate of a provisioner, even if the root is in the same Secret: they get
 // only roots from Secrets. They have their own token instead.
 func TestNodesHaveNoPassword(t *testing.T) {
 	for _, file := range append(valueFiles(t), os.DevNull) {
 		objects := render(t, "--values", file, "--set", "mode=ra")
 		var passwords []any
 		for _, i := range config(t, objects["ra/ConfigMap"])["issuers"].(object) {
-			passwords = append(passwords, at(i, "provisioner", "passwordFile"))
+			for _, key := range []string{"passwordFile", "keyFile", "certificateFile", "privateKeyFile"} {
+				passwords = append(passwords, at(i, "provisioner", key))
+			}
 		}
 		roots, tokens := 0, []any{}
 		for _, source := range configSources(objects["DaemonSet"]) {

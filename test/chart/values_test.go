@@ -35,9 +35,14 @@ func TestEveryValue(t *testing.T) {
 	all["csiDriver.create"] = false      // ignores the other values of the CSIDriver object
 	all["ra.existing.release"] = "other" // ignores the other values of the authority
 	all["ra.existing.fullname"] = "other-step-csi"
-	const only = "issuers.default.provisioner.type" // allows only one value
-	delete(defaults, only)
-	delete(all, only)
+	// Another type, and its Secret, exclude other values: TestPasswordIsOnlyInTheVolume has them.
+	const provisioner = "issuers.default.provisioner."
+	for _, path := range []string{"type", "certificateSecret.name"} {
+		delete(defaults, provisioner+path)
+		delete(all, provisioner+path)
+	}
+	x5c := []string{"--set", provisioner + "type=x5c," + provisioner + "certificateSecret.name=x5c"}
+	withX5C := mustTemplate(t, x5c...)
 	readme := read(t, chart+"/README.md")
 	for _, path := range slices.Sorted(maps.Keys(defaults)) {
 		t.Run(path, func(t *testing.T) {
@@ -49,6 +54,12 @@ func TestEveryValue(t *testing.T) {
 			if !described(readme, path) {
 				t.Error("README.md does not describe this value: its comment in values.yaml must begin with # --")
 			}
+			if strings.HasPrefix(path, provisioner+"certificateSecret.") {
+				if mustTemplate(t, append([]string{"--values", valueFile(t, path, changed)}, x5c...)...) == withX5C {
+					t.Error("this value has no effect")
+				}
+				return
+			}
 			// An error is an effect, too.
 			if alone, err := template("--values", valueFile(t, path, changed)); err == nil && alone == byDefault &&
 				mustTemplate(t, "--values", allValues, "--values", valueFile(t, path, without(defaults[path], changed))) == withAll {
@@ -57,7 +68,7 @@ func TestEveryValue(t *testing.T) {
 		})
 	}
 	for path := range all {
-		if _, there := defaults[path]; !there && !strings.HasPrefix(path, "issuers.second.") {
+		if _, there := defaults[path]; !there && !strings.HasPrefix(path, "issuers.second.") && !strings.HasPrefix(path, "issuers.third.") {
 			t.Errorf("%s has %s, but values.yaml does not", allValues, path)
 		}
 	}
@@ -168,6 +179,11 @@ func TestWrongValuesAreRefused(t *testing.T) {
 		{"plain HTTP", `issuers: {default: {url: "http://ca.example.com"}}`, "/issuers/default/url"},
 		{"URL with a path", `issuers: {default: {url: "https://ca.example.com/acme"}}`, "/issuers/default/url"},
 		{"unknown provisioner type", `issuers: {default: {provisioner: {type: acme}}}`, "/issuers/default/provisioner/type"},
+		{"password of a certificate", `issuers: {default: {provisioner: {type: x5c, passwordSecret: {name: s}, certificateSecret: {name: s}}}}`, "issuers.default.provisioner: passwordSecret, keySecret and kid are for the type jwk"},
+		{"kid of a certificate", `issuers: {default: {provisioner: {type: x5c, kid: k, certificateSecret: {name: s}}}}`, "issuers.default.provisioner: passwordSecret, keySecret and kid are for the type jwk"},
+		{"no certificate", `issuers: {default: {provisioner: {type: x5c}}}`, "issuers.default.provisioner.certificateSecret.name: name the Secret"},
+		{"certificate of a password", `issuers: {default: {provisioner: {certificateSecret: {name: s}}}}`, "issuers.default.provisioner.certificateSecret: is for the type x5c"},
+		{"another issuer without a Secret", `issuers: {second: ` + strings.Replace(second, ", passwordSecret: {name: s, key: k}", "", 1) + `}`, "issuers.second.provisioner.passwordSecret: name the Secret"},
 		{"no way to recognize the CA", `issuers: {default: {caBundle: {configMap: ""}}}`, "issuers.default: give the fingerprint of the CA's root, or its caBundle"},
 		{"no issuer", `issuers: {default: null}`, "minProperties"},
 		{"issuer with a path for a name", `issuers: {"../x": ` + second + `}`, "../x"},

@@ -37,6 +37,8 @@ type Config struct {
 	// Provisioner and Password belong to the JWK provisioner. The defaults are
 	// "admin" and "password".
 	Provisioner, Password string
+	// Others are more provisioners.
+	Others provisioner.List
 	// Host is a DNS name of the CA, besides localhost and 127.0.0.1.
 	Host string
 	// Federated are the roots of the CAs that this CA is federated with.
@@ -157,7 +159,7 @@ func (ca *CA) resume(serving func(*authority.Authority) (*tls.Certificate, error
 	auth, err := authority.NewEmbedded(
 		authority.WithConfig(&config.Config{
 			DNSNames:        ca.names(),
-			AuthorityConfig: &config.AuthConfig{Provisioners: provisioner.List{ca.provider}},
+			AuthorityConfig: &config.AuthConfig{Provisioners: append(provisioner.List{ca.provider}, ca.config.Others...)},
 		}),
 		authority.WithX509RootCerts(ca.pki.Root),
 		authority.WithX509FederatedCerts(ca.config.Federated...),
@@ -251,6 +253,13 @@ func (ca *CA) ReplaceProvisioner(password string) error {
 		return err
 	}
 	ca.provider = provider
+	ca.Stop()
+	return ca.Resume()
+}
+
+// SetOthers replaces the other provisioners, and restarts.
+func (ca *CA) SetOthers(others ...provisioner.Interface) error {
+	ca.config.Others = others
 	ca.Stop()
 	return ca.Resume()
 }

@@ -26,6 +26,7 @@ type twoIssuers struct {
 	authority      *authorities // nil in mode node
 	main, other    *embeddedca.CA
 	passwordFile   string // of the issuer other
+	config         string // of the process that calls the CAs
 	checked        string // URL of the health of the process that calls the CAs
 	checkedLog     *node.Log
 	pluginHealth   string
@@ -41,6 +42,7 @@ func inBothModes(t *testing.T, test func(*testing.T, *twoIssuers)) {
 		two := &twoIssuers{t: t, main: startCA(t), other: startCA(t)}
 		two.Node = node.New(t, binary, two.main)
 		two.passwordFile = addIssuer(t, two.Config, two.other)
+		two.config = two.Config
 		two.serveHealth()
 		two.checked, two.checkedLog = two.pluginHealth, two.Logs
 		two.startProcesses = two.Launch
@@ -60,6 +62,7 @@ func inBothModes(t *testing.T, test func(*testing.T, *twoIssuers)) {
 		})
 		two.authority = r
 		two.passwordFile = addIssuer(t, replica.config, two.other)
+		two.config = replica.config
 		two.Node = r.prepareNode()
 		node.Must(t, appendTo(two.Config, fmt.Sprintf(`
   other:

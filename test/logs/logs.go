@@ -8,6 +8,7 @@ const (
 	Connected        = `"Issuer connected"`
 	CannotConnect    = `"Cannot connect to the issuer"`
 	HoldersRenew     = `"Warning: the CA renews certificates for their holders"`
+	TokenExpiring    = `"Warning: the certificate that signs tokens is about to expire"`
 	ServingHealth    = `"Serving health"`
 	Registered       = `"Registered with the kubelet"`
 	CallSucceeded    = `"Call succeeded"`

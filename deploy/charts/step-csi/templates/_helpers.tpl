@@ -231,7 +231,7 @@ clusterDomain: {{ .Values.clusterDomain }}
 trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
 {{- end }}
 
-{{/* The issuers of the process that has the passwords. The files of each issuer are in
+{{/* The issuers of the process that has the secrets. The files of each issuer are in
 /etc/step-csi/issuers/<name>. */}}
 {{- define "step-csi.issuers" -}}
 {{- range $name, $issuer := .Values.issuers }}
@@ -241,7 +241,14 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
   provisioner:
     type: {{ $issuer.provisioner.type }}
     name: {{ $issuer.provisioner.name | quote }}
-    passwordFile: issuers/{{ $name }}/password
+    {{- with $issuer.provisioner.kid }}
+    kid: {{ . | quote }}
+    {{- end }}
+    {{- range $secret := include "step-csi.provisionerSecrets" (dict "name" $name "provisioner" $issuer.provisioner) | fromYamlArray }}
+    {{- range $secret.files }}
+    {{ .setting }}: issuers/{{ $name }}/{{ .file }}
+    {{- end }}
+    {{- end }}
     {{- if $issuer.provisioner.requireDisableRenewal }}
     requireDisableRenewal: true
     {{- end }}
@@ -251,6 +258,36 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
   policy:
     {{- nindent 4 . }}
   {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The Secrets of an issuer's provisioner, as a list: the files with their keys in the
+Secret, and the settings that name these files. */}}
+{{- define "step-csi.provisionerSecrets" -}}
+{{- $own := printf "issuers.%s.provisioner" .name }}
+{{- $password := .provisioner.passwordSecret | default dict }}
+{{- $key := .provisioner.keySecret | default dict }}
+{{- $certificate := .provisioner.certificateSecret | default dict }}
+{{- if eq .provisioner.type "x5c" }}
+{{- if or $password.name $key.name .provisioner.kid }}{{ fail (printf "%s: passwordSecret, keySecret and kid are for the type jwk; a provisioner of the type x5c has certificateSecret" $own) }}{{ end }}
+{{- if not $certificate.name }}{{ fail (printf "%s.certificateSecret.name: name the Secret with the certificate and the private key that sign tokens of the provisioner" $own) }}{{ end }}
+- name: {{ $certificate.name }}
+  files:
+    - {setting: certificateFile, file: tls.crt, key: {{ $certificate.certificate | default "tls.crt" }}}
+    - {setting: privateKeyFile, file: tls.key, key: {{ $certificate.privateKey | default "tls.key" }}}
+{{- else }}
+{{- if $certificate.name }}{{ fail (printf "%s.certificateSecret: is for the type x5c; set the type, or use passwordSecret or keySecret" $own) }}{{ end }}
+{{- $name := $password.name }}
+{{- if and (eq .name "default") (not (or $name $key.name)) }}{{ $name = "step-certificates-provisioner-password" }}{{ end }}
+{{- if not (or $name $key.name) }}{{ fail (printf "%s.passwordSecret: name the Secret with the password of the provisioner's key, or set keySecret if the CA does not keep this key" $own) }}{{ end }}
+{{- with $name }}
+- name: {{ . }}
+  files: [{setting: passwordFile, file: password, key: {{ $password.key | default "password" }}}]
+{{- end }}
+{{- with $key.name }}
+- name: {{ . }}
+  files: [{setting: keyFile, file: key, key: {{ $key.key | default "key" }}}]
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -320,11 +357,15 @@ validations:
 {{/* The files of all issuers, as sources of a projected volume. */}}
 {{- define "step-csi.issuerSources" -}}
 {{- range $name, $issuer := .Values.issuers }}
+{{- range $secret := include "step-csi.provisionerSecrets" (dict "name" $name "provisioner" $issuer.provisioner) | fromYamlArray }}
 - secret:
-    name: {{ $issuer.provisioner.passwordSecret.name }}
+    name: {{ $secret.name }}
     items:
-      - key: {{ $issuer.provisioner.passwordSecret.key }}
-        path: issuers/{{ $name }}/password
+      {{- range $secret.files }}
+      - key: {{ .key }}
+        path: issuers/{{ $name }}/{{ .file }}
+      {{- end }}
+{{- end }}
 {{- with include "step-csi.rootSource" (dict "name" $name "issuer" $issuer) }}
 {{ . }}
 {{- end }}
