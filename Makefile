@@ -7,6 +7,8 @@ TAGS   := nobadger,nobbolt,nomysql,nopgx
 BUILD  := $(GO) build -trimpath -buildvcs=auto -tags $(TAGS)
 # Programs that only tests use have their own modules.
 MODULES := . test/cluster test/cluster/coredns test/cluster/helm test/cluster/runc test/e2e/images/nats test/realca/module
+# The clusters' other versions of Kubernetes: the same programs, of other modules.
+MODFILES := kubernetes-1.34.mod
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
 
 .DEFAULT_GOAL := help
@@ -41,13 +43,28 @@ build: ## Build step-csi and step-csi-reload into bin/
 image: ## Build both images with docker, podman or buildah
 	@deploy/image/build.sh
 
+# CLUSTER is the name of the cluster, and KUBERNETES its version.
+CLUSTER    ?= step-csi
+KUBERNETES ?=
+cluster     = $(SUDO) bin/step-csi-cluster --name $(CLUSTER) $(if $(KUBERNETES),--kubernetes $(KUBERNETES))
+
+.PHONY: try
+try: bin/step-csi-cluster ## Run the README's quick start here: cluster, images, step-ca, chart and a pod (needs root)
+	@$(SUDO) test/setup.sh try
+	@CLUSTER=$(CLUSTER) KUBERNETES=$(KUBERNETES) $(SUDO) test/try.sh
+
 .PHONY: cluster
-cluster: bin/step-csi-cluster ## Start a real one-node Kubernetes here (needs root)
-	@$(SUDO) bin/step-csi-cluster up
+cluster: bin/step-csi-cluster ## Start a real one-node Kubernetes here; KUBERNETES=1.34 for another version (needs root)
+	@$(cluster) up
+
+.PHONY: load
+load: bin/step-csi-cluster ## Build the images of the README and the examples, and load them into the cluster (needs root)
+	@$(SUDO) test/setup.sh load
+	@CLUSTER=$(CLUSTER) $(SUDO) test/load.sh
 
 .PHONY: cluster-down
-cluster-down: bin/step-csi-cluster ## Stop and remove the cluster of make cluster
-	@$(SUDO) bin/step-csi-cluster down
+cluster-down: bin/step-csi-cluster ## Stop and remove the cluster of make cluster or make try
+	@$(cluster) down
 
 .PHONY: bin/step-csi-cluster
 bin/step-csi-cluster:
@@ -55,11 +72,12 @@ bin/step-csi-cluster:
 
 # -parallel 4: two cores cannot run more scenarios at once.
 .PHONY: e2e
-e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one (needs root)
+e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one, KUBERNETES=1.34 (needs root)
 	@$(SUDO) test/setup.sh e2e
+	$(if $(SCENARIO),,@$(cluster) suite >/dev/null)
 	$(if $(SCENARIO),,$(SUDO) $(GO) test -count 1 -timeout 30m -tags e2e,$(TAGS) ./test/image)
 	@$(GO) test -c -tags e2e,$(TAGS) -o bin/e2e.test ./test/e2e
-	@cd test/e2e && $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 4 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'
+	@cd test/e2e && KUBERNETES=$(KUBERNETES) $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 4 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'
 
 # VULNDB is the URL of another database of vulnerabilities than https://vuln.go.dev.
 .PHONY: lint
@@ -69,6 +87,7 @@ lint: ## Check formatting, go vet, staticcheck, known vulnerabilities, and that 
 	$(GO) tool staticcheck -tags $(TAGS),e2e ./...
 	cd test/cluster && $(GO) vet . && $(GO) tool -modfile=../../go.mod staticcheck .
 	@for module in $(MODULES); do echo "$(GO) -C $$module mod tidy -diff"; $(GO) -C $$module mod tidy -diff || exit 1; done
+	@for file in $(MODFILES); do echo "$(GO) -C test/cluster mod tidy -modfile=$$file -diff"; $(GO) -C test/cluster mod tidy -modfile=$$file -diff || exit 1; done
 	$(GO) run ./test/vulncheck $(if $(VULNDB),-db $(VULNDB)) -tags $(TAGS) ./cmd/...
 
 .PHONY: generate

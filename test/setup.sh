@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs missing packages for `make test` ("test") or `make e2e` ("e2e"), if the
-# machine has apt-get.
+# Installs missing packages for the target of make that is the argument, if the machine
+# has apt-get.
 set -eu
 missing=
 need() { # program package
@@ -12,7 +12,7 @@ test)
 	need certtool gnutls-bin # checks chains as programs with GnuTLS do
 	need promtool prometheus # promtool tests the alerts
 	;;
-e2e)
+e2e | load | try)
 	need buildah buildah
 	need /bin/busybox busybox-static
 	need gcc gcc # builds runc

@@ -24,10 +24,11 @@ import (
 //	programs     a link to the programs that the cluster was started with
 //	kubeconfig   for use on the machine
 //	address      the API server's address on the machine
+//	kubernetes   the minor version of Kubernetes
 //	lock         held while the cluster runs
 //	kubelet-dir  the kubelet's directory on the node
 //	pid          the node's first process, in the machine's PID namespace
-//	pki, config, etcd, kubelet, containerd, log, tmp
+//	pki, config, etcd, kubelet, containerd, volumes, log, tmp
 type cluster struct {
 	name, cache string
 }
@@ -49,8 +50,21 @@ func (c *cluster) path(name string) string {
 	return filepath.Join(c.directory(), name)
 }
 
+// checkKubernetes rejects another version than the cluster has: a version does not read
+// what a later one has stored.
+func (c *cluster) checkKubernetes(version string) error {
+	has, err := os.ReadFile(c.path("kubernetes"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && string(has) != version {
+		err = fmt.Errorf("the cluster %q has Kubernetes %s, not %s; remove it with: down, or use another --name", c.name, has, version)
+	}
+	return err
+}
+
 // prepare makes the directory of a new cluster, or reuses that of a stopped cluster.
-func (c *cluster) prepare(programs, kubeletDirectory string) error {
+func (c *cluster) prepare(programs, kubernetes, kubeletDirectory string) error {
 	for _, name := range []string{"pki", "config", "etcd", "kubelet", "containerd", "log", "tmp"} {
 		if err := os.MkdirAll(c.path(name), 0o755); err != nil {
 			return err
@@ -60,6 +74,9 @@ func (c *cluster) prepare(programs, kubeletDirectory string) error {
 		return err
 	}
 	if err := os.Symlink(programs, c.path("programs")); err != nil {
+		return err
+	}
+	if err := os.WriteFile(c.path("kubernetes"), []byte(kubernetes), 0o644); err != nil {
 		return err
 	}
 	if err := os.WriteFile(c.path("kubelet-dir"), []byte(kubeletDirectory), 0o644); err != nil {
@@ -125,7 +142,16 @@ func (c *cluster) writeCredentials(address string) error {
 			return err
 		}
 	}
-	return nil
+	return giveToCaller(c.path("kubeconfig"))
+}
+
+// giveToCaller lets the user who has called sudo read the file.
+func giveToCaller(path string) error {
+	user, err := strconv.Atoi(os.Getenv("SUDO_UID"))
+	if err != nil {
+		return nil
+	}
+	return os.Chown(path, user, -1)
 }
 
 // running tells whether the outside process runs: that process holds the lock.

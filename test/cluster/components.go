@@ -57,6 +57,15 @@ func writeConfiguration(cluster, cni string) error {
 		"config/resolv.conf":         "",
 		"config/Corefile":            fmt.Sprintf(corefile, nodeIP, clusterDomain, stateDirectory),
 		"config/dns.yaml":            fmt.Sprintf(dnsObjects, dnsServiceIP, nodeIP),
+		"config/storage.yaml":        storageObjects(),
+	}
+	for _, directory := range volumeDirectories() {
+		if err := os.MkdirAll(directory, 0o755); err != nil {
+			return err
+		}
+		if err := os.Chmod(directory, 0o777); err != nil { // for pods of any user
+			return err
+		}
 	}
 	for name, content := range files {
 		path := filepath.Join(stateDirectory, name)
@@ -68,6 +77,27 @@ func writeConfiguration(cluster, cni string) error {
 		}
 	}
 	return nil
+}
+
+// volumes is the number of the cluster's persistent volumes. No provisioner makes more.
+const volumes = 20
+
+func volumeDirectories() []string {
+	var all []string
+	for i := range volumes {
+		all = append(all, fmt.Sprintf("%s/volumes/%d", stateDirectory, i+1))
+	}
+	return all
+}
+
+// storageObjects returns the default StorageClass and its volumes. Local volumes, unlike
+// hostPath volumes, get a pod's fsGroup.
+func storageObjects() string {
+	objects := storageClass
+	for i, directory := range volumeDirectories() {
+		objects += fmt.Sprintf(localVolume, i+1, directory, nodeName)
+	}
+	return objects
 }
 
 const containerdConfig = `version = 3
@@ -160,4 +190,28 @@ ports:
 endpoints:
 - addresses: ["%s"]
   conditions: {ready: true}
+`
+
+const storageClass = `apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata:
+  name: local
+  annotations: {storageclass.kubernetes.io/is-default-class: "true"}
+provisioner: kubernetes.io/no-provisioner
+volumeBindingMode: WaitForFirstConsumer
+`
+
+const localVolume = `---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: local-%d}
+spec:
+  capacity: {storage: 10Gi}
+  accessModes: [ReadWriteOnce]
+  storageClassName: local
+  local: {path: %s}
+  nodeAffinity:
+    required:
+      nodeSelectorTerms:
+      - matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [%s]}]
 `

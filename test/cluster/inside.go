@@ -281,13 +281,14 @@ func (s *supervisor) reapOne(name string) {
 	}
 }
 
-// setUpCluster imports the pause image, and configures the cluster DNS.
+// setUpCluster imports the pause image, and applies the cluster's objects.
 func (s *supervisor) setUpCluster() error {
 	images := []string{"--namespace", "k8s.io", "images", "import", "--local", stateDirectory + "/pause.tar"}
 	if err := s.retry("ctr", images...); err != nil {
 		return err
 	}
-	return s.retry("kubectl", "--kubeconfig", stateDirectory+"/config/admin", "apply", "--server-side", "-f", stateDirectory+"/config/dns.yaml")
+	return s.retry("kubectl", "--kubeconfig", stateDirectory+"/config/admin", "apply", "--server-side",
+		"-f", stateDirectory+"/config/dns.yaml", "-f", stateDirectory+"/config/storage.yaml")
 }
 
 func (s *supervisor) retry(name string, args ...string) error {

@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,10 +31,15 @@ Usage: step-csi-cluster [--name NAME] COMMAND
   env                print the shell variables for kubectl and helm
   exec CMD [ARG...]  run a command on the node
   build              only build the programs
+  suite              build Kubernetes' external storage suite, and print its path
+
+Images must be loaded, because the node reaches no registry. There are twenty persistent
+volumes, of the default StorageClass.
 
 Flags:
 
   --name NAME        name of the cluster                       (step-csi)
+  --kubernetes 1.34  version of Kubernetes, 1.34 or 1.37       (1.37)
   --owner PID        with up: remove the cluster when this process ends
   --kubelet-dir DIR  with up: the kubelet's directory   (/var/lib/kubelet)
                      any other is a symbolic link to /var/lib/kubelet
@@ -71,6 +77,7 @@ func run(args []string) error {
 	flags := flag.NewFlagSet("step-csi-cluster", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	name := flags.String("name", "step-csi", "")
+	kubernetes := flags.String("kubernetes", defaultKubernetes, "")
 	owner := flags.Int("owner", 0, "")
 	kubeletDir := flags.String("kubelet-dir", kubeletDirectory, "")
 	source := flags.String("source", "test/cluster", "")
@@ -95,6 +102,10 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
+	modfile, ok := moduleFiles[*kubernetes]
+	if !ok {
+		return fmt.Errorf("--kubernetes: there is no version %q; use one of %s", *kubernetes, strings.Join(slices.Sorted(maps.Keys(moduleFiles)), ", "))
+	}
 	rest := flags.Args()
 	if len(rest) == 0 {
 		return fmt.Errorf("the command is missing\n\n%s", usage)
@@ -112,7 +123,7 @@ func run(args []string) error {
 	}
 	switch command {
 	case "up":
-		return c.up(*source, *kubeletDir, *owner)
+		return c.up(*source, *kubernetes, *kubeletDir, *owner)
 	case "down":
 		return c.down()
 	case "stop":
@@ -124,19 +135,28 @@ func run(args []string) error {
 	case "exec":
 		return c.exec(os.Stdin, rest...)
 	case "build":
-		_, err := buildPrograms(*source, c.programsCache(), os.Stderr)
+		_, err := buildPrograms(*source, modfile, c.programsCache(), os.Stderr)
+		return err
+	case "suite":
+		path, err := buildSuite(*source, modfile, c.programsCache(), os.Stderr)
+		if err == nil {
+			fmt.Println(path)
+		}
 		return err
 	}
 	return fmt.Errorf("unknown command %q\n\n%s", command, usage)
 }
 
 // up starts the cluster and waits until it can run pods.
-func (c *cluster) up(source, kubeletDirectory string, owner int) error {
+func (c *cluster) up(source, kubernetes, kubeletDirectory string, owner int) error {
 	if err := checkMachine(); err != nil {
 		return err
 	}
+	if err := c.checkKubernetes(kubernetes); err != nil {
+		return err
+	}
 	begin := time.Now()
-	programs, err := buildPrograms(source, c.programsCache(), os.Stderr)
+	programs, err := buildPrograms(source, moduleFiles[kubernetes], c.programsCache(), os.Stderr)
 	if err != nil {
 		return err
 	}
@@ -144,7 +164,7 @@ func (c *cluster) up(source, kubeletDirectory string, owner int) error {
 		fmt.Fprintf(os.Stderr, "The cluster %q is already running.\n", c.name)
 		return c.printEnvironment(os.Stdout)
 	}
-	if err := c.prepare(programs, kubeletDirectory); err != nil {
+	if err := c.prepare(programs, kubernetes, kubeletDirectory); err != nil {
 		return err
 	}
 	if err := c.startOutside(owner); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -18,9 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kubernetesVersion is the version of k8s.io/kubernetes in go.mod. Programs that are
-// built as a dependency do not know their version.
-const kubernetesVersion = "v1.37.2"
+// moduleFiles are the versions of Kubernetes that a cluster can have, each with the file
+// that lists its modules.
+var moduleFiles = map[string]string{
+	defaultKubernetes: "go.mod",
+	"1.34":            "kubernetes-1.34.mod",
+}
+
+const defaultKubernetes = "1.37"
 
 // kubernetesNames are the names of the program ./kubernetes.
 var kubernetesNames = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"}
@@ -31,39 +38,74 @@ const unusedAfter = 30 * 24 * time.Hour
 // step is one call of go build.
 type step struct {
 	title, module, target string
+	modfile               string // in the module's directory; go.mod if empty
 	ldflags               string
-	sources               []string // beside go.mod and go.sum
+	sources               []string // beside the module file and its sums
 	cgoTags               string   // build with cgo and these tags
 }
 
-func steps() []step {
-	version := "k8s.io/component-base/version."
-	major, minor, _ := strings.Cut(strings.TrimPrefix(kubernetesVersion, "v"), ".")
+func steps(source, modfile string) ([]step, error) {
+	version, err := kubernetesVersion(filepath.Join(source, modfile))
+	if err != nil {
+		return nil, err
+	}
+	variables := "k8s.io/component-base/version."
+	major, minor, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, _ = strings.Cut(minor, ".")
 	return []step{
-		{"Kubernetes and etcd", ".", "./kubernetes", fmt.Sprintf(" -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s",
-			version, kubernetesVersion, version, major, version, minor), []string{"kubernetes/main.go"}, ""},
-		{"containerd", ".", "tool", "", nil, ""},
-		{"runc", "runc", "tool", "", nil, "seccomp"},
-		{"CoreDNS", "coredns", "tool", "", nil, ""},
-		{"Helm", "helm", "helm.sh/helm/v4/cmd/helm", "", nil, ""},
-	}
+		{"Kubernetes " + version + " and etcd", ".", "./kubernetes", modfile, fmt.Sprintf(" -X %sgitVersion=%s -X %sgitMajor=%s -X %sgitMinor=%s",
+			variables, version, variables, major, variables, minor), []string{"kubernetes/main.go"}, ""},
+		{"containerd", ".", "tool", "", "", nil, ""},
+		{"runc", "runc", "tool", "", "", nil, "seccomp"},
+		{"CoreDNS", "coredns", "tool", "", "", nil, ""},
+		{"Helm", "helm", "helm.sh/helm/v4/cmd/helm", "", "", nil, ""},
+	}, nil
 }
 
-// buildPrograms builds the cluster's programs, unless they are in the cache, and
-// returns their directory. Its name is a hash of all sources.
-func buildPrograms(source, cache string, progress io.Writer) (string, error) {
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		return "", err
+var requiredVersion = regexp.MustCompile(`(?m)^\s*(?:require )?k8s\.io/kubernetes (v\S+)`)
+
+// kubernetesVersion returns the version in a module file. Programs that are built as a
+// dependency do not know their version.
+func kubernetesVersion(modfile string) (string, error) {
+	content, err := os.ReadFile(modfile)
+	if err != nil {
+		return "", fmt.Errorf("%w; run step-csi-cluster at the top of the repository, or set --source", err)
 	}
-	unlock, err := lock(filepath.Join(cache, "lock"))
+	version := requiredVersion.FindSubmatch(content)
+	if version == nil {
+		return "", fmt.Errorf("%s does not require k8s.io/kubernetes", modfile)
+	}
+	return string(version[1]), nil
+}
+
+// buildSuite builds Kubernetes' external storage suite, unless it is in the cache, and
+// returns the program's path.
+func buildSuite(source, modfile, cache string, progress io.Writer) (string, error) {
+	unlock, err := lockCache(cache)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
+	suite := step{"Kubernetes' external storage suite", ".", "./storagesuite", modfile, "", []string{"storagesuite/main.go"}, ""}
+	part, err := suite.cached(source, cache, progress)
+	return filepath.Join(part, "storagesuite"), err
+}
+
+// buildPrograms builds the cluster's programs, unless they are in the cache, and
+// returns their directory. Its name is a hash of all sources.
+func buildPrograms(source, modfile, cache string, progress io.Writer) (string, error) {
+	unlock, err := lockCache(cache)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	all, err := steps(source, modfile)
+	if err != nil {
+		return "", err
+	}
 	var parts []string
 	hash := sha256.New()
-	for _, s := range steps() {
+	for _, s := range all {
 		part, err := s.cached(source, cache, progress)
 		if err != nil {
 			return "", fmt.Errorf("build %s: %w", s.title, err)
@@ -136,7 +178,8 @@ func (s step) cached(source, cache string, progress io.Writer) (string, error) {
 func (s step) key(source string) (string, error) {
 	hash := sha256.New()
 	fmt.Fprintln(hash, runtime.Version(), runtime.GOARCH, s)
-	for _, name := range append([]string{"go.mod", "go.sum"}, s.sources...) {
+	modfile := cmp.Or(s.modfile, "go.mod")
+	for _, name := range append([]string{modfile, strings.TrimSuffix(modfile, ".mod") + ".sum"}, s.sources...) {
 		content, err := os.ReadFile(filepath.Join(source, s.module, name))
 		if err != nil {
 			return "", fmt.Errorf("%w; run step-csi-cluster at the top of the repository, or set --source", err)
@@ -150,7 +193,11 @@ func (s step) key(source string) (string, error) {
 func (s step) build(source, into string, progress io.Writer) error {
 	begin := time.Now()
 	fmt.Fprintf(progress, "Building %s. The first build of all programs takes about 12 min on two cores.\n", s.title)
-	command := exec.Command("go", "build", "-v", "-buildvcs=false", "-trimpath", "-tags", s.cgoTags, "-ldflags", "-s -w"+s.ldflags, "-o", into+"/", s.target)
+	args := []string{"build", "-v", "-buildvcs=false", "-trimpath", "-tags", s.cgoTags, "-ldflags", "-s -w" + s.ldflags, "-o", into + "/"}
+	if s.modfile != "" {
+		args = append(args, "-modfile="+s.modfile)
+	}
+	command := exec.Command("go", append(args, s.target)...)
 	command.Dir = filepath.Join(source, s.module)
 	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOGC=400")
 	if s.cgoTags != "" {
@@ -207,8 +254,12 @@ func removeUnused(cache string) {
 	}
 }
 
-// lock waits for the file's lock.
-func lock(path string) (unlock func(), err error) {
+// lockCache makes the cache's directory and waits for its lock.
+func lockCache(cache string) (unlock func(), err error) {
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(cache, "lock")
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err

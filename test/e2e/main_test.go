@@ -34,6 +34,8 @@ func TestE2E(t *testing.T) {
 			"validation":     validation,
 			"guide":          guide,
 			"quick-start":    quickStart,
+			"try":            try,
+			"storage-suite":  storageSuite,
 			"non-root":       nonRoot,
 			"rotation":       rotation,
 			"deletion":       deletion,
@@ -101,6 +103,7 @@ func watched(t *testing.T, scenario func(*testing.T)) {
 // cluster is the cluster of all scenarios. TestMain sets it once.
 var cluster struct {
 	name, tool string
+	kubernetes string // its version, such as 1.34; empty for the newest
 	env        []string
 }
 
@@ -126,6 +129,7 @@ func runAll(m *testing.M) (status int, err error) {
 		return 1, err
 	}
 	cluster.name = fmt.Sprintf("e2e-%d", os.Getpid())
+	cluster.kubernetes = os.Getenv("KUBERNETES")
 	if cluster.tool, err = filepath.Abs("bin/step-csi-cluster"); err != nil {
 		return 1, err
 	}
@@ -191,7 +195,7 @@ func buildImages(sources string, variables ...string) error {
 
 // startCluster starts the cluster, or restarts it with its state.
 func startCluster(flags ...string) error {
-	up := exec.Command(cluster.tool, append(flags, "--name", cluster.name, "--owner", fmt.Sprint(os.Getpid()), "up")...)
+	up := exec.Command(cluster.tool, toolArgs(append(flags, "--owner", fmt.Sprint(os.Getpid()), "up")...)...)
 	up.Stderr = os.Stderr
 	variables, err := up.Output()
 	if err != nil {
@@ -220,20 +224,20 @@ func stopCluster() error {
 }
 
 func tool(args ...string) (string, error) {
-	return command(cluster.tool, append([]string{"--name", cluster.name}, args...)...)
+	return command(cluster.tool, toolArgs(args...)...)
 }
 
-// installCA runs the commands of deploy/step-ca/README.md, and makes a volume for the
-// claim. Then it allows lifetimes of 5 seconds and more, and adds a provisioner for a
-// second issuer, as installPlugin does.
+func toolArgs(args ...string) []string {
+	flags := []string{"--name", cluster.name}
+	if cluster.kubernetes != "" {
+		flags = append(flags, "--kubernetes", cluster.kubernetes)
+	}
+	return append(flags, args...)
+}
+
+// installCA runs the commands of deploy/step-ca/README.md. Then it allows lifetimes of 5
+// seconds and more, and adds a provisioner for a second issuer, as installPlugin does.
 func installCA() error {
-	if _, err := tool("exec", "sh", "-c", "mkdir -p /var/lib/kubelet/step-ca && chown 1000:1000 /var/lib/kubelet/step-ca"); err != nil {
-		return err
-	}
-	if err := applyText(`{"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "step-ca"}, "spec": {
-		"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/var/lib/kubelet/step-ca"}}}`); err != nil {
-		return err
-	}
 	_, err := shellBlock("deploy/step-ca/README.md", "# A step-ca", func(script string) string {
 		script, _, _ = strings.Cut(script, "helm install") // installPlugin installs this version's image later
 		return script
@@ -285,7 +289,7 @@ func command(name string, args ...string) (string, error) {
 }
 
 func commandWith(input []byte, name string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, name, args...)
 	c.Env = cluster.env

@@ -64,7 +64,7 @@ spec:
   containers:
     - {name: app, image: "docker.io/library/busybox:1.37", imagePullPolicy: IfNotPresent, command: [sleep, "100000"], securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}, volumeMounts: [{name: tls, mountPath: /etc/tls}]}
   volumes:
-    - {name: tls, csi: {driver: csi.step-ca.io, volumeAttributes: {duration: 2m, renew-before: 1m48s}}}
+    - {name: tls, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {duration: 2m, renew-before: 1m48s}}}
 ---
 apiVersion: batch/v1
 kind: Job

@@ -12,20 +12,25 @@ import (
 	"time"
 )
 
-// The real API server validates every manifest with all fields.
+// The real API server validates every manifest with all fields. Kubernetes 1.34 does not
+// know the field that deploy/kustomize/README.md says to remove before 1.35.
 func validation(t *testing.T) {
+	version := kubectl(t, "get", "nodes", "-o", "jsonpath={.items[0].status.nodeInfo.kubeletVersion}")
 	installMonitoringKinds(t)
 	namespace(t, "validation", "privileged")
 	for _, file := range allKustomizations(t) {
 		directory := filepath.Dir(file)
 		rendered, err := command("kubectl", "kustomize", directory)
 		must(t, err)
+		if strings.HasPrefix(version, "v1.34.") {
+			rendered = strings.Replace(rendered, "  serviceAccountTokenInSecrets: true\n", "", 1)
+		}
 		serverSide(t, directory, rendered)
 	}
 	values, err := filepath.Glob("deploy/examples/values/*.yaml")
 	must(t, err)
 	for _, file := range append(values, "test/chart/testdata/all.yaml") {
-		rendered, err := command("helm", "template", "step-csi", chart, "-n", "validation", "-f", file)
+		rendered, err := command("helm", "template", "step-csi", chart, "-n", "validation", "-f", file, "--kube-version", version)
 		must(t, err)
 		serverSide(t, file, rendered)
 	}
@@ -63,8 +68,12 @@ func serverSide(t *testing.T, what, manifests string) {
 	}
 }
 
-// The pod of the README's quick start gets its files.
+// The pod of the README's quick start gets its files. The claim of deploy/step-ca has a
+// volume of the cluster's default StorageClass, with the CA in it.
 func quickStart(t *testing.T) {
+	volume := kubectl(t, "-n", identity, "get", "persistentvolumeclaim", "step-ca", "-o", "jsonpath={.spec.volumeName}")
+	path := kubectl(t, "get", "persistentvolume", volume, "-o", "jsonpath={.spec.local.path}")
+	node(t, "test -s "+path+"/certs/root_ca.crt")
 	out, err := shellBlock("README.md", "**3. A pod.**", func(script string) string { return script })
 	if err != nil || !strings.Contains(out, "tls.key -> ..data/tls.key") {
 		t.Errorf("%v\n%s", err, out)
@@ -209,7 +218,7 @@ func twoClusters(t *testing.T) {
 	second := cluster.name + "-2"
 	run := func(args ...string) string {
 		t.Helper()
-		out, err := command(cluster.tool, append([]string{"--name", second}, args...)...)
+		out, err := tool(append([]string{"--name", second}, args...)...)
 		must(t, err)
 		return out
 	}
@@ -229,6 +238,14 @@ func twoClusters(t *testing.T) {
 	config, _, _ = strings.Cut(config, "\n")
 	if out, err := command("kubectl", "--kubeconfig", config, "get", "csidrivers,pods,namespaces", "-A", "-o", "name"); err != nil || strings.Contains(out, driverName) || strings.Contains(out, identity) {
 		t.Errorf("the second cluster has objects of the first: %v: %s", err, out)
+	}
+	// A cluster keeps its version of Kubernetes.
+	other := "1.34"
+	if cluster.kubernetes == other {
+		other = "1.37"
+	}
+	if _, err := tool("--name", second, "--kubernetes", other, "up"); err == nil || !strings.Contains(err.Error(), "remove it with: down") {
+		t.Errorf("up with Kubernetes %s: %v", other, err)
 	}
 	// The second cluster's kubelet does not touch the first cluster's pods.
 	p := pod{namespace: "default", name: "beside-another-cluster"}
