@@ -26,47 +26,49 @@ const (
 	driverName = "csi.step-ca.io"
 )
 
+type scenario struct {
+	name string
+	run  func(*testing.T)
+}
+
 // TestE2E runs the scenarios: first the independent ones in parallel, then the others
 // one by one.
 func TestE2E(t *testing.T) {
 	t.Run("together", func(t *testing.T) {
-		for name, scenario := range map[string]func(*testing.T){
-			"validation":     validation,
-			"guide":          guide,
-			"quick-start":    quickStart,
-			"try":            try,
-			"storage-suite":  storageSuite,
-			"non-root":       nonRoot,
-			"rotation":       rotation,
-			"deletion":       deletion,
-			"refusals":       refusals,
-			"mtls":           exampleMTLS,
-			"nats":           exampleNATS,
-			"postgresql":     examplePostgreSQL,
-			"api":            exampleAPI,
-			"nginx":          exampleNginx,
-			"two-clusters":   twoClusters,
-			"helm-test":      helmTest,
-			"network-policy": networkPolicy,
-			"attack-tokens":  attackTokens,
-			"attack-pods":    attackPods,
-			"compromised":    compromisedNode,
-			"finished":       finishedPod,
-			"spiffe":         spiffe,
-			"metrics":        metrics,
-			"shapes":         shapes,
-			"long-names":     longNames,
+		for _, s := range []scenario{ // the slowest first
+			{"try", try},
+			{"mtls", exampleMTLS},
+			{"shapes", shapes},
+			{"validation", validation},
+			{"nginx", exampleNginx},
+			{"nats", exampleNATS},
+			{"spiffe", spiffe},
+			{"rotation", rotation},
+			{"guide", guide},
+			{"quick-start", quickStart},
+			{"storage-suite", storageSuite},
+			{"non-root", nonRoot},
+			{"deletion", deletion},
+			{"refusals", refusals},
+			{"postgresql", examplePostgreSQL},
+			{"api", exampleAPI},
+			{"two-clusters", twoClusters},
+			{"helm-test", helmTest},
+			{"network-policy", networkPolicy},
+			{"attack-tokens", attackTokens},
+			{"attack-pods", attackPods},
+			{"compromised", compromisedNode},
+			{"finished", finishedPod},
+			{"metrics", metrics},
+			{"long-names", longNames},
 		} {
-			t.Run(name, func(t *testing.T) {
+			t.Run(s.name, func(t *testing.T) {
 				t.Parallel()
-				watched(t, scenario)
+				watched(t, s.run)
 			})
 		}
 	})
-	for _, s := range []struct {
-		name     string
-		scenario func(*testing.T)
-	}{
+	for _, s := range []scenario{
 		{"plugin-killed", pluginKilled},
 		{"plugin-down", pluginDown},
 		{"hundred-pods", hundredPods}, // long before uninstall, which waits until its pods have ended
@@ -83,12 +85,12 @@ func TestE2E(t *testing.T) {
 		{"uninstall", uninstall},
 		{"step-certificates", stepCertificates},
 	} {
-		t.Run("alone/"+s.name, func(t *testing.T) { watched(t, s.scenario) })
+		t.Run("alone/"+s.name, func(t *testing.T) { watched(t, s.run) })
 	}
 }
 
 // watched prints how long a scenario took, and saves the logs if it failed.
-func watched(t *testing.T, scenario func(*testing.T)) {
+func watched(t *testing.T, run func(*testing.T)) {
 	fmt.Printf("--> %s\n", t.Name())
 	begin := time.Now()
 	t.Cleanup(func() { fmt.Printf("<-- %s: %.1f s\n", t.Name(), time.Since(begin).Seconds()) })
@@ -97,7 +99,7 @@ func watched(t *testing.T, scenario func(*testing.T)) {
 			keepLogs(t)
 		}
 	}()
-	scenario(t)
+	run(t)
 }
 
 // cluster is the cluster of all scenarios. TestMain sets it once.
