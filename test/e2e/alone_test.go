@@ -84,49 +84,38 @@ func scalePlugin(label string) error {
 	return err
 }
 
-// step-ca is down for longer than a certificate is valid. The pod keeps its files, and
-// gets a new certificate when the CA is back.
-func longOutage(t *testing.T) {
-	p := pod{namespace: "long-outage", name: "waits", attributes: map[string]string{"duration": "20s"}}
-	namespace(t, p.namespace, "baseline")
-	p.start(t)
-	p.waitRotation(t, p.files(t), time.Minute)
-	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=0")
-	t.Cleanup(func() { _, _ = command("kubectl", "-n", identity, "scale", "deployment/step-ca", "--replicas=1") })
-	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-ca", "--timeout=60s")
-	eventually(t, time.Minute, func() error {
-		if _, err := p.tryFiles(); err == nil || !strings.Contains(err.Error(), "expired") {
-			return fmt.Errorf("the certificate has not expired: %w", err)
-		}
-		return nil
-	})
-	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=1")
-	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
-	eventually(t, time.Minute, func() error {
-		_, err := p.tryFiles()
-		return err
-	})
-	if restarts := p.restarts(t); restarts != "0" {
-		t.Errorf("the pod was restarted %s times", restarts)
-	}
-}
-
-// step-ca is down for a while. New pods wait, and their events have the reason. Running
-// pods keep their files. All pods recover without intervention.
+// step-ca is down for longer than the certificate of a pod is valid. New pods wait, and
+// their events have the reason. Running pods keep their files. All recover without
+// intervention.
 func caOutage(t *testing.T) {
 	p := witness(t, "outage")
+	expires := pod{namespace: p.namespace, name: "expires", attributes: map[string]string{"duration": "20s"}}
+	expires.start(t)
 	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=0")
 	t.Cleanup(func() { _, _ = command("kubectl", "-n", identity, "scale", "deployment/step-ca", "--replicas=1") })
 	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-ca", "--timeout=60s")
 	late := pod{namespace: p.namespace, name: "late"}
 	must(t, applyText(late.manifest()))
 	late.waitEvent(t, time.Minute, "unavailable", "step-ca.flexstack-identity.svc.cluster.local:9000")
+	eventually(t, time.Minute, func() error {
+		if _, err := expires.tryFiles(); err == nil || !strings.Contains(err.Error(), "expired") {
+			return fmt.Errorf("the certificate has not expired: %w", err)
+		}
+		return nil
+	})
 	leaf := p.files(t)
 	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=1")
 	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
 	p.waitRotation(t, leaf, 90*time.Second)
 	late.waitReady(t)
 	late.files(t)
+	eventually(t, time.Minute, func() error {
+		_, err := expires.tryFiles()
+		return err
+	})
+	if restarts := expires.restarts(t); restarts != "0" {
+		t.Errorf("the pod was restarted %s times", restarts)
+	}
 	sawAll(t, p)
 }
 

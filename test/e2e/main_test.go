@@ -75,7 +75,6 @@ func TestE2E(t *testing.T) {
 		{"upgrade", upgrade},
 		{"node-mode", nodeMode},
 		{"ca-outage", caOutage},
-		{"long-outage", longOutage},
 		{"password", password},
 		{"provisioner", recommendedProvisioner},
 		{"root-rotation", rootRotation},

@@ -71,12 +71,27 @@ func loadPrevious(t *testing.T) string {
 	directory := t.TempDir()
 	_, err := command("sh", "-euc", "git archive "+commit+" | tar -x -C "+directory)
 	must(t, err)
-	archive := filepath.Join(directory, "image.tar")
-	must(t, buildImages(directory, "BASE=local", "VERSION=previous", "IMAGE="+previousTag, "IMAGE_ARCHIVE="+archive, "RELOAD_IMAGE="+reloadTag+"-previous"))
-	_, err = tool("load", archive)
+	_, err = tool("load", previousImage(t, commit, directory))
 	must(t, err)
-	must(t, os.Remove(archive))
 	return directory
+}
+
+// previousImage returns the archive of the version before. It is in the cache of the other
+// images of the tests, or is built from the sources in the directory.
+func previousImage(t *testing.T, commit, directory string) string {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	must(t, err)
+	archive := filepath.Join(cache, "step-csi", "images", "previous-"+commit+".tar")
+	// The modification time is the time of the last use.
+	if os.Chtimes(archive, time.Time{}, time.Now()) == nil {
+		return archive
+	}
+	building := fmt.Sprintf("%s.%d", archive, os.Getpid())
+	defer os.Remove(building)
+	must(t, buildImages(directory, "BASE=local", "VERSION=previous", "IMAGE="+previousTag, "IMAGE_ARCHIVE="+building, "RELOAD_IMAGE="+reloadTag+"-previous"))
+	must(t, os.Rename(building, archive))
+	return archive
 }
 
 func expectImage(t *testing.T, want string) {
