@@ -26,8 +26,8 @@ import (
 // Driver is the driver's name.
 const Driver = "csi.step-ca.io"
 
-// callTimeout is longer than any call should take: a call that hangs fails.
-const callTimeout = time.Minute
+// callTimeout is that of the kubelet.
+const callTimeout = 2 * time.Minute
 
 // Kubelet calls the plugin over its socket, as the kubelet does.
 type Kubelet struct {
