@@ -73,7 +73,7 @@ func checkNames(leaf *x509.Certificate, req Request) error {
 		if rest, err := asn1.Unmarshal(extension.Value, &all); err != nil || len(rest) > 0 {
 			c.add("added subject alternative names that cannot be parsed")
 		} else if len(all) != known {
-			c.add("added %d subject alternative names of a type that nobody can request", len(all)-known)
+			c.add("added %d subject alternative names of a type that cannot be requested", len(all)-known)
 		}
 	}
 	return c.err()

@@ -124,7 +124,7 @@ func TestHostileAnswersAreRefused(t *testing.T) {
 		"extra IP address":     {func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IPv4(10, 0, 0, 2)) }, `added IP address "10.0.0.2"`},
 		"missing e-mail":       {func(c *x509.Certificate) { c.EmailAddresses = nil }, `removed e-mail address "web@shop.example"`},
 		"other common name":    {func(c *x509.Certificate) { c.Subject.CommonName = "admin" }, `changed the common name from "web.shop" to "admin"`},
-		"unknown type of name": {func(c *x509.Certificate) { addOtherName(c) }, "added 1 subject alternative names of a type that nobody can request"},
+		"unknown type of name": {func(c *x509.Certificate) { addOtherName(c) }, "added 1 subject alternative names of a type that cannot be requested"},
 		"many names": {func(c *x509.Certificate) {
 			for i := range 1000 {
 				c.DNSNames = append(c.DNSNames, fmt.Sprintf("%0200d.example", i))

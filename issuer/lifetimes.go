@@ -24,7 +24,7 @@ type ProvisionerClaims struct {
 }
 
 // LifetimeClaims is a Signer that knows the claims of its provisioner. If a Signer is
-// none, a request without a duration stays without: whoever it calls decides.
+// none, a request without a duration stays without: the called server decides.
 type LifetimeClaims interface {
 	// LifetimeClaims returns what the CA answered last, without a call. It is nil before
 	// the first Connect.

@@ -48,7 +48,7 @@ func TestLivenessOfAHangingProcess(t *testing.T) {
 	})
 }
 
-// A slow check is no failure, and never runs twice at once, whoever probes.
+// A slow check is no failure, and does not run twice at the same time.
 func TestLivenessOfASlowProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var running, most, checks atomic.Int32

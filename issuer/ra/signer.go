@@ -198,7 +198,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 }
 
 // earlierLifetime is what a registration authority of an earlier version is asked for if
-// nobody requested a lifetime: its default.
+// no lifetime was requested: its default.
 const earlierLifetime = 24 * time.Hour
 
 // seconds rounds down, but not to zero.

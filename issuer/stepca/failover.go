@@ -33,7 +33,7 @@ const (
 // A call goes to the URL that worked last. If that is unavailable, the call goes on to
 // the next URL, while its context lasts, with a token of its own for each. Since a URL
 // that breaks the connection, or that answers with an error of the server, may have
-// signed before, the CA may issue a certificate that nobody has; a Signer's own retry
+// signed before, the CA may issue a certificate that no pod receives; a Signer's own retry
 // does so, too. RefreshRoots returns to the first URL that is not known to fail, so that
 // no pod waits for that attempt.
 type Failover struct {
