@@ -185,21 +185,9 @@ func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) 
 	if problem == nil {
 		problem = err
 	}
-	var seLinux string
-	if d.config.SELinux { // otherwise, the kernel rejects a context
-		seLinux, err = seLinuxContext(capability.GetMount().GetMountFlags())
-		if problem == nil {
-			problem = err
-		}
-		seLinux = cmp.Or(seLinux, d.config.SELinuxContext)
-	}
-	// The mount is read-only whatever the pod's spec says. But with SELinux, the container
-	// runtime relabels a volume that has neither a context nor readOnly.
-	if problem == nil && d.config.SELinux && seLinux == "" && !req.GetReadonly() {
-		problem = fmt.Errorf("the node has SELinux, and the kubelet has passed no SELinux context: "+
-			"the container runtime would relabel the volume, and fail, because the volume is read-only; "+
-			"in pod %s/%s, add the line readOnly: true to the volume, below csi: and driver: %s, or set seLinuxContext in the chart (--selinux-context)",
-			pod.Namespace, pod.Name, d.config.Name)
+	seLinux, err := d.seLinuxContext(req, pod)
+	if problem == nil {
+		problem = err
 	}
 	if problem != nil {
 		return volume.Spec{}, issuer.Token{}, fmt.Errorf("%w: %w", errInvalid, problem)
