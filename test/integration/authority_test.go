@@ -166,7 +166,7 @@ func (r *authorities) start(i int) {
 
 func (r *authorities) waitReady(i int) {
 	r.t.Helper()
-	node.Eventually(r.t, 30*time.Second, "the registration authority is ready", func() bool {
+	node.Eventually(r.t, 2*time.Minute, "the registration authority is ready", func() bool {
 		status, _ := r.get(i, "/readyz")
 		return status == http.StatusOK
 	})
