@@ -138,7 +138,7 @@ func (n *victim) killedAt(o operation, p node.Pod, number int) *call {
 	s := &step{number: number, verdict: verdict{kill: true}}
 	n.calls.set(s.decide)
 	if err := o.try(n, p); err == nil {
-		node.Eventually(n.T, 30*time.Second, "the operation is done, or the process killed", func() bool {
+		node.Eventually(n.T, time.Minute, "the operation is done, or the process killed", func() bool {
 			return s.met.Load() != nil || o.finished(n, p)
 		})
 	}
@@ -204,20 +204,20 @@ func (n *victim) expectRepaired(o operation, p node.Pod) {
 		return
 	}
 	want := o.whole[len(o.whole)-1]
-	node.Eventually(n.T, 30*time.Second, "the volume is as the pod wants it", func() bool {
+	node.Eventually(n.T, time.Minute, "the volume is as the pod wants it", func() bool {
 		leaf, err := read(n.Target(p), want)
 		return err == nil && leaf != nil
 	})
-	node.Eventually(n.T, 30*time.Second, "other files are gone", func() bool {
+	node.Eventually(n.T, time.Minute, "other files are gone", func() bool {
 		_, err := os.Lstat(filepath.Join(n.Target(p), o.whole[0].certificate))
 		return want == o.whole[0] || errors.Is(err, os.ErrNotExist)
 	})
-	node.Eventually(n.T, 30*time.Second, "nothing is wrong", func() bool {
+	node.Eventually(n.T, time.Minute, "nothing is wrong", func() bool {
 		trouble, err := n.Health(p)
 		return err == nil && len(trouble) == 0
 	})
 	// Two renewals may have been due, and the second may still be written.
-	node.Eventually(n.T, 30*time.Second, "the volume is whole", func() bool {
+	node.Eventually(n.T, time.Minute, "the volume is whole", func() bool {
 		_, err := readAll(n.Target(p), want)
 		return err == nil
 	})
@@ -237,7 +237,7 @@ func TestKilledBeforeEveryCallOfTheStart(t *testing.T) {
 		s := &step{number: number, verdict: verdict{kill: true}}
 		connected := n.Logs.Count(logs.Connected)
 		n.startIntercepted(s.decide)
-		node.Eventually(t, 30*time.Second, "the process is ready, or killed", func() bool {
+		node.Eventually(t, time.Minute, "the process is ready, or killed", func() bool {
 			return s.met.Load() != nil || n.Logs.Count(logs.Connected) > connected
 		})
 		c := s.met.Load()
@@ -288,7 +288,7 @@ func TestEveryCallFails(t *testing.T) {
 				if len(met) < 5 {
 					t.Error("that is too few: the calls are not met")
 				}
-				node.Eventually(t, 10*time.Second, fmt.Sprintf("no more open files than at first: %q", before), func() bool {
+				node.Eventually(t, time.Minute, fmt.Sprintf("no more open files than at first: %q", before), func() bool {
 					return len(n.openFiles()) <= len(before)
 				})
 				n.stop()
@@ -308,7 +308,7 @@ func (n *victim) failedAt(o operation, p node.Pod, number int, errno unix.Errno)
 	n.calls.set(s.decide)
 	err := o.try(n, p)
 	if err == nil {
-		node.Eventually(n.T, 30*time.Second, "the operation is done, or has failed", func() bool {
+		node.Eventually(n.T, time.Minute, "the operation is done, or has failed", func() bool {
 			return s.met.Load() != nil || o.finished(n, p)
 		})
 	}
@@ -376,7 +376,7 @@ func TestEveryCallOfARepublishFails(t *testing.T) {
 					t.Errorf("%d calls failed: that is too few", number-1)
 				}
 				n.Publish(p)
-				node.Eventually(t, 30*time.Second, "nothing is wrong", func() bool {
+				node.Eventually(t, time.Minute, "nothing is wrong", func() bool {
 					trouble, err := n.Health(p)
 					return err == nil && len(trouble) == 0
 				})

@@ -40,7 +40,7 @@ func TestKilledBeforeTheRecord(t *testing.T) {
 	ca.Stop()
 	n.start()
 	n.Publish(p) // the record says one hour: a renewal is due
-	node.Eventually(t, 30*time.Second, "a failed renewal of the certificate that is mounted", func() bool {
+	node.Eventually(t, time.Minute, "a failed renewal of the certificate that is mounted", func() bool {
 		trouble, err := n.Health(p)
 		return err == nil && len(trouble) == 1 &&
 			strings.Contains(trouble[0].GetMessage(), "valid until "+leaf.NotAfter.UTC().Format(time.RFC3339))
@@ -48,7 +48,7 @@ func TestKilledBeforeTheRecord(t *testing.T) {
 	n.Unpublish(p)
 	// The CA is down, so the plugin logs the revocation when it stops.
 	n.stop()
-	node.Eventually(t, 30*time.Second, "the revocation of the certificate that was mounted", func() bool {
+	node.Eventually(t, time.Minute, "the revocation of the certificate that was mounted", func() bool {
 		return n.Logs.Has(logs.RevokeByHand + leaf.SerialNumber.String())
 	})
 }
@@ -135,7 +135,7 @@ func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
 			n.Unpublish(goes) // whatever it says
 			n.ExpectGone(goes)
 			n.Publish(p)
-			node.Eventually(t, 30*time.Second, "a whole record", func() bool { return n.recordIsWhole(p) })
+			node.Eventually(t, time.Minute, "a whole record", func() bool { return n.recordIsWhole(p) })
 			n.kill()
 			n.start()
 			n.expectTracked(p)

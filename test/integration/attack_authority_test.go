@@ -302,7 +302,7 @@ func TestAttackAuthority(t *testing.T) {
 				t.Errorf("the CA received %d signing requests", after-before)
 			}
 			if test.code != codes.ResourceExhausted {
-				node.Eventually(t, 5*time.Second, "a line in the audit log", func() bool { return r.replicas[0].logs.Has(test.message) })
+				node.Eventually(t, time.Minute, "a line in the audit log", func() bool { return r.replicas[0].logs.Has(test.message) })
 			}
 		})
 	}

@@ -183,7 +183,7 @@ func TestAttackByRepublish(t *testing.T) {
 			again := attacker
 			again.Attributes = map[string]string{"dns-names": names}
 			s.n.Publish(again)
-			node.Eventually(t, 15*time.Second, message, func() bool { return s.n.Logs.Has(message) })
+			node.Eventually(t, time.Minute, message, func() bool { return s.n.Logs.Has(message) })
 		}
 	})
 }

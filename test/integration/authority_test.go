@@ -246,7 +246,7 @@ func TestAuthoritySigns(t *testing.T) {
 	if len(first.DNSNames) != 3 || len(first.URIs) != 1 {
 		t.Errorf("names %q, %s", first.DNSNames, first.URIs)
 	}
-	node.Eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+	node.Eventually(t, time.Minute, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
 	if log := r.replicas[0].logs; !log.Has(logs.Signed+` issuer="default" node="node-1"`) ||
 		!log.Has(`serial="`+first.SerialNumber.String()+`"`) || !log.Has(`pod="shop/web-0"`) {
 		t.Errorf("the audit log:\n%s", log)
@@ -276,7 +276,7 @@ func TestAuthorityRefuses(t *testing.T) {
 	if ca.Signs() != before || len(n.Mounts()) > 0 {
 		t.Error("the CA received a request, or a volume is mounted")
 	}
-	node.Eventually(t, 10*time.Second, "the line in the audit log", func() bool {
+	node.Eventually(t, time.Minute, "the line in the audit log", func() bool {
 		log := r.replicas[0].logs
 		return log.Has(logs.Refused+` err="denied: DNS name db.prod.svc`) && log.Has(`code="PermissionDenied"`)
 	})
@@ -360,7 +360,7 @@ func TestRenewalWaitsForAToken(t *testing.T) {
 	tokens := n.Tokens
 	n.Tokens = nil
 	n.Publish(p) // a republish without a token
-	node.Eventually(t, 20*time.Second, "the renewal waits for a token", func() bool {
+	node.Eventually(t, time.Minute, "the renewal waits for a token", func() bool {
 		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.VolumeID(), VolumePublishPath: n.Target(p)})
 		node.Must(t, err)
 		s := answer.GetVolumeHealth().GetHealthStatuses()
@@ -368,7 +368,7 @@ func TestRenewalWaitsForAToken(t *testing.T) {
 	})
 	n.Tokens = tokens
 	n.Publish(p) // the kubelet's republish brings a token
-	node.Eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+	node.Eventually(t, time.Minute, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
 	n.Unpublish(p)
 }
 
@@ -384,11 +384,11 @@ func TestExpiredTokenIsReplaced(t *testing.T) {
 	n.Publish(p)
 	first := read(t, n.Target(p)).leaf()
 	r.reviews.Set(jwt(p.ID()), statusExpired)
-	node.Eventually(t, 20*time.Second, "a rejected renewal", func() bool { return n.Logs.Has("token has expired") })
+	node.Eventually(t, time.Minute, "a rejected renewal", func() bool { return n.Logs.Has("token has expired") })
 	n.Tokens = func(p node.Pod) string { return jwt("fresh-" + p.ID()) }
 	r.reviews.Bind(n.Tokens(p), issuer.Pod{Namespace: "shop", Name: p.Name, UID: p.ID(), ServiceAccount: "web", Node: "node-1"})
 	n.Publish(p)
-	node.Eventually(t, 5*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+	node.Eventually(t, time.Minute, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
 	n.Unpublish(p)
 }
 
@@ -446,14 +446,14 @@ func TestAuthorityRenewsItsOwnCertificate(t *testing.T) {
 	r.start(0)
 	r.waitReady(0)
 	first := r.shown(0)
-	node.Eventually(t, 20*time.Second, "a new certificate", func() bool { return !r.shown(0).Equal(first) })
+	node.Eventually(t, time.Minute, "a new certificate", func() bool { return !r.shown(0).Equal(first) })
 	if status, body := r.get(0, "/readyz"); status != http.StatusOK {
 		t.Errorf("readyz: %d: %s", status, body)
 	}
 	// Without the CA, it is not ready once its own certificate has expired, and says
 	// why.
 	ca.Stop()
-	node.Eventually(t, 20*time.Second, "the registration authority is not ready and says why", func() bool {
+	node.Eventually(t, time.Minute, "the registration authority is not ready and says why", func() bool {
 		status, body := r.get(0, "/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "the registration authority's own certificate expired")
 	})

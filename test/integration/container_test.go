@@ -312,7 +312,7 @@ func TestForgedIdentity(t *testing.T) {
 		t.Fatalf("the plugin issued a certificate by the record: %v, URIs %v", leaf.DNSNames, leaf.URIs)
 	}
 	n.Republish()
-	node.Eventually(t, 30*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+	node.Eventually(t, time.Minute, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
 	leaf := read(t, n.Target(p)).leaf()
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://cluster.local/ns/shop/sa/web" || len(leaf.DNSNames) > 0 {
 		t.Errorf("the certificate has the names %v, %v", leaf.DNSNames, leaf.URIs)
@@ -371,7 +371,7 @@ func TestForgedRevocation(t *testing.T) {
 		count := func() int { return n.Logs.Count(logs.Revoked) + n.Logs.Count(logs.RevokeByHand) }
 		before := count()
 		n.Unpublish(p)
-		node.Eventually(t, 30*time.Second, fmt.Sprintf("the end of revocation %d", i), func() bool { return count() > before })
+		node.Eventually(t, time.Minute, fmt.Sprintf("the end of revocation %d", i), func() bool { return count() > before })
 		if test.revoked {
 			expected = append(expected, own)
 		}

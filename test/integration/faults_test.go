@@ -122,7 +122,7 @@ func TestCADownAtStart(t *testing.T) {
 	expect(t, n.TryPublish(p), codes.Unavailable, "connection refused")
 	node.Must(t, ca.Resume())
 	n.Publish(p)
-	node.Eventually(t, 30*time.Second, "the plugin is ready", func() bool {
+	node.Eventually(t, time.Minute, "the plugin is ready", func() bool {
 		answer, err := n.Probe(t.Context(), &csi.ProbeRequest{})
 		return err == nil && answer.GetReady().GetValue()
 	})
@@ -145,19 +145,19 @@ func TestCADownAtRenewal(t *testing.T) {
 	if h := health(); len(h.GetHealthStatuses()) > 0 {
 		t.Errorf("the health before the first renewal: %v", h)
 	}
-	node.Eventually(t, 15*time.Second, "a failed renewal in the volume's health", func() bool {
+	node.Eventually(t, time.Minute, "a failed renewal in the volume's health", func() bool {
 		h := health().GetHealthStatuses()
 		return len(h) == 1 && h[0].GetReason() == "RenewalFailing" && strings.Contains(h[0].GetMessage(), "connection refused")
 	})
 	if !read(t, n.Target(p)).leaf().Equal(first) {
 		t.Error("the files changed during the outage")
 	}
-	node.Eventually(t, 15*time.Second, "expiry in the volume's health", func() bool {
+	node.Eventually(t, time.Minute, "expiry in the volume's health", func() bool {
 		h := health().GetHealthStatuses()
 		return len(h) == 1 && h[0].GetReason() == "CertificateExpired"
 	})
 	node.Must(t, ca.Resume())
-	node.Eventually(t, 15*time.Second, "renewal once the CA is back", func() bool { return len(health().GetHealthStatuses()) == 0 })
+	node.Eventually(t, time.Minute, "renewal once the CA is back", func() bool { return len(health().GetHealthStatuses()) == 0 })
 	if read(t, n.Target(p)).leaf().Equal(first) {
 		t.Error("the files are unchanged after the outage")
 	}
@@ -216,7 +216,7 @@ func TestHangingCA(t *testing.T) {
 		_, err := n.NodePublishVolume(ctx, n.MustRequest(stuck))
 		failed <- err
 	}()
-	node.Eventually(t, 8*time.Second, "the CA receives the request", func() bool { return ca.Signs() == 2 })
+	node.Eventually(t, time.Minute, "the CA receives the request", func() bool { return ca.Signs() == 2 })
 	n.Publish(mounted)
 	n.Unpublish(mounted)
 	if ctx.Err() != nil {
@@ -338,7 +338,7 @@ func TestRepublish(t *testing.T) {
 	node.Must(t, ca.Resume())
 	p.Attributes = map[string]string{"service-names": "web,shop"}
 	n.Publish(p)
-	node.Eventually(t, 15*time.Second, "the new names", func() bool { return len(read(t, n.Target(p)).leaf().DNSNames) == 6 })
+	node.Eventually(t, time.Minute, "the new names", func() bool { return len(read(t, n.Target(p)).leaf().DNSNames) == 6 })
 	n.Publish(p)
 	if signs := ca.Signs(); signs != 2 {
 		t.Errorf("%d signing requests, want 2", signs)
@@ -364,7 +364,7 @@ func TestDamagedRecord(t *testing.T) {
 	n.Start()
 	read(t, n.Target(p))
 	n.Publish(p)
-	node.Eventually(t, 15*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+	node.Eventually(t, time.Minute, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
 	n.Kill()
 	n.Start() // the record is readable again
 	n.Publish(p)

@@ -25,7 +25,7 @@ func TestHealth(t *testing.T) {
 	n.Flags = []string{"--http-address", "127.0.0.1:0"}
 	n.Launch()
 	var address string
-	node.Eventually(t, 15*time.Second, "the plugin serves its health", func() bool {
+	node.Eventually(t, time.Minute, "the plugin serves its health", func() bool {
 		found := regexp.MustCompile(logs.ServingHealth + ` address="(\S+)"`).FindStringSubmatch(n.Logs.String())
 		if found != nil {
 			address = "http://" + found[1]
@@ -33,7 +33,7 @@ func TestHealth(t *testing.T) {
 		return found != nil
 	})
 	var body string
-	node.Eventually(t, 15*time.Second, "the plugin is not ready and says why", func() bool {
+	node.Eventually(t, time.Minute, "the plugin is not ready and says why", func() bool {
 		var status int
 		status, body = get(t, address+"/readyz")
 		return status == http.StatusServiceUnavailable && strings.Contains(body, "issuer default: CA "+ca.URL()+": ")
@@ -43,7 +43,7 @@ func TestHealth(t *testing.T) {
 		t.Errorf("livez: %d %q", status, body)
 	}
 	node.Must(t, ca.Resume())
-	node.Eventually(t, 30*time.Second, "the plugin is ready", func() bool {
+	node.Eventually(t, time.Minute, "the plugin is ready", func() bool {
 		status, body := get(t, address+"/readyz")
 		return status == http.StatusOK && strings.HasPrefix(body, "ok\n")
 	})
@@ -112,7 +112,7 @@ func TestStopRemovesOwnFiles(t *testing.T) {
 	node.Must(t, os.Mkdir(shared, 0o700))
 	n.Flags = []string{"--csi-socket", filepath.Join(shared, "csi.sock")}
 	n.Launch()
-	node.Eventually(t, 15*time.Second, "the plugin listens", func() bool {
+	node.Eventually(t, time.Minute, "the plugin listens", func() bool {
 		_, err := os.Lstat(filepath.Join(shared, "csi.sock"))
 		return err == nil
 	})

@@ -110,7 +110,7 @@ func TestLifetimesThatTheCARefusesAreReported(t *testing.T) {
 	node.Must(t, ca.Claim(claimEightHours))
 	inBothModesAt(t, ca, "    duration: {default: 24h}\n", func(t *testing.T, _ *node.Node, publish func(node.Pod) error, readyz func() string) {
 		const want = `issuer default: warning: duration.default is 24h0m0s, longer than 8h0m0s, the maximum of provisioner "admin" at the CA (claim maxTLSCertDuration)`
-		node.Eventually(t, 30*time.Second, "a warning in /readyz", func() bool {
+		node.Eventually(t, time.Minute, "a warning in /readyz", func() bool {
 			body := readyz()
 			return strings.Contains(body, want) && strings.Contains(body, `step ca provisioner update "admin" --x509-max-dur=24h0m0s`)
 		})

@@ -178,7 +178,7 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 		}
 	}
 	refuse()
-	node.Eventually(t, 30*time.Second, "Prometheus has scraped the first denial", func() bool { return len(prometheus.query(`step_csi_ra_requests_total{code="PermissionDenied"}`)) == 1 })
+	node.Eventually(t, time.Minute, "Prometheus has scraped the first denial", func() bool { return len(prometheus.query(`step_csi_ra_requests_total{code="PermissionDenied"}`)) == 1 })
 	for range 15 {
 		refuse()
 	}
@@ -308,7 +308,7 @@ func TestMetrics(t *testing.T) {
 		// and TestMetricsOfURLs these.
 		"step_csi_issuer_url_in_use gauge", "step_csi_issuer_url_failures_total counter")
 	n.Unpublish(p)
-	node.Eventually(t, 30*time.Second, "the series end with the volume", func() bool {
+	node.Eventually(t, time.Minute, "the series end with the volume", func() bool {
 		_, left := get(t, "http://"+address+"/metrics")
 		return !strings.Contains(left, "web-0") && !strings.Contains(left, "\nstep_csi_volumes")
 	})

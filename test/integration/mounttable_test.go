@@ -25,7 +25,7 @@ func TestOddMountsDoNotKeepThePluginFromStarting(t *testing.T) {
 	before := read(t, n.Target(p)).leaf()
 	n.Kill()
 	n.Start()
-	node.Eventually(t, 30*time.Second, "the plugin finds the volume", func() bool { return n.Logs.Count(logs.Found, "count=1") == 1 })
+	node.Eventually(t, time.Minute, "the plugin finds the volume", func() bool { return n.Logs.Count(logs.Found, "count=1") == 1 })
 	n.Publish(p)
 	if mounts := n.Mounts(); !slices.Contains(mounts, n.Target(p)) {
 		t.Errorf("mounted: %q", mounts)

@@ -24,7 +24,7 @@ func TestSlowCA(t *testing.T) {
 	n.Publish(p)
 	defer n.Unpublish(p)
 	first := read(t, n.Target(p)).leaf()
-	node.Eventually(t, 30*time.Second, "a renewal", func() bool {
+	node.Eventually(t, time.Minute, "a renewal", func() bool {
 		if trouble := trouble(n, p); trouble != "" {
 			t.Fatalf("the volume is unhealthy: %s", trouble)
 		}
@@ -85,7 +85,7 @@ func TestPodsComeBeforeTheBacklog(t *testing.T) {
 	}
 	publishing.Wait()
 	release := slow(ca)
-	node.Eventually(t, 40*time.Second, "the renewals use all their slots", func() bool { return ca.Signs() >= count+32 })
+	node.Eventually(t, time.Minute, "the renewals use all their slots", func() bool { return ca.Signs() >= count+32 })
 	ca.Intercept(nil) // the calls in flight still hang
 	late := node.Pod{Name: "late-0"}
 	n.Publish(late)

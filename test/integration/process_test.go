@@ -115,7 +115,7 @@ func TestRegistration(t *testing.T) {
 		_, err = client.NotifyRegistrationStatus(t.Context(), status)
 		node.Must(t, err)
 	}
-	node.Eventually(t, 15*time.Second, "the plugin logs the registration and its failure", func() bool {
+	node.Eventually(t, time.Minute, "the plugin logs the registration and its failure", func() bool {
 		return n.Logs.Has(logs.Registered) && n.Logs.Has("the name is taken")
 	})
 }
@@ -144,7 +144,7 @@ func TestKeysStayInMemory(t *testing.T) {
 	n.Kill()
 	n.Start()
 	n.Republish()
-	node.Eventually(t, 15*time.Second, "a renewal of each certificate", func() bool { return n.Logs.Count(logs.Renewed) >= len(pods) })
+	node.Eventually(t, time.Minute, "a renewal of each certificate", func() bool { return n.Logs.Count(logs.Renewed) >= len(pods) })
 	_ = n.TryPublish(node.Pod{Name: "web-0", Attributes: map[string]string{"dns-names": "web.other"}})
 	secrets = append(secrets, []byte("PRIVATE KEY"))
 	for _, p := range pods {
@@ -210,7 +210,7 @@ func TestGracefulStopFinishesCalls(t *testing.T) {
 	release := slow(ca)
 	published := make(chan error)
 	go func() { published <- n.TryPublish(p) }()
-	node.Eventually(t, 15*time.Second, "the CA receives the request", func() bool { return ca.Signs() == 1 })
+	node.Eventually(t, time.Minute, "the CA receives the request", func() bool { return ca.Signs() == 1 })
 	n.Signal(syscall.SIGTERM)
 	time.Sleep(100 * time.Millisecond)
 	close(release)
@@ -229,7 +229,7 @@ func TestStopDuringConnect(t *testing.T) {
 	ca.Stop()
 	n := node.New(t, binary, ca)
 	n.Launch()
-	node.Eventually(t, 30*time.Second, "the plugin waits for its next attempt to connect", func() bool { return n.Logs.Has(logs.CannotConnect) })
+	node.Eventually(t, time.Minute, "the plugin waits for its next attempt to connect", func() bool { return n.Logs.Has(logs.CannotConnect) })
 	start := time.Now()
 	n.Stop()
 	if took := time.Since(start); took > 10*time.Second {

@@ -123,7 +123,7 @@ func startReload(t *testing.T, env string, args ...string) *reloading {
 // says waits until the output contains the text at least that many times.
 func (r *reloading) says(times int, what string) {
 	r.t.Helper()
-	node.Eventually(r.t, 30*time.Second, what, func() bool { return strings.Count(r.out.String(), what) >= times })
+	node.Eventually(r.t, time.Minute, what, func() bool { return strings.Count(r.out.String(), what) >= times })
 }
 
 func (r *reloading) signal(s syscall.Signal) {
@@ -164,8 +164,8 @@ func TestReloadWrapsAServer(t *testing.T) {
 	roots := read(t, target).roots
 	for range 3 {
 		first := shownAt(t, address, roots)
-		node.Eventually(t, 30*time.Second, "the server serves a new certificate", func() bool { return !shownAt(t, address, roots).Equal(first) })
-		node.Eventually(t, 5*time.Second, "the server serves the volume's certificate", func() bool { return shownAt(t, address, roots).Equal(read(t, target).leaf()) })
+		node.Eventually(t, time.Minute, "the server serves a new certificate", func() bool { return !shownAt(t, address, roots).Equal(first) })
+		node.Eventually(t, time.Minute, "the server serves the volume's certificate", func() bool { return shownAt(t, address, roots).Equal(read(t, target).leaf()) })
 	}
 	if started := strings.Count(r.out.String(), "serving "); started != 1 {
 		t.Errorf("the server started %d times", started)
@@ -246,7 +246,7 @@ func TestReloadReapsOrphans(t *testing.T) {
 		}
 		return all
 	}
-	node.Eventually(t, 30*time.Second, "the program is the only child", func() bool { return len(children()) == 1 })
+	node.Eventually(t, time.Minute, "the program is the only child", func() bool { return len(children()) == 1 })
 	r.signal(syscall.SIGTERM)
 	r.exits(143)
 }
@@ -270,7 +270,7 @@ func TestReloadBesideAServer(t *testing.T) {
 		_ = server.Process.Kill()
 		_ = server.Wait()
 	})
-	node.Eventually(t, 30*time.Second, "the server listens", func() bool { return strings.Contains(out.String(), "serving ") })
+	node.Eventually(t, time.Minute, "the server listens", func() bool { return strings.Contains(out.String(), "serving ") })
 	file := filepath.Join(t.TempDir(), "pid")
 	node.Must(t, os.WriteFile(file, fmt.Appendf(nil, "%d\n", server.Process.Pid), 0o600))
 	for i, to := range [][]string{{"--pid-file", file}, {"--process-name", "sidecar-test"}} {
@@ -278,7 +278,7 @@ func TestReloadBesideAServer(t *testing.T) {
 		// step-csi-reload signals once when it starts, and once for the rotation.
 		for reloads := range 2 {
 			r.says(reloads+1, logs.Reloaded)
-			node.Eventually(t, 10*time.Second, "the server receives the signal", func() bool { return strings.Count(out.String(), "got hangup") >= 2*i+reloads+1 })
+			node.Eventually(t, time.Minute, "the server receives the signal", func() bool { return strings.Count(out.String(), "got hangup") >= 2*i+reloads+1 })
 		}
 		r.signal(syscall.SIGTERM)
 		r.exits(0)
@@ -301,7 +301,7 @@ func TestReloadRunsACommand(t *testing.T) {
 	node.Must(t, os.WriteFile(mark, nil, 0o600))
 	r.says(1, logs.Reloaded)
 	first := read(t, target).leaf()
-	node.Eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, target).leaf().Equal(first) })
+	node.Eventually(t, time.Minute, "a renewal", func() bool { return !read(t, target).leaf().Equal(first) })
 	r.says(1, fmt.Sprintf("serial=%X", read(t, target).leaf().SerialNumber.Bytes()))
 	n.Unpublish(p)
 	// The volume is unmounted, and then the next pod's volume is mounted.

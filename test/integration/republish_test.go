@@ -32,14 +32,14 @@ func TestHiddenVolumeIsAdoptedAgain(t *testing.T) {
 	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "6s"}}
 	n.Publish(p)
 	node.Must(t, syscall.Mount("foreign", n.Target(p), "tmpfs", 0, ""))
-	node.Eventually(t, 20*time.Second, "the plugin stops renewing", func() bool { return n.Logs.Has(logs.RenewalsStopped) })
-	node.Eventually(t, 30*time.Second, "the volume counts as unmanaged", unmanaged("1"))
+	node.Eventually(t, time.Minute, "the plugin stops renewing", func() bool { return n.Logs.Has(logs.RenewalsStopped) })
+	node.Eventually(t, time.Minute, "the volume counts as unmanaged", unmanaged("1"))
 	expect(t, n.TryPublish(p), codes.Unavailable, "something else is mounted there")
 	node.Must(t, syscall.Unmount(n.Target(p), 0))
 	renewed := n.Logs.Count(logs.Renewed)
 	n.Publish(p)
-	node.Eventually(t, 20*time.Second, "the plugin renews again", func() bool { return n.Logs.Count(logs.Renewed) > renewed+1 })
-	node.Eventually(t, 30*time.Second, "the volume no longer counts as unmanaged", unmanaged("0"))
+	node.Eventually(t, time.Minute, "the plugin renews again", func() bool { return n.Logs.Count(logs.Renewed) > renewed+1 })
+	node.Eventually(t, time.Minute, "the volume no longer counts as unmanaged", unmanaged("0"))
 	read(t, n.Target(p))
 	n.Unpublish(p)
 }
@@ -66,7 +66,7 @@ func TestVolumeThatCannotBeAdoptedIsCounted(t *testing.T) {
 	if trouble, err := n.Health(p); err != nil || len(trouble) > 0 || n.Logs.Has(logs.Renewed) {
 		t.Errorf("the republish did not adopt the volume unchanged: health %v, error %v", trouble, err)
 	}
-	node.Eventually(t, 30*time.Second, "the volume no longer counts as unmanaged", func() bool {
+	node.Eventually(t, time.Minute, "the volume no longer counts as unmanaged", func() bool {
 		_, body := get(t, "http://"+address+"/metrics")
 		return !strings.Contains(body, `step_csi_volumes_unmanaged{issuer="",`)
 	})

@@ -111,7 +111,7 @@ func TestRevokeOnDelete(t *testing.T) {
 			n.Unpublish(other)
 			serial := credential.leaf().SerialNumber.String()
 			done := logs.Revoked + ` call="NodeUnpublishVolume" pod="shop/web-0" volumeID="` + p.VolumeID() + `" issuer="default" serial="` + serial
-			node.Eventually(t, 30*time.Second, "the revocation", func() bool { return n.Logs.Has(done) })
+			node.Eventually(t, time.Minute, "the revocation", func() bool { return n.Logs.Has(done) })
 			if status := renew(t, ca, credential); status != http.StatusUnauthorized {
 				t.Errorf("%s: the CA answers the renewal of the revoked certificate with %d", mode, status)
 			}
@@ -205,7 +205,7 @@ func TestRevocationAfterAnOutage(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Fatal("the plugin did not retry the revocation")
 	}
-	node.Eventually(t, 20*time.Second, "the revocation", func() bool { return n.Logs.Has(logs.Revoked) })
+	node.Eventually(t, time.Minute, "the revocation", func() bool { return n.Logs.Has(logs.Revoked) })
 }
 
 // An issuer that cannot revoke any certificate is logged once, with the setting to
@@ -221,7 +221,7 @@ func TestRevocationWithoutADatabase(t *testing.T) {
 			n.Publish(p)
 			n.Unpublish(p)
 		}
-		node.Eventually(t, 30*time.Second, "all three failed revocations", func() bool { return n.Logs.Count(logs.CannotRevoke) == 1 && n.Logs.Count(logs.NotRevoked) == 2 })
+		node.Eventually(t, time.Minute, "all three failed revocations", func() bool { return n.Logs.Count(logs.CannotRevoke) == 1 && n.Logs.Count(logs.NotRevoked) == 2 })
 		if said := n.Logs.Count(logs.CannotRevoke); said != 1 {
 			t.Errorf("%s: the plugin logged the problem %d times", mode, said)
 		}

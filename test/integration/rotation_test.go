@@ -98,7 +98,7 @@ func crossSign(t *testing.T, intermediate *x509.Certificate, under *minica.CA) *
 
 func waitForRoots(n *node.Node, p node.Pod, want ...*x509.Certificate) {
 	n.T.Helper()
-	node.Eventually(n.T, 20*time.Second, fmt.Sprintf("%s has %d roots", p.Name, len(want)), func() bool {
+	node.Eventually(n.T, time.Minute, fmt.Sprintf("%s has %d roots", p.Name, len(want)), func() bool {
 		got, err := pemutil.ReadCertificateBundle(filepath.Join(n.Target(p), "ca.crt"))
 		return err == nil && len(got) == len(want) && trust.Same(got, want)
 	})
@@ -106,7 +106,7 @@ func waitForRoots(n *node.Node, p node.Pod, want ...*x509.Certificate) {
 
 func waitForIssuer(n *node.Node, p node.Pod, intermediate *x509.Certificate) {
 	n.T.Helper()
-	node.Eventually(n.T, 30*time.Second, p.Name+" has a certificate from the new intermediate", func() bool {
+	node.Eventually(n.T, time.Minute, p.Name+" has a certificate from the new intermediate", func() bool {
 		got, err := pemutil.ReadCertificateBundle(filepath.Join(n.Target(p), "tls.crt"))
 		return err == nil && got[0].CheckSignatureFrom(intermediate) == nil
 	})

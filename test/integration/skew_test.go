@@ -73,7 +73,7 @@ func TestVersionSkew(t *testing.T) {
 			if len(first.DNSNames) != 3 || len(first.URIs) != 1 {
 				t.Errorf("names %q, %s", first.DNSNames, first.URIs)
 			}
-			node.Eventually(t, 20*time.Second, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
+			node.Eventually(t, time.Minute, "a renewal", func() bool { return !read(t, n.Target(p)).leaf().Equal(first) })
 
 			checkErrorsReachThePod(t, r, n)
 
@@ -82,7 +82,7 @@ func TestVersionSkew(t *testing.T) {
 			n.Publish(last)
 			serial := read(t, n.Target(last)).leaf().SerialNumber.String()
 			n.Unpublish(last)
-			node.Eventually(t, 30*time.Second, "the revocation", func() bool { return strings.Contains(revoked(t, ca), serial) })
+			node.Eventually(t, time.Minute, "the revocation", func() bool { return strings.Contains(revoked(t, ca), serial) })
 
 			next, err := minica.New(minica.WithName("Next"))
 			node.Must(t, err)

@@ -192,10 +192,10 @@ policy:
 			}
 			want := map[bool]int{true: 1}[test.said]
 			if test.said {
-				node.Eventually(t, 10*time.Second, "a renewal", func() bool { return n.Logs.Count(logs.Renewed+` pod="shop/`+p.Name+`"`) > 0 })
+				node.Eventually(t, time.Minute, "a renewal", func() bool { return n.Logs.Count(logs.Renewed+` pod="shop/`+p.Name+`"`) > 0 })
 			}
 			// This is the last line that the call logs.
-			node.Eventually(t, 10*time.Second, "the log line of the publish", func() bool { return n.Logs.Count(logs.CallSucceeded, p.VolumeID()) == 1 })
+			node.Eventually(t, time.Minute, "the log line of the publish", func() bool { return n.Logs.Count(logs.CallSucceeded, p.VolumeID()) == 1 })
 			if said := n.Logs.Count(logs.NoSVID, `pod="shop/`+p.Name+`"`, `volumeID="`+p.VolumeID()+`"`, `leave out uri-sans`, `spiffe: \"false\"`); said != want {
 				t.Errorf("the plugin logged the warning %d times, want %d", said, want)
 			}

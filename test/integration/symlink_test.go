@@ -126,7 +126,7 @@ func TestSymlinkPlanted(t *testing.T) {
 			}
 			before := certificate(strings.Replace(n.Target(p), path, moved, 1))
 			expectRefusals(n, t, p, request)
-			node.Eventually(t, 15*time.Second, "a renewal that fails because of the link", func() bool {
+			node.Eventually(t, time.Minute, "a renewal that fails because of the link", func() bool {
 				_, log, failed := strings.Cut(n.Logs.String(), logs.RenewalFailed)
 				return failed && strings.Contains(log, "symbolic link")
 			})
@@ -136,7 +136,7 @@ func TestSymlinkPlanted(t *testing.T) {
 			uproot(t, n.Target(p), path, moved)
 			// If a renewal ran while the path was missing, the plugin stopped renewing.
 			// The next republish makes it continue.
-			node.Eventually(t, 15*time.Second, "the renewal", func() bool {
+			node.Eventually(t, time.Minute, "the renewal", func() bool {
 				if n.Logs.Has(logs.RenewalsStopped) {
 					n.Publish(p)
 				}

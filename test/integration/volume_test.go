@@ -198,10 +198,10 @@ func TestRotation(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
 	for _, reuse := range []string{"false", "true"} {
-		p := node.Pod{Name: "short-" + reuse, Attributes: map[string]string{"duration": "8s", "reuse-private-key": reuse}}
+		p := node.Pod{Name: "short-" + reuse, Attributes: map[string]string{"duration": "30s", "renew-before": "24s", "reuse-private-key": reuse}}
 		n.Publish(p)
 		first := read(t, n.Target(p))
-		node.Eventually(t, 8*time.Second, "a new certificate", func() bool {
+		node.Eventually(t, time.Minute, "a new certificate", func() bool {
 			return !read(t, n.Target(p)).leaf().Equal(first.leaf())
 		})
 		second := read(t, n.Target(p))
@@ -222,7 +222,7 @@ func TestRestartByKill(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
 	n := newNode(t, ca)
-	short := node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "12s"}}
+	short := node.Pod{Name: "short-0", Attributes: map[string]string{"duration": "30s"}}
 	long := node.Pod{Name: "long-0"}
 	n.Publish(short)
 	n.Publish(long)
@@ -237,7 +237,7 @@ func TestRestartByKill(t *testing.T) {
 	if signs := ca.Signs(); signs > 3 {
 		t.Errorf("%d signing requests after the republish, want at most 3", signs)
 	}
-	node.Eventually(t, 12*time.Second, "a renewal after the restart", func() bool {
+	node.Eventually(t, time.Minute, "a renewal after the restart", func() bool {
 		return !read(t, n.Target(short)).leaf().Equal(first.leaf())
 	})
 	if time.Now().After(first.leaf().NotAfter) {

@@ -45,7 +45,7 @@ func watch(t *testing.T, path string) *watching {
 
 func (w *watching) waitFor(what string) {
 	w.t.Helper()
-	node.Eventually(w.t, 20*time.Second, "the event "+what, func() bool {
+	node.Eventually(w.t, time.Minute, "the event "+what, func() bool {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return slices.Contains(w.seen, what)
@@ -65,7 +65,7 @@ func TestSwapIsSeen(t *testing.T) {
 	for rotation := range 2 {
 		before, err := os.Readlink(filepath.Join(target, "..data"))
 		node.Must(t, err)
-		node.Eventually(t, 20*time.Second, "a renewal", func() bool {
+		node.Eventually(t, time.Minute, "a renewal", func() bool {
 			now, err := os.Readlink(filepath.Join(target, "..data"))
 			return err == nil && now != before
 		})
