@@ -4,9 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 
-	"go.step.sm/crypto/pemutil"
 	"golang.org/x/crypto/x509roots/fallback/bundle"
 
 	"github.com/flexstack/step-csi/issuer/trust"
@@ -40,13 +38,13 @@ func (f serverTLSFile) serverRoots(directory string) (*x509.CertPool, error) {
 		return systemRoots()
 	case serverTLSBundle:
 		path := within(directory, f.ServerTLSBundleFile)
-		data, err := os.ReadFile(path)
+		data, err := readText(path)
 		if err != nil {
 			return nil, fmt.Errorf("serverTLSBundleFile: %w", err)
 		}
-		roots, err := pemutil.ParseCertificateBundle(data)
+		roots, err := trust.ParseBundle(data)
 		if err != nil {
-			return nil, fmt.Errorf("serverTLSBundleFile: %s has no certificates in PEM: %w", path, err)
+			return nil, fmt.Errorf("serverTLSBundleFile: %s: %w", path, err)
 		}
 		return trust.Pool(roots), nil
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,7 +24,12 @@ func TestServerRoots(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(directory, "roots.crt")
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pki.Root.Raw}), 0o600); err != nil {
+	roots := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pki.Root.Raw})
+	if err := errors.Join(
+		os.WriteFile(file, roots, 0o600),
+		os.WriteFile(filepath.Join(directory, "marked.crt"), append([]byte("\xef\xbb\xbf"), roots...), 0o600),
+		os.WriteFile(filepath.Join(directory, "damaged.crt"), append(roots, roots[:100]...), 0o600),
+	); err != nil {
 		t.Fatal(err)
 	}
 	own := x509.NewCertPool()
@@ -34,11 +40,15 @@ func TestServerRoots(t *testing.T) {
 	}{
 		"default": {serverTLSFile{}, nil},
 		"bundle":  {serverTLSFile{ServerTLS: "bundle", ServerTLSBundleFile: "roots.crt"}, own},
+		"marked":  {serverTLSFile{ServerTLS: "bundle", ServerTLSBundleFile: "marked.crt"}, own},
 	} {
 		pool, err := want.file.serverRoots(directory)
 		if err != nil || (pool == nil) != (want.pool == nil) || pool != nil && !pool.Equal(want.pool) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if _, err := (serverTLSFile{ServerTLS: "bundle", ServerTLSBundleFile: "damaged.crt"}).serverRoots(directory); err == nil || !strings.Contains(err.Error(), "of its 2 PEM blocks, 1 can be read") {
+		t.Errorf("a damaged block: %v", err)
 	}
 
 	const inProcess = "STEP_CSI_TEST_SYSTEM_ROOTS"

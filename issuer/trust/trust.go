@@ -43,16 +43,25 @@ func Parse(fingerprints string, bundle []byte) (Pins, error) {
 	case fingerprints != "":
 		return parseFingerprints(fingerprints)
 	}
-	roots, err := pemutil.ParseCertificateBundle(bundle)
+	roots, err := ParseBundle(bundle)
 	if err != nil {
 		return Pins{}, fmt.Errorf("caBundleFile: %w", err)
 	}
+	return Pins{Roots: roots}, nil
+}
+
+// ParseBundle parses roots in PEM. Other blocks, and damaged ones, are an error: a root
+// would be missing.
+func ParseBundle(bundle []byte) ([]*x509.Certificate, error) {
+	roots, err := pemutil.ParseCertificateBundle(bundle)
+	if err != nil {
+		return nil, err
+	}
 	// The parser skips what it does not know, and ends at the first block that is damaged.
 	if blocks := bytes.Count(bundle, []byte("-----BEGIN ")); blocks > len(roots) {
-		return Pins{}, fmt.Errorf("caBundleFile: of its %d PEM blocks, %d can be read as certificates; it may have nothing but whole blocks of the type CERTIFICATE",
-			blocks, len(roots))
+		return nil, fmt.Errorf("of its %d PEM blocks, %d can be read as certificates; it may have nothing but whole blocks of the type CERTIFICATE", blocks, len(roots))
 	}
-	return Pins{Roots: roots}, nil
+	return roots, nil
 }
 
 func parseFingerprints(list string) (Pins, error) {
