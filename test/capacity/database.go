@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/flexstack/step-csi/test/loopback"
 	"github.com/flexstack/step-csi/test/realca"
 )
 
@@ -71,7 +72,15 @@ func startPostgreSQL(directory string) (server, error) {
 	if err != nil || len(found) == 0 {
 		return server{}, errors.New("PostgreSQL is not installed; on Debian or Ubuntu: apt-get install --no-install-recommends postgresql")
 	}
-	programs, port := found[len(found)-1], freePort()
+	address, err := loopback.Address(loopback.IP)
+	if err != nil {
+		return server{}, err
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return server{}, err
+	}
+	programs := found[len(found)-1]
 	data := filepath.Join(directory, "data")
 	if err := runAs("postgres", directory, filepath.Join(programs, "initdb"), "--auth=trust", "--username=postgres", "--no-sync", data); err != nil {
 		return server{}, err
@@ -102,16 +111,6 @@ func startPostgreSQL(directory string) (server, error) {
 			return err
 		},
 	}, nil
-}
-
-// freePort returns a port above the kernel's ephemeral ones.
-func freePort() string {
-	for port := 61000; ; port++ {
-		if listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			listener.Close()
-			return strconv.Itoa(port)
-		}
-	}
 }
 
 // runAs runs a program as another user, to whom the directory is given.

@@ -28,6 +28,8 @@ import (
 	"go.step.sm/crypto/jose"
 	"go.step.sm/crypto/keyutil"
 	"go.step.sm/crypto/minica"
+
+	"github.com/flexstack/step-csi/test/loopback"
 )
 
 // Config describes the CA. The zero value is a CA with step-ca's defaults, except for
@@ -190,11 +192,12 @@ func (ca *CA) resume(serving func(*authority.Authority) (*tls.Certificate, error
 	if err != nil {
 		return fmt.Errorf("make the serving certificate: %w", err)
 	}
-	address := ca.address
-	if address == "" {
-		address = "127.0.0.1:0"
+	var listener net.Listener
+	if ca.address == "" {
+		listener, err = loopback.Listen(loopback.IP)
+	} else {
+		listener, err = net.Listen("tcp", ca.address)
 	}
-	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -25,6 +24,7 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/test/embeddedca"
 	"github.com/flexstack/step-csi/test/logs"
+	"github.com/flexstack/step-csi/test/loopback"
 	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/reviews"
 )
@@ -117,12 +117,11 @@ var givenPorts sync.Map
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 1000 {
-		port := fmt.Sprint(61000 + rand.IntN(4500))
-		if _, given := givenPorts.LoadOrStore(port, true); given {
-			continue
-		}
-		if listener, err := net.Listen("tcp", ":"+port); err == nil {
-			listener.Close()
+		address, err := loopback.Address("")
+		node.Must(t, err)
+		_, port, err := net.SplitHostPort(address)
+		node.Must(t, err)
+		if _, given := givenPorts.LoadOrStore(port, true); !given {
 			return port
 		}
 	}

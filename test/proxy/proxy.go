@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/flexstack/step-csi/test/loopback"
 )
 
 // Fault is a way in which the network fails. The zero value is None.
@@ -69,11 +71,14 @@ type Proxy struct {
 
 // Start listens on a port of loopback for connections to target, a host:port.
 func Start(target string) (*Proxy, error) {
-	p := &Proxy{address: "127.0.0.1:0", target: target, pipes: map[*pipe]struct{}{}, done: make(chan struct{})}
+	address, err := loopback.Address(loopback.IP)
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{address: address, target: target, pipes: map[*pipe]struct{}{}, done: make(chan struct{})}
 	if err := p.listen(); err != nil {
 		return nil, err
 	}
-	p.address = p.listener.Addr().String()
 	return p, nil
 }
 

@@ -12,7 +12,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -26,6 +25,8 @@ import (
 	"go.step.sm/crypto/jose"
 	"go.step.sm/crypto/minica"
 	"go.step.sm/crypto/pemutil"
+
+	"github.com/flexstack/step-csi/test/loopback"
 )
 
 // CA is a running step-ca with one JWK provisioner, see Provisioner. Lifetimes are
@@ -67,7 +68,7 @@ func build(directory, name, source string) (program string, err error) {
 // Start sets up a CA below the directory, as `step ca init` does, and waits until
 // the program listens.
 func Start(program, directory string) (*CA, error) {
-	return StartAt(program, directory, loopback)
+	return StartAt(program, directory, loopback.IP)
 }
 
 // StartAt is Start at another address than 127.0.0.1.
@@ -77,10 +78,8 @@ func StartAt(program, directory, address string) (*CA, error) {
 
 // StartWith is Start with another database: "db" in ca.json.
 func StartWith(program, directory string, database map[string]any) (*CA, error) {
-	return start(program, directory, loopback, database)
+	return start(program, directory, loopback.IP, database)
 }
-
-const loopback = "127.0.0.1"
 
 func start(program, directory, address string, database map[string]any) (*CA, error) {
 	pki, err := minica.New(minica.WithName("Real"))
@@ -88,7 +87,7 @@ func start(program, directory, address string, database map[string]any) (*CA, er
 		return nil, err
 	}
 	ca := &CA{program: program, pki: pki, directory: directory, database: database}
-	if ca.address, err = freePort(address); err != nil {
+	if ca.address, err = loopback.Address(address); err != nil {
 		return nil, err
 	}
 	if err := ca.write(); err != nil {
@@ -105,19 +104,6 @@ func (ca *CA) Resume() error {
 		return err
 	}
 	return ca.wait()
-}
-
-// freePort returns the address with a port above the kernel's ephemeral ports, so
-// that the port is still free when the CA restarts.
-func freePort(of string) (address string, err error) {
-	for range 1000 {
-		var listener net.Listener
-		address = net.JoinHostPort(of, fmt.Sprint(61000+rand.IntN(4500)))
-		if listener, err = net.Listen("tcp", address); err == nil {
-			return address, listener.Close()
-		}
-	}
-	return "", err
 }
 
 func (ca *CA) path(name string) string { return filepath.Join(ca.directory, name) }

@@ -1,0 +1,34 @@
+// Package loopback has addresses for servers that tests stop and start again. Their ports
+// are above the kernel's ephemeral ports, so that no outgoing connection takes one while
+// its server is down.
+package loopback
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+)
+
+// IP is the usual address.
+const IP = "127.0.0.1"
+
+const firstPort, ports = 61000, 4500
+
+// Listen listens on a free port of the IP address.
+func Listen(ip string) (listener net.Listener, err error) {
+	for range 1000 {
+		if listener, err = net.Listen("tcp", net.JoinHostPort(ip, fmt.Sprint(firstPort+rand.IntN(ports)))); err == nil {
+			return listener, nil
+		}
+	}
+	return nil, err
+}
+
+// Address returns the IP address with a free port.
+func Address(ip string) (string, error) {
+	listener, err := Listen(ip)
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
+}
