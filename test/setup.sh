@@ -16,6 +16,7 @@ e2e | load | try)
 	need buildah buildah
 	need /bin/busybox busybox-static
 	need gcc gcc # builds runc
+	need /usr/include/stdio.h libc6-dev
 	need /usr/include/seccomp.h libseccomp-dev
 	need pkg-config pkg-config
 	need /usr/lib/cni/ptp containernetworking-plugins

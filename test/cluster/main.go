@@ -188,8 +188,10 @@ func checkMachine() error {
 			missing = append(missing, pack)
 		}
 	}
-	if _, err := os.Stat("/usr/include/seccomp.h"); err != nil {
-		missing = append(missing, "libseccomp-dev")
+	for header, pack := range map[string]string{"stdio.h": "libc6-dev", "seccomp.h": "libseccomp-dev"} {
+		if _, err := os.Stat(filepath.Join("/usr/include", header)); err != nil {
+			missing = append(missing, pack)
+		}
 	}
 	if _, err := cniPlugins(); err != nil {
 		missing = append(missing, "containernetworking-plugins")
