@@ -55,7 +55,7 @@ func Parse(fingerprints string, bundle []byte) (Pins, error) {
 func ParseBundle(bundle []byte) ([]*x509.Certificate, error) {
 	roots, err := pemutil.ParseCertificateBundle(bundle)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("it has no certificates in PEM: %w", err)
 	}
 	// The parser skips what it does not know, and ends at the first block that is damaged.
 	if blocks := bytes.Count(bundle, []byte("-----BEGIN ")); blocks > len(roots) {
