@@ -145,10 +145,7 @@ func TestCADownAtRenewal(t *testing.T) {
 	if h := health(); len(h.GetHealthStatuses()) > 0 {
 		t.Errorf("the health before the first renewal: %v", h)
 	}
-	node.Eventually(t, time.Minute, "a failed renewal in the volume's health", func() bool {
-		h := health().GetHealthStatuses()
-		return len(h) == 1 && h[0].GetReason() == "RenewalFailing" && strings.Contains(h[0].GetMessage(), "connection refused")
-	})
+	waitTroubleBefore(n, p, first.NotAfter, "connection refused")
 	if !read(t, n.Target(p)).leaf().Equal(first) {
 		t.Error("the files changed during the outage")
 	}

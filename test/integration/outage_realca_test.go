@@ -53,7 +53,7 @@ func TestRealCAFails(t *testing.T) {
 
 	before := snapshot(n, p)
 	ca.Kill()
-	waitTrouble(n, p, "RenewalFailing", "connection refused")
+	waitTroubleBefore(n, p, read(t, n.Target(p)).leaf().NotAfter, "connection refused")
 	if snapshot(n, p) != before {
 		t.Error("the files changed during the outage")
 	}
