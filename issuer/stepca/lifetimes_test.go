@@ -248,7 +248,7 @@ func TestPolicyOfTheWholeCA(t *testing.T) {
 	expectDenied(t, err, `" not allowed`, "policy of the CA or of its provisioner")
 }
 
-// An X5C provisioner refuses what outlives its certificate. Nobody has asked for a default
+// An X5C provisioner refuses what outlives its certificate. No pod has asked for a default
 // lifetime, so the CA may give a shorter one.
 func TestProvisionerWhoseCertificateExpiresSoon(t *testing.T) {
 	ca := startCA(t)

@@ -131,7 +131,7 @@ func TestServerWithACertificateOfItsOwn(t *testing.T) {
 	}
 }
 
-// Whoever gets a publicly trusted certificate for the host cannot add roots: the
+// A publicly trusted certificate for the host is not enough to add roots: the
 // fingerprint pins the CA's root.
 func TestServerRootsNeverAddRoots(t *testing.T) {
 	ca, public := startCA(t), newPKI(t, "Public")

@@ -60,7 +60,7 @@ type SignRequest struct {
 	// The pod as the node knows it. The request is denied if the token identifies
 	// another pod.
 	Pod *Pod `protobuf:"bytes,5,opt,name=pod,proto3" json:"pod,omitempty"`
-	// Nobody requested a lifetime: the registration authority decides, whatever
+	// No lifetime was requested: the registration authority decides, whatever
 	// duration_seconds says. That is for a registration authority of an earlier version.
 	DefaultLifetime bool `protobuf:"varint,6,opt,name=default_lifetime,json=defaultLifetime,proto3" json:"default_lifetime,omitempty"`
 	unknownFields   protoimpl.UnknownFields
