@@ -39,7 +39,7 @@ func TestKubeletDirectoryBehindLinks(t *testing.T) {
 			n.Flags = []string{"--kubelet-dir", base + "/" + c.configured}
 			n.Start()
 			k := node.NewKubelet(t, filepath.Join(base, c.kubelet))
-			p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "4s"}}
+			p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "12s"}}
 			k.Publish(p)
 			if mounted := n.Mounts(); len(mounted) != 1 || mounted[0] != n.Target(p) {
 				t.Errorf("the kernel has %q mounted, want %q", mounted, n.Target(p))

@@ -417,7 +417,7 @@ func TestAttackRevokingExpiredCertificate(t *testing.T) {
 	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "")
 	n := r.newNode()
-	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "2s"}}
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "10s"}}
 	r.admit(p)
 	n.Publish(p)
 	f := read(t, n.Target(p))
