@@ -238,7 +238,7 @@ func TestAuthoritySigns(t *testing.T) {
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
-	p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "duration": "6s"}}
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "duration": "12s"}}
 	r.admit(p)
 	n.Publish(p)
 	first := read(t, n.Target(p)).leaf()

@@ -106,7 +106,7 @@ func TestHardeningAllowsAllCalls(t *testing.T) {
 	n := node.New(t, binary, startCA(t))
 	node.Must(t, os.Chmod(n.KubeletDir, 0o750))
 	n.Start()
-	p := node.Pod{Name: "short-0", Group: "2000", Attributes: map[string]string{"duration": "6s", "reuse-private-key": "true"}}
+	p := node.Pod{Name: "short-0", Group: "2000", Attributes: map[string]string{"duration": "12s", "reuse-private-key": "true"}}
 	request := n.MustRequest(p)
 	for _, path := range components(n, p) {
 		if path != n.Target(p) {

@@ -143,7 +143,7 @@ func TestInIPv6OnlyNetwork(t *testing.T) {
 		health := net.JoinHostPort("::1", freePort(t))
 		n.Flags = []string{"--http-address", health}
 		n.Start()
-		published(t, n, node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "duration": "6s"}})
+		published(t, n, node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "duration": "12s"}})
 		for _, path := range []string{"/livez", "/readyz", "/metrics"} {
 			answer, err := http.Get("http://" + health + path)
 			node.Must(t, err)
@@ -164,7 +164,7 @@ func TestInIPv6OnlyNetwork(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "fd00::1 is reserved") {
 			t.Errorf("the CA's address: %v", err)
 		}
-		published(t, n, node.Pod{Name: "web-2", Attributes: map[string]string{"ip-sans": "fd00::7", "duration": "6s"}})
+		published(t, n, node.Pod{Name: "web-2", Attributes: map[string]string{"ip-sans": "fd00::7", "duration": "12s"}})
 	})
 	t.Run("authority", func(t *testing.T) {
 		r := newAuthorities(t, ca)
@@ -182,7 +182,7 @@ func TestInIPv6OnlyNetwork(t *testing.T) {
 			r.waitReady(i)
 		}
 		n := r.newNode()
-		p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "duration": "6s"}}
+		p := node.Pod{Name: "web-0", Attributes: map[string]string{"service-names": "web", "duration": "12s"}}
 		r.admit(p)
 		published(t, n, p)
 	})

@@ -96,7 +96,7 @@ func TestOutagesRA(t *testing.T) {
 			t.Parallel()
 			r := startDistantAuthority(t)
 			n := r.newNode()
-			p, late := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "6s"}}, node.Pod{Name: "late-0"}
+			p, late := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "12s"}}, node.Pod{Name: "late-0"}
 			r.admit(p)
 			r.admit(late)
 			n.Publish(p)

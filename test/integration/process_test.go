@@ -136,7 +136,7 @@ func TestKeysStayInMemory(t *testing.T) {
 		secrets = append(secrets, bytes.SplitN(body, []byte("\n"), 2)[0], block.Bytes, []byte(hex.EncodeToString(block.Bytes)))
 	}
 	for _, keyType := range []string{"ecdsa-p256", "ed25519", "rsa-2048"} {
-		p := node.Pod{Name: "key-" + keyType, Attributes: map[string]string{"key-type": keyType, "duration": "6s", "reuse-private-key": "true"}}
+		p := node.Pod{Name: "key-" + keyType, Attributes: map[string]string{"key-type": keyType, "duration": "12s", "reuse-private-key": "true"}}
 		n.Publish(p)
 		remember(p)
 		pods = append(pods, p)

@@ -173,7 +173,7 @@ policy:
 		{name: "other", spiffe: "false", uris: "https://shop.example.org/web", want: "scheme"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			p := node.Pod{Name: test.name, Attributes: map[string]string{"service-names": "web", "spiffe": test.spiffe, "duration": "6s"}}
+			p := node.Pod{Name: test.name, Attributes: map[string]string{"service-names": "web", "spiffe": test.spiffe, "duration": "12s"}}
 			if test.uris != "" {
 				p.Attributes["uri-sans"] = test.uris
 			}

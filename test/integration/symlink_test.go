@@ -114,7 +114,7 @@ func TestSymlinkPlanted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, ca)
-			p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "3s"}}
+			p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "9s"}}
 			path, moved := components(n, p)[name], filepath.Join(n.KubeletDir, "moved")
 			request := n.MustRequest(p)
 			n.Publish(p)
