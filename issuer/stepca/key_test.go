@@ -246,7 +246,7 @@ func TestWrongKeyFile(t *testing.T) {
 		"another curve":        {[]byte(`{"kty":"EC","crv":"secp256k1","x":"AAAA","y":"AAAA"}`), "is a JWK that cannot be used: unsupported elliptic curve"},
 		"P-224":                {pemFile(t, newECKey(t, elliptic.P224()), pemutil.WithPKCS8(true)), "is a key on the curve P-224; use EC (P-256, P-384, P-521)"},
 		"another kind":         {[]byte(`{"kty":"new"}`), "is a JWK that cannot be used"},
-		"of nobody":            {jwkFile(t, another), "the key has the thumbprint " + sum(another.Public()) + `, which is not that of provisioner "offline" at the CA: ` + sum(key.Public()) + ` (kid "the kid")`},
+		"of no provisioner":    {jwkFile(t, another), "the key has the thumbprint " + sum(another.Public()) + `, which is not that of provisioner "offline" at the CA: ` + sum(key.Public()) + ` (kid "the kid")`},
 		"private part of both": {value[[]byte](t)(json.Marshal(mixed)), "has a private part that does not belong to its public part"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -354,7 +354,7 @@ func TestConfiguredKeyID(t *testing.T) {
 		_, err := newSigner(t, c).Sign(t.Context(), signingRequest(t))
 		return err
 	}
-	if err := sign("nobody's"); err == nil || !strings.Contains(err.Error(), fmt.Sprintf(`no JWK provisioner "admin" with the kid "nobody's"; those with this name have the kid "twin", %q`, own)) {
+	if err := sign("missing"); err == nil || !strings.Contains(err.Error(), fmt.Sprintf(`no JWK provisioner "admin" with the kid "missing"; those with this name have the kid "twin", %q`, own)) {
 		t.Errorf("got %v", err)
 	}
 	if err := sign("twin"); !errors.Is(err, issuer.Denied) { // the CA does not know it
@@ -384,7 +384,7 @@ func TestProvisionerOfAnotherType(t *testing.T) {
 	}
 }
 
-// The error for a name that nobody has lists the provisioners of all pages.
+// The error for a name that no provisioner has lists the provisioners of all pages.
 func TestNamesOfAllPages(t *testing.T) {
 	var others []provisioner.Interface
 	for i := range 130 {
@@ -395,9 +395,9 @@ func TestNamesOfAllPages(t *testing.T) {
 	if err := newSigner(t, c).Connect(t.Context()); err != nil {
 		t.Error(err)
 	}
-	c.Provisioner = "nobody"
+	c.Provisioner = "missing"
 	err := newSigner(t, c).Connect(t.Context())
-	if err == nil || !strings.Contains(err.Error(), `the CA has no JWK provisioner "nobody"; it has "acme-000" (ACME), "acme-001" (ACME)`) || !strings.Contains(err.Error(), "and 111 more") {
+	if err == nil || !strings.Contains(err.Error(), `the CA has no JWK provisioner "missing"; it has "acme-000" (ACME), "acme-001" (ACME)`) || !strings.Contains(err.Error(), "and 111 more") {
 		t.Errorf("got %v", err)
 	}
 }

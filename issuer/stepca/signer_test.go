@@ -226,7 +226,7 @@ func TestWrongProvisionerOrPassword(t *testing.T) {
 		change func(*stepca.Config)
 		want   string
 	}{
-		"provisioner": {func(c *stepca.Config) { c.Provisioner = "nobody" }, `no JWK provisioner "nobody"`},
+		"provisioner": {func(c *stepca.Config) { c.Provisioner = "missing" }, `no JWK provisioner "missing"`},
 		"password":    {func(c *stepca.Config) { c.Password = func() ([]byte, error) { return []byte("wrong"), nil } }, "password does not open"},
 		"file":        {func(c *stepca.Config) { c.Password = func() ([]byte, error) { return nil, errors.New("no such file") } }, "no such file"},
 	} {

@@ -68,7 +68,7 @@ func startX5C(t *testing.T, change func(*provisioner.X5C)) (*embeddedca.CA, *min
 	return startCAWith(t, p), pki
 }
 
-// x5cConfig reads the files anew whenever they are needed.
+// x5cConfig reads the files each time they are needed.
 func x5cConfig(ca *embeddedca.CA, files *pair) stepca.Config {
 	c := configFor(ca)
 	c.Provisioner, c.Password = x5cName, nil
@@ -194,8 +194,8 @@ func TestWrongX5CFiles(t *testing.T) {
 	if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "of the type JWK, and provisioner.type is x5c: set provisioner.type to jwk") {
 		t.Errorf("got %v", err)
 	}
-	c.Provisioner = "nobody"
-	if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), `no X5C provisioner "nobody"; it has "admin" (JWK), "`+x5cName+`" (X5C)`) {
+	c.Provisioner = "missing"
+	if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), `no X5C provisioner "missing"; it has "admin" (JWK), "`+x5cName+`" (X5C)`) {
 		t.Errorf("got %v", err)
 	}
 }
