@@ -71,11 +71,10 @@ func TestPasswordIsOnlyInTheVolume(t *testing.T) {
 			map[string][]item{secret: {{"tls.crt", "issuers/default/tls.crt"}, {"tls.key", "issuers/default/tls.key"}}, "step-certificates-provisioner-password": nil},
 			object{"type": "x5c", "name": "admin", "certificateFile": "issuers/default/tls.crt", "privateKeyFile": "issuers/default/tls.key"}},
 	} {
-		for mode, kind := range map[string]string{"ra": "ra/", "node": ""} {
+		for mode, workload := range map[string]string{"ra": "ra/Deployment", "node": "DaemonSet"} {
 			values := "issuers.default.provisioner." + strings.ReplaceAll(c.values, ",", ",issuers.default.provisioner.")
 			objects := render(t, "--set", values, "--set", "mode="+mode)
-			workload := map[string]string{"ra": "ra/Deployment", "node": "DaemonSet"}[mode]
-			if got := at(config(t, objects[kind+"ConfigMap"]), "issuers", "default", "provisioner"); !reflect.DeepEqual(got, c.provisioner) {
+			if got := at(config(t, objects[workload]), "issuers", "default", "provisioner"); !reflect.DeepEqual(got, c.provisioner) {
 				t.Errorf("%s, mode %s: the configuration has the provisioner %v", name, mode, got)
 			}
 			for secret, want := range c.files {
@@ -107,7 +106,7 @@ func TestNodesHaveNoPassword(t *testing.T) {
 	for _, file := range append(valueFiles(t), os.DevNull) {
 		objects := render(t, "--values", file, "--set", "mode=ra")
 		var passwords []any
-		for _, i := range config(t, objects["ra/ConfigMap"])["issuers"].(object) {
+		for _, i := range config(t, objects["ra/Deployment"])["issuers"].(object) {
 			for _, key := range []string{"passwordFile", "keyFile", "certificateFile", "privateKeyFile"} {
 				passwords = append(passwords, at(i, "provisioner", key))
 			}
@@ -169,7 +168,7 @@ func TestCSIDriverLabel(t *testing.T) {
 // Mode node has no objects of the authority.
 func TestModeNodeHasNoAuthority(t *testing.T) {
 	objects := render(t, "--set", "mode=node")
-	if got, want := slices.Sorted(maps.Keys(objects)), []string{"CSIDriver", "ConfigMap", "DaemonSet", "NetworkPolicy", "ResourceQuota", "ServiceAccount", "hook"}; !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(objects)), []string{"CSIDriver", "DaemonSet", "NetworkPolicy", "ResourceQuota", "ServiceAccount", "hook"}; !slices.Equal(got, want) {
 		t.Errorf("the chart makes %v, want %v", got, want)
 	}
 }
@@ -234,7 +233,7 @@ func TestDaemonSet(t *testing.T) {
 }
 
 // A changed configuration restarts the pods that read it. Other values restart no pods.
-func TestChecksumOfTheConfiguration(t *testing.T) {
+func TestConfigurationRestartsPods(t *testing.T) {
 	annotations := func(kind string, args ...string) any {
 		return at(render(t, args...)[kind], "spec", "template", "metadata", "annotations")
 	}
