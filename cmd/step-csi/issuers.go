@@ -12,6 +12,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/stepca"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // The types of provisioners.
@@ -75,6 +76,7 @@ type closingSigner interface {
 // configure makes the signer, and checks the rest. The roots are refreshed as often
 // as the file says, or as otherwise says. The signer adds the CA's names to reserved.
 func (f issuerFile) configure(name, directory string, otherwise time.Duration, reserved *policy.Reserved) (c configured, err error) {
+	c.file = f
 	if c.lifetimes, err = f.lifetimes(); err != nil {
 		return c, err
 	}
@@ -215,12 +217,20 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 	})
 }
 
-// readBundle reads the roots in PEM; none if there is no path.
+// readBundle reads the roots in PEM; none if there is no path. The errors have the path.
 func readBundle(directory, path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
-	return readText(within(directory, path))
+	path = within(directory, path)
+	bundle, err := readText(path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := trust.ParseBundle(bundle); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return bundle, nil
 }
 
 func within(directory, path string) string {

@@ -27,7 +27,7 @@ Usage:
   step-csi version         print the version
 
 "step-csi node --help" and "step-csi ra --help" list the flags and show the
-configuration. To reload a program after a renewal, use step-csi-reload.
+configuration. With --check-config, both only check it. To reload a program after a renewal, use step-csi-reload.
 `
 
 // errUsage is an error in the command line, which was printed already. The exit status
