@@ -199,9 +199,10 @@ func TestCommandLine(t *testing.T) {
 // The help lists all flags, and its example configuration is valid.
 func TestHelp(t *testing.T) {
 	for command, flags := range map[string][]string{
-		"node":   {"config", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"},
-		"ra":     {"config", "listen", "http-address", "v"},
-		"verify": {"certificate-file", "privatekey-file", "ca-file"},
+		"uninstall-check": {"driver-name", "plugin-namespace", "plugin-labels"},
+		"node":            {"config", "check-config", "file-source", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"},
+		"ra":              {"config", "check-config", "file-source", "listen", "http-address", "v"},
+		"verify":          {"certificate-file", "privatekey-file", "ca-file"},
 	} {
 		var help bytes.Buffer
 		if err := run(t.Context(), []string{command, "--help"}, &help, &help); !errors.Is(err, flag.ErrHelp) {

@@ -20,3 +20,31 @@ keep their own configuration, also when a later upgrade has failed. */}}
       - path: step-csi.yaml
         fieldRef: {fieldPath: "metadata.annotations['step-csi.io/config']"}
 {{- end }}
+
+{{/* The files of the node plugin's configuration, as sources of a projected volume. */}}
+{{- define "step-csi.nodeSources" -}}
+{{- if eq .Values.mode "node" }}
+{{- include "step-csi.issuerSources" . }}
+{{- else }}
+{{- $authority := include "step-csi.raIssuer" . }}
+{{- range $name, $issuer := .Values.issuers }}
+{{- if or (eq $name $authority) ($issuer.roots | default dict).pinned }}
+{{- with include "step-csi.rootSource" (dict "name" $name "issuer" $issuer) }}
+{{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Arguments by which --check-config names the Secret or ConfigMap of a missing file. */}}
+{{- define "step-csi.fileSources" -}}
+{{- $settings := dict "ca.crt" "caBundle" "server.crt" "serverTLSBundle" "password" "provisioner.passwordSecret"
+  "key" "provisioner.keySecret" "tls.crt" "provisioner.certificateSecret" "tls.key" "provisioner.certificateSecret" }}
+{{- range $kind, $source := .source }}
+{{- range $source.items }}
+- {{ printf "--file-source=%s=key %q in the %s %q of the namespace %q (in the chart: %s.%s)" .path .key (title $kind) $source.name $.namespace
+  (dir .path | replace "/" ".") (get $settings (base .path)) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
