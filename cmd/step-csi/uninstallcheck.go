@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-const uninstallCheckUsage = `Usage: step-csi uninstall-check --driver-name NAME [flags]
+const uninstallCheckUsage = `Usage: step-csi uninstall-check [flags]
 
 Exits with status 1 while pods of the cluster use volumes of the CSI driver, and lists
 them. Without the node plugin, the kubelet cannot remove such pods. The chart runs this

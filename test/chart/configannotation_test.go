@@ -65,6 +65,7 @@ func TestConfigurationIsTooLong(t *testing.T) {
 	}
 	render := func(message int, annotation int) (object, error) {
 		text, err := template("--values", valueFile(t, "policy.validations", []any{object{"expression": "true", "message": strings.Repeat("m", message)}}),
+			"--set", "checkConfig.enabled=false", // its pod has the configurations of both
 			"--set-json", fmt.Sprintf(`ra.podAnnotations={"a":"%s"}`, strings.Repeat("a", annotation)))
 		if err != nil {
 			return nil, err
