@@ -211,7 +211,12 @@ func uninstall(t *testing.T) {
 	p := pod{namespace: "uninstall", name: "remains"}
 	p.start(t)
 	uid := p.uid(t)
-	if _, err := command("helm", "-n", identity, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
+	_, err := command("helm", "-n", identity, "uninstall", "step-csi", "--wait", "--timeout=90s")
+	if err == nil || !strings.Contains(err.Error(), "pods that use volumes of "+driverName+": 1\n  "+p.namespace+"/"+p.name+" on the node ") {
+		t.Fatalf("helm uninstall while a pod uses a volume: %v", err)
+	}
+	waitPlugin(t)
+	if _, err := command("helm", "-n", identity, "uninstall", "step-csi", "--no-hooks", "--wait", "--timeout=90s"); err != nil {
 		t.Fatal(err)
 	}
 	p.files(t)
