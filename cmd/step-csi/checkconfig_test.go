@@ -80,7 +80,7 @@ func TestCheckConfigOfTheAuthority(t *testing.T) {
 
 const twoIssuers = `
 issuers:
-  a: {url: https://ca, caBundleFile: none.crt, provisioner: {type: jwk, name: admin, passwordFile: password}}
+  a: {url: https://ca, caBundleFile: none.crt, provisioner: {type: jwk, name: admin, passwordFile: none, keyFile: gone}}
   b: {url: https://ca, caBundleFile: empty, provisioner: {type: jwk, name: admin, passwordFile: password}}
   c: {url: https://ca, caBundleFile: root.crt, provisioner: {type: jwk, name: admin, passwordFile: password}, policy: {validations: [{expression: '1', message: m}]}}
   d: {url: https://ca, caBundleFile: root.crt, provisioner: {type: jwk, name: admin, passwordFile: password}}
@@ -96,7 +96,7 @@ func TestEveryMistakeIsReported(t *testing.T) {
 		t.Fatal("the configuration is accepted")
 	}
 	last := -1
-	for _, want := range []string{path + ": policy: ", "issuers.a.caBundleFile: open", "issuers.b.caBundleFile: ", "issuers.c.policy: ", "limits.volumesPerPod: "} {
+	for _, want := range []string{path + ": policy: ", "issuers.a.caBundleFile: open", "issuers.a.provisioner.passwordFile: open", "issuers.a.provisioner.keyFile: open", "issuers.b.caBundleFile: ", "issuers.c.policy: ", "limits.volumesPerPod: "} {
 		at := strings.Index(err.Error(), want)
 		if at <= last {
 			t.Errorf("the error lacks %q after the others:\n%v", want, err)
@@ -112,7 +112,7 @@ func TestEveryMistakeIsReported(t *testing.T) {
 func TestFileSources(t *testing.T) {
 	sources := []string{
 		"--file-source=none.crt=key root_ca.crt of the ConfigMap a", "--file-source=empty=key k=v of the Secret b",
-		"--file-source=password=Secret of the password", "--file-source=none=another file",
+		"--file-source=password=Secret of the password", "--file-source=gon=another file",
 	}
 	path := write(t, twoIssuers)
 	_, err := check(t, "node", path, sources...)

@@ -218,7 +218,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 	for _, name := range slices.Sorted(maps.Keys(f.Issuers)) {
 		i := f.Issuers[name]
 		made, err := i.configure(name, directory, refresh, c.reserved)
-		if err != nil {
+		for _, err := range each(err) {
 			wrong = append(wrong, fmt.Errorf("issuers.%s.%w", name, err))
 		}
 		if policyErr == nil || len(i.Policy.Validations) > 0 {
@@ -238,6 +238,26 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 		c.issuers[name] = made
 	}
 	return c, errors.Join(wrong...)
+}
+
+// mistakes are several errors in the configuration of one issuer.
+type mistakes []error
+
+// Error has a line for each.
+func (m mistakes) Error() string { return errors.Join(m...).Error() }
+
+// Unwrap is for errors.Is and errors.As.
+func (m mistakes) Unwrap() []error { return m }
+
+// each returns several mistakes, or the one error if there is one.
+func each(err error) []error {
+	switch several, ok := err.(mistakes); {
+	case ok:
+		return several
+	case err != nil:
+		return []error{err}
+	}
+	return nil
 }
 
 // parseNames parses the names in the file into c.

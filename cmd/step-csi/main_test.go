@@ -199,7 +199,7 @@ func TestCommandLine(t *testing.T) {
 // The help lists all flags, and its example configuration is valid.
 func TestHelp(t *testing.T) {
 	for command, flags := range map[string][]string{
-		"uninstall-check": {"driver-name", "plugin-namespace", "plugin-labels"},
+		"uninstall-check": {"driver-name", "plugin-namespace", "plugin-labels", "undo"},
 		"node":            {"config", "check-config", "file-source", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"},
 		"ra":              {"config", "check-config", "file-source", "listen", "http-address", "v"},
 		"verify":          {"certificate-file", "privatekey-file", "ca-file"},

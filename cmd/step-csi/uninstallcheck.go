@@ -33,6 +33,9 @@ type uninstallCheck struct {
 	// all pods count.
 	pluginNamespace string
 	pluginLabels    labels.Selector
+	// undo is the command after which Helm accepts upgrades again. When a check fails, Helm
+	// leaves the release in the state "uninstalling".
+	undo string
 }
 
 func checkUninstall(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -42,6 +45,7 @@ func checkUninstall(ctx context.Context, args []string, stdout, stderr io.Writer
 	flags.StringVar(&u.driverName, "driver-name", "csi.step-ca.io", "`NAME` of the CSI driver")
 	flags.StringVar(&u.pluginNamespace, "plugin-namespace", "", "count only pods on nodes where a pod of this `NAMESPACE` with --plugin-labels runs")
 	flags.StringVar(&own, "plugin-labels", "", "`LABELS` of the node plugin's pods, as in kubectl get pods --selector")
+	flags.StringVar(&u.undo, "undo", "", "`COMMAND` that ends the uninstall that was refused")
 	if err := parseFlags(flags, 0, uninstallCheckUsage, args, stdout, stderr); err != nil {
 		return err
 	}
@@ -78,15 +82,20 @@ func (u uninstallCheck) run(ctx context.Context, api *rest.Config, stdout io.Wri
 	if len(users) > shown {
 		fmt.Fprintf(&b, "  and %d others\n", len(users)-shown)
 	}
-	return fmt.Errorf(`%swithout the node plugin, nothing renews their certificates, and the kubelet cannot remove these pods.
-Delete them first, or change them to use other volumes. To uninstall anyway, run helm uninstall --no-hooks`, &b)
+	b.WriteString("without the node plugin, nothing renews their certificates, and the kubelet cannot remove these pods.\n" +
+		"Delete them, or change them to use other volumes, and uninstall again. To uninstall anyway, run helm uninstall --no-hooks.")
+	if u.undo != "" {
+		b.WriteString("\nTo keep the release, run: " + u.undo)
+	}
+	return errors.New(b.String())
 }
 
 // pod is what the check reads of a Pod.
 type pod struct {
 	Metadata struct {
-		Namespace, Name string
-		Labels          labels.Set
+		Namespace, Name   string
+		Labels            labels.Set
+		DeletionTimestamp string
 	}
 	Spec struct {
 		NodeName string
@@ -94,9 +103,16 @@ type pod struct {
 			CSI struct{ Driver string }
 		}
 	}
+	Status struct{ Phase string }
 }
 
+// uses tells whether the kubelet still has to unmount a volume of the driver. It unmounts the
+// volumes of a completed pod without being asked, and those of a deleted one before the pod
+// disappears.
 func (p *pod) uses(driver string) bool {
+	if completed := p.Status.Phase == "Succeeded" || p.Status.Phase == "Failed"; completed && p.Metadata.DeletionTimestamp == "" {
+		return false
+	}
 	for _, v := range p.Spec.Volumes {
 		if v.CSI.Driver == driver {
 			return true
@@ -139,12 +155,11 @@ func (u uninstallCheck) list(ctx context.Context, api *rest.Config) ([]pod, erro
 }
 
 // listPart requests a part of the list of pods and returns the beginning of the next part. It
-// requests the pods that a kubelet runs, and so neither completed pods nor those without a
-// node: their volumes are not mounted.
+// requests only pods that have a node: the volumes of others are not mounted.
 func listPart(ctx context.Context, client *http.Client, host, from string, each func(pod)) (next string, err error) {
 	query := url.Values{
 		"limit":         {"500"},
-		"fieldSelector": {"spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"},
+		"fieldSelector": {"spec.nodeName!="},
 	}
 	if from != "" {
 		query.Set("continue", from)

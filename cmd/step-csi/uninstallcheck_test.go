@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	core "k8s.io/api/core/v1"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -70,6 +71,8 @@ func TestUninstallCheck(t *testing.T) {
 	done.Status.Phase, failed.Status.Phase, unscheduled.Status.Phase = core.PodSucceeded, core.PodFailed, core.PodPending
 	starting := podOf("b", "starting", "n2", driverName)
 	starting.Status.Phase = core.PodPending
+	ending := podOf("b", "x-ending", "n2", driverName) // its containers have ended, its volume is mounted
+	ending.Status.Phase, ending.DeletionTimestamp = core.PodFailed, &meta.Time{Time: time.Now()}
 	others := []core.Pod{done, failed, unscheduled, podOf("a", "plain", "n1", ""), podOf("a", "another", "n1", "csi.example.com"), podOf("a", driverName, "n1", "")}
 	for name, test := range map[string]struct {
 		pods []core.Pod
@@ -77,15 +80,15 @@ func TestUninstallCheck(t *testing.T) {
 	}{
 		"none":   {nil, ""},
 		"others": {others, ""},
-		"one": {append(others, podOf("b", "web", "n1", driverName), starting),
-			"pods that use volumes of csi.step-ca.io: 2\n  b/starting on the node n2\n  b/web on the node n1\nwithout the node plugin"},
+		"some": {append(others, podOf("b", "web", "n1", driverName), ending, starting),
+			"pods that use volumes of csi.step-ca.io: 3\n  b/starting on the node n2\n  b/web on the node n1\n  b/x-ending on the node n2\nwithout the node plugin"},
 	} {
 		var stdout bytes.Buffer
-		err := uninstallCheck{driverName: driverName, pluginLabels: labels.Nothing()}.run(t.Context(), podsServer(t, test.pods...), &stdout)
+		err := uninstallCheck{driverName: driverName, undo: "helm rollback a 3"}.run(t.Context(), podsServer(t, test.pods...), &stdout)
 		switch {
 		case test.want == "" && (err != nil || stdout.String() != "no pod uses a volume of csi.step-ca.io\n"):
 			t.Errorf("%s: %v, %s", name, err, &stdout)
-		case test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), test.want) || !strings.Contains(err.Error(), "helm uninstall --no-hooks")):
+		case test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), test.want) || !strings.Contains(err.Error(), "helm uninstall --no-hooks.\nTo keep the release, run: helm rollback a 3")):
 			t.Errorf("%s: %v", name, err)
 		}
 	}

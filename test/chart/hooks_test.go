@@ -193,16 +193,16 @@ func TestCheckFails(t *testing.T) {
 		want              string
 	}{
 		"no Secret": {"", "ra", without("step-certificates-provisioner-password"),
-			`issuers/default/password: no such file or directory: there is no key "password" in the Secret "step-certificates-provisioner-password" of the namespace "step-ca" (in the chart: issuers.default.provisioner.passwordSecret)`},
+			`issuers/default/password: no such file or directory: there is no key password in the Secret step-certificates-provisioner-password of the namespace step-ca (in the chart: issuers.default.provisioner.passwordSecret)`},
 		"no root, authority": {"", "ra", without("step-certificates-certs"),
-			`there is no key "root_ca.crt" in the ConfigMap "step-certificates-certs" of the namespace "step-ca" (in the chart: issuers.default.caBundle)`},
+			`there is no key root_ca.crt in the ConfigMap step-certificates-certs of the namespace step-ca (in the chart: issuers.default.caBundle)`},
 		"no root, node plugin": {"", "node", without("step-certificates-certs"),
-			`there is no key "root_ca.crt" in the ConfigMap "step-certificates-certs" of the namespace "step-ca" (in the chart: issuers.default.caBundle)`},
+			`there is no key root_ca.crt in the ConfigMap step-certificates-certs of the namespace step-ca (in the chart: issuers.default.caBundle)`},
 		"no Secret, mode node": {"mode=node", "node", without("step-certificates-provisioner-password"), "(in the chart: issuers.default.provisioner.passwordSecret)"},
 		"no key of a provisioner": {"issuers.default.provisioner.keySecret.name=k", "ra", without("k"),
-			`there is no key "key" in the Secret "k" of the namespace "step-ca" (in the chart: issuers.default.provisioner.keySecret)`},
+			`there is no key key in the Secret k of the namespace step-ca (in the chart: issuers.default.provisioner.keySecret)`},
 		"no certificate of a provisioner": {"issuers.default.provisioner.type=x5c,issuers.default.provisioner.certificateSecret.name=c", "ra", without("c"),
-			`there is no key "tls.crt" in the Secret "c" of the namespace "step-ca" (in the chart: issuers.default.provisioner.certificateSecret)`},
+			`there is no key tls.crt in the Secret c of the namespace step-ca (in the chart: issuers.default.provisioner.certificateSecret)`},
 		"no roots of an ingress": {"issuers.default.serverTLS=bundle", "ra", without("step-csi-server-roots"),
 			`(in the chart: issuers.default.serverTLSBundle)`},
 		"a duration":       {"issuers.default.duration.max=1h,issuers.default.duration.default=24h", "ra", all, "issuers.default.duration.default: 24h0m0s is longer than duration.max, 1h0m0s"},
@@ -232,7 +232,7 @@ func TestCheckOfAnEmptyRoot(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err := runCheck(job, container, directory)
-			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), `the file is the key "root_ca.crt" in the ConfigMap "step-certificates-certs"`) {
+			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), `the file is the key root_ca.crt in the ConfigMap step-certificates-certs`) {
 				t.Errorf("%s, %q: %v", container, content, err)
 			}
 		}
@@ -301,7 +301,7 @@ func TestUninstallRights(t *testing.T) {
 			t.Errorf("%s: %v", kind, annotations)
 		}
 	}
-	if got, want := job.Spec.Template.Spec.Containers[0].Args, []string{"uninstall-check", "--driver-name=tls.example.com"}; !slices.Equal(got, want) {
+	if got, want := job.Spec.Template.Spec.Containers[0].Args, []string{"uninstall-check", "--driver-name=tls.example.com", "--undo=helm -n step-ca rollback step-csi 1"}; !slices.Equal(got, want) {
 		t.Errorf("%v", got)
 	}
 	// A release that another one has made the CSIDriver for looks only at its own nodes.
@@ -309,7 +309,7 @@ func TestUninstallRights(t *testing.T) {
 	args := as[batch.Job](t, pool["uninstall/Job"]).Spec.Template.Spec.Containers[0].Args
 	selector := at(pool["DaemonSet"], "spec", "selector", "matchLabels").(object)
 	labels := fmt.Sprintf("app.kubernetes.io/name=%s,app.kubernetes.io/instance=%s", selector["app.kubernetes.io/name"], selector["app.kubernetes.io/instance"])
-	if want := []string{"uninstall-check", "--driver-name=csi.step-ca.io", "--plugin-namespace=step-ca", "--plugin-labels=" + labels}; !slices.Equal(args, want) {
+	if want := []string{"uninstall-check", "--driver-name=csi.step-ca.io", "--undo=helm -n step-ca rollback step-csi 1", "--plugin-namespace=step-ca", "--plugin-labels=" + labels}; !slices.Equal(args, want) {
 		t.Errorf("%v", args)
 	}
 	// The program accepts the arguments. Outside of a pod, it cannot run.

@@ -212,10 +212,19 @@ func uninstall(t *testing.T) {
 	p.start(t)
 	uid := p.uid(t)
 	_, err := command("helm", "-n", identity, "uninstall", "step-csi", "--wait", "--timeout=90s")
-	if err == nil || !strings.Contains(err.Error(), "pods that use volumes of "+driverName+": 1\n  "+p.namespace+"/"+p.name+" on the node ") {
+	if err == nil || !strings.Contains(err.Error(), "pods that use volumes of "+driverName+`: 1\n  `+p.namespace+"/"+p.name+" on the node ") {
 		t.Fatalf("helm uninstall while a pod uses a volume: %v", err)
 	}
-	waitPlugin(t)
+	// The command that the refusal prints makes the release one that can be upgraded.
+	_, undo, found := strings.Cut(err.Error(), "To keep the release, run: helm ")
+	undo, _, _ = strings.Cut(undo, "\"")
+	if !found {
+		t.Fatal(err)
+	}
+	if _, err := command("helm", append(strings.Fields(undo), "--wait", "--timeout=90s")...); err != nil {
+		t.Fatal(err)
+	}
+	must(t, installPlugin())
 	if _, err := command("helm", "-n", identity, "uninstall", "step-csi", "--no-hooks", "--wait", "--timeout=90s"); err != nil {
 		t.Fatal(err)
 	}

@@ -43,7 +43,7 @@ keep their own configuration, also when a later upgrade has failed. */}}
   "key" "provisioner.keySecret" "tls.crt" "provisioner.certificateSecret" "tls.key" "provisioner.certificateSecret" }}
 {{- range $kind, $source := .source }}
 {{- range $source.items }}
-- {{ printf "--file-source=%s=key %q in the %s %q of the namespace %q (in the chart: %s.%s)" .path .key (title $kind) $source.name $.namespace
+- {{ printf "--file-source=%s=key %s in the %s %s of the namespace %s (in the chart: %s.%s)" .path .key (title $kind) $source.name $.namespace
   (dir .path | replace "/" ".") (get $settings (base .path)) | quote }}
 {{- end }}
 {{- end }}
