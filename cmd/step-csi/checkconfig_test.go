@@ -128,7 +128,7 @@ func TestFileSources(t *testing.T) {
 			t.Errorf("the error lacks %q:\n%v", want, err)
 		}
 	}
-	if strings.Contains(err.Error(), "password") || strings.Contains(err.Error(), "another file") {
+	if strings.Contains(err.Error(), "Secret of the password") || strings.Contains(err.Error(), "another file") {
 		t.Errorf("the error has the source of a file that it is not about:\n%v", err)
 	}
 	for _, wrong := range []string{"x", "=x", "x="} {
