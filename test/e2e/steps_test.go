@@ -81,6 +81,10 @@ type pod struct {
 	mountReadOnly   bool
 }
 
+// nonRootSecurity is the securityContext of a pod that the Pod Security level restricted
+// allows.
+const nonRootSecurity = `{"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}`
+
 // short returns the attributes of a certificate that is renewed after about 12 s, and is
 // valid for longer than anything is down in the scenarios that use it.
 func short(more ...string) map[string]string {
@@ -259,5 +263,5 @@ func killPlugin(t *testing.T) {
 
 func waitPlugin(t *testing.T) {
 	t.Helper()
-	kubectl(t, "-n", identity, "rollout", "status", "daemonset/step-csi", "--timeout=90s")
+	kubectl(t, "-n", plugin, "rollout", "status", "daemonset/step-csi", "--timeout=90s")
 }
