@@ -38,6 +38,7 @@ func TestE2E(t *testing.T) {
 	t.Run("together", func(t *testing.T) {
 		for _, s := range []scenario{ // the slowest first
 			{"try", try},
+			{"mistakes", mistakes},
 			{"mtls", exampleMTLS},
 			{"shapes", shapes},
 			{"validation", validation},
