@@ -188,7 +188,7 @@ func uninstall(t *testing.T) {
 	}
 	// The next scenario uses the namespace.
 	byHelm := document.script(t, "helm uninstall", "kubectl delete namespace step-csi", "")
-	if out, err := command("sh", "-euc", "exec 2>&1\n"+byHelm); err == nil || !strings.Contains(out, "remains") {
+	if out, err := command("sh", "-euc", "exec 2>&1\n"+byHelm); err == nil || !strings.Contains(out, "uninstall/remains on the node ") {
 		t.Errorf("helm uninstall: %v, want the refusal that names the pod:\n%s", err, out)
 	}
 	forced := func() {
