@@ -22,7 +22,7 @@ var notOurs = map[string][]string{
 	},
 	"step-ca":            {"requested duration of", "is more than", "dns name", "not allowed", "error applying certificate template"},
 	"Linux":              {"cannot clear locked flags MS_RDONLY", "fsconfig context=", "invalid argument"},
-	"Go":                 {"no such host", "connection refused", "no route to host"},
+	"Go":                 {"certificate signed by unknown authority", "no such host", "connection refused", "no route to host"},
 	"values and objects": {"issuers.default.url", "issuers.default.caBundleFile", "step-csi-check-config"},
 }
 
