@@ -27,6 +27,8 @@ var notOurs = map[string][]string{
 }
 
 var (
+	// searched is the message of a log line, as commands of the documentation search for it.
+	searched      = regexp.MustCompile(`(?:grep|-e) '"([A-Z][^"']*)"?'`)
 	quotedMessage = regexp.MustCompile("`([^`]+)`")
 	// variable is a part of a message that differs.
 	variable = regexp.MustCompile(`…|<[A-Za-z ]+>|"[^"]*"`)
@@ -36,9 +38,10 @@ var (
 	inserted      = regexp.MustCompile(`"\s*\+\s*[\w.()]+\s*\+\s*"`)
 )
 
-// Every message that docs/troubleshooting.md explains is one that a program prints: when a
-// text changes, its row has to change, too.
-func TestTroubleshootingMessages(t *testing.T) {
+// programs returns the sources of the programs and the templates of the chart, with the
+// strings of several lines in one.
+func programs(t *testing.T) string {
+	t.Helper()
 	var sources strings.Builder
 	for _, directory := range []string{root + "/cmd", root + "/driver", root + "/issuer", chart + "/templates"} {
 		err := filepath.WalkDir(directory, func(path string, entry fs.DirEntry, err error) error {
@@ -52,7 +55,29 @@ func TestTroubleshootingMessages(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ours := sources.String()
+	return sources.String()
+}
+
+// The log lines that commands in the documentation search for are those that step-csi prints.
+func TestSearchedLogLines(t *testing.T) {
+	ours, checked := programs(t), 0
+	for _, page := range pages(t) {
+		for _, found := range searched.FindAllStringSubmatch(read(t, page), -1) {
+			checked++
+			if !strings.Contains(ours, found[1]) {
+				t.Errorf("%s searches for %s, which no program prints", page, found[0])
+			}
+		}
+	}
+	if checked < 5 {
+		t.Errorf("found only %d searched log lines", checked)
+	}
+}
+
+// Every message that docs/troubleshooting.md explains is one that a program prints: when a
+// text changes, its row has to change, too.
+func TestTroubleshootingMessages(t *testing.T) {
+	ours := programs(t)
 	var formats strings.Builder
 	for line := range strings.Lines(ours) {
 		if strings.Contains(line, "%") {

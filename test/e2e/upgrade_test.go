@@ -37,7 +37,7 @@ func upgrade(t *testing.T) {
 	document.changeTo(t, "image: {tag: dev}\nrenewal: {minInterval: 3s}\n")
 	document.sh(t, "kubectl diff")
 	expectImage(t, pluginTag)
-	if out := document.sh(t, "Took over"); !strings.Contains(out, "Took over mounted volumes") {
+	if out := document.sh(t, "Found mounted volumes"); !strings.Contains(out, "count=") {
 		t.Errorf("the log has\n%s", out)
 	}
 	leaf = p.waitRotation(t, leaf, 90*time.Second)
