@@ -20,10 +20,14 @@ var notOurs = map[string][]string{
 		"additional properties", "not allowed", "got string, want object", "exists and cannot be imported into the current release",
 		"context deadline exceeded", "no matches for kind",
 	},
-	"step-ca":            {"requested duration of", "is more than", "dns name", "not allowed", "error applying certificate template"},
-	"Linux":              {"cannot clear locked flags MS_RDONLY", "fsconfig context=", "invalid argument"},
-	"Go":                 {"certificate signed by unknown authority", "no such host", "connection refused", "no route to host"},
-	"values and objects": {"issuers.default.url", "issuers.default.caBundleFile", "step-csi-check-config"},
+	"step-ca": {"requested duration of", "is more than", "dns name", "not allowed", "error applying certificate template"},
+	"Linux":   {"cannot clear locked flags MS_RDONLY", "fsconfig context=", "invalid argument"},
+	"Go":      {"certificate signed by unknown authority", "no such host", "connection refused", "no route to host"},
+	"values and objects": {
+		"issuers.default.url", "issuers.default.caBundleFile", "step-csi-check-config",
+		"provisioner.keyFile (in the chart: keySecret)", "provisioner.certificateFile (in the chart: certificateSecret)",
+		"provisioner.privateKeyFile (in the chart: certificateSecret)",
+	},
 }
 
 var (
