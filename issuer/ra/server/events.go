@@ -83,8 +83,8 @@ func (e *Events) Record(ctx context.Context, event Event) error {
 	switch {
 	case err == nil, apierrors.IsAlreadyExists(err):
 		return nil
-	case apierrors.HasStatusCause(err, core.NamespaceTerminatingCause), apierrors.IsNotFound(err):
-		return fmt.Errorf("%w: the namespace %s is being deleted: %w", issuer.Denied, event.Pod.Namespace, err)
+	case apierrors.HasStatusCause(err, core.NamespaceTerminatingCause), apierrors.IsNotFound(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
+		return fmt.Errorf("%w: create an event at the API server: %w", issuer.Denied, err)
 	case apierrors.IsForbidden(err):
 		return fmt.Errorf("%w: %w", errEventsForbidden, err)
 	case errors.Is(err, context.DeadlineExceeded):
