@@ -372,6 +372,15 @@ func (v *Volume) Applicant() issuer.Applicant {
 	return a
 }
 
+// ModeWarning returns a warning if only root can be expected to read the files, or an
+// empty string.
+func (v *Volume) ModeWarning() string {
+	if v.issuer == nil {
+		return "" // the attributes are not known
+	}
+	return v.attributes.ModeWarning()
+}
+
 // TakeToken takes the pod's token if it is newer than the known one.
 func (v *Volume) TakeToken(token issuer.Token) {
 	if !token.NewerThan(v.Applicant().Token) {
