@@ -65,8 +65,9 @@ func (d *Driver) reportToPods(ctx context.Context) {
 // reports remembers what was reported.
 type reports struct {
 	byIssuer map[string]*reporterState
-	usual    *reporterState // for volumes whose issuer has none; nil if there is none at all
-	silent   map[reportKey]time.Time
+	usual    *reporterState          // for volumes whose issuer has none; nil if there is none at all
+	silent   map[reportKey]time.Time // until when nothing is reported
+	troubled map[string]bool         // target paths whose last report was about trouble
 }
 
 // reporterState is a Reporter with the time until which it is not called.
@@ -96,7 +97,7 @@ type dueReport struct {
 }
 
 func newReports(issuers map[string]Issuer) *reports {
-	r := &reports{byIssuer: map[string]*reporterState{}, silent: map[reportKey]time.Time{}}
+	r := &reports{byIssuer: map[string]*reporterState{}, silent: map[reportKey]time.Time{}, troubled: map[string]bool{}}
 	for _, name := range slices.Sorted(maps.Keys(issuers)) {
 		if reporter := issuers[name].Reporter; reporter != nil {
 			r.byIssuer[name] = &reporterState{Reporter: reporter, retry: backoff.Backoff{First: time.Minute, Max: 10 * time.Minute}}
@@ -157,11 +158,15 @@ func (r *reports) observe(reporter *reporterState, made dueReport, err error) {
 	case outcome == issuer.NoPodToken, outcome == issuer.Throttled: // a later report may succeed
 		r.silent[key] = now.Add(retryReport)
 	case made.Reason == issuer.CertificateRenewed:
-		maps.DeleteFunc(r.silent, func(k reportKey, _ time.Time) bool { return k.target == key.target && k.reason != issuer.FilesUnreadable })
+		delete(r.troubled, key.target)
+		maps.DeleteFunc(r.silent, func(k reportKey, _ time.Time) bool {
+			return k.target == key.target && k.reason != issuer.FilesUnreadable
+		})
 	case made.Reason == issuer.FilesUnreadable: // the attributes of a pod do not change
 		r.silent[key] = now.AddDate(100, 0, 0)
 	default:
 		r.silent[key] = now.Add(repeatReport)
+		r.troubled[key.target] = err == nil || r.troubled[key.target]
 	}
 }
 
@@ -183,6 +188,7 @@ func (r *reports) due(volumes iter.Seq[reportedVolume], now time.Time) []dueRepo
 		}
 	}
 	maps.DeleteFunc(r.silent, func(k reportKey, _ time.Time) bool { return !mounted[k.target] })
+	maps.DeleteFunc(r.troubled, func(target string, _ bool) bool { return !mounted[target] })
 	slices.SortFunc(all, func(a, b dueReport) int {
 		return cmp.Or(a.urgency()-b.urgency(), a.volume.state.Validity.NotAfter.Compare(b.volume.state.Validity.NotAfter))
 	})
@@ -208,7 +214,7 @@ func (due dueReport) urgency() int {
 func (r *reports) about(v reportedVolume, now time.Time) (all []issuer.Report) {
 	reason, text := trouble(v.state, now)
 	switch {
-	case reason == "" && r.reportedTrouble(v.Target):
+	case reason == "" && r.troubled[v.Target]:
 		all = append(all, issuer.Report{
 			Reason: issuer.CertificateRenewed,
 			Text:   "the certificate was renewed, and is valid until " + v.state.Validity.NotAfter.UTC().Format(time.RFC3339),
@@ -225,16 +231,6 @@ func (r *reports) about(v reportedVolume, now time.Time) (all []issuer.Report) {
 	return all
 }
 
-// reportedTrouble tells whether the last report about the volume was no good news.
-func (r *reports) reportedTrouble(target string) bool {
-	for key := range r.silent {
-		if key.target == target && key.reason != issuer.FilesUnreadable && key.reason != issuer.CertificateRenewed {
-			return true
-		}
-	}
-	return false
-}
-
 // concernsPod tells whether trouble is worth an event. An outage of the CA concerns all
 // pods, and ends mostly before one of them notices. Its time to be reported is when half
 // of the time is over that there is for a renewal. Trouble of the one volume is reported
@@ -242,7 +238,7 @@ func (r *reports) reportedTrouble(target string) bool {
 func concernsPod(s schedule.State, now time.Time) bool {
 	v := s.Validity
 	switch {
-	case errors.Is(s.Err, volume.ErrGone): // not the certificate is in trouble
+	case errors.Is(s.Err, volume.ErrGone), v.NotAfter.IsZero(): // nothing is known of a certificate
 		return false
 	case !now.Before(v.NotAfter), s.Failures == 0: // expired, or never renewed
 		return true
