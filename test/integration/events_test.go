@@ -25,7 +25,7 @@ func (r *authorities) eventsOf(p node.Pod, reason issuer.Reason) []core.Event {
 // again and again, which brings new tokens.
 func (r *authorities) waitEvent(n *node.Node, p node.Pod, reason issuer.Reason) string {
 	r.t.Helper()
-	node.Eventually(r.t, 3*time.Minute, fmt.Sprintf("the event %s of %s", reason, p.Name), func() bool {
+	node.Eventually(r.t, 6*time.Minute, fmt.Sprintf("the event %s of %s", reason, p.Name), func() bool {
 		n.Publish(p)
 		return len(r.eventsOf(p, reason)) > 0
 	})
@@ -43,7 +43,7 @@ func TestEventsOfARunningPod(t *testing.T) {
 	ca := startCA(t)
 	r := startAuthority(t, ca, 1, "")
 	n := r.newNode()
-	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "2m", "renew-before": "110s"}}
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "3m", "renew-before": "160s"}}
 	other := node.Pod{Name: "web-1"}
 	for _, pod := range []node.Pod{p, other} {
 		r.admit(pod)
