@@ -89,8 +89,8 @@ func TestTroubleThatIsReported(t *testing.T) {
 			want := []string{"web-0: " + string(test.want)}
 			if test.want == "" {
 				want = nil
-			} else if _, text := trouble(v.state, time.Now()); l.texts[0] != "tls: "+text {
-				t.Errorf("%s: the report %q is not the volume's condition", name, l.texts[0])
+			} else if _, text := trouble(v.state, time.Now()); !slices.Equal(l.texts, []string{"tls: " + text}) {
+				t.Errorf("%s: the report %q is not the volume's condition", name, l.texts)
 			}
 			expectReports(t, name, l, want...)
 		})
