@@ -3,17 +3,17 @@ package server
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"time"
 
-	core "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	meta "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 
 	"github.com/flexstack/step-csi/issuer"
@@ -27,6 +27,9 @@ const (
 	// eventTimeout bounds a call to the API server. It leaves time for the review of the
 	// pod's token.
 	eventTimeout = 5 * time.Second
+	// namespaceTerminating is the cause of an error: NamespaceTerminatingCause in
+	// k8s.io/api/core/v1.
+	namespaceTerminating meta.CauseType = "NamespaceTerminating"
 )
 
 // Event is an event of a pod.
@@ -58,12 +61,11 @@ var errEventsForbidden = fmt.Errorf("%w: the API server does not allow to create
 // NewEvents returns an EventRecorder for the API server of the configuration. The process
 // needs the right to create events of the core API group.
 func NewEvents(c *rest.Config) (*Events, error) {
-	scheme := runtime.NewScheme()
-	scheme.AddKnownTypes(core.SchemeGroupVersion, &core.Event{})
-	meta.AddToGroupVersion(scheme, core.SchemeGroupVersion)
+	scheme, version := runtime.NewScheme(), schema.GroupVersion{Version: "v1"}
+	meta.AddToGroupVersion(scheme, version) // the type of errors
 	c = rest.CopyConfig(c)
 	c.APIPath = "/api"
-	c.GroupVersion = &core.SchemeGroupVersion
+	c.GroupVersion = &version
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	c.QPS = -1 // no limit: the server limits the reports
 	client, err := rest.RESTClientFor(c)
@@ -77,13 +79,17 @@ func NewEvents(c *rest.Config) (*Events, error) {
 func (e *Events) Record(ctx context.Context, event Event) error {
 	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
 	defer cancel()
-	request := e.client.Post().Namespace(event.Pod.Namespace).Resource("events").Body(event.object(time.Now()))
-	err := request.Do(ctx).Error()
+	body, err := json.Marshal(event.object(time.Now()))
+	if err != nil {
+		return err
+	}
+	request := e.client.Post().Namespace(event.Pod.Namespace).Resource("events").Body(body)
+	err = request.SetHeader("Content-Type", runtime.ContentTypeJSON).Do(ctx).Error()
 	var answered *apierrors.StatusError
 	switch {
 	case err == nil, apierrors.IsAlreadyExists(err):
 		return nil
-	case apierrors.HasStatusCause(err, core.NamespaceTerminatingCause), apierrors.IsNotFound(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
+	case apierrors.HasStatusCause(err, namespaceTerminating), apierrors.IsNotFound(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
 		return fmt.Errorf("%w: create an event at the API server: %w", issuer.Denied, err)
 	case apierrors.IsForbidden(err):
 		return fmt.Errorf("%w: %w", errEventsForbidden, err)
@@ -96,27 +102,55 @@ func (e *Events) Record(ctx context.Context, event Event) error {
 	return fmt.Errorf("%w: create an event at the API server: %w", issuer.Ended(ctx), err)
 }
 
-// object is the event as the API server stores it. kubectl describe shows component and
-// node as its source.
-func (e Event) object(now time.Time) *core.Event {
-	kind := core.EventTypeNormal
-	if e.Reason.IsWarning() {
-		kind = core.EventTypeWarning
-	}
-	at := meta.NewTime(now)
-	return &core.Event{
-		ObjectMeta: meta.ObjectMeta{Namespace: e.Pod.Namespace, Name: e.name(now)},
-		InvolvedObject: core.ObjectReference{
-			APIVersion: "v1", Kind: "Pod", Namespace: e.Pod.Namespace, Name: e.Pod.Name, UID: types.UID(e.Pod.UID),
-		},
-		Reason: string(e.Reason), Message: e.Message, Type: kind,
-		Source:         core.EventSource{Component: reportingController, Host: e.Pod.Node},
-		FirstTimestamp: at, LastTimestamp: at, Count: 1,
-		ReportingController: reportingController, ReportingInstance: e.Pod.Node,
-	}
+// eventObject has the fields of an Event of the core API group that the server sets. The
+// type in k8s.io/api/core/v1 would add 5 MB to the program.
+type eventObject struct {
+	APIVersion string      `json:"apiVersion"`
+	Kind       string      `json:"kind"`
+	Metadata   objectName  `json:"metadata"`
+	Involved   podIdentity `json:"involvedObject"`
+	Reason     string      `json:"reason"`
+	Message    string      `json:"message"`
+	Type       string      `json:"type"`
+	Source     struct {
+		Component string `json:"component"`
+		Host      string `json:"host"`
+	} `json:"source"`
+	First               meta.Time `json:"firstTimestamp"`
+	Last                meta.Time `json:"lastTimestamp"`
+	Count               int       `json:"count"`
+	ReportingController string    `json:"reportingComponent"`
+	ReportingInstance   string    `json:"reportingInstance"`
 }
 
-const reportingController = "step-csi"
+type objectName struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+}
+
+type podIdentity struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+	objectName
+	UID string `json:"uid"`
+}
+
+// object is the event as the API server stores it. kubectl describe shows component and
+// host as its source.
+func (e Event) object(now time.Time) eventObject {
+	o := eventObject{
+		APIVersion: "v1", Kind: "Event", Metadata: objectName{e.Pod.Namespace, e.name(now)},
+		Involved: podIdentity{APIVersion: "v1", Kind: "Pod", objectName: objectName{e.Pod.Namespace, e.Pod.Name}, UID: e.Pod.UID},
+		Reason:   string(e.Reason), Message: e.Message, Type: "Normal",
+		First: meta.NewTime(now), Last: meta.NewTime(now), Count: 1,
+		ReportingController: "step-csi", ReportingInstance: e.Pod.Node,
+	}
+	if e.Reason.IsWarning() {
+		o.Type = "Warning"
+	}
+	o.Source.Component, o.Source.Host = "step-csi", e.Pod.Node
+	return o
+}
 
 // name is the same for all events of a reason for a volume of the pod in eventInterval.
 func (e Event) name(now time.Time) string {

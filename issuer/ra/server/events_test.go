@@ -1,7 +1,9 @@
 package server
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -31,11 +33,13 @@ func (a *eventsAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	body, _ := io.ReadAll(r.Body)
+	strict := json.NewDecoder(bytes.NewReader(body))
+	strict.DisallowUnknownFields()
 	a.request = r.Method + " " + r.URL.Path
 	event := core.Event{}
 	status := a.answer
-	if err := json.Unmarshal(body, &event); err != nil {
-		status = &meta.Status{Code: http.StatusBadRequest, Reason: meta.StatusReasonBadRequest, Message: err.Error()}
+	if err := strict.Decode(&event); err != nil || event.Kind != "Event" || event.APIVersion != "v1" || r.Header.Get("Content-Type") != "application/json" {
+		status = &meta.Status{Code: http.StatusBadRequest, Reason: meta.StatusReasonBadRequest, Message: fmt.Sprint(err)}
 	} else if _, exists := a.events[event.Name]; exists && status == nil {
 		status = &meta.Status{Code: http.StatusConflict, Reason: meta.StatusReasonAlreadyExists}
 	}
