@@ -189,9 +189,9 @@ func (d *Driver) Run(ctx context.Context) error {
 	}
 	d.ending.Go(func() { d.logExpiring(d.background) })
 	d.ending.Go(func() { d.reportUnconfirmed(d.background) })
-	d.ending.Go(func() { d.reportToPods(d.background) })
 	d.trust.restore(ctx, d.issuers)
 	d.ending.Go(func() { d.trust.keep(d.background, d.issuers) })
+	d.ending.Go(func() { d.reportToPods(d.background) })
 	for name, i := range d.issuers {
 		d.ending.Go(func() { i.Scheduler.Run(d.background) })
 		d.ending.Go(func() { d.readiness.Watch(d.background, name, i.Issuer.Issuer, i.rootsRefresh) })

@@ -12,7 +12,6 @@ import (
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
-	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/schedule"
 )
 
@@ -51,7 +50,7 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 	health := &csi.VolumeHealth{VolumeId: req.GetVolumeId()}
 	if reason, message := trouble(v.State(), time.Now()); reason != "" {
 		health.HealthStatuses = []*csi.VolumeHealth_VolumeHealthEntry{{
-			Status: csi.VolumeHealthErrorType_DEGRADED, Reason: string(reason), Message: message,
+			Status: csi.VolumeHealthErrorType_DEGRADED, Reason: reason, Message: message,
 		}}
 	}
 	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
@@ -77,20 +76,19 @@ func (d *Driver) openVolume(id, path string) (*volume.Volume, *os.File, error) {
 	return v, target, err
 }
 
-// trouble describes an unhealthy volume, for its condition and for events of its pod. For a
-// healthy volume, both texts are empty.
-func trouble(s schedule.State, now time.Time) (reason issuer.Reason, message string) {
+// trouble describes an unhealthy volume. For a healthy volume, both texts are empty.
+func trouble(s schedule.State, now time.Time) (reason, message string) {
 	expiry := s.Validity.NotAfter.UTC().Format(time.RFC3339)
 	switch {
 	case s.Validity.NotAfter.IsZero() && s.Err == nil:
 		return "", "" // nothing is known until the kubelet publishes the volume again
 	case !now.Before(s.Validity.NotAfter):
-		reason, message = issuer.CertificateExpired, "the certificate expired at "+expiry
+		reason, message = "CertificateExpired", "the certificate expired at "+expiry
 		if limitedBy := s.Validity.LimitedBy; limitedBy != "" {
 			message = limitedBy + ", which the certificate needs, expired at " + expiry
 		}
 	case s.Err != nil:
-		reason, message = issuer.RenewalFailing, "the certificate is valid until "+expiry+" but cannot be renewed"
+		reason, message = "RenewalFailing", "the certificate is valid until "+expiry+" but cannot be renewed"
 		if errors.Is(s.Err, schedule.ErrLimited) {
 			message = "the certificate is valid until " + expiry + " only"
 		}

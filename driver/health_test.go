@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/renewal"
 	"github.com/flexstack/step-csi/issuer/schedule"
 )
@@ -19,7 +18,7 @@ func TestTrouble(t *testing.T) {
 	for _, test := range []struct {
 		state  schedule.State
 		after  time.Duration
-		reason issuer.Reason
+		reason string
 	}{
 		{schedule.State{Validity: day}, 20 * time.Hour, ""},
 		{schedule.State{}, 0, ""},

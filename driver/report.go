@@ -212,7 +212,8 @@ func (due dueReport) urgency() int {
 
 // about returns what there is to report about a volume.
 func (r *reports) about(v reportedVolume, now time.Time) (all []issuer.Report) {
-	reason, text := trouble(v.state, now)
+	condition, text := trouble(v.state, now)
+	reason := issuer.Reason(condition)
 	switch {
 	case reason == "" && r.troubled[v.Target]:
 		all = append(all, issuer.Report{

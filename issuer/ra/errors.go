@@ -91,8 +91,6 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 		a.outcome = issuer.Canceled
 	case reply.Code() == codes.Unimplemented && call == callRevoke:
 		a = answer{"this version of the registration authority cannot revoke; upgrade it: " + reply.Message(), issuer.Unsupported}
-	case reply.Code() == codes.Unimplemented && call == callReport:
-		a = answer{"this version of the registration authority makes no events of pods; upgrade it: " + reply.Message(), issuer.Unsupported}
 	case reply.Code() == codes.Unimplemented:
 		a.text = "this is no registration authority, or one of a version that does not know the call: " + a.text
 	case strings.Contains(a.text, "has expired") || strings.Contains(a.text, "not valid yet") || strings.Contains(a.text, "not yet valid"):

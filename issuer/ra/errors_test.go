@@ -51,8 +51,6 @@ func TestOutcomesOfCodes(t *testing.T) {
 		{callRoots, codes.Unimplemented, issuer.Unavailable},
 		{callRevoke, codes.Unimplemented, issuer.Unsupported},
 		{callRevoke, codes.FailedPrecondition, issuer.Unsupported},
-		{callReport, codes.Unimplemented, issuer.Unsupported},
-		{callReport, codes.FailedPrecondition, issuer.Unsupported},
 	} {
 		err := explained(t, test.call, status.Error(test.code, "text"))
 		if got := issuer.OutcomeOf(err); got != test.want || !strings.Contains(err.Error(), "https://ra.example") {

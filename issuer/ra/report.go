@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/clock"
@@ -30,6 +32,9 @@ func (s *Signer) Report(ctx context.Context, pod issuer.Applicant, r issuer.Repo
 	}
 	return s.call(ctx, callReport, func(ctx context.Context, options ...grpc.CallOption) error {
 		_, err := s.client.Report(ctx, request, options...)
+		if status.Code(err) == codes.Unimplemented {
+			err = fmt.Errorf("%w: this version of the registration authority makes no events of pods; upgrade it: %w", issuer.Unsupported, err)
+		}
 		return err
 	})
 }

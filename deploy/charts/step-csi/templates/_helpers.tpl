@@ -161,7 +161,7 @@ release, the node plugins have the service account of that release. */}}
 
 {{- define "step-csi.raServiceAccountName" -}}
 {{- if not (or .Values.ra.serviceAccount.create .Values.ra.serviceAccount.name) }}
-{{- fail "ra.serviceAccount.name: name the service account that you have created; it gets the rights of the registration authority" }}
+{{- fail "ra.serviceAccount.name: name the service account that you have created; it gets the right to create TokenReviews" }}
 {{- end }}
 {{- .Values.ra.serviceAccount.name | default (include "step-csi.raName" .) }}
 {{- end }}
