@@ -77,6 +77,8 @@ type reporterState struct {
 	retry  backoff.Backoff
 }
 
+func (s *reporterState) isPaused(now time.Time) bool { return now.Before(s.paused) }
+
 // reportKey identifies a report. A target path is that of one volume of one pod.
 type reportKey struct {
 	target string
@@ -93,7 +95,8 @@ type reportedVolume struct {
 // dueReport is a report to make now.
 type dueReport struct {
 	issuer.Report
-	volume reportedVolume
+	volume   reportedVolume
+	reporter *reporterState
 }
 
 func newReports(issuers map[string]Issuer) *reports {
@@ -122,17 +125,15 @@ func (d *Driver) reportedVolumes() iter.Seq[reportedVolume] {
 func (r *reports) report(ctx context.Context, volumes iter.Seq[reportedVolume]) {
 	defer panics.Recover(ctx, "report to pods", nil)
 	for _, due := range r.due(volumes, time.Now()) {
-		v := due.volume
-		reporter := cmp.Or(r.byIssuer[v.issuer], r.usual)
-		if time.Now().Before(reporter.paused) {
-			continue
+		if due.reporter.isPaused(time.Now()) {
+			continue // since the report before
 		}
-		err := reporter.Report(ctx, v.Applicant(), due.Report)
+		err := due.send(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		r.observe(reporter, due, err)
-		values := append(v.LogValues(), "reason", due.Reason)
+		r.observe(due, err)
+		values := append(due.volume.LogValues(), "reason", due.Reason)
 		if err != nil {
 			klog.FromContext(ctx).V(4).Info("Report to the pod failed", append(values, "err", err.Error())...)
 			continue
@@ -141,8 +142,15 @@ func (r *reports) report(ctx context.Context, volumes iter.Seq[reportedVolume]) 
 	}
 }
 
+// send makes the report. A panic is an error of this report.
+func (due dueReport) send(ctx context.Context) (err error) {
+	defer panics.Recover(ctx, "report to a pod", &err)
+	return due.reporter.Report(ctx, due.volume.Applicant(), due.Report)
+}
+
 // observe decides what is not reported, or retried, for how long.
-func (r *reports) observe(reporter *reporterState, made dueReport, err error) {
+func (r *reports) observe(made dueReport, err error) {
+	reporter := made.reporter
 	now, outcome := time.Now(), issuer.OutcomeOf(err)
 	key := reportKey{made.volume.Target, made.Reason}
 	switch {
@@ -177,13 +185,14 @@ func (r *reports) due(volumes iter.Seq[reportedVolume], now time.Time) []dueRepo
 	mounted := map[string]bool{}
 	for v := range volumes {
 		mounted[v.Target] = true
-		if !v.Applicant().Token.ValidAt(now) {
-			continue // nothing proves for which pod a report would be
+		reporter := cmp.Or(r.byIssuer[v.issuer], r.usual)
+		if reporter.isPaused(now) || !v.Applicant().Token.ValidAt(now) {
+			continue // without a token, nothing proves for which pod a report would be
 		}
 		for _, report := range r.about(v, now) {
 			if !now.Before(r.silent[reportKey{v.Target, report.Reason}]) {
 				report.Volume = nameInPod(v.Target)
-				all = append(all, dueReport{report, v})
+				all = append(all, dueReport{report, v, reporter})
 			}
 		}
 	}

@@ -231,6 +231,29 @@ func TestReporterThatFailsIsPaused(t *testing.T) {
 	}
 }
 
+// A registration authority that is down keeps no report from another one.
+func TestPausedReporterDelaysNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		down, l := &listening{err: issuer.Unavailable}, &listening{}
+		r := newReports(map[string]Issuer{"default": {Reporter: down}, "other": {Reporter: l}})
+		var all []reportedVolume
+		for n := range 2 * mostReports {
+			v := reported(fmt.Sprint("urgent-", n)).failed(9, issuer.Denied)
+			v.state.Validity.NotAfter = v.state.Validity.NotAfter.Add(-time.Hour)
+			all = append(all, v)
+		}
+		v := reported("web-0").failed(9, issuer.Denied)
+		v.issuer = "other"
+		for range 2 {
+			r.report(t.Context(), slices.Values(append(all, v)))
+		}
+		if calls := len(down.take()); calls != 1 {
+			t.Errorf("%d calls of the one that is down", calls)
+		}
+		expectReports(t, "the other one", l, "web-0: RenewalFailing")
+	})
+}
+
 // Without a valid token of the pod, nothing proves which pod a report is about.
 func TestReportNeedsAToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -253,7 +276,7 @@ func TestNoReporter(t *testing.T) {
 	d.reportToPods(context.Background()) // returns
 }
 
-// The driver's own loop reports until it is stopped, also after a panic of a reporter.
+// The driver's own loop reports until it is stopped. A panic fails only one report.
 func TestReportToPods(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, _ := measured(t, false)
@@ -261,15 +284,21 @@ func TestReportToPods(t *testing.T) {
 		d.config.Issuers["other"] = Issuer{Reporter: p}
 		v := reported("web-0").failed(9, issuer.Denied)
 		v.Attributes = map[string]string{"issuer": "gone"}
-		d.show(v.volumeSnapshot)
+		w := reported("web-1").failed(9, issuer.Denied)
+		w.Attributes = v.Attributes
+		w.state.Validity.NotAfter = w.state.Validity.NotAfter.Add(time.Minute)
+		d.show(v.volumeSnapshot, w.volumeSnapshot)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() { d.reportToPods(ctx); close(ended) }()
-		time.Sleep(10 * reportCheck)
+		time.Sleep(repeatReport - 2*reportCheck)
+		synctest.Wait()
+		expectReports(t, "the other pod, beside the panic", &p.listening, "web-1: IssuerRemoved")
+		time.Sleep(4 * reportCheck)
 		synctest.Wait()
 		stop()
 		<-ended
-		expectReports(t, "the loop", &p.listening, "web-0: IssuerRemoved")
+		expectReports(t, "after half an hour", &p.listening, "web-0: IssuerRemoved", "web-1: IssuerRemoved")
 	})
 }
 
