@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,12 +16,15 @@ import (
 
 // listening is a Reporter that records the reports, and answers with an error.
 type listening struct {
+	mu    sync.Mutex
 	heard []string // pod: reason
 	texts []string
 	err   error
 }
 
 func (l *listening) Report(_ context.Context, pod issuer.Applicant, r issuer.Report) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.heard = append(l.heard, pod.Name+": "+string(r.Reason))
 	l.texts = append(l.texts, r.Volume+": "+r.Text)
 	return l.err
@@ -28,6 +32,8 @@ func (l *listening) Report(_ context.Context, pod issuer.Applicant, r issuer.Rep
 
 // take returns what was reported since the last call.
 func (l *listening) take() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	heard := l.heard
 	l.heard, l.texts = nil, nil
 	return heard
