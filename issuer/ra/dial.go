@@ -61,7 +61,7 @@ const idleTimeout = 2 * time.Minute
 // dial returns a connection that is opened by its first call. It goes through the proxy
 // of the environment, if there is one: see package proxies. The proxy then resolves the
 // name, and chooses the replica.
-func (s *Signer) dial() (*grpc.ClientConn, error) {
+func (s *Signer) dial(lookup lookupHost) (*grpc.ClientConn, error) {
 	secure := credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: s.url.Hostname(),
@@ -73,7 +73,7 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	replicas := replicasBuilder{proxied}
+	replicas := replicasBuilder{proxied, lookup}
 	return grpc.NewClient(replicas.Scheme()+":///"+trust.HostPort(s.url),
 		grpc.WithResolvers(replicas),
 		grpc.WithTransportCredentials(secure),
@@ -113,7 +113,13 @@ const (
 
 // replicasBuilder is a resolver.Builder: each address of a name is a replica of the
 // registration authority. With a proxy, the name itself is the only address.
-type replicasBuilder struct{ proxied bool }
+type replicasBuilder struct {
+	proxied bool
+	lookup  lookupHost
+}
+
+// lookupHost is that of net.Resolver.
+type lookupHost func(ctx context.Context, host string) (addresses []string, err error)
 
 // Scheme implements resolver.Builder.
 func (replicasBuilder) Scheme() string { return "replicas" }
@@ -126,7 +132,7 @@ func (b replicasBuilder) Build(target resolver.Target, connection resolver.Clien
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &replicasResolver{
-		host: host, port: port, proxied: b.proxied, connection: connection, cancel: cancel,
+		host: host, port: port, proxied: b.proxied, lookup: b.lookup, connection: connection, cancel: cancel,
 		requested: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	go r.watch(ctx)
@@ -137,6 +143,7 @@ func (b replicasBuilder) Build(target resolver.Target, connection resolver.Clien
 type replicasResolver struct {
 	host, port string
 	proxied    bool
+	lookup     lookupHost
 	connection resolver.ClientConn
 	cancel     context.CancelFunc
 	requested  chan struct{}
@@ -185,7 +192,7 @@ func (r *replicasResolver) resolve(ctx context.Context) (found bool) {
 	}
 	limited, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
-	hosts, err := net.DefaultResolver.LookupHost(limited, r.host)
+	hosts, err := r.lookup(limited, r.host)
 	if ctx.Err() != nil {
 		return false
 	}
