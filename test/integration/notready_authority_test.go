@@ -126,9 +126,10 @@ func TestCauseReachesThePod(t *testing.T) {
 				t.Errorf("got %q", text)
 			}
 			for i, replica := range r.replicas {
-				if _, body := r.get(i, "/readyz"); !strings.Contains(body, test.says[1]) {
-					t.Errorf("/readyz: %q", body)
-				}
+				node.Eventually(t, 2*time.Minute, "the cause in /readyz", func() bool {
+					_, body := r.get(i, "/readyz")
+					return strings.Contains(body, test.says[1])
+				})
 				if replica.logs.Has("Connection failed") {
 					t.Errorf("the replica's log has the handshakes of the plugin:\n%s", replica.logs)
 				}
