@@ -54,6 +54,9 @@ const serviceConfig = `{
   "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5}
 }`
 
+// maxReconnect is the longest wait before a replica is tried again, with its jitter.
+const maxReconnect = 1800 * time.Millisecond
+
 // idleTimeout closes unused connections: a node renews a few times a day, and there
 // may be thousands of nodes.
 const idleTimeout = 2 * time.Minute
@@ -85,7 +88,7 @@ func (s *Signer) dial(lookup lookupHost) (*grpc.ClientConn, error) {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: 5 * time.Second,
-			Backoff:           grpcbackoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+			Backoff:           grpcbackoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnect * 5 / 6},
 		}))
 }
 

@@ -121,12 +121,13 @@ func (s *Signer) refusal(presented *x509.Certificate) error {
 	return n
 }
 
-// patience is how long a call waits for a connection while none can be established.
-const patience = time.Second
+// patience is how long a call waits for a connection while none can be established. It is
+// longer than the backoff of connections, so that a call after an outage succeeds.
+const patience = maxReconnect + 500*time.Millisecond
 
 // awaitReplica waits until a replica is connected, at most for patience. A call after it
-// fails at once if the connections to all replicas have failed, and says why. While a
-// connection is in progress, the call waits for it.
+// fails at once if the connections to all replicas have failed, and says why. While the
+// first connection to a replica is in progress, the call waits for it.
 func (s *Signer) awaitReplica(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
