@@ -55,6 +55,9 @@ func isNotYet(err error) bool {
 			return true
 		}
 	}
+	if late, ok := errors.AsType[net.Error](err); ok && late.Timeout() {
+		return true
+	}
 	if _, unresolved := errors.AsType[*net.DNSError](err); unresolved {
 		return true
 	}

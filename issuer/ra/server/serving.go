@@ -55,7 +55,7 @@ func newServing(c Serving) (*serving, error) {
 		CommonName: commonName, DNSNames: c.Names, KeyType: issuer.ECDSAP256,
 	}}
 	var err error
-	if s.unready, err = newUnready(s.because("has not answered yet")); err != nil {
+	if s.unready, err = newUnready(s.because("no answer yet")); err != nil {
 		return nil, err
 	}
 	s.issuer, err = issuer.New(issuer.Config{Signer: c.Signer, Policy: s.onlyOwn, Lifetimes: c.Lifetimes})

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -200,7 +201,7 @@ func TestReasonIsTheNewest(t *testing.T) {
 				t.Errorf("%s: %q, accepts calls: %t", when, got, accepts)
 			}
 		}
-		if got, accepts := s.reason(t); !strings.Contains(got, "has not answered yet") || accepts {
+		if got, accepts := s.reason(t); !strings.Contains(got, "no answer yet") || accepts {
 			t.Errorf("at first: %q", got)
 		}
 		time.Sleep(time.Hour)
@@ -251,6 +252,13 @@ func (s *failingSigner) Sign(ctx context.Context, req issuer.SigningRequest) ([]
 	return s.stoppableSigner.Sign(ctx, req)
 }
 
+// lateError is like that of net/http for a TLS handshake that takes too long.
+type lateError struct{}
+
+func (lateError) Error() string   { return "TLS handshake timeout" }
+func (lateError) Timeout() bool   { return true }
+func (lateError) Temporary() bool { return true }
+
 // While everything starts at the same time, the log has each reason once, and no error. It
 // has an error at once if a person is needed, and after a minute in any case.
 func TestOwnCertificateStartsQuietly(t *testing.T) {
@@ -264,6 +272,7 @@ func TestOwnCertificateStartsQuietly(t *testing.T) {
 		"refused for longer":  {&net.OpError{Op: "dial", Err: errors.New("connection refused")}, 2 * time.Minute, true, 1},
 		"the wrong password":  {errors.New(wrongPassword), 5 * time.Second, true, 0},
 		"a TLS alert":         {&net.OpError{Op: "remote error", Err: errors.New("tls: bad certificate")}, 5 * time.Second, true, 0},
+		"no handshake":        {&url.Error{Op: "Get", URL: "https://ca", Err: lateError{}}, 50 * time.Second, false, 1},
 		"the name is missing": {&net.DNSError{Err: "no such host", Name: "ca", IsNotFound: true}, 50 * time.Second, false, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
