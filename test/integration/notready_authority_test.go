@@ -5,12 +5,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 
 	"github.com/flexstack/step-csi/test/embeddedca"
+	"github.com/flexstack/step-csi/test/logs"
 	"github.com/flexstack/step-csi/test/node"
 )
 
@@ -43,6 +46,7 @@ func TestCauseReachesThePod(t *testing.T) {
 		breakIt func(r *authorities, ca *embeddedca.CA, directory string)
 		repair  func(r *authorities, ca *embeddedca.CA, directories []string)
 		says    []string
+		logged  string // by the replicas
 	}{
 		"wrong password": {
 			breakIt: func(r *authorities, _ *embeddedca.CA, directory string) {
@@ -54,7 +58,8 @@ func TestCauseReachesThePod(t *testing.T) {
 					node.Must(r.t, os.WriteFile(filepath.Join(directory, "password"), []byte(password), 0o600))
 				}
 			},
-			says: []string{"CA https://", "the password does not open the key of provisioner"},
+			says:   []string{"CA https://", "the password does not open the key of provisioner"},
+			logged: logs.CannotConnect,
 		},
 		"wrong fingerprint": {
 			breakIt: func(r *authorities, ca *embeddedca.CA, directory string) {
@@ -68,7 +73,8 @@ func TestCauseReachesThePod(t *testing.T) {
 					r.start(i)
 				}
 			},
-			says: []string{"CA https://", "the CA has no root with the fingerprint 84a0"},
+			says:   []string{"CA https://", "the CA has no root with the fingerprint 84a0"},
+			logged: logs.CannotConnect,
 		},
 		"unknown provisioner": {
 			breakIt: func(r *authorities, ca *embeddedca.CA, directory string) {
@@ -83,12 +89,14 @@ func TestCauseReachesThePod(t *testing.T) {
 					r.start(i)
 				}
 			},
-			says: []string{"CA https://", `"Unknown"`},
+			says:   []string{"CA https://", `"Unknown"`},
+			logged: logs.CannotConnect,
 		},
 		"the CA is down": {
 			breakIt: func(_ *authorities, ca *embeddedca.CA, _ string) { ca.Stop() },
 			repair:  func(r *authorities, ca *embeddedca.CA, _ []string) { node.Must(r.t, ca.Resume()) },
 			says:    []string{"CA https://", "connection refused"},
+			logged:  logs.Waiting,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -130,6 +138,7 @@ func TestCauseReachesThePod(t *testing.T) {
 					_, body := r.get(i, "/readyz")
 					return strings.Contains(body, test.says[1])
 				})
+				node.Eventually(t, 2*time.Minute, test.logged, func() bool { return replica.logs.Has(test.logged) })
 				if replica.logs.Has("Connection failed") {
 					t.Errorf("the replica's log has the handshakes of the plugin:\n%s", replica.logs)
 				}
@@ -181,4 +190,52 @@ func replaceIn(t testing.TB, path, old, new string) {
 		t.Fatalf("%s has no %q", path, old)
 	}
 	node.Must(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(text), old, new)), 0o600))
+}
+
+// The name of the registration authority has the addresses of all replicas: of those that
+// run, that stop and that are not ready yet. No publish fails while a replica stops and
+// starts again.
+func TestReplicasComeAndGo(t *testing.T) {
+	t.Parallel()
+	ca := startCA(t)
+	r := startAuthority(t, ca, 2, "")
+	n := r.newNode()
+	stop := make(chan struct{})
+	var publishing sync.WaitGroup
+	var published atomic.Int64
+	for worker := range 3 {
+		publishing.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				p := node.Pod{Name: fmt.Sprintf("web-%d-%d", worker, i)}
+				r.admit(p)
+				if err := n.TryPublish(p); err != nil {
+					t.Errorf("publish %d of worker %d: %v", i, worker, err)
+					return
+				}
+				published.Add(1)
+				if err := n.TryUnpublish(p); err != nil {
+					t.Errorf("unpublish %d of worker %d: %v", i, worker, err)
+					return
+				}
+			}
+		})
+	}
+	for range 2 {
+		for i := range r.replicas {
+			before := published.Load()
+			r.stop(i)
+			node.Eventually(t, 2*time.Minute, "publishes without the replica", func() bool { return published.Load() > before+10 || t.Failed() })
+			signed := r.replicas[i].logs.Count(logs.Signed)
+			r.start(i)
+			node.Eventually(t, 2*time.Minute, "a publish by the replica", func() bool { return r.replicas[i].logs.Count(logs.Signed) > signed || t.Failed() })
+		}
+	}
+	close(stop)
+	publishing.Wait()
+	t.Logf("%d publishes", published.Load())
 }
