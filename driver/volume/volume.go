@@ -158,6 +158,9 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	}
 	v.logIssued(ctx, "Certificate issued")
 	v.logNoSVID(ctx)
+	if warning := v.attributes.ModeWarning(); warning != "" {
+		klog.FromContext(ctx).Info("Warning: the application may not be able to read the files", append(v.LogValues(), "reason", warning)...)
+	}
 	return v, nil
 }
 
