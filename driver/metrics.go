@@ -71,6 +71,9 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 	}
 	m := d.metrics
 	all := append(d.quota.gauges(), m.signings, m.duration, m.answered, m.failed, m.refusals, d.collector, &d.readiness)
+	if d.registrar != nil {
+		all = append(all, d.registrar.gauge())
+	}
 	for _, c := range all {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register the metrics: %w", err)

@@ -66,10 +66,10 @@ func (d *Driver) listen(ctx context.Context) (*server, error) {
 		csi.RegisterIdentityServer(g, d)
 		csi.RegisterNodeServer(g, d)
 	})
-	if err == nil && d.config.Register {
-		err = s.add(d.registrationSocket(), logger, func(g *grpc.Server) {
-			registration.RegisterRegistrationServer(g, registrar{name: d.config.Name, socket: d.config.Socket})
-		})
+	if r := d.registrar; err == nil && r != nil {
+		if err = s.add(r.own, logger, func(g *grpc.Server) { registration.RegisterRegistrationServer(g, r) }); err == nil {
+			r.serve()
+		}
 	}
 	if err != nil {
 		s.close()
@@ -78,8 +78,17 @@ func (d *Driver) listen(ctx context.Context) (*server, error) {
 	return s, nil
 }
 
-func (d *Driver) registrationSocket() string {
-	return filepath.Join(d.config.KubeletDir, "plugins_registry", d.config.Name+"-reg.sock")
+// registrationSocket is where the kubelet looks for the driver of this name.
+func registrationSocket(kubeletDir, driver string) string {
+	return filepath.Join(kubeletDir, "plugins_registry", driver+"-reg.sock")
+}
+
+// restored is called when a socket is served again.
+func (d *Driver) restored(socket string) {
+	d.trust.mayHaveChanged()
+	if r := d.registrar; r != nil && socket == r.own {
+		r.serve()
+	}
 }
 
 func (s *server) add(path string, logger klog.Logger, register func(*grpc.Server)) error {
@@ -103,7 +112,7 @@ func (s *server) close() {
 
 // serve answers calls until ctx ends or a socket is lost for good, and then finishes the
 // calls in progress.
-func (s *server) serve(ctx context.Context, restored func()) error {
+func (s *server) serve(ctx context.Context, restored func(socket string)) error {
 	for _, e := range s.endpoints {
 		klog.FromContext(ctx).Info("Serving", "socket", e.path)
 		s.start(e)
@@ -150,7 +159,7 @@ func (s *server) start(e *endpoint) {
 // check serves the sockets again that somebody has removed or replaced. The calls in
 // progress continue. The error wraps errLost or errTaken. If a socket cannot be served for
 // another reason, check logs it, and the next check tries again.
-func (s *server) check(ctx context.Context, restored func()) error {
+func (s *server) check(ctx context.Context, restored func(socket string)) error {
 	logger := klog.FromContext(ctx)
 	for _, e := range s.endpoints {
 		again, err := e.check()
@@ -163,8 +172,8 @@ func (s *server) check(ctx context.Context, restored func()) error {
 		case again:
 			e.failing = ""
 			logger.Info("Serving again on a socket that somebody has removed or replaced", "socket", e.path)
+			restored(e.path)
 			s.start(e)
-			restored()
 		}
 	}
 	return nil

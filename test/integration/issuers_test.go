@@ -123,10 +123,10 @@ func (two *twoIssuers) serveHealth() {
 func (two *twoIssuers) start() {
 	two.t.Helper()
 	two.startProcesses()
+	two.WaitServing()
 	for _, url := range []string{two.checked, two.pluginHealth} {
 		two.waitReadyz(url, func(status int, _ string) bool { return status == http.StatusOK })
 	}
-	two.WaitServing()
 }
 
 // waitReadyz waits until /readyz answers as expected.
