@@ -80,17 +80,18 @@ type Driver struct {
 	csi.UnimplementedIdentityServer
 	csi.UnimplementedNodeServer
 
-	config    Config
-	issuers   map[string]*issuerState
-	node      *volume.Node
-	trust     *trustFile
-	volumes   volumes
-	locks     locks // by volume id
-	quota     quota
-	metrics   *metrics
-	collector *collector
-	readiness issuer.Readiness
-	registrar *registrar // nil if somebody else registers the driver
+	config     Config
+	issuers    map[string]*issuerState
+	node       *volume.Node
+	trust      *trustFile
+	volumes    volumes
+	leftBehind leftBehind
+	locks      locks // by volume id
+	quota      quota
+	metrics    *metrics
+	collector  *collector
+	readiness  issuer.Readiness
+	registrar  *registrar // nil if somebody else registers the driver
 
 	unshared   atomic.Bool     // mounts do not reach pods
 	serving    atomic.Bool     // calls are answered
@@ -192,7 +193,8 @@ func (d *Driver) Run(ctx context.Context) error {
 		d.ending.Go(func() { d.registrar.report(d.background) })
 	}
 	d.ending.Go(func() { d.logExpiring(d.background) })
-	d.ending.Go(func() { d.reportUnconfirmed(d.background) })
+	d.ending.Go(func() { d.logUnmanaged(d.background) })
+	d.ending.Go(func() { d.watchLeftBehind(d.background) })
 	d.trust.restore(ctx, d.issuers)
 	d.ending.Go(func() { d.trust.keep(d.background, d.issuers) })
 	for name, i := range d.issuers {
@@ -209,9 +211,9 @@ func (d *Driver) Run(ctx context.Context) error {
 // issuer has been reached and verified, while volumes can reach pods. It does not wait for
 // all issuers: a CA that is down must not stop the rollout of the plugin, which serves the
 // volumes of the others. details has a line for each issuer that does not work, or that has
-// a warning.
+// a warning, and for each other driver name with volumes that no process serves.
 func (d *Driver) Ready() (details string, err error) {
-	return d.readiness.Details(), errors.Join(d.registrar.err(), d.canPublish())
+	return d.readiness.Details() + d.leftBehind.details(), errors.Join(d.registrar.err(), d.canPublish())
 }
 
 // canPublish returns why no volume can be published, whoever calls.
