@@ -27,7 +27,7 @@ func TestVolumesOfAnotherDriverName(t *testing.T) {
 
 	n.Stop()
 
-	second := &node.Node{Kubelet: n.Kubelet, Binary: n.Binary, Config: filepath.Join(filepath.Dir(n.Config), "second.yaml"), Logs: &node.Log{}}
+	second := &node.Node{Kubelet: node.NewKubelet(t, n.KubeletDir), Binary: n.Binary, Config: filepath.Join(filepath.Dir(n.Config), "second.yaml"), Logs: &node.Log{}}
 	config, err := os.ReadFile(n.Config)
 	node.Must(t, err)
 	node.Must(t, os.WriteFile(second.Config, append(config, "driverName: tls.example.com\n"...), 0o600))
