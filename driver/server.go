@@ -39,7 +39,14 @@ var errLost = errors.New("the kubelet cannot call this process any more, and onl
 // errTaken means that another process serves on the socket.
 var errTaken = errors.New("another process serves on this socket")
 
-// server has the driver's sockets, each with its gRPC server.
+// socketServer is the server of a socket, such as a grpc.Server.
+type socketServer interface {
+	Serve(net.Listener) error
+	GracefulStop()
+	Stop()
+}
+
+// server has the driver's sockets, each with its server.
 type server struct {
 	endpoints []*endpoint
 	failed    chan error // from calls of Serve
@@ -49,7 +56,7 @@ type server struct {
 // endpoint is a socket that is served again when somebody removes or replaces it.
 type endpoint struct {
 	path     string
-	server   *grpc.Server
+	server   socketServer
 	listener *unixListener
 	// mount has the socket's directory, and changed is when an entry of the directory, or
 	// its own name, last changed.
@@ -62,12 +69,14 @@ type endpoint struct {
 func (d *Driver) listen(ctx context.Context) (*server, error) {
 	s := &server{failed: make(chan error, 1)}
 	logger := klog.FromContext(ctx)
-	err := s.add(d.config.Socket, logger, func(g *grpc.Server) {
-		csi.RegisterIdentityServer(g, d)
-		csi.RegisterNodeServer(g, d)
-	})
+	calls := newGRPCServer(logger)
+	csi.RegisterIdentityServer(calls, d)
+	csi.RegisterNodeServer(calls, d)
+	err := s.add(d.config.Socket, calls)
 	if r := d.registrar; err == nil && r != nil {
-		if err = s.add(r.own, logger, func(g *grpc.Server) { registration.RegisterRegistrationServer(g, r) }); err == nil {
+		registrations := newGRPCServer(logger)
+		registration.RegisterRegistrationServer(registrations, r)
+		if err = s.add(r.own, registrations); err == nil {
 			r.serve()
 		}
 	}
@@ -75,7 +84,14 @@ func (d *Driver) listen(ctx context.Context) (*server, error) {
 		s.close()
 		return nil, err
 	}
+	if err := s.add(StatusSocket(d.config.Socket), newStatusServer(d, logger)); err != nil {
+		logger.Error(err, `Cannot serve the status; everything else works, but not "step-csi status"`)
+	}
 	return s, nil
+}
+
+func newGRPCServer(logger klog.Logger) *grpc.Server {
+	return grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)), grpc.WaitForHandlers(true))
 }
 
 // registrationSocket is where the kubelet looks for the driver of this name.
@@ -91,14 +107,12 @@ func (d *Driver) restored(socket string) {
 	}
 }
 
-func (s *server) add(path string, logger klog.Logger, register func(*grpc.Server)) error {
+func (s *server) add(path string, of socketServer) error {
 	listener, err := listenUnix(path)
 	if err != nil {
 		return err
 	}
-	g := grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)), grpc.WaitForHandlers(true))
-	register(g)
-	e := &endpoint{path: path, server: g, listener: listener}
+	e := &endpoint{path: path, server: of, listener: listener}
 	s.endpoints = append(s.endpoints, e)
 	e.mount, err = mountOf(filepath.Dir(path))
 	return err
