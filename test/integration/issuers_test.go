@@ -294,6 +294,7 @@ func TestAllCAsAreDead(t *testing.T) {
 		two.main.Stop()
 		two.other.Stop()
 		two.startProcesses()
+		two.WaitServing()
 		two.waitReadyz(two.checked, func(status int, body string) bool {
 			return status == http.StatusServiceUnavailable && strings.Contains(about("default", body), two.main.URL()) && strings.Contains(about("other", body), two.other.URL())
 		})
