@@ -194,7 +194,7 @@ func printStatus(stdout io.Writer, s driver.Status, wide bool) error {
 	}
 	fmt.Fprintln(table, strings.Join(append(header, "STATUS"), "\t"))
 	for _, v := range s.Volumes {
-		row := []string{podOf(v), v.Volume, v.Issuer, namesOf(v, wide), when(v.NotAfter, s.Time), renews(v.Renewal, s.Time)}
+		row := []string{podCell(v), v.Volume, v.Issuer, namesOf(v, wide), when(v.NotAfter, s.Time), renews(v.Renewal, s.Time)}
 		if wide {
 			row = append(row, when(v.Issued, s.Time), v.Serial, v.Driver, v.Path)
 		}
@@ -207,8 +207,8 @@ func printStatus(stdout io.Writer, s driver.Status, wide bool) error {
 	return table.Flush()
 }
 
-// podOf returns the pod. Of a volume that could not be read, the path has the pod's UID.
-func podOf(v driver.VolumeStatus) string {
+// podCell returns the pod. Of a volume that could not be read, the path has the pod's UID.
+func podCell(v driver.VolumeStatus) string {
 	if v.Pod == "" {
 		return v.Path
 	}
