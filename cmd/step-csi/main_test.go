@@ -194,8 +194,8 @@ func TestCommandLine(t *testing.T) {
 // The help lists all flags, and its example configuration is valid.
 func TestHelp(t *testing.T) {
 	for command, flags := range map[string][]string{
-		"node":   {"config", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"},
-		"ra":     {"config", "listen", "http-address", "v"},
+		"node":   {"config", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "logging-format", "v"},
+		"ra":     {"config", "listen", "http-address", "logging-format", "v"},
 		"verify": {"certificate-file", "privatekey-file", "ca-file"},
 	} {
 		var help bytes.Buffer
