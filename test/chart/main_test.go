@@ -85,7 +85,8 @@ func templateOf(release, namespace string, args ...string) (string, error) {
 type object = map[string]any
 
 // render renders the chart into its objects, by kind. The authority's objects have the
-// prefix ra/, and hooks have the kind "hook".
+// prefix ra/, and hooks have the kind "hook". Services of metrics have the suffix " for
+// metrics".
 func render(t *testing.T, args ...string) map[string]object {
 	t.Helper()
 	text, err := template(args...)
@@ -112,6 +113,9 @@ func objects(t *testing.T, text string) map[string]object {
 		}
 		if name, _ := at(o, "metadata", "labels", "app.kubernetes.io/name").(string); strings.HasSuffix(name, "-ra") {
 			kind = "ra/" + kind
+		}
+		if at(o, "metadata", "labels", "app.kubernetes.io/component") == "metrics" {
+			kind += " for metrics"
 		}
 		if all[kind] != nil {
 			t.Fatalf("more than one %s", kind)
