@@ -85,8 +85,8 @@ func templateOf(release, namespace string, args ...string) (string, error) {
 type object = map[string]any
 
 // render renders the chart into its objects, by kind. The authority's objects have the
-// prefix ra/, and hooks have the kind "hook". Services of metrics have the suffix " for
-// metrics".
+// prefix ra/, and hooks have the kind "hook". Objects with a component have it as
+// a suffix, such as "Service for metrics".
 func render(t *testing.T, args ...string) map[string]object {
 	t.Helper()
 	text, err := template(args...)
@@ -114,8 +114,8 @@ func objects(t *testing.T, text string) map[string]object {
 		if name, _ := at(o, "metadata", "labels", "app.kubernetes.io/name").(string); strings.HasSuffix(name, "-ra") {
 			kind = "ra/" + kind
 		}
-		if at(o, "metadata", "labels", "app.kubernetes.io/component") == "metrics" {
-			kind += " for metrics"
+		if component, _ := at(o, "metadata", "labels", "app.kubernetes.io/component").(string); component != "" {
+			kind += " for " + component
 		}
 		if all[kind] != nil {
 			t.Fatalf("more than one %s", kind)

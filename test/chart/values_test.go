@@ -48,6 +48,7 @@ func TestEveryValue(t *testing.T) {
 		provisioner + "certificateSecret.": provisioner + "type=x5c," + provisioner + "certificateSecret.name=x5c",
 		"monitoring.serviceMonitor.":       "monitoring.serviceMonitor.enabled=true",
 		"monitoring.prometheusRule.":       "monitoring.prometheusRule.enabled=true",
+		"monitoring.dashboard.":            "monitoring.dashboard.enabled=true",
 	}
 	readme := read(t, chart+"/README.md")
 	for _, path := range slices.Sorted(maps.Keys(defaults)) {
