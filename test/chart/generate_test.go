@@ -14,7 +14,7 @@ import (
 // TestGenerated compares the generated files with the repository. With -update, as in
 // `make generate`, it writes the files.
 func TestGenerated(t *testing.T) {
-	files := map[string]string{chart + "/README.md": readme(t)}
+	files := map[string]string{chart + "/README.md": readme(t), chart + "/defaults.yaml": defaults(t)}
 	for name, content := range kustomization(t) {
 		files[root+"/deploy/kustomize/"+name] = content
 	}
