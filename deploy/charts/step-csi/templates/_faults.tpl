@@ -51,6 +51,7 @@ schema of the values has the types and the names; what needs a sentence is here.
 {{- range $checks }}
 {{- $kind := get $kinds (trimSuffix "?" (index . 2)) }}
 {{- $value := toString (index . 1) }}
+{{- $shown := regexReplaceAll "//[^/@]*@" $value "//…@" | trunc 200 | quote }}{{/* without a password */}}
 {{- if not (and (eq $value "") (hasSuffix "?" (index . 2))) }}
 {{- if and $kind.length (gt (len $value) (int $kind.length)) }}
 {{ index . 0 }}: {{ $value | trunc 40 | quote }}… has {{ len $value }} characters; {{ $kind.length }} are allowed
@@ -59,9 +60,9 @@ schema of the values has the types and the names; what needs a sentence is here.
 {{- range $kind.hints }}
 {{- if and (not $hint) (regexMatch .pattern $value) }}{{ $hint = printf "; %s" .hint }}{{ end }}
 {{- end }}
-{{ index . 0 }}: {{ $value | trunc 200 | quote }} is not {{ $kind.expected }}{{ $hint }}
+{{ index . 0 }}: {{ $shown }} is not {{ $kind.expected }}{{ $hint }}
 {{- else if and (eq (trimSuffix "?" (index . 2)) "duration") (lt (include "step-csi.seconds" $value | float64) 1.0) }}
-{{ index . 0 }}: {{ quote $value }} is shorter than a second
+{{ index . 0 }}: {{ $shown }} is shorter than a second
 {{- end }}
 {{- end }}
 {{- end }}
@@ -101,6 +102,9 @@ ra.serviceAccount.name: name the service account that you have created; it gets 
 {{- if and $v.networkPolicy.enabled $v.hostNetwork (not $v.networkPolicy.nodeCIDRs) }}
 networkPolicy.nodeCIDRs: with hostNetwork, node plugins call the registration authority from the addresses of their nodes; list the address ranges of your nodes, such as [192.0.2.0/24], or set networkPolicy.enabled to false
 {{- end }}
+{{- end }}
+{{- if and $v.hostNetwork (has (int $v.httpPort) (list 2379 2380 6443 10248 10249 10250 10255 10256 10257 10259)) }}
+httpPort: with hostNetwork, {{ int $v.httpPort }} is a port of the node, and Kubernetes itself uses it; choose another port, such as 9808
 {{- end }}
 {{- range $path, $ports := dict "dnsPorts" $v.networkPolicy.dnsPorts "caPorts" $v.networkPolicy.caPorts "apiServerPorts" $v.networkPolicy.apiServerPorts }}
 {{- if not $ports }}
@@ -291,6 +295,8 @@ fingerprint:
   hints:
     - {pattern: '^([^=]*=)?[\s:-]*([0-9a-fA-F][\s:-]*){40}$', hint: 'it has 40 digits, like a SHA-1: run step certificate fingerprint root_ca.crt'}
     - {pattern: '^([^=]*=)?[\s:-]*([0-9a-fA-F][\s:-]*){32}$', hint: 'it has 32 digits, like an MD5: run step certificate fingerprint root_ca.crt'}
+    - {pattern: '^\s*$', hint: remove the comma}
+    - {pattern: '^([^=]*=)?[\s:-]*([0-9a-fA-F][\s:-]*){65,}$', hint: 'it has more digits: separate several fingerprints by commas'}
     - {pattern: '^([^=]*=)?[\s:-]*([0-9a-fA-F][\s:-]*){1,63}$', hint: 'it has fewer digits: run step certificate fingerprint root_ca.crt, and copy all that it prints'}
     - {pattern: '.', hint: 'run step certificate fingerprint root_ca.crt'}
 duration:
@@ -330,8 +336,8 @@ cidr:
   pattern: ^[0-9a-fA-F.:]+/[0-9]+$
   expected: an address range, such as 192.0.2.0/24 or 2001:db8::/32
   hints:
-    - {pattern: '^[0-9.]+$', hint: for one address, add /32}
-    - {pattern: '^[0-9a-fA-F:]+$', hint: for one address, add /128}
+    - {pattern: '^[0-9.]+$', hint: 'for one address, add /32'}
+    - {pattern: '^[0-9a-fA-F:]+$', hint: 'for one address, add /128'}
 flag:
   pattern: ^--?[a-z]
   expected: a flag, such as --v=4

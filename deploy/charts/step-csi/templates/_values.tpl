@@ -16,11 +16,12 @@ all templates share the context. */}}
 
 {{/* Helm removes a value that is null, with all defaults below it. defaults.yaml has the
 default of each path. The keys of maps such as nodeSelector and resources.limits are the
-user's: they are not restored one by one. Without issuers.default, there is no issuer of
-this name. */}}
+user's: they are not restored one by one. An issuer that is null is removed. */}}
 {{- define "step-csi.setDefaults" -}}
 {{- $removed := and (kindIs "map" .Values.issuers) (kindIs "invalid" (index .Values.issuers "default")) }}
-{{- if $removed }}{{ $_ := unset .Values.issuers "default" }}{{ end }}
+{{- range $name, $issuer := .Values.issuers }}
+{{- if kindIs "invalid" $issuer }}{{ $_ := unset $.Values.issuers $name }}{{ end }}
+{{- end }}
 {{- range $path, $default := .Files.Get "defaults.yaml" | fromYaml }}
 {{- if not (and $removed (hasPrefix "issuers.default." $path)) }}
 {{- $section := $.Values }}
