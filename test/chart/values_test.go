@@ -41,6 +41,8 @@ func TestEveryValue(t *testing.T) {
 		delete(defaults, provisioner+path)
 		delete(all, provisioner+path)
 	}
+	delete(all, "allowDriverChange") // has an effect in a cluster: TestDriverChangeIsRefused
+	delete(defaults, "allowDriverChange")
 	x5c := []string{"--set", provisioner + "type=x5c," + provisioner + "certificateSecret.name=x5c"}
 	withX5C := mustTemplate(t, x5c...)
 	readme := read(t, chart+"/README.md")

@@ -72,6 +72,9 @@ schema of the values has the types and the names; what needs a sentence is here.
 {{- if not $v.issuers }}
 issuers: there is none; configure at least one issuer
 {{- end }}
+{{- if and .Release.IsUpgrade (not $v.allowDriverChange) }}
+{{ include "step-csi.driverChange" (dict "existing" (lookup "apps/v1" "DaemonSet" .Release.Namespace (include "step-csi.fullname" .)) "Values" $v) }}
+{{- end }}
 {{- if eq $v.mode "ra" }}
 {{- if semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version }}
 mode: mode ra needs Kubernetes 1.30 or later, where a token contains the node of its pod, and this cluster has {{ .Capabilities.KubeVersion.Version }}; use mode: node
