@@ -66,13 +66,14 @@ func eachValue(t *testing.T, visit func(path string, value any, isSection bool))
 // A section or a value that is null has its default. Only issuers.default is removed.
 func TestNullIsTheDefault(t *testing.T) {
 	byDefault := mustTemplate(t)
-	sections, values := 0, 0
+	sections := 0
+	var values []string
 	eachValue(t, func(path string, _ any, isSection bool) {
-		if isSection {
-			sections++
-		} else {
-			values++
+		if !isSection {
+			values = append(values, path+"=null")
+			return
 		}
+		sections++
 		if path == "issuers.default" {
 			return
 		}
@@ -83,8 +84,21 @@ func TestNullIsTheDefault(t *testing.T) {
 			}
 		})
 	})
-	if sections < 40 || values < 100 {
-		t.Errorf("only %d sections and %d values", sections, values)
+	if mustTemplate(t, "--set", strings.Join(values, ",")) != byDefault {
+		t.Error("with null for all values, the objects are not those by default")
+	}
+	// Half of them, so that no section is empty.
+	for start := range 2 {
+		var half []string
+		for i := start; i < len(values); i += 2 {
+			half = append(half, values[i])
+		}
+		if mustTemplate(t, "--set", strings.Join(half, ",")) != byDefault {
+			t.Errorf("with null for every other value from %s, the objects are not those by default", half[0])
+		}
+	}
+	if sections < 40 || len(values) < 100 {
+		t.Errorf("only %d sections and %d values", sections, len(values))
 	}
 }
 
