@@ -1,7 +1,9 @@
-{{/* What cannot work, a sentence a line: the value's name, what it is, what is right. The
-schema of the values has the types and the names; what needs a sentence is here. */}}
+{{/* Prints a line for each value that cannot work: its name, what is given, and what is
+expected. values.schema.json checks types, unknown keys and ranges, because its refusals of
+these read well. */}}
 {{- define "step-csi.faults" -}}
 {{- $v := .Values }}
+{{- /* A check has the name of the value, the value, and its kind. With "?", it may be empty. */}}
 {{- $checks := list
   (list "image.repository" $v.image.repository "repository")
   (list "image.tag" $v.image.tag "tag?")
@@ -28,16 +30,16 @@ schema of the values has the types and the names; what needs a sentence is here.
 {{- range $i, $secret := $v.imagePullSecrets }}
 {{- $checks = append $checks (list (printf "imagePullSecrets[%d].name" $i) $secret.name "name") }}
 {{- end }}
-{{- range $path, $values := dict
-  "extraArgs" (dict "flag" $v.extraArgs)
-  "ra.extraArgs" (dict "flag" $v.ra.extraArgs)
-  "proxy.noProxy" (dict "host" $v.proxy.noProxy)
-  "networkPolicy.nodeCIDRs" (dict "cidr" $v.networkPolicy.nodeCIDRs)
+{{- range list
+  (list "extraArgs" $v.extraArgs "flag")
+  (list "ra.extraArgs" $v.ra.extraArgs "flag")
+  (list "proxy.noProxy" $v.proxy.noProxy "host")
+  (list "networkPolicy.nodeCIDRs" $v.networkPolicy.nodeCIDRs "cidr")
 }}
-{{- range $kind, $values := $values }}
-{{- range $i, $value := $values }}
+{{- $path := index . 0 }}
+{{- $kind := index . 2 }}
+{{- range $i, $value := index . 1 }}
 {{- $checks = append $checks (list (printf "%s[%d]" $path $i) $value $kind) }}
-{{- end }}
 {{- end }}
 {{- end }}
 {{- range $i, $validation := $v.policy.validations }}
@@ -123,10 +125,11 @@ networkPolicy.{{ $path }}: the list is empty; with restrictEgress, it would allo
 {{- range $i, $validation := (.issuer.policy | default dict).validations }}
 {{- $checks = append $checks (list (printf "%s.policy.validations[%d].expression" $path $i) $validation.expression "expression") }}
 {{- end }}
-{{- range $key, $kind := dict "url" "url?" "fingerprint" "fingerprint?" }}
-{{- $values := list (get $.issuer $key | default "") }}
-{{- if and (eq $key "fingerprint") (first $values) }}{{ $values = splitList "," (first $values) }}{{ $kind = trimSuffix "?" $kind }}{{ end }}
-{{- range $values }}{{ $checks = append $checks (list (printf "%s.%s" $path $key) . $kind) }}{{ end }}
+{{- with .issuer.url }}
+{{- $checks = append $checks (list (printf "%s.url" $path) . "url") }}
+{{- end }}
+{{- with .issuer.fingerprint }}
+{{- range splitList "," . }}{{ $checks = append $checks (list (printf "%s.fingerprint" $path) . "fingerprint") }}{{ end }}
 {{- end }}
 {{- range $i, $url := .issuer.urls }}
 {{- $checks = append $checks (list (printf "%s.urls[%d]" $path $i) $url "url") }}
