@@ -121,8 +121,8 @@ func TestAlertsByName(t *testing.T) {
 	for values, want := range map[string]string{
 		"alerts.StepCSIRootExpring.for=1h":      "monitoring.prometheusRule.alerts: StepCSIRootExpring is none of the alerts; they are StepCSIAuthorityCertificateExpiring, ",
 		"alerts.StepCSIRootExpiring.fro=1h":     "'fro' not allowed",
-		"alerts.StepCSIRootExpiring.for=1 hour": "/alerts/StepCSIRootExpiring/for",
-		"thresholds.lifetimeLeft=20":            "/thresholds/lifetimeLeft",
+		"alerts.StepCSIRootExpiring.for=1 hour": `monitoring.prometheusRule.alerts.StepCSIRootExpiring.for: "1 hour" is not a duration of Prometheus`,
+		"thresholds.lifetimeLeft=20":            `monitoring.prometheusRule.thresholds.lifetimeLeft: "20" is not a number below 1, such as 0.2; write 20 percent as 0.2`,
 	} {
 		if _, err := template("--set", "monitoring.prometheusRule.enabled=true,monitoring.prometheusRule."+values); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", values, err)

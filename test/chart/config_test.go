@@ -143,7 +143,8 @@ func configFiles(t *testing.T, workload, configMap object) string {
 }
 
 func configSources(workload object) []any {
-	for _, v := range at(workload, "spec", "template", "spec", "volumes").([]any) {
+	volumes, _ := at(workload, "spec", "template", "spec", "volumes").([]any)
+	for _, v := range volumes {
 		if at(v, "name") == "config" {
 			return at(v, "projected", "sources").([]any)
 		}

@@ -3,15 +3,21 @@
 {{- .Values.ra.httpPort | default .Values.httpPort }}
 {{- end }}
 
-{{/* With hostNetwork, ports are ports of the node, which node plugin and registration
-authority share. */}}
-{{- define "step-csi.checkHostPorts" -}}
+{{/* What does not fit together: with hostNetwork, ports are ports of the node, which node
+plugin and registration authority share. */}}
+{{- define "step-csi.portFaults" -}}
+{{- if and .Values.ra.httpPort (or (lt (int .Values.ra.httpPort) 1024) (gt (int .Values.ra.httpPort) 65535)) }}
+ra.httpPort: {{ .Values.ra.httpPort }} is not a port from 1024 to 65535; lower ports need root, and the registration authority does not run as root
+{{- end }}
+{{- if eq (include "step-csi.raHTTPPort" .) (toString .Values.ra.port) }}
+ra.port: ra.port and {{ ternary "ra.httpPort" "httpPort" (not (empty .Values.ra.httpPort)) }} are the same, {{ .Values.ra.port }}; change one of them
+{{- end }}
 {{- if and .Values.hostNetwork .Values.ra.hostNetwork (include "step-csi.hasRA" .) }}
 {{- if eq (include "step-csi.raHTTPPort" .) (toString .Values.httpPort) }}
-{{- fail (printf "ra.httpPort: with hostNetwork and ra.hostNetwork, the node plugin already uses the port %v of the nodes; set ra.httpPort to another port" .Values.httpPort) }}
+ra.httpPort: with hostNetwork and ra.hostNetwork, the node plugin already uses the port {{ .Values.httpPort }} of the nodes; set ra.httpPort to another port
 {{- end }}
 {{- if eq (toString .Values.ra.port) (toString .Values.httpPort) }}
-{{- fail "ra.port: with hostNetwork and ra.hostNetwork, the node plugin's httpPort is the same port of the nodes; change one of them" }}
+ra.port: with hostNetwork and ra.hostNetwork, the node plugin's httpPort is the same port of the nodes, {{ .Values.httpPort }}; change one of them
 {{- end }}
 {{- end }}
 {{- end }}
