@@ -12,6 +12,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/stepca"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // The types of provisioners.
@@ -75,6 +76,7 @@ type closingSigner interface {
 // configure makes the signer, and checks the rest. The roots are refreshed as often
 // as the file says, or as otherwise says. The signer adds the CA's names to reserved.
 func (f issuerFile) configure(name, directory string, otherwise time.Duration, reserved *policy.Reserved) (c configured, err error) {
+	c.file = f
 	if c.lifetimes, err = f.lifetimes(); err != nil {
 		return c, err
 	}
@@ -83,7 +85,9 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration, r
 	}
 	bundle, err := readBundle(directory, f.CABundleFile)
 	if err != nil {
-		return c, fmt.Errorf("caBundleFile: %w", err)
+		// Report missing secrets, too: without it, an administrator would learn of them one
+		// after the other.
+		return c, append(mistakes{fmt.Errorf("caBundleFile: %w", err)}, f.Provisioner.unreadable(directory)...)
 	}
 	switch f.Provisioner.Type {
 	case typeJWK, typeX5C:
@@ -119,20 +123,20 @@ func (f issuerFile) caSigner(directory string, bundle []byte, reserved *policy.R
 		Federation:  f.Roots.Federation,
 		Shown:       reserved.Learn,
 	}
+	if wrong := f.Provisioner.unreadable(directory); len(wrong) > 0 {
+		return nil, wrong
+	}
 	for _, secret := range []struct {
-		key, path string
-		read      *func() ([]byte, error)
+		path string
+		read *func() ([]byte, error)
 	}{
-		{"passwordFile", f.Provisioner.PasswordFile, &c.Password},
-		{"keyFile", f.Provisioner.KeyFile, &c.Key},
-		{"certificateFile", f.Provisioner.CertificateFile, &c.Certificate},
-		{"privateKeyFile", f.Provisioner.PrivateKeyFile, &c.PrivateKey},
+		{f.Provisioner.PasswordFile, &c.Password},
+		{f.Provisioner.KeyFile, &c.Key},
+		{f.Provisioner.CertificateFile, &c.Certificate},
+		{f.Provisioner.PrivateKeyFile, &c.PrivateKey},
 	} {
-		if secret.path == "" {
-			continue
-		}
-		if *secret.read, err = secretFile(within(directory, secret.path)); err != nil {
-			return nil, fmt.Errorf("provisioner.%s: %w", secret.key, err)
+		if secret.path != "" {
+			*secret.read = secretFile(within(directory, secret.path))
 		}
 	}
 	switch {
@@ -199,9 +203,8 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 	if err != nil {
 		return nil, fmt.Errorf("roots.caBundleFile: %w", err)
 	}
-	token, err := secretFile(within(directory, f.Provisioner.TokenFile))
-	if err != nil {
-		return nil, fmt.Errorf("provisioner.tokenFile: %w", err)
+	if wrong := f.Provisioner.unreadable(directory); len(wrong) > 0 {
+		return nil, wrong
 	}
 	return ra.New(ra.Config{
 		URL:              f.URL,
@@ -211,16 +214,24 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 		RootsFingerprint: f.Roots.Fingerprint,
 		RootsCABundle:    rootsBundle,
 		Issuer:           cmp.Or(f.Provisioner.Name, name),
-		Token:            token,
+		Token:            secretFile(within(directory, f.Provisioner.TokenFile)),
 	})
 }
 
-// readBundle reads the roots in PEM; none if there is no path.
+// readBundle reads the roots in PEM; none if there is no path. The errors have the path.
 func readBundle(directory, path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
-	return readText(within(directory, path))
+	path = within(directory, path)
+	bundle, err := readText(path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := trust.ParseBundle(bundle); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return bundle, nil
 }
 
 func within(directory, path string) string {
@@ -230,19 +241,37 @@ func within(directory, path string) string {
 	return filepath.Join(directory, path)
 }
 
+// unreadable returns an error for each file that cannot be read.
+func (f provisionerFile) unreadable(directory string) (wrong mistakes) {
+	for _, secret := range []struct{ key, path string }{
+		{"passwordFile", f.PasswordFile},
+		{"keyFile", f.KeyFile},
+		{"certificateFile", f.CertificateFile},
+		{"privateKeyFile", f.PrivateKeyFile},
+		{"tokenFile", f.TokenFile},
+	} {
+		if secret.path == "" {
+			continue
+		}
+		content, err := secretFile(within(directory, secret.path))()
+		clear(content)
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("provisioner.%s: %w", secret.key, err))
+		}
+	}
+	return wrong
+}
+
 // secretFile returns a function that reads a password or a token, without the newline
-// that editors put at the end. It reads the file once, to report errors early.
-func secretFile(path string) (func() ([]byte, error), error) {
-	read := func() ([]byte, error) {
+// that editors put at the end.
+func secretFile(path string) func() ([]byte, error) {
+	return func() ([]byte, error) {
 		secret, err := readText(path)
 		if err != nil {
 			return nil, err
 		}
 		return bytes.TrimRight(secret, "\r\n"), nil
 	}
-	secret, err := read()
-	clear(secret)
-	return read, err
 }
 
 // lifetimes returns what is configured. Where nothing is, the CA's provisioner decides.

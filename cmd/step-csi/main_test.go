@@ -47,8 +47,12 @@ func write(t *testing.T, config string) string {
 	t.Helper()
 	directory := t.TempDir()
 	path := filepath.Join(directory, "step-csi.yaml")
+	root, err := os.ReadFile("../../test/chart/testdata/root_ca.crt")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, content := range map[string]string{
-		"step-csi.yaml": config, "password": "secret\n", "empty": "\n", "rubbish.crt": "x",
+		"step-csi.yaml": config, "password": "secret\n", "empty": "\n", "rubbish.crt": "x", "root.crt": string(root),
 	} {
 		if err := os.WriteFile(filepath.Join(directory, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -128,7 +132,8 @@ func TestInvalidConfigurations(t *testing.T) {
 		"empty server bundle":   {"    fingerprint", "    serverTLS: bundle\n    serverTLSBundleFile: empty\n    fingerprint", "empty is empty"},
 		"host that is a number": {"step-certificates.step-ca.svc.cluster.local", "10.1", `"10.1" is neither a DNS name nor an IP address`},
 		"fingerprint":           {"84a0ac", "84a0", "issuers.default.fingerprint"},
-		"bundle as well":        {"    provisioner", "    caBundleFile: rubbish.crt\n    provisioner", "issuers.default.fingerprint"},
+		"bundle as well":        {"    provisioner", "    caBundleFile: root.crt\n    provisioner", "issuers.default.fingerprint"},
+		"bad bundle":            {"    provisioner", "    caBundleFile: rubbish.crt\n    provisioner", "rubbish.crt: it has no certificates in PEM"},
 		"no such bundle":        {"    provisioner", "    caBundleFile: none.crt\n    provisioner", "issuers.default.caBundleFile: open"},
 		"provisioner type":      {"type: jwk", "type: acme", "issuers.default.provisioner.type"},
 		"provisioner name":      {"name: admin, ", "", "issuers.default.provisioner.name"},
@@ -194,9 +199,10 @@ func TestCommandLine(t *testing.T) {
 // The help lists all flags, and its example configuration is valid.
 func TestHelp(t *testing.T) {
 	for command, flags := range map[string][]string{
-		"node":   {"config", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "logging-format", "v"},
-		"ra":     {"config", "listen", "http-address", "logging-format", "v"},
-		"verify": {"certificate-file", "privatekey-file", "ca-file"},
+		"uninstall-check": {"driver-name", "plugin-namespace", "plugin-labels", "undo"},
+		"node":            {"config", "check-config", "file-source", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "logging-format", "v"},
+		"ra":              {"config", "check-config", "file-source", "listen", "http-address", "logging-format", "v"},
+		"verify":          {"certificate-file", "privatekey-file", "ca-file"},
 	} {
 		var help bytes.Buffer
 		if err := run(t.Context(), []string{command, "--help"}, &help, &help); !errors.Is(err, flag.ErrHelp) {

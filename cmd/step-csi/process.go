@@ -15,6 +15,9 @@ type process struct {
 	config, httpAddress string
 	logFormat           logFormat
 	verbosity           int
+
+	checkConfig bool
+	fileSources fileSources
 }
 
 func (p *process) addFlags(flags *flag.FlagSet) {
@@ -22,6 +25,9 @@ func (p *process) addFlags(flags *flag.FlagSet) {
 	flags.StringVar(&p.httpAddress, "http-address", "", "serve /livez, /readyz and /metrics at `ADDR`, such as :9808; off by default")
 	p.logFormat = logText
 	flags.Var(&p.logFormat, "logging-format", "`FORMAT` of the log on stderr: text, or json, an object in each line")
+	flags.BoolVar(&p.checkConfig, "check-config", false, "check the configuration and its files like a start, without network access, print the result, and exit")
+	p.fileSources = fileSources{}
+	flags.Var(p.fileSources, "file-source", "with --check-config: say in errors where a file comes from, as `PATH=TEXT`; may be repeated")
 	flags.IntVar(&p.verbosity, "v", 0, "log verbosity `N`; 4 logs every call")
 }
 

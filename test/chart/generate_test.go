@@ -79,8 +79,9 @@ func (o overlay) render(t *testing.T) map[string]object {
 }
 
 // kustomization renders the chart with the values of the overlay, without the parts that
-// only Helm uses. The configurations are separate files. kustomize adds their hashes to the
-// names of the ConfigMaps, so that a changed configuration restarts the pods.
+// only Helm uses. The configurations are separate files. kustomize makes immutable ConfigMaps
+// of them, with their hashes in the names. So a changed configuration restarts the pods, and
+// older pods keep theirs.
 func kustomization(t *testing.T, o overlay) map[string]string {
 	t.Helper()
 	objects := o.render(t)
@@ -97,15 +98,25 @@ resources:
 configMapGenerator:
   - name: step-csi
     files: [step-csi.yaml]
+    options: {immutable: true}
   - name: step-csi-ra
     files: [step-csi.yaml=step-csi-ra.yaml]
-    options: {labels: {app.kubernetes.io/name: step-csi-ra}}
+    options: {immutable: true, labels: {app.kubernetes.io/name: step-csi-ra}}
 `,
-		"step-csi.yaml":    at(objects["ConfigMap"], "data", "step-csi.yaml").(string),
-		"step-csi-ra.yaml": at(objects["ra/ConfigMap"], "data", "step-csi.yaml").(string),
 	}
-	for _, kind := range []string{"DaemonSet", "ra/Deployment"} {
+	for kind, name := range map[string]string{"DaemonSet": "step-csi", "ra/Deployment": "step-csi-ra"} {
+		data, err := yaml.JSONToYAML([]byte(configAnnotation(t, objects[kind])))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name+".yaml"] = string(data)
 		delete(at(objects[kind], "spec", "template", "metadata").(object), "annotations")
+		for _, source := range configSources(objects[kind]) {
+			if at(source, "downwardAPI") != nil {
+				delete(source.(object), "downwardAPI")
+				source.(object)["configMap"] = object{"name": name, "items": []any{object{"key": "step-csi.yaml", "path": "step-csi.yaml"}}}
+			}
+		}
 	}
 	return withObjects(t, files, kustomizeFiles, objects)
 }
@@ -166,7 +177,13 @@ func TestKustomize(t *testing.T) {
 			}
 		}
 		got, want := objects(t, built), o.render(t)
-		delete(want, "hook")
+		for _, kind := range []string{"ConfigMap", "ra/ConfigMap"} {
+			if at(got[kind], "immutable") != true {
+				t.Errorf("%s: the %s is not immutable", o.directory, kind)
+			}
+			want[kind] = got[kind] // with Helm, the configuration is in the pods' annotations
+		}
+		maps.DeleteFunc(want, func(kind string, _ object) bool { return isHook(kind) })
 		if !slices.Equal(slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want))) {
 			t.Errorf("%s: kustomize makes %v, but Helm makes %v", o.directory, slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 		}
