@@ -348,6 +348,15 @@ func TestFaults(t *testing.T) {
 		{`issuers: {second: {url: "https://ca.example.com", caBundle: {configMap: c}, provisioner: {type: jwk, name: a, keySecret: {name: s, key: k}}}}`, []string{
 			`issuers.second.caBundle.key: name the key with the CA's root, such as root_ca.crt`,
 		}},
+		{`issuers: {second: {url: "https://ca.example.com", fingerprint: ` + fingerprint + `, provisioner: {type: jwk, name: a, passwordSecret: {name: s, key: k}, keySecret: {key: k}}}}`, []string{
+			`issuers.second.provisioner.keySecret.name: name the Secret, or remove keySecret`,
+		}},
+		{`issuers: {second: {url: "https://ca.example.com", fingerprint: ` + fingerprint + `, provisioner: {type: jwk, name: a, passwordSecret: {name: ""}}}}`, []string{
+			`issuers.second.provisioner.passwordSecret.name: name the Secret, or remove passwordSecret`,
+		}},
+		{`issuers: {second: {url: "https://ca.example.com", fingerprint: ` + fingerprint + `, provisioner: {type: jwk, name: a, certificateSecret: {name: s}}}}`, []string{
+			`issuers.second.provisioner.certificateSecret: is for the type x5c; set the type, or use passwordSecret or keySecret`,
+		}},
 		{`ra: {port: 443}`, []string{
 			`ra.port: 443 is not a port from 1024 to 65535; lower ports need root, and the registration authority does not run as root`,
 		}},

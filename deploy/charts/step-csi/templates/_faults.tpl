@@ -206,8 +206,14 @@ networkPolicy.{{ $path }}: the list is empty; with restrictEgress, it would allo
 {{- else }}
 {{- if $certificate.name }}
 {{ $path }}.provisioner.certificateSecret: is for the type x5c; set the type, or use passwordSecret or keySecret
-{{- else if and $own (not (or $password.name $key.name)) }}
+{{- else if and $own (not (or $password $key)) }}
 {{ $path }}.provisioner.passwordSecret: name the Secret with the password of the provisioner's key, or set keySecret if the CA does not keep this key
+{{- end }}
+{{- range $secret := list "passwordSecret" "keySecret" }}
+{{- $values := get $provisioner $secret }}
+{{- if and $own $values (not $values.name) }}
+{{ $path }}.provisioner.{{ $secret }}.name: name the Secret, or remove {{ $secret }}
+{{- end }}
 {{- end }}
 {{- if and $own $password.name (not $password.key) }}
 {{ $path }}.provisioner.passwordSecret.key: name the key in the Secret, such as password
