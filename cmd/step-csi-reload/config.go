@@ -30,6 +30,8 @@ type config struct {
 
 	debounce time.Duration // from the first of several changes to the action
 	timeout  time.Duration // of one action
+
+	json bool // logs in JSON
 }
 
 var errVersion = errors.New("--version")
@@ -61,6 +63,13 @@ func parse(args []string) (config, error) {
 	flags.StringVar(&c.method, "method", http.MethodPost, "")
 	flags.DurationVar(&c.debounce, "debounce", time.Second, "")
 	flags.DurationVar(&c.timeout, "timeout", 30*time.Second, "")
+	flags.Func("logging-format", "", func(format string) error {
+		c.json = format == "json"
+		if !c.json && format != "text" {
+			return errors.New("the formats are text and json")
+		}
+		return nil
+	})
 	printVersion := flags.Bool("version", false, "")
 	if err := flags.Parse(args); err != nil {
 		return c, err

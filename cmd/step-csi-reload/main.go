@@ -53,6 +53,7 @@ Flags:
   --method METHOD       the HTTP method for --url                  (POST)
   --debounce DURATION   time to wait after the first of several changes (1s)
   --timeout DURATION    time after which a command is killed or a call fails (30s)
+  --logging-format FORMAT  the format of the log: text or json     (text)
   --version             print the version
 
 A failed reload is logged and retried, after 1 s at first and then after twice as
@@ -82,7 +83,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "step-csi-reload: %v\n\n%s", err, usage)
 		return 2
 	}
-	err = reload(ctx, slog.New(slog.NewTextHandler(stderr, nil)), c)
+	err = reload(ctx, newLogger(stderr, c.json), c)
 	var status exitStatus
 	switch {
 	case err == nil:
@@ -92,6 +93,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	fmt.Fprintf(stderr, "step-csi-reload: %v\n", err)
 	return 1
+}
+
+func newLogger(stderr io.Writer, inJSON bool) *slog.Logger {
+	if !inJSON {
+		return slog.New(slog.NewTextHandler(stderr, nil))
+	}
+	return slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{
+		// Otherwise a duration would be a number of nanoseconds.
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Value.Kind() == slog.KindDuration {
+				return slog.String(a.Key, a.Value.Duration().String())
+			}
+			return a
+		},
+	}))
 }
 
 // buildVersion is set by the linker (-X main.buildVersion=v1.2.3) when an image is

@@ -2,8 +2,11 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestCommandLine(t *testing.T) {
@@ -22,6 +25,9 @@ func TestCommandLine(t *testing.T) {
 		{"--dir /tls --socket x", 2, "", "-socket"},
 		{"--dir testdata --signal HUP -- /no/such/program", 1, "", "step-csi-reload: start the program"},
 		{"--dir testdata --signal HUP -- false", 1, "", "msg=Watching"},
+		{"--dir testdata --logging-format text --signal HUP -- false", 1, "", "msg=Watching"},
+		{"--dir testdata --logging-format json --signal HUP -- false", 1, "", `"level":"INFO","msg":"Watching"`},
+		{"--dir testdata --logging-format JSON --signal HUP -- false", 2, "", "the formats are text and json"},
 	} {
 		directory := t.TempDir()
 		replace(t, directory, map[string]string{"tls.crt": "a"})
@@ -36,6 +42,17 @@ func TestCommandLine(t *testing.T) {
 		if (test.stdout == "") != (stdout.Len() == 0) || (test.stderr == "") != (stderr.Len() == 0) {
 			t.Errorf("%q: unexpected output: stdout %q, stderr %q", args, &stdout, &stderr)
 		}
+	}
+}
+
+// In JSON, durations are texts, as in the text format.
+func TestDurationsInJSON(t *testing.T) {
+	var log bytes.Buffer
+	newLogger(&log, true).Error("Reload failed", "err", errors.New("a \"b\""), "retryIn", 90*time.Second)
+	var line map[string]any
+	must(t, json.Unmarshal(log.Bytes(), &line))
+	if line["retryIn"] != "1m30s" || line["err"] != `a "b"` {
+		t.Errorf("%s", &log)
 	}
 }
 
@@ -62,7 +79,7 @@ func TestFlags(t *testing.T) {
 	if c.processName != "nginx" {
 		t.Errorf("%+v", c)
 	}
-	for _, name := range []string{"dir", "signal", "pid-file", "process-name", "exec", "url", "method", "debounce", "timeout", "version"} {
+	for _, name := range []string{"dir", "signal", "pid-file", "process-name", "exec", "url", "method", "debounce", "timeout", "logging-format", "version"} {
 		if !strings.Contains(usage, "  --"+name+" ") {
 			t.Errorf("the help lacks --%s", name)
 		}

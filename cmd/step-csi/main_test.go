@@ -200,8 +200,8 @@ func TestCommandLine(t *testing.T) {
 func TestHelp(t *testing.T) {
 	for command, flags := range map[string][]string{
 		"uninstall-check": {"driver-name", "plugin-namespace", "plugin-labels", "undo"},
-		"node":            {"config", "check-config", "file-source", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"},
-		"ra":              {"config", "check-config", "file-source", "listen", "http-address", "v"},
+		"node":            {"config", "check-config", "file-source", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "logging-format", "v"},
+		"ra":              {"config", "check-config", "file-source", "listen", "http-address", "logging-format", "v"},
 		"verify":          {"certificate-file", "privatekey-file", "ca-file"},
 	} {
 		var help bytes.Buffer

@@ -83,25 +83,33 @@ func TestDriverChangeOfAnotherDaemonSet(t *testing.T) {
 }
 
 // unknownKind tells whether Helm has rendered the chart, and then found that the cluster of
-// clusterWith has no other objects than DaemonSets.
+// clusterWith has no other kinds than DaemonSets and CSIDrivers.
 func unknownKind(err error) bool {
-	return err != nil && strings.Contains(err.Error(), `no matches for kind "CSIDriver"`)
+	return err != nil && strings.Contains(err.Error(), `no matches for kind "`)
 }
 
 // clusterWith serves what Helm asks an API server for, and returns its kubeconfig. The
-// cluster has one object, a DaemonSet.
-func clusterWith(t *testing.T, daemonSet object) string {
+// cluster has one object, a DaemonSet or a CSIDriver.
+func clusterWith(t *testing.T, only object) string {
 	t.Helper()
+	path := "/apis/apps/v1/namespaces/step-ca/daemonsets/step-csi"
+	if only["kind"] == "CSIDriver" {
+		path = "/apis/storage.k8s.io/v1/csidrivers/csi.step-ca.io"
+	}
+	group := func(name string) object {
+		version := object{"groupVersion": name + "/v1", "version": "v1"}
+		return object{"name": name, "versions": []object{version}, "preferredVersion": version}
+	}
 	answers := map[string]any{
 		"/version": object{"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
 		"/api":     object{"kind": "APIVersions", "versions": []string{"v1"}},
-		"/apis": object{"kind": "APIGroupList", "apiVersion": "v1", "groups": []object{{"name": "apps",
-			"versions":         []object{{"groupVersion": "apps/v1", "version": "v1"}},
-			"preferredVersion": object{"groupVersion": "apps/v1", "version": "v1"}}}},
-		"/api/v1": object{"kind": "APIResourceList", "groupVersion": "v1", "resources": []object{}},
+		"/apis":    object{"kind": "APIGroupList", "apiVersion": "v1", "groups": []object{group("apps"), group("storage.k8s.io")}},
+		"/api/v1":  object{"kind": "APIResourceList", "groupVersion": "v1", "resources": []object{}},
 		"/apis/apps/v1": object{"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "apps/v1", "resources": []object{
 			{"name": "daemonsets", "singularName": "daemonset", "namespaced": true, "kind": "DaemonSet", "verbs": []string{"get", "list"}}}},
-		"/apis/apps/v1/namespaces/step-ca/daemonsets/step-csi": daemonSet,
+		"/apis/storage.k8s.io/v1": object{"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "storage.k8s.io/v1", "resources": []object{
+			{"name": "csidrivers", "singularName": "csidriver", "namespaced": false, "kind": "CSIDriver", "verbs": []string{"get", "list"}}}},
+		path: only,
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -35,7 +35,7 @@ func TestHookJobs(t *testing.T) {
 		for _, mode := range []string{"ra", "node"} {
 			t.Run(filepath.Base(values)+"/"+mode, func(t *testing.T) {
 				t.Parallel()
-				objects := render(t, "--values", values, "--set", "mode="+mode+",checkConfig.enabled=true,uninstallCheck.enabled=true,openshift.scc.enabled=false")
+				objects := render(t, "--values", values, "--set", "mode="+mode+",checkConfig.enabled=true,uninstallCheck.enabled=true,rbac.create=true,openshift.scc.enabled=false")
 				for kind, token := range map[string]bool{"check/Job": false, "uninstall/Job": true} {
 					job := as[batch.Job](t, objects[kind])
 					spec, pod := job.Spec, job.Spec.Template.Spec

@@ -86,7 +86,7 @@ type object = map[string]any
 
 // render renders the chart into its objects, by kind. The authority's objects have the
 // prefix ra/, the pod of helm test is "hook", and other hooks have the prefix check/ or
-// uninstall/.
+// uninstall/. Objects with a component have it as a suffix, such as "Service for metrics".
 func render(t *testing.T, args ...string) map[string]object {
 	t.Helper()
 	text, err := template(args...)
@@ -121,6 +121,9 @@ func objects(t *testing.T, text string) map[string]object {
 		}
 		if name, _ := at(o, "metadata", "labels", "app.kubernetes.io/name").(string); strings.HasSuffix(name, "-ra") {
 			kind = "ra/" + kind
+		}
+		if component, _ := at(o, "metadata", "labels", "app.kubernetes.io/component").(string); component != "" {
+			kind += " for " + component
 		}
 		if all[kind] != nil {
 			t.Fatalf("more than one %s", kind)

@@ -113,12 +113,13 @@ func TestNetworkPoliciesAdmit(t *testing.T) {
 	for name, args := range map[string][]string{
 		"default":         {},
 		"restrict egress": {"--set", "networkPolicy.restrictEgress=true"},
-		"all values":      {"--values", allValues},
+		"all values":      {"--values", allValues, "--set", "tests.enabled=true"},
 		"labels": {"--set-json", `podLabels={"app.kubernetes.io/name":"step-csi-ra","a":"b"}`, "--set-json", `ra.podLabels={"app.kubernetes.io/name":"step-csi"}`,
 			"--set-json", `commonLabels={"app.kubernetes.io/instance":"x"}`},
 		"names":        {"--set", "nameOverride=" + long, "--set", "fullnameOverride=" + long},
 		"ports":        {"--set", "httpPort=9443,ra.port=9444"},
 		"host network": {"--set", "hostNetwork=true,networkPolicy.nodeCIDRs={192.0.2.0/24,2001:db8::/64}"},
+		"another port": {"--set", "ra.httpPort=9444"},
 		"mode node":    {"--set", "mode=node"},
 	} {
 		t.Run(name, func(t *testing.T) {

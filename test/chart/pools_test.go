@@ -64,7 +64,7 @@ func TestNodePools(t *testing.T) {
 	for name, test := range map[string]struct{ first, second []string }{
 		"as documented": {nil, nil},
 		"mode node":     {[]string{"--set", "mode=node"}, []string{"--set", "mode=node"}},
-		"all options":   {[]string{"--values", allValues}, []string{"--values", allValues, "--set", "fullnameOverride=,nameOverride=,ra.existing.fullname=all-of-it"}},
+		"all options":   {[]string{"--values", allValues, "--set", "tests.enabled=true"}, []string{"--values", allValues, "--set", "tests.enabled=true,fullnameOverride=,nameOverride=,ra.existing.fullname=all-of-it"}},
 		"OpenShift":     {[]string{openshiftAPI}, []string{openshiftAPI}},
 		"monitoring": {
 			[]string{"--set", "monitoring.podMonitor.enabled=true,monitoring.prometheusRule.enabled=true"},

@@ -32,9 +32,11 @@ func TestEveryValue(t *testing.T) {
 	all["mode"] = "node"                 // ignores many values
 	all["networkPolicy.enabled"] = false // likewise
 	all["hostNetwork"] = true            // removes the node plugin's NetworkPolicy
+	all["ra.hostNetwork"] = true         // likewise
 	all["csiDriver.create"] = false      // ignores the other values of the CSIDriver object
 	all["ra.existing.release"] = "other" // ignores the other values of the authority
 	all["ra.existing.fullname"] = "other-step-csi"
+	all["monitoring.serviceMonitor.enabled"] = true // excludes PodMonitors
 	// Another type, and its Secret, exclude other values: TestPasswordIsOnlyInTheVolume has them.
 	const provisioner = "issuers.default.provisioner."
 	for _, path := range []string{"type", "certificateSecret.name"} {
@@ -43,8 +45,13 @@ func TestEveryValue(t *testing.T) {
 	}
 	delete(all, "allowDriverChange") // has an effect in a cluster: TestDriverChangeIsRefused
 	delete(defaults, "allowDriverChange")
-	x5c := []string{"--set", provisioner + "type=x5c," + provisioner + "certificateSecret.name=x5c"}
-	withX5C := mustTemplate(t, x5c...)
+	// Values that matter only together with another one.
+	switches := map[string]string{
+		provisioner + "certificateSecret.": provisioner + "type=x5c," + provisioner + "certificateSecret.name=x5c",
+		"monitoring.serviceMonitor.":       "monitoring.serviceMonitor.enabled=true",
+		"monitoring.prometheusRule.":       "monitoring.prometheusRule.enabled=true",
+		"monitoring.dashboard.":            "monitoring.dashboard.enabled=true",
+	}
 	readme := read(t, chart+"/README.md")
 	for _, path := range slices.Sorted(maps.Keys(defaults)) {
 		t.Run(path, func(t *testing.T) {
@@ -56,11 +63,13 @@ func TestEveryValue(t *testing.T) {
 			if !described(readme, path) {
 				t.Error("README.md does not describe this value: its comment in values.yaml must begin with # --")
 			}
-			if strings.HasPrefix(path, provisioner+"certificateSecret.") {
-				if mustTemplate(t, append([]string{"--values", valueFile(t, path, changed)}, x5c...)...) == withX5C {
-					t.Error("this value has no effect")
+			for prefix, on := range switches {
+				if strings.HasPrefix(path, prefix) && path != prefix+"enabled" {
+					if mustTemplate(t, "--values", valueFile(t, path, changed), "--set", on) == mustTemplate(t, "--set", on) {
+						t.Error("this value has no effect")
+					}
+					return
 				}
-				return
 			}
 			// An error is an effect, too.
 			if alone, err := template("--values", valueFile(t, path, changed)); err == nil && alone == byDefault &&
@@ -142,7 +151,7 @@ func leaves(t *testing.T, file string) map[string]any {
 // free tells whether users choose the keys of the object.
 func free(path string) bool {
 	last := path[strings.LastIndex(path, ".")+1:]
-	return slices.Contains([]string{"nodeSelector", "affinity", "requests", "limits", "labels"}, last) && path != "limits" ||
+	return slices.Contains([]string{"nodeSelector", "affinity", "requests", "limits", "labels", "dnsConfig", "strategy", "alerts"}, last) && path != "limits" ||
 		strings.HasSuffix(strings.ToLower(last), "annotations") || strings.HasSuffix(last, "Labels")
 }
 

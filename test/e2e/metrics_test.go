@@ -67,7 +67,7 @@ func installMonitoringKinds(t *testing.T) {
 	must(t, err)
 	var module struct{ Dir string }
 	must(t, json.Unmarshal([]byte(out), &module))
-	for _, kind := range []string{"podmonitors", "prometheusrules"} {
+	for _, kind := range []string{"podmonitors", "servicemonitors", "prometheusrules"} {
 		kubectl(t, "apply", "--server-side", "-f", filepath.Join(module.Dir, "example/prometheus-operator-crd", "monitoring.coreos.com_"+kind+".yaml"))
 		kubectl(t, "wait", "--for=condition=Established", "crd/"+kind+".monitoring.coreos.com", "--timeout=60s")
 	}

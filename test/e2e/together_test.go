@@ -35,6 +35,10 @@ func validation(t *testing.T) {
 		must(t, err)
 		serverSide(t, file, rendered)
 	}
+	const exclusive = "ra.hostNetwork=true,monitoring.serviceMonitor.enabled=true" // all.yaml has their alternatives
+	rendered, err := command("helm", "template", "step-csi", chart, "-n", "validation", "--set", exclusive, "--kube-version", version)
+	must(t, err)
+	serverSide(t, exclusive, rendered)
 }
 
 func allKustomizations(t *testing.T) []string {

@@ -5,6 +5,8 @@ these read well. */}}
 {{- $v := .Values }}
 {{- /* A check has the name of the value, the value, and its kind. With "?", it may be empty. */}}
 {{- $checks := list
+  (list "global.imageRegistry" $v.global.imageRegistry "registry?")
+  (list "image.registry" $v.image.registry "registry?")
   (list "image.repository" $v.image.repository "repository")
   (list "image.tag" $v.image.tag "tag?")
   (list "image.digest" $v.image.digest "digest?")
@@ -24,6 +26,9 @@ these read well. */}}
   (list "priorityClassName" $v.priorityClassName "name?")
   (list "updateStrategy.rollingUpdate.maxUnavailable" $v.updateStrategy.rollingUpdate.maxUnavailable "numberOrPercentage")
   (list "monitoring.podMonitor.interval" $v.monitoring.podMonitor.interval "interval")
+  (list "monitoring.serviceMonitor.interval" $v.monitoring.serviceMonitor.interval "interval")
+  (list "monitoring.prometheusRule.thresholds.lifetimeLeft" $v.monitoring.prometheusRule.thresholds.lifetimeLeft "fraction")
+  (list "monitoring.prometheusRule.thresholds.refusedRatio" $v.monitoring.prometheusRule.thresholds.refusedRatio "fraction")
   (list "nameOverride" $v.nameOverride "label?")
   (list "fullnameOverride" $v.fullnameOverride "label?")
 }}
@@ -40,6 +45,11 @@ these read well. */}}
 {{- $kind := index . 2 }}
 {{- range $i, $value := index . 1 }}
 {{- $checks = append $checks (list (printf "%s[%d]" $path $i) $value $kind) }}
+{{- end }}
+{{- end }}
+{{- range $name, $alert := $v.monitoring.prometheusRule.alerts }}
+{{- range $key := list "for" "keep_firing_for" }}
+{{- $checks = append $checks (list (printf "monitoring.prometheusRule.alerts.%s.%s" $name $key) (get ($alert | default dict) $key) "alertDuration?") }}
 {{- end }}
 {{- end }}
 {{- range $i, $validation := $v.policy.validations }}
@@ -84,9 +94,7 @@ mode: mode ra needs Kubernetes 1.30 or later, where a token contains the node of
 {{- if or (lt (int $v.ra.port) 1024) (gt (int $v.ra.port) 65535) }}
 ra.port: {{ $v.ra.port }} is not a port from 1024 to 65535; lower ports need root, and the registration authority does not run as root
 {{- end }}
-{{- if eq (int $v.ra.port) (int $v.httpPort) }}
-ra.port: ra.port and httpPort are the same, {{ int $v.httpPort }}; change one of them
-{{- end }}
+{{ include "step-csi.portFaults" . }}
 {{- if and $v.ra.issuer (not (hasKey $v.issuers $v.ra.issuer)) }}
 ra.issuer: {{ quote $v.ra.issuer }} is none of the issuers: {{ keys $v.issuers | sortAlpha | join ", " }}
 {{- end }}
@@ -107,7 +115,14 @@ ra.serviceAccount.name: name the service account that you have created; it gets 
 {{- if and $v.networkPolicy.enabled $v.hostNetwork (not $v.networkPolicy.nodeCIDRs) }}
 networkPolicy.nodeCIDRs: with hostNetwork, node plugins call the registration authority from the addresses of their nodes; list the address ranges of your nodes, such as [192.0.2.0/24], or set networkPolicy.enabled to false
 {{- end }}
+{{- if and $v.networkPolicy.enabled $v.networkPolicy.restrictEgress $v.ra.hostNetwork (not $v.hostNetwork) (not $v.networkPolicy.nodeCIDRs) }}
+networkPolicy.nodeCIDRs: with ra.hostNetwork and restrictEgress, node plugins call the registration authority at the addresses of its nodes; list the address ranges of these nodes, such as [192.0.2.0/24], or set networkPolicy.restrictEgress to false
 {{- end }}
+{{- end }}
+{{- if and $v.monitoring.podMonitor.enabled $v.monitoring.serviceMonitor.enabled }}
+monitoring: podMonitor.enabled and serviceMonitor.enabled are both true, and Prometheus would read all metrics twice; set one of them to false
+{{- end }}
+{{ include "step-csi.alertFaults" . }}
 {{- if and $v.hostNetwork (has (int $v.httpPort) (list 2379 2380 6443 10248 10249 10250 10255 10256 10257 10259)) }}
 httpPort: with hostNetwork, {{ int $v.httpPort }} is a port of the node, and Kubernetes itself uses it; choose another port, such as 9808
 {{- end }}
@@ -240,6 +255,12 @@ repository:
     - {pattern: '@', hint: image.digest has the part after the @}
     - {pattern: ':[^/]*$', hint: image.tag has the part after the colon}
     - {pattern: '[A-Z]', hint: write it in lower case}
+registry:
+  pattern: ^[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*$
+  expected: a registry, such as registry.example.com:5000 or mirror.example.com/ghcr
+  hints:
+    - {pattern: '//', hint: write it without a scheme}
+    - {pattern: '/$', hint: remove the slash at its end}
 tag:
   pattern: ^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$
   expected: the tag of an image, such as 0.1.0
@@ -323,6 +344,17 @@ interval:
   expected: a duration of Prometheus, such as 30s or 1m
   hints:
     - {pattern: '^[0-9.]+$', hint: 'add the unit: h, m, s or ms'}
+alertDuration:
+  pattern: ^([0-9]+(ms|[smhdwy]))+$
+  expected: a duration of Prometheus, such as 15m or 1h
+  hints:
+    - {pattern: '^[0-9.]+$', hint: 'add the unit: d, h, m or s'}
+fraction:
+  pattern: ^0(\.[0-9]+)?$
+  expected: a number below 1, such as 0.2
+  hints:
+    - {pattern: '%', hint: 'write 20% as 0.2'}
+    - {pattern: '^[1-9][0-9]*$', hint: 'write 20 percent as 0.2'}
 seLinuxContext:
   pattern: ^[^\s:'"]+:[^\s:'"]+:[^\s:'"]+(:[^\s'"]+)?$
   length: 255

@@ -126,14 +126,6 @@ https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#n
 {{- if and (regexMatch `(^|\.)(kubernetes|k8s)\.io$` $prefix) (not (regexMatch `(^|\.)(kubelet|node)\.kubernetes\.io$` $prefix)) (not (has . $own)) }}true{{ end }}
 {{- end }}
 
-{{- define "step-csi.image" -}}
-{{- if .Values.image.digest -}}
-{{ .Values.image.repository }}@{{ .Values.image.digest }}
-{{- else -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
-{{- end }}
-{{- end }}
-
 {{/* "true" on OpenShift, whose SecurityContextConstraints decide about pods. */}}
 {{- define "step-csi.openshift" -}}
 {{- $enabled := toString .Values.openshift.scc.enabled }}

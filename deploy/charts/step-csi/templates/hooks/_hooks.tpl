@@ -35,9 +35,8 @@ run on nodes that are not ready. */}}
 {{- end }}
 restartPolicy: Never
 enableServiceLinks: false
-{{- with .Values.imagePullSecrets }}
-imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
+{{- with include "step-csi.imagePullSecrets" . }}
+{{ . }}
 {{- end }}
 {{- with concat $tolerations (.Values.hooks.tolerations | default list) }}
 tolerations:
