@@ -68,6 +68,29 @@ func TestDriverChangeIsRefused(t *testing.T) {
 	}
 }
 
+// Without the level privileged, the API server admits no pod of the node plugin: the chart
+// says so, and what to run.
+func TestNamespaceLevel(t *testing.T) {
+	for level, want := range map[string]string{
+		"restricted": "- the namespace step-ca has the Pod Security level restricted, which does not admit the node plugin, because it mounts into pods; run: kubectl label --overwrite namespace step-ca pod-security.kubernetes.io/enforce=privileged\n",
+		"baseline":   "has the Pod Security level baseline",
+		"privileged": "",
+		"":           "",
+	} {
+		labels := object{"kubernetes.io/metadata.name": "step-ca"}
+		if level != "" {
+			labels["pod-security.kubernetes.io/enforce"] = level
+		}
+		for _, args := range [][]string{{}, {"--is-upgrade"}} {
+			_, err := template(append([]string{"--dry-run=server", "--disable-openapi-validation",
+				"--kubeconfig", clusterWith(t, object{"apiVersion": "v1", "kind": "Namespace", "metadata": object{"name": "step-ca", "labels": labels}})}, args...)...)
+			if want == "" && !unknownKind(err) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+				t.Errorf("%q %v: %v", level, args, err)
+			}
+		}
+	}
+}
+
 // A DaemonSet of another shape is not a reason to fail.
 func TestDriverChangeOfAnotherDaemonSet(t *testing.T) {
 	for _, daemonSet := range []object{
@@ -83,18 +106,21 @@ func TestDriverChangeOfAnotherDaemonSet(t *testing.T) {
 }
 
 // unknownKind tells whether Helm has rendered the chart, and then found that the cluster of
-// clusterWith has no other kinds than DaemonSets and CSIDrivers.
+// clusterWith has no other kinds than DaemonSets, CSIDrivers and Namespaces.
 func unknownKind(err error) bool {
 	return err != nil && strings.Contains(err.Error(), `no matches for kind "`)
 }
 
 // clusterWith serves what Helm asks an API server for, and returns its kubeconfig. The
-// cluster has one object, a DaemonSet or a CSIDriver.
+// cluster has one object, a DaemonSet, a CSIDriver or a Namespace.
 func clusterWith(t *testing.T, only object) string {
 	t.Helper()
 	path := "/apis/apps/v1/namespaces/step-ca/daemonsets/step-csi"
-	if only["kind"] == "CSIDriver" {
+	switch only["kind"] {
+	case "CSIDriver":
 		path = "/apis/storage.k8s.io/v1/csidrivers/csi.step-ca.io"
+	case "Namespace":
+		path = "/api/v1/namespaces/step-ca"
 	}
 	group := func(name string) object {
 		version := object{"groupVersion": name + "/v1", "version": "v1"}
@@ -104,7 +130,8 @@ func clusterWith(t *testing.T, only object) string {
 		"/version": object{"major": "1", "minor": "37", "gitVersion": "v1.37.0"},
 		"/api":     object{"kind": "APIVersions", "versions": []string{"v1"}},
 		"/apis":    object{"kind": "APIGroupList", "apiVersion": "v1", "groups": []object{group("apps"), group("storage.k8s.io")}},
-		"/api/v1":  object{"kind": "APIResourceList", "groupVersion": "v1", "resources": []object{}},
+		"/api/v1": object{"kind": "APIResourceList", "groupVersion": "v1", "resources": []object{
+			{"name": "namespaces", "singularName": "namespace", "namespaced": false, "kind": "Namespace", "verbs": []string{"get", "list"}}}},
 		"/apis/apps/v1": object{"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "apps/v1", "resources": []object{
 			{"name": "daemonsets", "singularName": "daemonset", "namespaced": true, "kind": "DaemonSet", "verbs": []string{"get", "list"}}}},
 		"/apis/storage.k8s.io/v1": object{"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "storage.k8s.io/v1", "resources": []object{

@@ -84,6 +84,7 @@ these read well. */}}
 {{- if not $v.issuers }}
 issuers: there is none; configure at least one issuer
 {{- end }}
+{{ include "step-csi.podSecurity" . }}
 {{- if and .Release.IsUpgrade (not $v.allowDriverChange) }}
 {{ include "step-csi.driverChange" (dict "existing" (lookup "apps/v1" "DaemonSet" .Release.Namespace (include "step-csi.fullname" .)) "Values" $v) }}
 {{- end }}
