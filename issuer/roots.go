@@ -12,6 +12,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
@@ -69,8 +70,8 @@ func (r Roots) Accept(p trust.Pins) (Roots, error) {
 	own, ignored := p.Accept(r.Own)
 	federated, alsoIgnored := p.Accept(r.Federated)
 	if len(own) == 0 {
-		return Roots{}, fmt.Errorf("%w: roots.pinned is true, and none of the CA's %d roots is in fingerprint or caBundleFile; "+
-			"the first one has the fingerprint %s", InvalidAnswer, len(r.Own), trust.Fingerprint(r.Own[0]))
+		return Roots{}, fmt.Errorf("%w: roots.pinned is true, and none of the CA's %d roots is in fingerprint or %s; "+
+			"the first one has the fingerprint %s", InvalidAnswer, len(r.Own), chartvalue.Beside("caBundleFile"), trust.Fingerprint(r.Own[0]))
 	}
 	return Roots{Own: own, Federated: federated, Ignored: slices.Concat(ignored, alsoIgnored), Asked: r.Asked}, nil
 }

@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/stepca"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // The types of provisioners.
@@ -83,7 +85,7 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration, r
 	}
 	bundle, err := readBundle(directory, f.CABundleFile)
 	if err != nil {
-		return c, fmt.Errorf("caBundleFile: %w", err)
+		return c, fmt.Errorf("%s: %w", chartvalue.Beside("caBundleFile"), err)
 	}
 	switch f.Provisioner.Type {
 	case typeJWK, typeX5C:
@@ -132,7 +134,7 @@ func (f issuerFile) caSigner(directory string, bundle []byte, reserved *policy.R
 			continue
 		}
 		if *secret.read, err = secretFile(within(directory, secret.path)); err != nil {
-			return nil, fmt.Errorf("provisioner.%s: %w", secret.key, err)
+			return nil, fmt.Errorf("%s: %w", chartvalue.Beside("provisioner."+secret.key), err)
 		}
 	}
 	switch {
@@ -157,16 +159,17 @@ func (f provisionerFile) checkKeys() error {
 		{"tokenFile", f.TokenFile, typeRA},
 	} {
 		if k.value != "" && k.kind != f.Type {
-			return fmt.Errorf("provisioner.%s: is for the type %s only", k.key, k.kind)
+			return fmt.Errorf("%s: is for the type %s only", chartvalue.Beside("provisioner."+k.key), k.kind)
 		}
 	}
 	switch {
 	case f.Type == typeJWK && f.PasswordFile == "" && f.KeyFile == "":
-		return errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key; or keyFile, if the CA does not keep this key")
+		return fmt.Errorf("%s: name the file with the password of the provisioner's key; or %s, if the CA does not keep this key",
+			chartvalue.Beside("provisioner.passwordFile"), chartvalue.Beside("provisioner.keyFile"))
 	case f.Type == typeX5C && f.CertificateFile == "":
-		return errors.New("provisioner.certificateFile: name the file with the certificate that signs tokens, and with its intermediates")
+		return fmt.Errorf("%s: name the file with the certificate that signs tokens, and with its intermediates", chartvalue.Beside("provisioner.certificateFile"))
 	case f.Type == typeX5C && f.PrivateKeyFile == "":
-		return errors.New("provisioner.privateKeyFile: name the file with the private key of the certificate")
+		return fmt.Errorf("%s: name the file with the private key of the certificate", chartvalue.Beside("provisioner.privateKeyFile"))
 	}
 	return nil
 }
@@ -197,7 +200,7 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 	}
 	rootsBundle, err := readBundle(directory, f.Roots.CABundleFile)
 	if err != nil {
-		return nil, fmt.Errorf("roots.caBundleFile: %w", err)
+		return nil, fmt.Errorf("%s: %w", chartvalue.Beside("roots.caBundleFile"), err)
 	}
 	token, err := secretFile(within(directory, f.Provisioner.TokenFile))
 	if err != nil {
@@ -220,7 +223,15 @@ func readBundle(directory, path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
-	return readText(within(directory, path))
+	path = within(directory, path)
+	data, err := readText(path)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := trust.ParseBundle(data); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return data, nil
 }
 
 func within(directory, path string) string {

@@ -277,8 +277,8 @@ func (s *Signer) takeRoots(answer answeredRoots, sent time.Time) (roots issuer.R
 	// the same replica may answer the same roots again. A change in the future means that
 	// this machine's clock was set back: it tells nothing about the answer.
 	if changed := s.trust.State().Since; len(s.roots.Own) == 0 && asked.Before(changed.Add(-time.Second)) && !changed.After(time.Now()) {
-		return issuer.Roots{}, fmt.Errorf("%w: the replica that answered got its roots from the CA at %s, but the roots changed at %s; another replica may have newer ones",
-			issuer.Unavailable, asked.UTC().Format(time.RFC3339), changed.UTC().Format(time.RFC3339))
+		return issuer.Roots{}, issuer.Unavailable.Because(fmt.Errorf("the replica that answered got its roots from the CA at %s, but the roots changed at %s; another replica may have newer ones",
+			asked.UTC().Format(time.RFC3339), changed.UTC().Format(time.RFC3339)))
 	}
 	if newer {
 		roots.Asked = asked

@@ -124,7 +124,7 @@ func (c *calls) admit(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	case errors.Is(err, errTooManyWait):
 		return nil, release, rejectedRate, fmt.Errorf("%w: calls of %s that wait", errTooManyOfNode, caller.Node)
 	case err != nil:
-		return nil, release, rejectedUnavailable, fmt.Errorf("%w: wait for other calls: %w", issuer.Ended(ctx), err)
+		return nil, release, rejectedUnavailable, issuer.Ended(ctx).Because(fmt.Errorf("wait for other calls: %w", err))
 	}
 	message, err = io.ReadAll(http.MaxBytesReader(w, r.Body, ra.MaxRequest+prefixLength))
 	var tooLarge *http.MaxBytesError
@@ -132,7 +132,7 @@ func (c *calls) admit(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	case errors.As(err, &tooLarge):
 		err = fmt.Errorf("%w: the message is larger than max %d bytes", errTooLarge, ra.MaxRequest)
 	case err != nil:
-		err = fmt.Errorf("%w: the message does not arrive: %w", issuer.Ended(ctx), err)
+		err = issuer.Ended(ctx).Because(fmt.Errorf("the message does not arrive: %w", err))
 	}
 	return message, release, rejectedMessage, err
 }
