@@ -44,7 +44,7 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 	case status == http.StatusBadRequest, status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return fmt.Errorf("%s: %s: %w: %w", s.name(), call, issuer.Denied, reason)
 	case outcome == issuer.Canceled:
-		return fmt.Errorf("%s: %s: %w", s.name(), call, outcome)
+		reason = fmt.Errorf("%s: %s: %w", s.name(), call, plain(err))
 	case status != 0:
 		reason = fmt.Errorf("%s: %s: %w", s.name(), call, reason)
 	case isDial(err):
