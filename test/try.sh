@@ -10,7 +10,6 @@ set -eu
 cd "$(dirname "$0")/.."
 
 CLUSTER=${CLUSTER:-step-csi}
-namespace=flexstack-identity
 
 say() { echo "==> $*"; }
 cluster() { bin/step-csi-cluster --name "$CLUSTER" ${KUBERNETES:+--kubernetes "$KUBERNETES"} "$@"; }
@@ -21,20 +20,33 @@ eval "$variables"
 
 CLUSTER=$CLUSTER test/load.sh
 
+# In a directory of its own: the commands of the README write files.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+
+# put creates the object that its arguments describe, or replaces it.
+put() { kubectl -n step-csi create "$@" --dry-run=client -o yaml | kubectl apply -f -; }
+
 say "step-ca"
-kubectl apply -f deploy/step-ca/namespace.yaml
-kubectl -n $namespace get secret step-ca-secrets >/dev/null 2>&1 ||
-	kubectl -n $namespace create secret generic step-ca-secrets --from-literal=provisioner-password="$(openssl rand -base64 32)"
-kubectl apply -k deploy/step-ca
-kubectl -n $namespace rollout status deployment/step-ca --timeout=180s
-root=$(kubectl -n $namespace exec deployment/step-ca -- cat /home/step/certs/root_ca.crt | base64 | tr -d '\n')
-kubectl -n $namespace patch secret step-ca-secrets --patch "{\"data\":{\"root_ca.crt\":\"$root\"}}"
+kubectl apply -k deploy/step-ca/trial
+if ! kubectl -n flexstack-identity get secret step-ca-secrets >/dev/null 2>&1; then
+	openssl rand -base64 -out "$work/password" 32
+	kubectl -n flexstack-identity create secret generic step-ca-secrets --from-file=provisioner-password="$work/password"
+fi
+kubectl -n flexstack-identity rollout status deployment/step-ca --timeout=180s
+kubectl -n flexstack-identity exec deployment/step-ca -- cat /home/step/certs/root_ca.crt >"$work/root_ca.crt"
+kubectl -n flexstack-identity exec deployment/step-ca -- cat /run/secrets/step-ca/provisioner-password >"$work/password"
 
 say "step-csi"
+kubectl create namespace step-csi --dry-run=client -o yaml | kubectl apply -f -
+kubectl label --overwrite namespace step-csi pod-security.kubernetes.io/enforce=privileged
+put configmap step-csi-ca-root --from-file="$work/root_ca.crt"
+put secret generic step-csi-provisioner --from-file="$work/password"
 # The name of the image stays the same when its content changes. The annotation restarts
 # the pods then.
 digest=$(cluster exec ctr --namespace k8s.io images ls name~=ghcr.io/flexstack/step-csi: | grep -o 'sha256:[0-9a-f]*' | sort | sha256sum | cut -c 1-16)
-helm upgrade --install step-csi deploy/charts/step-csi -n $namespace -f deploy/examples/values/guide.yaml \
+helm upgrade --install step-csi deploy/charts/step-csi -n step-csi -f deploy/examples/values/guide.yaml \
 	--set-string "podAnnotations.images=$digest,ra.podAnnotations.images=$digest" --wait --timeout=180s >/dev/null
 
 say "A pod"
@@ -81,9 +93,9 @@ Watch the rotation, until Ctrl-C:
 
 What step-csi does:
 
-    kubectl -n $namespace logs daemonset/step-csi
+    kubectl -n step-csi logs daemonset/step-csi
 
-More pods: the README, from "3. A pod" on, and deploy/examples. Remove all of it:
+More pods: the README, from "4. A pod" on, and deploy/examples. Remove all of it:
 
     make cluster-down$([ "$CLUSTER" = step-csi ] || echo " CLUSTER=$CLUSTER")
 EOF

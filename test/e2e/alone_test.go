@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -61,7 +62,7 @@ func pluginDown(t *testing.T) {
 	uid := p.uid(t)
 	must(t, scalePlugin("nowhere"))
 	t.Cleanup(func() { _ = scalePlugin("") })
-	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-csi", "--timeout=60s")
+	kubectl(t, "-n", plugin, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-csi", "--timeout=60s")
 	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--wait=false")
 	time.Sleep(3 * time.Second)
 	if here, err := onNode(uid); err != nil || !strings.Contains(here, "kubernetes.io~csi/tls/mount") {
@@ -79,7 +80,7 @@ func scalePlugin(label string) error {
 	if label != "" {
 		value = `"` + label + `"`
 	}
-	_, err := command("kubectl", "-n", identity, "patch", "daemonset", "step-csi", "--type=merge",
+	_, err := command("kubectl", "-n", plugin, "patch", "daemonset", "step-csi", "--type=merge",
 		"--patch", `{"spec": {"template": {"spec": {"nodeSelector": {"e2e": `+value+`}}}}}`)
 	return err
 }
@@ -124,7 +125,7 @@ func caOutage(t *testing.T) {
 func password(t *testing.T) {
 	p := witness(t, "password")
 	replicas := func() string {
-		return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
+		return kubectl(t, "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
 	}
 	eventually(t, time.Minute, func() error { // until the pods of an earlier installation have ended
 		if names := replicas(); strings.Count(names, " ") != 1 {
@@ -137,12 +138,12 @@ func password(t *testing.T) {
 		cd /home/step && echo another-password > /tmp/password
 		step ca provisioner remove admin --ca-config config/ca.json
 		step ca provisioner add admin --create --password-file /tmp/password --x509-min-dur=5s --ca-config config/ca.json`)
-	kubectl(t, "-n", identity, "patch", "secret", "step-ca-secrets", "--patch", `{"stringData": {"provisioner-password": "another-password"}}`)
+	kubectl(t, "-n", plugin, "patch", "secret", "step-csi-provisioner", "--patch", `{"stringData": {"password": "another-password"}}`)
 	// The CA's own keys keep their password, which is in the CA's volume.
 	kubectl(t, "-n", identity, "delete", "pod", "-l", "app.kubernetes.io/name=step-ca")
 	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
 	// The changed annotation makes the kubelet update the mounted file at once.
-	kubectl(t, "-n", identity, "annotate", "pod", "-l", "app.kubernetes.io/name=step-csi-ra", "e2e=now", "--overwrite")
+	kubectl(t, "-n", plugin, "annotate", "pod", "-l", "app.kubernetes.io/name=step-csi-ra", "e2e=now", "--overwrite")
 	leaf := p.files(t)
 	p.waitRotation(t, leaf, 150*time.Second)
 	if after := replicas(); after != before {
@@ -211,7 +212,7 @@ func uninstall(t *testing.T) {
 	p := pod{namespace: "uninstall", name: "remains"}
 	p.start(t)
 	uid := p.uid(t)
-	if _, err := command("helm", "-n", identity, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
+	if _, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
 		t.Fatal(err)
 	}
 	p.files(t)
@@ -224,7 +225,7 @@ func uninstall(t *testing.T) {
 	kubectl(t, "-n", p.namespace, "wait", "--for=delete", "pod/"+p.name, "--timeout=150s")
 	eventually(t, 30*time.Second, func() error { return gone(uid) })
 
-	if _, err := command("helm", "-n", identity, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
+	if _, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
 		t.Fatal(err)
 	}
 	nothingLeft(t)
@@ -268,8 +269,8 @@ func nothingLeft(t *testing.T) {
 func stepCertificates(t *testing.T) {
 	const n = "step-ca"
 	namespace(t, n, "privileged")
-	root := kubectl(t, "-n", identity, "get", "secret", "step-ca-secrets", "-o", `jsonpath={.data.root_ca\.crt}`)
-	secret := kubectl(t, "-n", identity, "get", "secret", "step-ca-secrets", "-o", "jsonpath={.data.provisioner-password}")
+	root := base64.StdEncoding.EncodeToString([]byte(kubectl(t, "-n", plugin, "get", "configmap", "step-csi-ca-root", "-o", `jsonpath={.data.root_ca\.crt}`)))
+	secret := kubectl(t, "-n", plugin, "get", "secret", "step-csi-provisioner", "-o", "jsonpath={.data.password}")
 	address := kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-ca", "-o", "jsonpath={.items[0].status.podIP}")
 	must(t, applyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "List", "items": [
 		{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "step-certificates-certs", "namespace": %[1]q}, "binaryData": {"root_ca.crt": %[2]q}},

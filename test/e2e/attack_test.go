@@ -29,7 +29,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
 
-const authorityName = "step-csi-ra." + identity + ".svc.cluster.local"
+const authorityName = "step-csi-ra." + plugin + ".svc.cluster.local"
 
 // attacker calls the registration authority directly.
 type attacker struct {
@@ -40,13 +40,11 @@ type attacker struct {
 
 func newAttacker(t *testing.T) *attacker {
 	t.Helper()
-	root, err := base64.StdEncoding.DecodeString(kubectl(t, "-n", identity, "get", "secret", "step-ca-secrets", "-o", `jsonpath={.data.root_ca\.crt}`))
-	must(t, err)
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(root) {
-		t.Fatal("the Secret contains no root")
+	if root := kubectl(t, "-n", plugin, "get", "configmap", "step-csi-ca-root", "-o", `jsonpath={.data.root_ca\.crt}`); !roots.AppendCertsFromPEM([]byte(root)) {
+		t.Fatal("the ConfigMap contains no root")
 	}
-	replica := strings.Fields(kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "--field-selector=status.phase=Running", "-o", "name"))[0]
+	replica := strings.Fields(kubectl(t, "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "--field-selector=status.phase=Running", "-o", "name"))[0]
 	connection, err := grpc.NewClient(forward(t, replica, "8443"), grpc.WithTransportCredentials(
 		credentials.NewTLS(&tls.Config{RootCAs: roots, ServerName: authorityName})))
 	must(t, err)
@@ -57,7 +55,7 @@ func newAttacker(t *testing.T) *attacker {
 // forward makes a port of the pod reachable on this machine, and returns its address.
 func forward(t *testing.T, pod, port string) string {
 	t.Helper()
-	c := exec.Command("kubectl", "-n", identity, "port-forward", pod, ":"+port)
+	c := exec.Command("kubectl", "-n", plugin, "port-forward", pod, ":"+port)
 	c.Env = cluster.env
 	out, err := c.StdoutPipe()
 	must(t, err)
@@ -83,7 +81,7 @@ func pluginFile(t *testing.T, name string) string {
 
 func pluginUID(t *testing.T) string {
 	t.Helper()
-	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.uid}")
+	return kubectl(t, "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.uid}")
 }
 
 // victim is the pod that the attacker requests a certificate for.
@@ -193,11 +191,11 @@ func attackTokens(t *testing.T) {
 	a.refused("a pod on another node", codes.PermissionDenied, "another node", a.plugin, distant.bound(t), distant)
 
 	a.refused("a pod as the caller", codes.PermissionDenied, "only node plugins", token, token, mine)
-	plugin := a.victim(identity, pluginPod(t))
-	a.refused("the plugin's account without its pod", codes.Unauthenticated, "the caller's token", plugin.token(t, "--audience=step-csi"), token, mine)
+	victim := a.victim(plugin, pluginPod(t))
+	a.refused("the plugin's account without its pod", codes.Unauthenticated, "the caller's token", victim.token(t, "--audience=step-csi"), token, mine)
 	a.refused("the plugin's token for another audience", codes.Unauthenticated, "the caller's token",
-		plugin.token(t, "--bound-object-kind=Pod", "--bound-object-name="+plugin.name, "--bound-object-uid="+plugin.uid), token, mine)
-	a.refused("a certificate for the plugin itself", codes.PermissionDenied, "the node plugin itself", a.plugin, a.plugin, plugin)
+		victim.token(t, "--bound-object-kind=Pod", "--bound-object-name="+victim.name, "--bound-object-uid="+victim.uid), token, mine)
+	a.refused("a certificate for the plugin itself", codes.PermissionDenied, "the node plugin itself", a.plugin, a.plugin, victim)
 }
 
 // A pod's spec cannot change the pod's identity, and cannot request a CA's or the
@@ -217,14 +215,11 @@ func attackPods(t *testing.T) {
 	if leaf := forged.files(t); len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://cluster.local/ns/"+n+"/sa/default" || leaf.Subject.CommonName != uid {
 		t.Errorf("the certificate has the subject %s and the URIs %s", leaf.Subject, leaf.URIs)
 	}
-	for name, words := range map[string][]string{
-		"step-csi-ra": {"step-csi-ra." + identity, "reserved"},
-		"step-ca":     {"step-ca." + identity, "reserved"},
-	} {
-		p := pod{namespace: identity, name: "takes-" + name, attributes: map[string]string{"service-names": name}}
+	for name, namespace := range map[string]string{"step-csi-ra": plugin, "step-ca": identity} {
+		p := pod{namespace: namespace, name: "takes-" + name, attributes: map[string]string{"service-names": name}, security: nonRootSecurity}
 		must(t, applyText(p.manifest()))
 		t.Cleanup(func() { kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now") })
-		p.waitEvent(t, 30*time.Second, words...)
+		p.waitEvent(t, 30*time.Second, name+"."+namespace, "reserved")
 	}
 }
 
@@ -235,7 +230,7 @@ func compromisedNode(t *testing.T) {
 	const n = "compromised"
 	namespace(t, n, "baseline")
 	elsewhere(t, n)
-	password, err := base64.StdEncoding.DecodeString(kubectl(t, "-n", identity, "get", "secret", "step-ca-secrets", "-o", "jsonpath={.data.provisioner-password}"))
+	password, err := base64.StdEncoding.DecodeString(kubectl(t, "-n", plugin, "get", "secret", "step-csi-provisioner", "-o", "jsonpath={.data.password}"))
 	must(t, err)
 	if loot := loot(t); strings.Contains(loot, strings.TrimSpace(string(password))) {
 		t.Error("the node has the password of the CA's provisioner")
@@ -252,7 +247,7 @@ func compromisedNode(t *testing.T) {
 	}
 	// The node can set some labels of its Node, but not those that the documentation
 	// proposes to keep the registration authority on trusted nodes.
-	own := kubectl(t, "-n", identity, "get", "pod", pluginPod(t), "-o", "jsonpath={.spec.nodeName}")
+	own := kubectl(t, "-n", plugin, "get", "pod", pluginPod(t), "-o", "jsonpath={.spec.nodeName}")
 	for label, allowed := range map[string]bool{
 		"example.com/attracts":                       true,
 		"node-restriction.kubernetes.io/step-csi-ra": false,

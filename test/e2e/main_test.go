@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	identity   = "flexstack-identity" // the guide's namespace, for step-ca and the plugin
+	identity   = "flexstack-identity" // the guide's namespace, for step-ca
+	plugin     = "step-csi"           // the namespace of step-csi
 	pluginTag  = "ghcr.io/flexstack/step-csi:dev"
 	reloadTag  = "ghcr.io/flexstack/step-csi-reload:dev"
 	guideFile  = "deploy/examples/values/guide.yaml"
@@ -37,6 +38,7 @@ func TestE2E(t *testing.T) {
 	t.Run("together", func(t *testing.T) {
 		for _, s := range []scenario{ // the slowest first
 			{"try", try},
+			{"mistakes", mistakes},
 			{"mtls", exampleMTLS},
 			{"shapes", shapes},
 			{"validation", validation},
@@ -150,8 +152,8 @@ func runAll(m *testing.M) (status int, err error) {
 		return 1, err
 	}
 	defer os.RemoveAll(archives)
-	plugin, reload := filepath.Join(archives, "step-csi.tar"), filepath.Join(archives, "step-csi-reload.tar")
-	if err := buildImages(".", "BASE=local", "VERSION=", "IMAGE="+pluginTag, "IMAGE_ARCHIVE="+plugin, "RELOAD_IMAGE="+reloadTag, "RELOAD_IMAGE_ARCHIVE="+reload); err != nil {
+	program, reload := filepath.Join(archives, "step-csi.tar"), filepath.Join(archives, "step-csi-reload.tar")
+	if err := buildImages(".", "BASE=local", "VERSION=", "IMAGE="+pluginTag, "IMAGE_ARCHIVE="+program, "RELOAD_IMAGE="+reloadTag, "RELOAD_IMAGE_ARCHIVE="+reload); err != nil {
 		return 1, err
 	}
 	images, err := command("go", "run", "./test/e2e/images")
@@ -164,7 +166,7 @@ func runAll(m *testing.M) (status int, err error) {
 	}
 	defer func() { err = errors.Join(err, stopCluster()) }()
 	say("load images")
-	if _, err := tool("load", strings.TrimSpace(images), plugin, reload); err != nil {
+	if _, err := tool("load", strings.TrimSpace(images), program, reload); err != nil {
 		return 1, err
 	}
 	say("step-ca")
@@ -236,17 +238,19 @@ func toolArgs(args ...string) []string {
 	return append(flags, args...)
 }
 
-// installCA runs the commands of deploy/step-ca/README.md. Then it allows lifetimes of 5
-// seconds and more, and adds a provisioner for a second issuer, as installPlugin does.
+// installCA runs the commands of the README's quick start, with a CA that is kept when its
+// pod is deleted. Then it allows lifetimes of 5 seconds and more, and adds a provisioner for
+// a second issuer, as installPlugin does.
 func installCA() error {
-	_, err := shellBlock("deploy/step-ca/README.md", "# A step-ca", func(script string) string {
-		script, _, _ = strings.Cut(script, "helm install") // installPlugin installs this version's image later
-		return script
-	})
-	if err != nil {
-		return err
+	for _, mark := range []string{"**1. A step-ca", "**2. A namespace"} {
+		_, err := shellBlock("README.md", mark, func(script string) string {
+			return strings.ReplaceAll(script, "deploy/step-ca/trial", "deploy/step-ca")
+		})
+		if err != nil {
+			return err
+		}
 	}
-	_, err = command("kubectl", "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc",
+	_, err := command("kubectl", "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc",
 		`cd /home/step
 		step ca provisioner update admin --x509-min-dur=5s --ca-config=config/ca.json
 		echo other-password > /tmp/other
@@ -255,7 +259,7 @@ func installCA() error {
 	if err != nil {
 		return err
 	}
-	_, err = command("kubectl", "-n", identity, "patch", "secret", "step-ca-secrets", "--patch", `{"stringData": {"other-password": "other-password"}}`)
+	_, err = command("kubectl", "-n", plugin, "create", "secret", "generic", "other-provisioner", "--from-literal=password=other-password")
 	return err
 }
 
@@ -272,15 +276,16 @@ func shellBlock(document, mark string, change func(string) string) (string, erro
 func installPlugin(values ...string) error {
 	return install(".", append([]string{
 		"--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=3s,issuers.default.duration.min=5s",
-		"--set", "issuers.other.url=https://step-ca.flexstack-identity.svc.cluster.local:9000,issuers.other.caBundle.secret=step-ca-secrets,issuers.other.caBundle.key=root_ca.crt",
-		"--set", "issuers.other.provisioner.type=jwk,issuers.other.provisioner.name=other,issuers.other.provisioner.passwordSecret.name=step-ca-secrets,issuers.other.provisioner.passwordSecret.key=other-password",
+		"--set", "issuers.other.url=https://step-ca.flexstack-identity.svc.cluster.local:9000,issuers.other.caBundle.configMap=step-csi-ca-root,issuers.other.caBundle.key=root_ca.crt",
+		"--set", "issuers.other.provisioner.type=jwk,issuers.other.provisioner.name=other,issuers.other.provisioner.passwordSecret.name=other-provisioner,issuers.other.provisioner.passwordSecret.key=password",
 	}, values...)...)
 }
 
-// install installs or upgrades the plugin with the chart of the sources in the directory.
+// install installs or upgrades the plugin with the chart of the sources in the directory,
+// and the values of this version.
 func install(sources string, values ...string) error {
-	_, err := command("helm", append([]string{"upgrade", "--install", "step-csi", filepath.Join(sources, chart), "-n", identity,
-		"-f", filepath.Join(sources, guideFile), "--wait", "--timeout=90s"}, values...)...)
+	_, err := command("helm", append([]string{"upgrade", "--install", "step-csi", filepath.Join(sources, chart), "-n", plugin,
+		"-f", guideFile, "--wait", "--timeout=90s"}, values...)...)
 	return err
 }
 
@@ -333,8 +338,8 @@ func keepLogs(t *testing.T) {
 		return
 	}
 	for name, args := range map[string][]string{
-		"plugin.log":   {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-csi", "--tail=-1", "--prefix"},
-		"ra.log":       {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-csi-ra", "--tail=-1", "--prefix"},
+		"plugin.log":   {"kubectl", "-n", plugin, "logs", "-l", "app.kubernetes.io/name=step-csi", "--tail=-1", "--prefix"},
+		"ra.log":       {"kubectl", "-n", plugin, "logs", "-l", "app.kubernetes.io/name=step-csi-ra", "--tail=-1", "--prefix"},
 		"step-ca.log":  {"kubectl", "-n", identity, "logs", "-l", "app.kubernetes.io/name=step-ca", "--tail=-1"},
 		"pods.log":     {"sh", "-c", podLogs},
 		"pods.txt":     {"kubectl", "get", "pods", "-A", "-o", "wide"},

@@ -50,11 +50,11 @@ func metrics(t *testing.T) {
 // metricsOf returns the metrics of a pod of the plugin or the authority.
 func metricsOf(t *testing.T, name string) string {
 	t.Helper()
-	pods := strings.Fields(kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name="+name, "-o", "jsonpath={.items[*].metadata.name}"))
+	pods := strings.Fields(kubectl(t, "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name="+name, "-o", "jsonpath={.items[*].metadata.name}"))
 	if len(pods) == 0 {
 		t.Fatalf("%s has no pod", name)
 	}
-	return kubectl(t, "get", "--raw", "/api/v1/namespaces/"+identity+"/pods/"+pods[0]+":9808/proxy/metrics")
+	return kubectl(t, "get", "--raw", "/api/v1/namespaces/"+plugin+"/pods/"+pods[0]+":9808/proxy/metrics")
 }
 
 // monitoringKinds is the module with the CRDs of the Prometheus operator.

@@ -28,7 +28,7 @@ func recommendedProvisioner(t *testing.T) {
 	t.Cleanup(func() {
 		must(t, installPlugin())
 		atTheCA("step ca provisioner remove step-csi && kill -HUP 1")
-		kubectl(t, "-n", identity, "delete", "secret", "step-csi-provisioner", "--ignore-not-found")
+		kubectl(t, "-n", plugin, "delete", "secret", "ca-provisioner", "--ignore-not-found")
 	})
 	atTheCA(commands)
 	atTheCA("kill -HUP 1")
@@ -36,7 +36,7 @@ func recommendedProvisioner(t *testing.T) {
 	directory := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(directory, "step-csi.password"), []byte(atTheCA("cat step-csi.password")), 0o600))
 	_, err = shellBlock(document, "## Use it", func(script string) string {
-		return "cd " + directory + "\n" + strings.ReplaceAll(script, "-n step-ca ", "-n "+identity+" ")
+		return "cd " + directory + "\n" + script
 	})
 	must(t, err)
 	values, err := block(document, "## Use it", "yaml")
@@ -69,10 +69,10 @@ func withoutHolderRenewal(t *testing.T, p pod) {
 		}
 	}
 	eventually(t, 90*time.Second, func() error {
-		names, err := command("kubectl", "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
+		names, err := command("kubectl", "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
 		for _, name := range strings.Fields(names) { // those of an earlier installation may be ending
 			var text string
-			text, err = command("kubectl", "get", "--raw", "/api/v1/namespaces/"+identity+"/pods/"+name+":9808/proxy/metrics")
+			text, err = command("kubectl", "get", "--raw", "/api/v1/namespaces/"+plugin+"/pods/"+name+":9808/proxy/metrics")
 			if err == nil && !strings.Contains(text, `step_csi_issuer_renewal_allowed{issuer="default"} 0`) {
 				err = fmt.Errorf("the metrics of %s:\n%s", name, text)
 			}

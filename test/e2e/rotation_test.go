@@ -45,8 +45,8 @@ func rootRotation(t *testing.T) {
 		return nil
 	})
 	// New processes trust both roots by their configuration.
-	kubectl(t, "-n", identity, "rollout", "restart", "deployment/step-csi-ra", "daemonset/step-csi")
-	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-csi-ra", "--timeout=120s")
+	kubectl(t, "-n", plugin, "rollout", "restart", "deployment/step-csi-ra", "daemonset/step-csi")
+	kubectl(t, "-n", plugin, "rollout", "status", "deployment/step-csi-ra", "--timeout=120s")
 	waitPlugin(t)
 	leaf = p.waitRotation(t, leaf, 90*time.Second)
 	step(7)

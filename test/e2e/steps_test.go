@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -78,8 +79,13 @@ type pod struct {
 	script          string // the command; the pod sleeps if empty
 	security        string // JSON of the securityContext
 	account         string // the service account
+	driver          string // by default, driverName
 	mountReadOnly   bool
 }
+
+// nonRootSecurity is the securityContext of a pod that the Pod Security level restricted
+// allows.
+const nonRootSecurity = `{"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}`
 
 // short returns the attributes of a certificate that is renewed after about 12 s, and is
 // valid for longer than anything is down in the scenarios that use it.
@@ -106,7 +112,7 @@ func (p pod) manifest() string {
 			"securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}},
 			"volumeMounts": [{"name": "tls", "mountPath": "/etc/tls", "readOnly": %t}]}],
 		"volumes": [{"name": "tls", "csi": {"driver": %q, "readOnly": true, "volumeAttributes": %s}}]}}`,
-		p.name, p.namespace, p.account, p.security, script, p.mountReadOnly, driverName, attributes)
+		p.name, p.namespace, p.account, p.security, script, p.mountReadOnly, cmp.Or(p.driver, driverName), attributes)
 }
 
 // start creates the pod and waits until it runs.
@@ -182,7 +188,11 @@ func (p pod) restarts(t *testing.T) string {
 // words.
 func (p pod) waitEvent(t *testing.T, limit time.Duration, words ...string) {
 	t.Helper()
-	eventually(t, limit, func() error {
+	must(t, p.hasEvent(limit, words...))
+}
+
+func (p pod) hasEvent(limit time.Duration, words ...string) error {
+	return soon(limit, func() error {
 		out, err := command("kubectl", "-n", p.namespace, "describe", "pod", p.name)
 		if err != nil {
 			return err
@@ -259,5 +269,5 @@ func killPlugin(t *testing.T) {
 
 func waitPlugin(t *testing.T) {
 	t.Helper()
-	kubectl(t, "-n", identity, "rollout", "status", "daemonset/step-csi", "--timeout=90s")
+	kubectl(t, "-n", plugin, "rollout", "status", "daemonset/step-csi", "--timeout=90s")
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -68,15 +69,29 @@ func serverSide(t *testing.T, what, manifests string) {
 	}
 }
 
-// The pod of the README's quick start gets its files. The claim of deploy/step-ca has a
-// volume of the cluster's default StorageClass, with the CA in it.
+// The pod of the README's quick start prints what the README says. The claim of
+// deploy/step-ca has a volume of the cluster's default StorageClass, with the CA in it.
 func quickStart(t *testing.T) {
 	volume := kubectl(t, "-n", identity, "get", "persistentvolumeclaim", "step-ca", "-o", "jsonpath={.spec.volumeName}")
-	path := kubectl(t, "get", "persistentvolume", volume, "-o", "jsonpath={.spec.local.path}")
+	path := kubectl(t, "-n", identity, "get", "persistentvolume", volume, "-o", "jsonpath={.spec.local.path}")
 	node(t, "test -s "+path+"/certs/root_ca.crt")
-	out, err := shellBlock("README.md", "**3. A pod.**", func(script string) string { return script })
-	if err != nil || !strings.Contains(out, "tls.key -> ..data/tls.key") {
-		t.Errorf("%v\n%s", err, out)
+	out, err := shellBlock("README.md", "**4. A pod**", func(script string) string {
+		return strings.Replace(script, "step-csi:0.1.0", "step-csi:dev", 1)
+	})
+	must(t, err)
+	printsQuickStart(t, out)
+}
+
+// printsQuickStart checks that a pod printed what the README shows, apart from the serial
+// number and the times.
+func printsQuickStart(t *testing.T, out string) {
+	t.Helper()
+	want, err := block("README.md", "It prints:", "text")
+	must(t, err)
+	changing := regexp.MustCompile(`(?m)^(serial|not before|not after) .*`)
+	want = changing.ReplaceAllString(want, "$1")
+	if !strings.Contains(changing.ReplaceAllString(out, "$1"), want) {
+		t.Errorf("the pod printed\n%s\nand the README says\n%s", out, want)
 	}
 }
 
@@ -188,7 +203,7 @@ func refusals(t *testing.T) {
 }
 
 func helmTest(t *testing.T) {
-	if out, err := command("helm", "-n", identity, "test", "step-csi", "--logs"); err != nil {
+	if out, err := command("helm", "-n", plugin, "test", "step-csi", "--logs"); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
@@ -197,7 +212,7 @@ func helmTest(t *testing.T) {
 // make. The test does not show that they are enforced: that depends on the cluster's
 // network. What they admit is tested in test/chart.
 func networkPolicy(t *testing.T) {
-	if names := kubectl(t, "-n", identity, "get", "networkpolicies", "-o", "jsonpath={.items[*].metadata.name}"); names != "step-csi step-csi-ra" {
+	if names := kubectl(t, "-n", plugin, "get", "networkpolicies", "-o", "jsonpath={.items[*].metadata.name}"); names != "step-csi step-csi-ra" {
 		t.Errorf("the installed NetworkPolicies are %q", names)
 	}
 	const n = "network-policy"
@@ -236,7 +251,7 @@ func twoClusters(t *testing.T) {
 	})
 	_, config, _ := strings.Cut(variables, "KUBECONFIG=")
 	config, _, _ = strings.Cut(config, "\n")
-	if out, err := command("kubectl", "--kubeconfig", config, "get", "csidrivers,pods,namespaces", "-A", "-o", "name"); err != nil || strings.Contains(out, driverName) || strings.Contains(out, identity) {
+	if out, err := command("kubectl", "--kubeconfig", config, "get", "csidrivers,pods,namespaces", "-A", "-o", "name"); err != nil || strings.Contains(out, driverName) || strings.Contains(out, identity) || strings.Contains(out, plugin) {
 		t.Errorf("the second cluster has objects of the first: %v: %s", err, out)
 	}
 	// A cluster keeps its version of Kubernetes.

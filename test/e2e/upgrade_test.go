@@ -34,7 +34,7 @@ func upgrade(t *testing.T) {
 	leaf = p.waitRotation(t, leaf, 90*time.Second)
 	oldLeaf = old.waitRotation(t, oldLeaf, 90*time.Second)
 
-	if _, err := command("helm", "-n", identity, "rollback", "step-csi", "--wait", "--timeout=90s"); err != nil {
+	if _, err := command("helm", "-n", plugin, "rollback", "step-csi", "--wait", "--timeout=90s"); err != nil {
 		t.Fatal(err)
 	}
 	waitPlugin(t)
@@ -96,12 +96,12 @@ func previousImage(t *testing.T, commit, directory string) string {
 
 func expectImage(t *testing.T, want string) {
 	t.Helper()
-	if image := kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].spec.containers[0].image}"); image != want {
+	if image := kubectl(t, "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].spec.containers[0].image}"); image != want {
 		t.Errorf("the plugin's image is %s, want %s", image, want)
 	}
 }
 
 func pluginPod(t *testing.T) string {
 	t.Helper()
-	return kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "-o", "jsonpath={.items[*].metadata.name}")
+	return kubectl(t, "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name=step-csi", "-o", "jsonpath={.items[*].metadata.name}")
 }

@@ -206,7 +206,7 @@ func (a *atTheCA) signs(signer *stepca.Signer) {
 func newAtTheCAWithTemplate(t *testing.T) *atTheCA {
 	t.Helper()
 	a := newAtTheCA(t, startRealCA(t))
-	template, err := os.ReadFile("../../deploy/step-ca/step-csi.tpl")
+	template, err := os.ReadFile("../../deploy/step-ca/base/step-csi.tpl")
 	node.Must(t, err)
 	node.Must(t, os.WriteFile(filepath.Join(a.directory, "step-csi.tpl"), template, 0o600))
 	return a
