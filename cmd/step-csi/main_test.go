@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,10 +13,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/flexstack/step-csi/driver/attributes"
 	"go.step.sm/crypto/minica"
 
+	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
@@ -397,7 +397,7 @@ func TestIssuerOfTypeRA(t *testing.T) {
 		"server's roots":      {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the authority calls the CA"},
 		"pinned":              {"{type: ra, tokenFile: password}\n    roots: {pinned: true}", ""},
 		"pinned, another CA":  {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00}", ""},
-		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile (in the chart: caBundle): open"},
+		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile: open"},
 		"pinned to rubbish":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: x}", "roots.fingerprint: "},
 		"pins, not pinned":    {"{type: ra, tokenFile: password}\n    roots: {caBundleFile: password}", "without roots.pinned: true"},
 		"pins of a JWK":       {jwk + "\n    roots: {pinned: true, caBundleFile: password}", "are for the type ra only"},
@@ -544,5 +544,13 @@ func TestDocumentation(t *testing.T) {
 		if !strings.Contains(page("volume-attributes.md"), "\n| `"+key+"` |") {
 			t.Errorf("docs/volume-attributes.md does not describe the attribute %s", key)
 		}
+	}
+}
+
+// People write the kubelet's directory with and without a slash at the end.
+func TestKubeletDirWithASlash(t *testing.T) {
+	o, err := parseNodeOptions([]string{"--kubelet-dir=/var/lib/kubelet/"}, io.Discard, io.Discard)
+	if err != nil || o.kubeletDir != "/var/lib/kubelet" {
+		t.Errorf("the kubelet's directory is %q: %v", o.kubeletDir, err)
 	}
 }

@@ -7,7 +7,6 @@ package chartvalue
 // keys of an issuer have the same name in the chart.
 var values = map[string]string{
 	"caBundleFile":                "caBundle",
-	"roots.caBundleFile":          "caBundle",
 	"serverTLSBundleFile":         "serverTLSBundle",
 	"provisioner.passwordFile":    "passwordSecret",
 	"provisioner.keyFile":         "keySecret",

@@ -110,6 +110,8 @@ func (s *Signer) hint(err error) string {
 			chain.Describe(invalid.Cert), invalid.Cert.NotBefore.UTC().Format(time.RFC3339), invalid.Cert.NotAfter.UTC().Format(time.RFC3339), clocks)
 	case isDial(err):
 		return s.addressHint(err)
+	case isTimeout(err) && s.connection.Load() == nil && s.url.Port() == "":
+		return s.addressHint(err)
 	case isTimeout(err):
 		return " (is the CA overloaded, or does something on the way drop packets?)"
 	case errors.As(err, &unknown) && s.config.ServerRoots != nil:

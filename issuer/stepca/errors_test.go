@@ -32,6 +32,8 @@ func TestSentencesAboutTheNetwork(t *testing.T) {
 			"the CA https://ca:9000 cannot be reached: dial tcp: i/o timeout (no answer in time: does something on the way drop packets?)"},
 		{"https://caa:9000", dial(&net.DNSError{Err: "no such host", Name: "caa", IsNotFound: true}),
 			"the CA https://caa:9000 cannot be reached: dial tcp: lookup caa: no such host (check the host of the issuer's url, and the cluster's DNS)"},
+		{"https://ca", os.ErrDeadlineExceeded,
+			"the CA https://ca gives no answer in time: i/o timeout (the issuer's url has no port, which means 443; step-ca listens on 9000 unless configured otherwise)"},
 		{"https://ca:9000", os.ErrDeadlineExceeded,
 			"the CA https://ca:9000 gives no answer in time: i/o timeout (is the CA overloaded, or does something on the way drop packets?)"},
 		{"https://ca:9000", &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)},

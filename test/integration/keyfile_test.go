@@ -89,7 +89,7 @@ func TestKeyOfFile(t *testing.T) {
 
 		key := replaceProvisioner("second")
 		two.reports("which is not that of provisioner")
-		expect(t, two.TryPublish(two.pod("b-1", "other")), codes.Unavailable, "provisioner.keyFile: the key has the thumbprint")
+		expect(t, two.TryPublish(two.pod("b-1", "other")), codes.Unavailable, "provisioner.keyFile (in the chart: keySecret): the key has the thumbprint")
 		two.Publish(two.pod("a-0", "default"))
 		two.replace("key", encrypted(key))
 		two.metric(`step_csi_issuer_ready{issuer="other"} 1`)
@@ -244,7 +244,7 @@ func TestRecommendedKeyFile(t *testing.T) {
 	a.signs(a.fileSigner(func(c *stepca.Config) { c.Key, c.Password = a.file("encrypted.pem"), password }))
 
 	err = a.fileSigner(func(c *stepca.Config) { c.Password = password }).Connect(t.Context())
-	if err == nil || !strings.Contains(err.Error(), `the CA does not keep the private key of provisioner "step-csi"`) {
+	if err == nil || !strings.Contains(err.Error(), ` does not keep the private key of provisioner "step-csi"`) {
 		t.Errorf("without the file: %v", err)
 	}
 }
