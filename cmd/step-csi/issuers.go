@@ -184,16 +184,16 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 		return nil, errors.New("provisioner.requireDisableRenewal: write it into the configuration of the registration authority, which calls the CA")
 	}
 	if f.Roots.Federation {
-		return nil, errors.New("roots.federation: the authority decides; write it into its configuration")
+		return nil, errors.New("roots.federation: the registration authority decides; write it into its configuration")
 	}
 	if len(f.URLs) > 0 {
-		return nil, errors.New("urls: is for a CA; set url, because each address of the authority's name is one of its replicas")
+		return nil, errors.New("urls: is for a CA; set url, because each address of the registration authority's name is one of its replicas")
 	}
 	if f.serverTLSFile != (serverTLSFile{}) {
-		return nil, errors.New("serverTLS: the authority calls the CA; write it into its configuration")
+		return nil, errors.New("serverTLS: the registration authority calls the CA; write it into its configuration")
 	}
 	if f.Provisioner.TokenFile == "" {
-		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod, for the audience " + issuer.TokenAudience)
+		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the node plugin's own pod, for the audience " + issuer.TokenAudience)
 	}
 	if !f.Roots.Pinned && (f.Roots.Fingerprint != "" || f.Roots.CABundleFile != "") {
 		return nil, errors.New("roots.fingerprint and roots.caBundleFile: have no effect without roots.pinned: true")

@@ -394,7 +394,7 @@ func TestIssuerOfTypeRA(t *testing.T) {
 		"policy at the node":  {"{type: ra, tokenFile: password}\n    policy: {validations: [{expression: 'true'}]}", "issuers.default.policy"},
 		"authority at a node": {"{type: ra, tokenFile: password}", "authority: is for step-csi ra"},
 		"several URLs":        {"{type: ra, tokenFile: password}\n    urls: [https://ca]", "issuers.default.urls: is for a CA"},
-		"server's roots":      {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the authority calls the CA"},
+		"server's roots":      {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the registration authority calls the CA"},
 		"pinned":              {"{type: ra, tokenFile: password}\n    roots: {pinned: true}", ""},
 		"pinned, another CA":  {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00}", ""},
 		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile: open"},

@@ -95,7 +95,7 @@ func New(c Config) (*Signer, error) {
 		return nil, errors.New("provisioner.name: name an issuer of the registration authority, such as default")
 	}
 	if c.Token == nil {
-		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod")
+		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the node plugin's own pod")
 	}
 	c.Timeout = cmp.Or(c.Timeout, defaultTimeout)
 	s := &Signer{config: c, url: u}
@@ -140,7 +140,7 @@ const (
 func (s *Signer) call(ctx context.Context, name string, do func(context.Context, ...grpc.CallOption) error) error {
 	token, err := s.config.Token()
 	if err != nil {
-		return s.explain(ctx, name, fmt.Errorf("%w: read the token of the plugin's own pod: %w", issuer.CallerRejected, err))
+		return s.explain(ctx, name, fmt.Errorf("%w: read the token of the node plugin's own pod: %w", issuer.CallerRejected, err))
 	}
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()

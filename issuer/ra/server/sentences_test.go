@@ -158,7 +158,7 @@ func TestSentencesAboutTheAuthority(t *testing.T) {
 			func(*ra.Config) {}, ""},
 		{sentence{"rejected token", nil, "", issuer.NoPodToken, "registration authority https://HOST: no valid token of the pod: the token is rejected: it is unknown"},
 			func(*ra.Config) {}, "stranger"},
-		{sentence{"plugin not accepted", nil, "", issuer.CallerRejected, "registration authority https://HOST: the node plugin is not accepted: read the token of the plugin's own pod: no such file"},
+		{sentence{"plugin not accepted", nil, "", issuer.CallerRejected, "registration authority https://HOST: the node plugin is not accepted: read the token of the node plugin's own pod: no such file"},
 			func(c *ra.Config) { c.Token = func() ([]byte, error) { return nil, errors.New("no such file") } }, "web"},
 		{sentence{"API server down", nil, "", issuer.Unavailable, "registration authority https://HOST: the pod's token: cannot review a token at the API server: connection refused"},
 			func(*ra.Config) {}, "unreviewed"},
