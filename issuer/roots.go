@@ -175,10 +175,10 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 		logger.Info("New CA roots", "own", trust.Fingerprints(roots.Own), "federated", trust.Fingerprints(roots.Federated))
 		if len(roots.Ignored) > 0 {
 			logger.Info("Ignoring roots of the CA that the configuration does not name (roots.pinned); "+
-				"to trust them, add them to fingerprint or caBundleFile", "fingerprints", trust.Fingerprints(roots.Ignored))
+				"to trust them, add them to fingerprint or "+chartvalue.Beside("caBundleFile"), "fingerprints", trust.Fingerprints(roots.Ignored))
 		}
 		if unpinned := i.signer.Trust().Unpinned(roots.Own); len(unpinned) > 0 {
-			logger.Info("The configuration does not name all roots of the CA; add these to fingerprint or caBundleFile before the CA removes another root",
+			logger.Info("The configuration does not name all roots of the CA; add these to fingerprint or "+chartvalue.Beside("caBundleFile")+" before the CA removes another root",
 				"fingerprints", unpinned)
 		}
 	}

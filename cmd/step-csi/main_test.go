@@ -397,7 +397,7 @@ func TestIssuerOfTypeRA(t *testing.T) {
 		"server's roots":      {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the registration authority calls the CA"},
 		"pinned":              {"{type: ra, tokenFile: password}\n    roots: {pinned: true}", ""},
 		"pinned, another CA":  {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00}", ""},
-		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile: open"},
+		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile (in the chart: caBundle): open"},
 		"pinned to rubbish":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: x}", "roots.fingerprint: "},
 		"pins, not pinned":    {"{type: ra, tokenFile: password}\n    roots: {caBundleFile: password}", "without roots.pinned: true"},
 		"pins of a JWK":       {jwk + "\n    roots: {pinned: true, caBundleFile: password}", "are for the type ra only"},

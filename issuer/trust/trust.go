@@ -209,7 +209,7 @@ func (s *Store) Restore(state State) error {
 	case s.pins.Only:
 		return errors.New("only the configured roots are trusted (roots.pinned)")
 	case state.Anchor != s.anchor:
-		return errors.New("they belong to another url, fingerprint or caBundleFile")
+		return errors.New("they belong to another url, fingerprint or " + chartvalue.Beside("caBundleFile"))
 	case state.Since.After(time.Now().Add(clock.Tolerance)):
 		return fmt.Errorf("they are from the future, %s; check the clock of the node", state.Since.Format(time.RFC3339))
 	case len(state.Roots) == 0:

@@ -146,7 +146,7 @@ func TestX5CFilesRotate(t *testing.T) {
 		two.replace("tls.key", key)
 		two.metric(expires)
 		two.metric(`step_csi_issuer_ready{issuer="other"} 1`)
-		two.reports("warning: the certificate in provisioner.certificateFile expires at")
+		two.reports("warning: the certificate in provisioner.certificateFile (in the chart: certificateSecret) expires at")
 		node.Eventually(t, time.Minute, "the warning in the log", func() bool { return two.checkedLog.Has(logs.TokenExpiring) })
 		two.eventuallyPublish(two.pod("b-2", "other"))
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/ra"
 )
@@ -114,7 +115,7 @@ func (c *calls) admit(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	this.caller = caller
 	if !c.nodes.allow(caller.Node) {
 		backoff.Sleep(ctx, overLimit)
-		return nil, release, rejectedRate, fmt.Errorf("%w: %s; authority.limits.node sets the limit", errTooManyOfNode, caller.Node)
+		return nil, release, rejectedRate, fmt.Errorf("%w: %s; %s sets the limit", errTooManyOfNode, caller.Node, chartvalue.Beside("authority.limits.node"))
 	}
 	free, err := c.inFlight.acquire(ctx, caller.Node)
 	if err == nil {
