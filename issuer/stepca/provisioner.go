@@ -365,7 +365,7 @@ func (s *Signer) holderRenewal(own *provisioner.Claims) string {
 	is := func(claim *bool) bool { return claim != nil && *claim }
 	switch {
 	case own == nil || !is(own.DisableRenewal):
-		return fmt.Sprintf("provisioner %q of %s does not have the claim disableRenewal, so that anyone who has a certificate and its key can renew it without end; "+
+		return fmt.Sprintf("provisioner %q of %s does not have the claim disableRenewal, so that anyone who has a certificate and its key can renew it indefinitely; "+
 			"run at the CA: step ca provisioner update %[1]q --disable-renewal=true, and let step-ca load its configuration again", s.config.Provisioner, s.name())
 	case is(own.DisableSmallstepExtensions):
 		// Without its extension in the certificate, and without a database, step-ca does
