@@ -139,7 +139,7 @@ func TestX5CFilesRotate(t *testing.T) {
 		// Half of a rotation is reported, and the old pair signs on.
 		certificate, key, expires = newPair(30 * time.Minute)
 		two.replace("tls.crt", certificate)
-		two.reports(`provisioner.privateKeyFile: the key is not that of the certificate "CN=step-csi"`)
+		two.reports(`provisioner.privateKeyFile (in the chart: certificateSecret): the key is not that of the certificate "CN=step-csi"`)
 		two.Publish(two.pod("b-1", "other"))
 
 		// The new pair has less than a fifth of its lifetime left.
