@@ -218,20 +218,20 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 	})
 }
 
-// readBundle reads the roots in PEM; none if there is no path.
+// readBundle reads the roots in PEM; none if there is no path. The errors have the path.
 func readBundle(directory, path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
 	path = within(directory, path)
-	data, err := readText(path)
+	bundle, err := readText(path)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := trust.ParseBundle(data); err != nil {
+	if _, err := trust.ParseBundle(bundle); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return data, nil
+	return bundle, nil
 }
 
 func within(directory, path string) string {

@@ -133,7 +133,7 @@ func (s *Signer) unreached(code codes.Code, text string) string {
 	}
 	if strings.Contains(text, "has expired") || strings.Contains(text, "not yet valid") {
 		text += " (" + s.CompareClocks() + ")"
-	} else if code == codes.DeadlineExceeded {
+	} else if code == codes.DeadlineExceeded && !handshake {
 		text += " (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"
 	}
 	return problem + proxies.Explain(errors.New(text), s.url).Error()

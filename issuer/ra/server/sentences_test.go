@@ -36,7 +36,7 @@ type sentence struct {
 	config  func() stepca.Config
 	dns     string // the requested name; web.shop.svc if it is empty
 	outcome issuer.Outcome
-	want    string
+	want    string // "…" at the end stands for a hint about the network
 }
 
 // Every mistake at the CA, and every outage of it, reaches the pod's event as one sentence
@@ -145,11 +145,9 @@ func TestSentencesAboutTheAuthority(t *testing.T) {
 		change func(*ra.Config)
 		token  string
 	}{
-		{sentence{"down", nil, "", issuer.Unavailable, "registration authority https://HOST cannot be reached: dial tcp HOST: connect: connection refused" +
-			" (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"},
+		{sentence{"down", nil, "", issuer.Unavailable, "registration authority https://HOST cannot be reached: dial tcp HOST: connect: connection refused…"},
 			func(c *ra.Config) { c.URL = "https://" + down }, "web"},
-		{sentence{"another root", nil, "", issuer.Unavailable, "registration authority https://HOST is not trusted: the registration authority has no root with the fingerprint HEX" +
-			" (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"},
+		{sentence{"another root", nil, "", issuer.Unavailable, "registration authority https://HOST is not trusted: the registration authority has no root with the fingerprint HEX"},
 			func(c *ra.Config) { c.Fingerprint = other.Fingerprint() }, "web"},
 		{sentence{"unknown issuer", nil, "", issuer.Unavailable, `registration authority https://HOST: its configuration has no such issuer: "edge"`},
 			func(c *ra.Config) { c.Issuer = "edge" }, "web"},
@@ -197,8 +195,9 @@ func (s sentence) checkWith(t *testing.T, mode, want string, i *issuer.Issuer, t
 	if outcome := issuer.OutcomeOf(err); outcome != s.outcome {
 		t.Errorf("%s: the outcome is %s, want %s", mode, outcome.Label(), s.outcome.Label())
 	}
-	if got := placeholders(err.Error()); got != placeholders(want) {
-		t.Errorf("%s:\n got %s\nwant %s", mode, got, placeholders(want))
+	want, prefix := strings.CutSuffix(placeholders(want), "…")
+	if got := placeholders(err.Error()); got != want && !(prefix && strings.HasPrefix(got, want)) {
+		t.Errorf("%s:\n got %s\nwant %s", mode, got, want)
 	}
 }
 
