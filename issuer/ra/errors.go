@@ -87,7 +87,8 @@ func (s *Signer) explain(ctx context.Context, call string, err error) error {
 	if _, last, found := strings.Cut(a.text, "rpc error: code = "+reply.Code().String()+" desc = "); found {
 		a.text = last
 	}
-	answered := len(reply.Details()) > 0 || a.outcome != issuer.Unavailable
+	// gRPC itself uses these codes if there is no connection or no answer.
+	answered := len(reply.Details()) > 0 || reply.Code() != codes.Unavailable && reply.Code() != codes.DeadlineExceeded
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		a = answer{call + ": " + issuer.Canceled.Error(), issuer.Canceled}
