@@ -270,6 +270,8 @@ func TestDenialNamesTheSetting(t *testing.T) {
 			" (the cluster's administrator can allow it: policy.validations; policy.allowShortNames allows names without a dot)"},
 		"short names allowed": {short, dns("web.shop.svc"), "denied: DNS name web.shop.svc is not allowed: " + may +
 			", and names without a dot (the cluster's administrator can allow it: policy.validations)"},
+		"a list with other white space": {own, dns("web.shop.svc"), "denied: DNS name web.shop.svc is not allowed: " + may +
+			" (the cluster's administrator can allow it: policy.validations or issuers.edge.policy.validations; policy.allowShortNames allows names without a dot)"},
 		"an IP address of a named issuer": {own, ips("10.0.0.1"), "denied: IP address 10.0.0.1 is not allowed: use a DNS name" +
 			" (the cluster's administrator can allow it: policy.validations or issuers.edge.policy.validations)"},
 	} {
