@@ -105,7 +105,8 @@ bench: bin/step-csi-cluster ## Compare publishing a volume with a bare sign by t
 fuzz: ## Fuzz the parsers of users' and nodes' input, one minute each
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzParse -fuzztime 60s ./driver/attributes
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/policy
-	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/ra/server
+	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzSign -fuzztime 60s ./issuer/ra/server
+	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzReport -fuzztime 60s ./issuer/ra/server
 
 # SOAK is the duration; SEED repeats the random choices of an earlier run.
 .PHONY: soak

@@ -73,6 +73,9 @@ type Issuer struct {
 	*issuer.Issuer
 	// RootsRefresh is how often the driver fetches the roots of the CA.
 	RootsRefresh time.Duration
+	// Reporter is where the driver reports what is wrong with certificates; nil if the
+	// issuer has none.
+	Reporter Reporter
 }
 
 // Driver serves the CSI Identity and Node services.
@@ -188,6 +191,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	d.ending.Go(func() { d.reportUnconfirmed(d.background) })
 	d.trust.restore(ctx, d.issuers)
 	d.ending.Go(func() { d.trust.keep(d.background, d.issuers) })
+	d.ending.Go(func() { d.reportToPods(d.background) })
 	for name, i := range d.issuers {
 		d.ending.Go(func() { i.Scheduler.Run(d.background) })
 		d.ending.Go(func() { d.readiness.Watch(d.background, name, i.Issuer.Issuer, i.rootsRefresh) })

@@ -55,6 +55,8 @@ type authorityFile struct {
 		Node limitFile `json:"node"`
 		Pod  limitFile `json:"pod"`
 	} `json:"limits"`
+	// Events is false if running pods get no events.
+	Events     *bool          `json:"events"`
 	Kubernetes kubernetesFile `json:"kubernetes"`
 }
 

@@ -143,7 +143,8 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		MetricsPerVolume: c.metricsPerVolume,
 	}
 	for name, i := range c.issuers {
-		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, RootsRefresh: i.rootsRefresh}
+		reporter, _ := i.signer.(driver.Reporter)
+		d.Issuers[name] = driver.Issuer{Issuer: i.issuer, RootsRefresh: i.rootsRefresh, Reporter: reporter}
 	}
 	return d
 }

@@ -37,10 +37,11 @@ applies to all nodes. It also has these keys:
     limits:                          # requests per second and bursts, per replica
       node: {rate: 50, burst: 500}
       pod: {rate: 1, burst: 20}
+    events: true                     # tell running pods by events why they are not renewed
     # kubernetes: {url: https://…, caFile: …, tokenFile: …}   only outside of a cluster
 
-Its service account needs the right to create tokenreviews.authentication.k8s.io,
-and no other.
+Its service account needs the right to create tokenreviews.authentication.k8s.io, and
+with events the right to create events of the core API group. It needs no other.
 
 Connections go through the proxy of HTTPS_PROXY, except to hosts in NO_PROXY.
 `
@@ -86,6 +87,11 @@ func (c *config) newServer(metrics prometheus.Registerer) (*server.Server, error
 	checked, err := c.serverConfig(reviewer, metrics)
 	if err != nil {
 		return nil, err
+	}
+	if c.authority.Events == nil || *c.authority.Events {
+		if checked.Events, err = server.NewEvents(api); err != nil {
+			return nil, err
+		}
 	}
 	checked.TokenIssuer = server.IssuerOf(ownToken(api))
 	s, err := server.New(checked)

@@ -91,7 +91,7 @@ type Volume struct {
 	found  time.Time
 	device uint64 // of the tmpfs
 
-	token atomic.Pointer[issuer.Token]   // the newest; only in memory
+	token atomic.Pointer[issuer.Token]   // the newest, or nil; only in memory
 	entry atomic.Pointer[schedule.Entry] // once Keep was called; nil if unfit
 	gone  atomic.Bool                    // a renewal found that the volume is not mounted
 	// renewFirst means that the mounted files are damaged, or do not match the spec.
@@ -113,7 +113,6 @@ type Volume struct {
 // invalid, the volume is unfit.
 func newVolume(n *Node, s Spec) *Volume {
 	v := &Volume{Spec: s, node: n}
-	v.token.Store(&issuer.Token{})
 	if v.attributes, v.unfit = attributes.Parse(s.Attributes, s.Pod, s.MountGroup, n.Attributes); v.unfit == nil {
 		v.issuer = n.Issuers[v.attributes.Issuer]
 	}
@@ -158,6 +157,9 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	}
 	v.logIssued(ctx, "Certificate issued")
 	v.logNoSVID(ctx)
+	if warning := v.attributes.ModeWarning(); warning != "" {
+		klog.FromContext(ctx).Info("Warning: the application may not be able to read the files", append(v.LogValues(), "reason", warning)...)
+	}
 	return v, nil
 }
 
@@ -224,7 +226,7 @@ func (v *Volume) rewrite(c *issuer.Credential) error {
 // differ only in their priority, and in the key, which a renewal may reuse.
 func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (*issuer.Credential, error) {
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("issuer", v.issuer.Name))
-	prepared, err := v.issuer.Prepare(ctx, issuer.Applicant{Pod: v.Pod, Token: *v.token.Load()}, v.attributes.Request, key)
+	prepared, err := v.issuer.Prepare(ctx, v.Applicant(), v.attributes.Request, key)
 	var credential *issuer.Credential
 	switch {
 	case err != nil:
@@ -361,9 +363,27 @@ func (v *Volume) renewDue(ctx context.Context) (renewal.Validity, error) {
 	return v.validity(), err
 }
 
+// Applicant returns the volume's pod with its newest token, which may have expired.
+func (v *Volume) Applicant() issuer.Applicant {
+	a := issuer.Applicant{Pod: v.Pod}
+	if token := v.token.Load(); token != nil {
+		a.Token = *token
+	}
+	return a
+}
+
+// ModeWarning returns a warning if only root can be expected to read the files, or an
+// empty string.
+func (v *Volume) ModeWarning() string {
+	if v.issuer == nil {
+		return "" // the attributes are not known
+	}
+	return v.attributes.ModeWarning()
+}
+
 // TakeToken takes the pod's token if it is newer than the known one.
 func (v *Volume) TakeToken(token issuer.Token) {
-	if !token.NewerThan(*v.token.Load()) {
+	if !token.NewerThan(v.Applicant().Token) {
 		return
 	}
 	v.token.Store(&token)

@@ -34,7 +34,8 @@ const (
 // replica if one is unavailable. It stops retrying while most calls fail, because
 // then the fault is not in one replica. A call for roots waits longer: a replica that has
 // lost its way to the CA is unavailable for this call alone, and the connection to
-// another one may not be established yet. See
+// another one may not be established yet. A report is not retried: its failures must not
+// use up the retries of other calls. See
 // https://github.com/grpc/grpc-proto/blob/master/grpc/service_config/service_config.proto
 const serviceConfig = `{
   "loadBalancingConfig": [{"round_robin": {}}],
@@ -50,6 +51,8 @@ const serviceConfig = `{
       "maxAttempts": 4, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 4,
       "retryableStatusCodes": ["UNAVAILABLE"]
     }
+  }, {
+    "name": [{"service": "stepcsi.ra.v1.RegistrationAuthority", "method": "Report"}]
   }],
   "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5}
 }`

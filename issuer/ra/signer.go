@@ -132,6 +132,7 @@ const (
 	callSign   = "sign"
 	callRoots  = "get the roots"
 	callRevoke = "revoke"
+	callReport = "report to the owner of a pod"
 )
 
 // call makes a call with the token of the plugin's own pod, bounded in time. The

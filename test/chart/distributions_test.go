@@ -65,7 +65,7 @@ func TestDistributions(t *testing.T) {
 // The namespace of the release needs a label where Pod Security is enforced, as in Talos.
 // The DaemonSet's pod is what the level baseline forbids.
 func TestNamespaceLabelIsDocumented(t *testing.T) {
-	const command = "kubectl label namespace step-ca pod-security.kubernetes.io/enforce=privileged"
+	const command = "kubectl label namespace step-csi pod-security.kubernetes.io/enforce=privileged"
 	if !strings.Contains(section(t, "All"), command) || !strings.Contains(section(t, "Talos"), "[label](#all)") {
 		t.Errorf("docs/distributions.md lacks %s", command)
 	}

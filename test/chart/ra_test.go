@@ -38,11 +38,15 @@ func TestAuthorityIsRestricted(t *testing.T) {
 	}
 }
 
-// The authority may only create TokenReviews.
+// The authority may only create TokenReviews, and events unless they are turned off: it can
+// neither read nor change anything.
 func TestRightsOfTheAuthority(t *testing.T) {
 	for _, file := range []string{os.DevNull, allValues} {
 		objects := render(t, "--values", file, "--set", "mode=ra,openshift.scc.enabled=false")
 		want := []any{object{"apiGroups": []any{"authentication.k8s.io"}, "resources": []any{"tokenreviews"}, "verbs": []any{"create"}}}
+		if file != allValues { // which turns events off
+			want = append(want, object{"apiGroups": []any{""}, "resources": []any{"events"}, "verbs": []any{"create"}})
+		}
 		if got := objects["ra/ClusterRole"]["rules"]; !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %v", file, got)
 		}

@@ -104,6 +104,7 @@ func caOutage(t *testing.T) {
 		}
 		return nil
 	})
+	whyNotRenewed(t, expires)
 	leaf := p.files(t)
 	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=1")
 	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
@@ -116,38 +117,6 @@ func caOutage(t *testing.T) {
 	})
 	if restarts := expires.restarts(t); restarts != "0" {
 		t.Errorf("the pod was restarted %s times", restarts)
-	}
-	sawAll(t, p)
-}
-
-// The provisioner gets a new key with a new password. The authority reads the password
-// from the Secret, without a restart.
-func password(t *testing.T) {
-	p := witness(t, "password")
-	replicas := func() string {
-		return kubectl(t, "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
-	}
-	eventually(t, time.Minute, func() error { // until the pods of an earlier installation have ended
-		if names := replicas(); strings.Count(names, " ") != 1 {
-			return fmt.Errorf("the authority does not have two pods: %s", names)
-		}
-		return nil
-	})
-	before := replicas()
-	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-euc", `
-		cd /home/step && echo another-password > /tmp/password
-		step ca provisioner remove admin --ca-config config/ca.json
-		step ca provisioner add admin --create --password-file /tmp/password --x509-min-dur=5s --ca-config config/ca.json`)
-	kubectl(t, "-n", plugin, "patch", "secret", "step-csi-provisioner", "--patch", `{"stringData": {"password": "another-password"}}`)
-	// The CA's own keys keep their password, which is in the CA's volume.
-	kubectl(t, "-n", identity, "delete", "pod", "-l", "app.kubernetes.io/name=step-ca")
-	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
-	// The changed annotation makes the kubelet update the mounted file at once.
-	kubectl(t, "-n", plugin, "annotate", "pod", "-l", "app.kubernetes.io/name=step-csi-ra", "e2e=now", "--overwrite")
-	leaf := p.files(t)
-	p.waitRotation(t, leaf, 150*time.Second)
-	if after := replicas(); after != before {
-		t.Errorf("the authority restarted: its pods were %s and are now %s", before, after)
 	}
 	sawAll(t, p)
 }
@@ -204,30 +173,57 @@ func directoryRemoved(t *testing.T) {
 	sawAll(t, p)
 }
 
-// The uninstalled plugin leaves nothing but its directory. A pod that still has a volume
-// keeps its files. Its deletion waits for the plugin.
+// By the page about it, the uninstalled plugin leaves nothing but its directory. While a pod
+// has a volume, Helm refuses to uninstall. If it is forced to, the pod keeps its files, and
+// its deletion waits for the plugin, or for somebody who unmounts the volume.
 func uninstall(t *testing.T) {
 	noVolumes(t, 3*time.Minute) // until deleted pods have ended
 	namespace(t, "uninstall", "baseline")
 	p := pod{namespace: "uninstall", name: "remains"}
 	p.start(t)
 	uid := p.uid(t)
-	if _, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
-		t.Fatal(err)
+	document := openPage(t, "uninstall.md")
+	if out := document.sh(t, "get pods"); !strings.Contains(out, "uninstall remains "+driverName+"\n") {
+		t.Errorf("the pods with volumes are\n%s", out)
 	}
+	// The next scenario uses the namespace.
+	byHelm := document.script(t, "helm uninstall", "kubectl delete namespace step-csi", "")
+	if out, err := command("sh", "-euc", "exec 2>&1\n"+byHelm); err == nil || !strings.Contains(out, "uninstall/remains on the node ") {
+		t.Errorf("helm uninstall: %v, want the refusal that names the pod:\n%s", err, out)
+	}
+	forced := func() {
+		t.Helper()
+		_, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--no-hooks", "--wait", "--timeout=90s")
+		must(t, err)
+	}
+	deleted := func(p pod) {
+		t.Helper()
+		kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--wait=false")
+		time.Sleep(3 * time.Second)
+		if since := kubectl(t, "-n", p.namespace, "get", "pod", p.name, "-o", "jsonpath={.metadata.deletionTimestamp}"); since == "" {
+			t.Error("the pod is not being deleted")
+		}
+	}
+	forced()
 	p.files(t)
-	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--wait=false")
-	time.Sleep(3 * time.Second)
-	if since := kubectl(t, "-n", p.namespace, "get", "pod", p.name, "-o", "jsonpath={.metadata.deletionTimestamp}"); since == "" {
-		t.Error("the pod is not being deleted")
-	}
+	deleted(p)
 	must(t, installPlugin())
 	kubectl(t, "-n", p.namespace, "wait", "--for=delete", "pod/"+p.name, "--timeout=150s")
 	eventually(t, 30*time.Second, func() error { return gone(uid) })
 
-	if _, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
-		t.Fatal(err)
-	}
+	hand := pod{namespace: "uninstall", name: "by-hand"}
+	hand.start(t)
+	uid = hand.uid(t)
+	forced()
+	deleted(hand)
+	node(t, document.take(t, "sh", "/proc/self/mountinfo", nil))
+	killKubelet(t)
+	kubectl(t, "-n", hand.namespace, "wait", "--for=delete", "pod/"+hand.name, "--timeout=240s")
+	eventually(t, 3*time.Minute, func() error { return gone(uid) })
+
+	must(t, installPlugin())
+	shell(t, byHelm)
+	node(t, document.take(t, "sh", "rm -r", nil))
 	nothingLeft(t)
 }
 
@@ -240,7 +236,7 @@ func nothingLeft(t *testing.T) {
 		}
 		return err
 	})
-	node(t, "rm -r /var/lib/kubelet/plugins/"+driverName) // as the documentation says
+	node(t, "rm -rf /var/lib/kubelet/plugins/"+driverName) // as the documentation says
 	eventually(t, 60*time.Second, func() error {
 		output, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,deployments,replicasets,services,poddisruptionbudgets,pods,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings,resourcequotas", "-A", "-o", "json")
 		if err != nil {

@@ -317,8 +317,10 @@ func loot(t *testing.T) string {
 func nodeMode(t *testing.T) {
 	p := witness(t, "node-mode")
 	leaf := p.files(t)
-	must(t, installPlugin("--set", "mode=node"))
+	document := openPage(t, "mode.md")
 	t.Cleanup(func() { must(t, installPlugin()) })
+	document.change(t, "mode: node")
+	document.sh(t, "helm upgrade")
 	leaf = p.waitRotation(t, leaf, 90*time.Second)
 	fresh := pod{namespace: p.namespace, name: "fresh"}
 	fresh.start(t)
@@ -335,7 +337,8 @@ func nodeMode(t *testing.T) {
 	if !strings.Contains(out, "db.prod.svc") {
 		t.Errorf("step-ca did not sign with the stolen password: %s", out)
 	}
-	must(t, installPlugin())
+	document.change(t, "mode: ra")
+	document.sh(t, "helm upgrade")
 	p.waitRotation(t, leaf, 90*time.Second)
 	sawAll(t, p)
 }

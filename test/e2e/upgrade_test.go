@@ -17,8 +17,8 @@ const (
 	previousCommit = "5c0c1a5"
 )
 
-// From this version to the version before, by its own chart, and back, by an upgrade and
-// by a rollback. No pod misses a file, and each version renews the volumes of the other.
+// From this version to the version before, by its own chart, and back, by an upgrade and by
+// a rollback, as the page about them says. No pod misses a file, and each version renews the volumes of the other.
 func upgrade(t *testing.T) {
 	p := witness(t, "upgrade")
 	leaf := p.files(t)
@@ -29,15 +29,25 @@ func upgrade(t *testing.T) {
 	old := witnessIn(t, p.namespace, "old")
 	oldLeaf := old.files(t)
 
-	must(t, installPlugin())
+	document := openPage(t, "upgrade.md")
+	document.sh(t, "helm get values")
+	if values := document.read(t, "values.yaml"); !strings.Contains(values, "tag: previous") {
+		t.Errorf("the values of the release are\n%s", values)
+	}
+	document.changeTo(t, "image: {tag: dev}\nrenewal: {minInterval: 3s}\n")
+	document.sh(t, "kubectl diff")
 	expectImage(t, pluginTag)
+	if out := document.sh(t, "Found mounted volumes"); !strings.Contains(out, "count=") {
+		t.Errorf("the log has\n%s", out)
+	}
 	leaf = p.waitRotation(t, leaf, 90*time.Second)
 	oldLeaf = old.waitRotation(t, oldLeaf, 90*time.Second)
 
-	if _, err := command("helm", "-n", plugin, "rollback", "step-csi", "--wait", "--timeout=90s"); err != nil {
-		t.Fatal(err)
-	}
+	document.sh(t, "helm rollback")
 	waitPlugin(t)
+	if out := document.sh(t, "lastState"); !strings.Contains(out, "step-csi-ra-") {
+		t.Errorf("the pods are\n%s", out)
+	}
 	expectImage(t, previousTag)
 	leaf = p.waitRotation(t, leaf, 90*time.Second)
 	oldLeaf = old.waitRotation(t, oldLeaf, 90*time.Second)

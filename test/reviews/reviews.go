@@ -1,4 +1,5 @@
-// Package reviews is an API server that answers only TokenReviews, from a table.
+// Package reviews is an API server that answers TokenReviews, from a table, and stores
+// events. It answers nothing else.
 // test/e2e tests how the real API server makes and verifies tokens.
 package reviews
 
@@ -9,22 +10,26 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.step.sm/crypto/minica"
 	authentication "k8s.io/api/authentication/v1"
+	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 
 	"github.com/flexstack/step-csi/issuer"
 )
 
-// Server answers TokenReviews.
+// Server answers TokenReviews, and stores events.
 type Server struct {
 	server *httptest.Server
 	root   *x509.Certificate
@@ -32,6 +37,7 @@ type Server struct {
 
 	mu     sync.Mutex
 	tokens map[string]authentication.TokenReviewStatus
+	events map[string]core.Event // by namespace and name
 	asked  atomic.Int64
 	hang   atomic.Bool
 	delay  atomic.Int64 // nanoseconds
@@ -56,7 +62,7 @@ func Start() (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		root: ca.Root, tokens: map[string]authentication.TokenReviewStatus{},
+		root: ca.Root, tokens: map[string]authentication.TokenReviewStatus{}, events: map[string]core.Event{},
 		decode: serializer.NewCodecFactory(scheme).UniversalDeserializer(),
 	}
 	s.server = httptest.NewUnstartedServer(s)
@@ -144,8 +150,42 @@ func (s *Server) Set(token string, status authentication.TokenReviewStatus) {
 	s.tokens[token] = status
 }
 
+// Events returns the events so far.
+func (s *Server) Events() []core.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.events))
+}
+
+// createEvent stores an event. Each name is given once.
+func (s *Server) createEvent(w http.ResponseWriter, r *http.Request) {
+	event := core.Event{}
+	err := json.NewDecoder(r.Body).Decode(&event)
+	path := "/api/v1/namespaces/" + event.Namespace + "/events"
+	if err != nil || event.Namespace == "" || event.InvolvedObject.Namespace != event.Namespace || r.URL.Path != path || r.Method != http.MethodPost {
+		http.Error(w, "invalid event", http.StatusBadRequest)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := event.Namespace + "/" + event.Name
+	w.Header().Set("Content-Type", "application/json")
+	if _, exists := s.events[key]; exists {
+		w.WriteHeader(http.StatusConflict)
+		_, _ = io.WriteString(w, `{"apiVersion":"v1","kind":"Status","status":"Failure","reason":"AlreadyExists","code":409}`)
+		return
+	}
+	s.events[key] = event
+	w.WriteHeader(http.StatusCreated)
+	_ = json.NewEncoder(w).Encode(event)
+}
+
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.URL.Path, "/api/v1/") {
+		s.createEvent(w, r)
+		return
+	}
 	s.asked.Add(1)
 	body, err := io.ReadAll(r.Body) // before hanging: until the body is read, net/http does not notice a closed connection
 	if s.hang.Load() {

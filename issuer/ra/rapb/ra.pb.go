@@ -16,7 +16,8 @@
 //                        node, or the policy or the CA denies the request.
 //   INVALID_ARGUMENT     The request cannot be parsed.
 //   NOT_FOUND            The issuer is not configured.
-//   FAILED_PRECONDITION  The CA cannot revoke, because it has no database.
+//   FAILED_PRECONDITION  The CA cannot revoke, because it has no database. The
+//                        registration authority makes no events.
 //   RESOURCE_EXHAUSTED   A rate limit of the node, of the pod or of the address is
 //                        exceeded, or the request is too large.
 //   UNAVAILABLE          The CA or the API server does not answer, or the CA has not
@@ -551,6 +552,115 @@ func (*RevokeResponse) Descriptor() ([]byte, []int) {
 	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{6}
 }
 
+type ReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pod's service-account token, as in SignRequest. It alone identifies the pod.
+	PodToken string `protobuf:"bytes,1,opt,name=pod_token,json=podToken,proto3" json:"pod_token,omitempty"`
+	// The reason of the event: an issuer.Reason.
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The name of the volume in the pod's spec.
+	Volume string `protobuf:"bytes,3,opt,name=volume,proto3" json:"volume,omitempty"`
+	// What has happened, and what to change. The event contains at most 1 KiB of it, and
+	// only printable characters.
+	Text          string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportRequest) Reset() {
+	*x = ReportRequest{}
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportRequest) ProtoMessage() {}
+
+func (x *ReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
+func (*ReportRequest) Descriptor() ([]byte, []int) {
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ReportRequest) GetPodToken() string {
+	if x != nil {
+		return x.PodToken
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type ReportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportResponse) Reset() {
+	*x = ReportResponse{}
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportResponse) ProtoMessage() {}
+
+func (x *ReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
+func (*ReportResponse) Descriptor() ([]byte, []int) {
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{8}
+}
+
 var File_issuer_ra_rapb_ra_proto protoreflect.FileDescriptor
 
 const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
@@ -589,11 +699,18 @@ const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
 	"\apod_uid\x18\x03 \x01(\tR\x06podUid\x12\x12\n" +
 	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x1c\n" +
 	"\tsignature\x18\x05 \x01(\fR\tsignature\"\x10\n" +
-	"\x0eRevokeResponse2\xe3\x01\n" +
+	"\x0eRevokeResponse\"p\n" +
+	"\rReportRequest\x12\x1b\n" +
+	"\tpod_token\x18\x01 \x01(\tR\bpodToken\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06volume\x18\x03 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"\x10\n" +
+	"\x0eReportResponse2\xaa\x02\n" +
 	"\x15RegistrationAuthority\x12?\n" +
 	"\x04Sign\x12\x1a.stepcsi.ra.v1.SignRequest\x1a\x1b.stepcsi.ra.v1.SignResponse\x12B\n" +
 	"\x05Roots\x12\x1b.stepcsi.ra.v1.RootsRequest\x1a\x1c.stepcsi.ra.v1.RootsResponse\x12E\n" +
-	"\x06Revoke\x12\x1c.stepcsi.ra.v1.RevokeRequest\x1a\x1d.stepcsi.ra.v1.RevokeResponseB.Z,github.com/flexstack/step-csi/issuer/ra/rapbb\x06proto3"
+	"\x06Revoke\x12\x1c.stepcsi.ra.v1.RevokeRequest\x1a\x1d.stepcsi.ra.v1.RevokeResponse\x12E\n" +
+	"\x06Report\x12\x1c.stepcsi.ra.v1.ReportRequest\x1a\x1d.stepcsi.ra.v1.ReportResponseB.Z,github.com/flexstack/step-csi/issuer/ra/rapbb\x06proto3"
 
 var (
 	file_issuer_ra_rapb_ra_proto_rawDescOnce sync.Once
@@ -607,7 +724,7 @@ func file_issuer_ra_rapb_ra_proto_rawDescGZIP() []byte {
 	return file_issuer_ra_rapb_ra_proto_rawDescData
 }
 
-var file_issuer_ra_rapb_ra_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_issuer_ra_rapb_ra_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_issuer_ra_rapb_ra_proto_goTypes = []any{
 	(*SignRequest)(nil),    // 0: stepcsi.ra.v1.SignRequest
 	(*Pod)(nil),            // 1: stepcsi.ra.v1.Pod
@@ -616,17 +733,21 @@ var file_issuer_ra_rapb_ra_proto_goTypes = []any{
 	(*RootsResponse)(nil),  // 4: stepcsi.ra.v1.RootsResponse
 	(*RevokeRequest)(nil),  // 5: stepcsi.ra.v1.RevokeRequest
 	(*RevokeResponse)(nil), // 6: stepcsi.ra.v1.RevokeResponse
+	(*ReportRequest)(nil),  // 7: stepcsi.ra.v1.ReportRequest
+	(*ReportResponse)(nil), // 8: stepcsi.ra.v1.ReportResponse
 }
 var file_issuer_ra_rapb_ra_proto_depIdxs = []int32{
 	1, // 0: stepcsi.ra.v1.SignRequest.pod:type_name -> stepcsi.ra.v1.Pod
 	0, // 1: stepcsi.ra.v1.RegistrationAuthority.Sign:input_type -> stepcsi.ra.v1.SignRequest
 	3, // 2: stepcsi.ra.v1.RegistrationAuthority.Roots:input_type -> stepcsi.ra.v1.RootsRequest
 	5, // 3: stepcsi.ra.v1.RegistrationAuthority.Revoke:input_type -> stepcsi.ra.v1.RevokeRequest
-	2, // 4: stepcsi.ra.v1.RegistrationAuthority.Sign:output_type -> stepcsi.ra.v1.SignResponse
-	4, // 5: stepcsi.ra.v1.RegistrationAuthority.Roots:output_type -> stepcsi.ra.v1.RootsResponse
-	6, // 6: stepcsi.ra.v1.RegistrationAuthority.Revoke:output_type -> stepcsi.ra.v1.RevokeResponse
-	4, // [4:7] is the sub-list for method output_type
-	1, // [1:4] is the sub-list for method input_type
+	7, // 4: stepcsi.ra.v1.RegistrationAuthority.Report:input_type -> stepcsi.ra.v1.ReportRequest
+	2, // 5: stepcsi.ra.v1.RegistrationAuthority.Sign:output_type -> stepcsi.ra.v1.SignResponse
+	4, // 6: stepcsi.ra.v1.RegistrationAuthority.Roots:output_type -> stepcsi.ra.v1.RootsResponse
+	6, // 7: stepcsi.ra.v1.RegistrationAuthority.Revoke:output_type -> stepcsi.ra.v1.RevokeResponse
+	8, // 8: stepcsi.ra.v1.RegistrationAuthority.Report:output_type -> stepcsi.ra.v1.ReportResponse
+	5, // [5:9] is the sub-list for method output_type
+	1, // [1:5] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
@@ -643,7 +764,7 @@ func file_issuer_ra_rapb_ra_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_issuer_ra_rapb_ra_proto_rawDesc), len(file_issuer_ra_rapb_ra_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

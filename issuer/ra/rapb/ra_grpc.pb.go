@@ -16,7 +16,8 @@
 //                        node, or the policy or the CA denies the request.
 //   INVALID_ARGUMENT     The request cannot be parsed.
 //   NOT_FOUND            The issuer is not configured.
-//   FAILED_PRECONDITION  The CA cannot revoke, because it has no database.
+//   FAILED_PRECONDITION  The CA cannot revoke, because it has no database. The
+//                        registration authority makes no events.
 //   RESOURCE_EXHAUSTED   A rate limit of the node, of the pod or of the address is
 //                        exceeded, or the request is too large.
 //   UNAVAILABLE          The CA or the API server does not answer, or the CA has not
@@ -46,6 +47,7 @@ const (
 	RegistrationAuthority_Sign_FullMethodName   = "/stepcsi.ra.v1.RegistrationAuthority/Sign"
 	RegistrationAuthority_Roots_FullMethodName  = "/stepcsi.ra.v1.RegistrationAuthority/Roots"
 	RegistrationAuthority_Revoke_FullMethodName = "/stepcsi.ra.v1.RegistrationAuthority/Revoke"
+	RegistrationAuthority_Report_FullMethodName = "/stepcsi.ra.v1.RegistrationAuthority/Report"
 )
 
 // RegistrationAuthorityClient is the client API for RegistrationAuthority service.
@@ -60,6 +62,11 @@ type RegistrationAuthorityClient interface {
 	// section 7.6 of RFC 8555. It needs no token of the pod, which may be deleted. It
 	// succeeds for a certificate that is revoked already.
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
+	// Report makes an event of a pod, so that its owner sees what is wrong with a
+	// certificate of the running pod. It succeeds if there is such an event already. A
+	// registration authority that makes no events answers FAILED_PRECONDITION, and one of
+	// an earlier version UNIMPLEMENTED.
+	Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error)
 }
 
 type registrationAuthorityClient struct {
@@ -100,6 +107,16 @@ func (c *registrationAuthorityClient) Revoke(ctx context.Context, in *RevokeRequ
 	return out, nil
 }
 
+func (c *registrationAuthorityClient) Report(ctx context.Context, in *ReportRequest, opts ...grpc.CallOption) (*ReportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportResponse)
+	err := c.cc.Invoke(ctx, RegistrationAuthority_Report_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RegistrationAuthorityServer is the server API for RegistrationAuthority service.
 // All implementations must embed UnimplementedRegistrationAuthorityServer
 // for forward compatibility.
@@ -112,6 +129,11 @@ type RegistrationAuthorityServer interface {
 	// section 7.6 of RFC 8555. It needs no token of the pod, which may be deleted. It
 	// succeeds for a certificate that is revoked already.
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
+	// Report makes an event of a pod, so that its owner sees what is wrong with a
+	// certificate of the running pod. It succeeds if there is such an event already. A
+	// registration authority that makes no events answers FAILED_PRECONDITION, and one of
+	// an earlier version UNIMPLEMENTED.
+	Report(context.Context, *ReportRequest) (*ReportResponse, error)
 	mustEmbedUnimplementedRegistrationAuthorityServer()
 }
 
@@ -130,6 +152,9 @@ func (UnimplementedRegistrationAuthorityServer) Roots(context.Context, *RootsReq
 }
 func (UnimplementedRegistrationAuthorityServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
+}
+func (UnimplementedRegistrationAuthorityServer) Report(context.Context, *ReportRequest) (*ReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Report not implemented")
 }
 func (UnimplementedRegistrationAuthorityServer) mustEmbedUnimplementedRegistrationAuthorityServer() {}
 func (UnimplementedRegistrationAuthorityServer) testEmbeddedByValue()                               {}
@@ -206,6 +231,24 @@ func _RegistrationAuthority_Revoke_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RegistrationAuthority_Report_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RegistrationAuthorityServer).Report(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RegistrationAuthority_Report_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RegistrationAuthorityServer).Report(ctx, req.(*ReportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RegistrationAuthority_ServiceDesc is the grpc.ServiceDesc for RegistrationAuthority service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -224,6 +267,10 @@ var RegistrationAuthority_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Revoke",
 			Handler:    _RegistrationAuthority_Revoke_Handler,
+		},
+		{
+			MethodName: "Report",
+			Handler:    _RegistrationAuthority_Report_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -5,6 +5,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+
+	"github.com/flexstack/step-csi/issuer"
 )
 
 // metrics are the metrics of a server.
@@ -14,6 +17,7 @@ type metrics struct {
 	answered    *prometheus.GaugeVec
 	failed      *prometheus.GaugeVec
 	revocations *prometheus.CounterVec
+	reports     *prometheus.CounterVec
 	rejected    *prometheus.CounterVec
 	closed      *prometheus.CounterVec
 	connections atomic.Pointer[connections] // nil until it serves
@@ -42,6 +46,13 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 			Name: "step_csi_ra_revocations_total",
 			Help: "Requests to revoke a certificate, by issuer and gRPC code.",
 		}, []string{"issuer", "code"}),
+	}
+	m.reports = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "step_csi_ra_reports_total",
+		Help: "Reports of node plugins for events of pods, by reason and gRPC code. One event stands for repeated reports.",
+	}, []string{"reason", "code"})
+	for _, reason := range issuer.Reasons() {
+		m.reports.WithLabelValues(string(reason), codes.OK.String())
 	}
 	m.rejected = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "step_csi_ra_rejected_calls_total",
@@ -87,7 +98,7 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 			}
 			return at
 		})
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, m.revocations, m.rejected, m.closed, pending, accepted, issued, expiry} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.answered, m.failed, m.revocations, m.reports, m.rejected, m.closed, pending, accepted, issued, expiry} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

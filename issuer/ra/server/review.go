@@ -83,6 +83,23 @@ func (s *Server) reviewPod(ctx context.Context, caller issuer.Pod, text string) 
 	return pod, err
 }
 
+// runningPod has the API server review the pod's token for the node plugin that calls, and
+// checks that the node plugin acts for this pod: the pod runs on the plugin's node, and is
+// no node plugin itself, which runs on every node.
+func (s *Server) runningPod(ctx context.Context, caller issuer.Pod, text string, entry *auditEntry) (issuer.Pod, error) {
+	pod, err := s.reviewPod(ctx, caller, text)
+	entry.addPod(pod)
+	switch {
+	case err != nil:
+		return pod, err
+	case pod.Node != caller.Node:
+		return pod, fmt.Errorf("%w: pod %s/%s runs on another node than the caller, %s", issuer.Denied, pod.Namespace, pod.Name, caller.Node)
+	case s.isPlugin(pod):
+		return pod, fmt.Errorf("%w: the node plugin itself gets no certificates", issuer.Denied)
+	}
+	return pod, nil
+}
+
 func (s *Server) isPlugin(pod issuer.Pod) bool {
 	return ServiceAccount{pod.Namespace, pod.ServiceAccount} == s.plugin
 }

@@ -52,7 +52,9 @@ type Config struct {
 	// TokenIssuer is the issuer of the tokens that the API server makes. If it is
 	// empty, the server learns it from the first caller.
 	TokenIssuer string
-	Limits      Limits
+	// Events makes events of pods for node plugins; nil means that there are none.
+	Events EventRecorder
+	Limits Limits
 	// Metrics is where the metrics are registered.
 	Metrics prometheus.Registerer
 }
@@ -68,6 +70,7 @@ type Server struct {
 	podReviews  *slots   // by node
 	nodes       *limiter // calls
 	revocations *limiter // of nodes
+	reports     reports
 	pods        *limiter
 	serving     *serving
 	metrics     *metrics
@@ -98,6 +101,7 @@ func New(c Config) (*Server, error) {
 		podReviews:  newSlots(podReviews, podReviewsOfNode, maxCallsOfNode),
 		nodes:       newLimiter(limits.Node),
 		revocations: newLimiter(revocationsOfNode),
+		reports:     newReports(c.Events),
 		pods:        newLimiter(limits.Pod),
 		serving:     own,
 	}

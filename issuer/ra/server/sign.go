@@ -42,8 +42,7 @@ func (s *Server) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.SignRes
 func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEntry) (*issuer.Credential, error) {
 	caller := callOf(ctx).caller
 	entry.addCaller(caller)
-	pod, err := s.reviewPod(ctx, caller, req.GetPodToken())
-	entry.addPod(pod)
+	pod, err := s.runningPod(ctx, caller, req.GetPodToken(), entry)
 	if err != nil {
 		return nil, err
 	}
@@ -53,12 +52,8 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 	}
 	i, known := s.issuers[req.GetIssuer()]
 	switch {
-	case pod.Node != caller.Node:
-		return nil, fmt.Errorf("%w: pod %s/%s runs on another node than the caller, %s", issuer.Denied, pod.Namespace, pod.Name, caller.Node)
 	case claimed != pod:
 		return nil, fmt.Errorf("%w: the token is not that of the pod: the caller says %s, the token %s", issuer.Denied, describe(claimed), describe(pod))
-	case s.isPlugin(pod): // it runs on every node, in the namespace of the registration authority
-		return nil, fmt.Errorf("%w: the node plugin itself gets no certificates", issuer.Denied)
 	case !s.pods.allow(pod.UID):
 		return nil, fmt.Errorf("%w: %s/%s; %s sets the limit", issuer.Throttled, pod.Namespace, pod.Name, chartvalue.Beside("authority.limits.pod"))
 	case !known:

@@ -224,6 +224,7 @@ authority:
   limits:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+  events: {{ .Values.ra.events.enabled }}
 {{- end }}
 
 {{- define "step-csi.domains" -}}
