@@ -118,9 +118,9 @@ func TestSentencesAboutTheCA(t *testing.T) {
 			"denied: DNS name web.pay.svc is not allowed: a pod in namespace shop may have <x>.shop, <x>.shop.svc and <x>.shop.svc.cluster.local " +
 				"(the cluster's administrator can allow it: policy.validations or issuers.default.policy.validations; policy.allowShortNames allows names without a dot)"},
 	}
-	issuers := map[string]server.Issuer{}
+	issuers, ofNodes := map[string]server.Issuer{}, map[string]*issuer.Issuer{}
 	for _, s := range all {
-		issuers[s.name] = newIssuer(t, s.name, s.config())
+		issuers[s.name], ofNodes[s.name] = newIssuer(t, s.name, s.config()), newIssuer(t, s.name, s.config()).Issuer
 	}
 	authority := serve(t, good, issuers)
 	for _, s := range all {
@@ -129,7 +129,7 @@ func TestSentencesAboutTheCA(t *testing.T) {
 			if s.dns == "" {
 				s.dns = "web.shop.svc"
 			}
-			s.check(t, "mode node", s.want, newIssuer(t, s.name, s.config()).Issuer)
+			s.check(t, "mode node", s.want, ofNodes[s.name])
 			s.check(t, "mode ra", "registration authority "+authority.url+": "+s.want, authority.issuer(t, s.name, func(*ra.Config) {}))
 		})
 	}
