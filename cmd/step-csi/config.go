@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -80,6 +82,7 @@ type config struct {
 	reserved        *policy.Reserved
 	allowShortNames bool
 	issuers         map[string]configured
+	validations     []policy.Validation // of issuers without a policy of their own
 
 	// Only a node plugin has these.
 	minInterval                   time.Duration
@@ -93,6 +96,7 @@ type config struct {
 
 // configured is the checked configuration of an issuer.
 type configured struct {
+	file         issuerFile
 	issuer       *issuer.Issuer
 	signer       closingSigner
 	allow        issuer.Policy
@@ -138,11 +142,8 @@ func (f *configFile) node(directory string) (*config, error) {
 		return nil, errors.New("authority: is for step-csi ra; a node plugin has none")
 	}
 	c, err := f.check(directory, refreshRoots)
-	if err != nil {
-		return nil, err
-	}
 	c.metricsPerVolume = f.Metrics.PerVolume
-	return c, f.parseLimits(c)
+	return c, errors.Join(err, f.parseLimits(c))
 }
 
 // parseLimits parses what bounds the volumes of pods into c.
@@ -199,36 +200,66 @@ func (f *configFile) ra(directory string) (*config, error) {
 	return c, nil
 }
 
-// check checks what both have in common. refresh is the default of roots.refresh.
+// check checks what both have in common. refresh is the default of roots.refresh. The error
+// has a line for each issuer that is wrong, and one for the policy.
 func (f *configFile) check(directory string, refresh time.Duration) (*config, error) {
+	c := &config{allowShortNames: f.Policy.AllowShortNames, issuers: map[string]configured{}, validations: f.Policy.Validations}
 	if len(f.Issuers) == 0 {
-		return nil, errors.New("issuers: there is none; add at least one, such as default")
+		return c, errors.New("issuers: there is none; add at least one, such as default")
 	}
-	c := &config{allowShortNames: f.Policy.AllowShortNames, issuers: map[string]configured{}}
 	if err := f.parseNames(c); err != nil {
-		return nil, err
+		return c, err
 	}
+	var wrong []error
 	// The policy is compiled even if no issuer uses it, to report errors in it.
-	if _, err := c.policy("", f.Policy.Validations); err != nil {
-		return nil, fmt.Errorf("policy: %w", err)
+	_, policyErr := c.policy("", f.Policy.Validations)
+	if policyErr != nil {
+		wrong = append(wrong, fmt.Errorf("policy: %w", policyErr))
 	}
 	keys := issuer.NewKeyGenerator()
-	for name, i := range f.Issuers {
+	for _, name := range slices.Sorted(maps.Keys(f.Issuers)) {
+		i := f.Issuers[name]
 		made, err := i.configure(name, directory, refresh, c.reserved)
-		if err != nil {
-			return nil, fmt.Errorf("issuers.%s.%w", name, err)
+		for _, err := range each(err) {
+			wrong = append(wrong, fmt.Errorf("issuers.%s.%w", name, err))
 		}
-		if made.allow, err = f.allow(name, i, c); err != nil {
-			return nil, fmt.Errorf("issuers.%s.policy: %w", name, err)
+		if policyErr == nil || len(i.Policy.Validations) > 0 {
+			var policyErr error
+			if made.allow, policyErr = f.allow(name, i, c); policyErr != nil {
+				wrong = append(wrong, fmt.Errorf("issuers.%s.policy: %w", name, policyErr))
+			}
+		}
+		if len(wrong) > 0 {
+			continue
 		}
 		if made.issuer, err = issuer.New(issuer.Config{
 			Signer: made.signer, Policy: made.allow, Keys: keys, RequireDisableRenewal: i.Provisioner.RequireDisableRenewal, Lifetimes: made.lifetimes,
 		}); err != nil {
-			return nil, fmt.Errorf("issuers.%s: %w", name, err)
+			wrong = append(wrong, fmt.Errorf("issuers.%s: %w", name, err))
 		}
 		c.issuers[name] = made
 	}
-	return c, nil
+	return c, errors.Join(wrong...)
+}
+
+// mistakes are several errors in the configuration of one issuer.
+type mistakes []error
+
+// Error has a line for each.
+func (m mistakes) Error() string { return errors.Join(m...).Error() }
+
+// Unwrap is for errors.Is and errors.As.
+func (m mistakes) Unwrap() []error { return m }
+
+// each returns several mistakes, or the one error if there is one.
+func each(err error) []error {
+	switch several, ok := err.(mistakes); {
+	case ok:
+		return several
+	case err != nil:
+		return []error{err}
+	}
+	return nil
 }
 
 // parseNames parses the names in the file into c.

@@ -77,6 +77,7 @@ type closingSigner interface {
 // configure makes the signer, and checks the rest. The roots are refreshed as often
 // as the file says, or as otherwise says. The signer adds the CA's names to reserved.
 func (f issuerFile) configure(name, directory string, otherwise time.Duration, reserved *policy.Reserved) (c configured, err error) {
+	c.file = f
 	if c.lifetimes, err = f.lifetimes(); err != nil {
 		return c, err
 	}
@@ -85,7 +86,9 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration, r
 	}
 	bundle, err := readBundle(directory, f.CABundleFile)
 	if err != nil {
-		return c, fmt.Errorf("%s: %w", chartvalue.Beside("caBundleFile"), err)
+		// Report missing secrets, too: without it, an administrator would learn of them one
+		// after the other.
+		return c, append(mistakes{fmt.Errorf("%s: %w", chartvalue.Beside("caBundleFile"), err)}, f.Provisioner.unreadable(directory)...)
 	}
 	switch f.Provisioner.Type {
 	case typeJWK, typeX5C:
@@ -121,20 +124,20 @@ func (f issuerFile) caSigner(directory string, bundle []byte, reserved *policy.R
 		Federation:  f.Roots.Federation,
 		Shown:       reserved.Learn,
 	}
+	if wrong := f.Provisioner.unreadable(directory); len(wrong) > 0 {
+		return nil, wrong
+	}
 	for _, secret := range []struct {
-		key, path string
-		read      *func() ([]byte, error)
+		path string
+		read *func() ([]byte, error)
 	}{
-		{"passwordFile", f.Provisioner.PasswordFile, &c.Password},
-		{"keyFile", f.Provisioner.KeyFile, &c.Key},
-		{"certificateFile", f.Provisioner.CertificateFile, &c.Certificate},
-		{"privateKeyFile", f.Provisioner.PrivateKeyFile, &c.PrivateKey},
+		{f.Provisioner.PasswordFile, &c.Password},
+		{f.Provisioner.KeyFile, &c.Key},
+		{f.Provisioner.CertificateFile, &c.Certificate},
+		{f.Provisioner.PrivateKeyFile, &c.PrivateKey},
 	} {
-		if secret.path == "" {
-			continue
-		}
-		if *secret.read, err = secretFile(within(directory, secret.path)); err != nil {
-			return nil, fmt.Errorf("%s: %w", chartvalue.Beside("provisioner."+secret.key), err)
+		if secret.path != "" {
+			*secret.read = secretFile(within(directory, secret.path))
 		}
 	}
 	switch {
@@ -202,9 +205,8 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", chartvalue.Beside("roots.caBundleFile"), err)
 	}
-	token, err := secretFile(within(directory, f.Provisioner.TokenFile))
-	if err != nil {
-		return nil, fmt.Errorf("provisioner.tokenFile: %w", err)
+	if wrong := f.Provisioner.unreadable(directory); len(wrong) > 0 {
+		return nil, wrong
 	}
 	return ra.New(ra.Config{
 		URL:              f.URL,
@@ -214,7 +216,7 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 		RootsFingerprint: f.Roots.Fingerprint,
 		RootsCABundle:    rootsBundle,
 		Issuer:           cmp.Or(f.Provisioner.Name, name),
-		Token:            token,
+		Token:            secretFile(within(directory, f.Provisioner.TokenFile)),
 	})
 }
 
@@ -241,19 +243,37 @@ func within(directory, path string) string {
 	return filepath.Join(directory, path)
 }
 
+// unreadable returns an error for each file that cannot be read.
+func (f provisionerFile) unreadable(directory string) (wrong mistakes) {
+	for _, secret := range []struct{ key, path string }{
+		{"passwordFile", f.PasswordFile},
+		{"keyFile", f.KeyFile},
+		{"certificateFile", f.CertificateFile},
+		{"privateKeyFile", f.PrivateKeyFile},
+		{"tokenFile", f.TokenFile},
+	} {
+		if secret.path == "" {
+			continue
+		}
+		content, err := secretFile(within(directory, secret.path))()
+		clear(content)
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("%s: %w", chartvalue.Beside("provisioner."+secret.key), err))
+		}
+	}
+	return wrong
+}
+
 // secretFile returns a function that reads a password or a token, without the newline
-// that editors put at the end. It reads the file once, to report errors early.
-func secretFile(path string) (func() ([]byte, error), error) {
-	read := func() ([]byte, error) {
+// that editors put at the end.
+func secretFile(path string) func() ([]byte, error) {
+	return func() ([]byte, error) {
 		secret, err := readText(path)
 		if err != nil {
 			return nil, err
 		}
 		return bytes.TrimRight(secret, "\r\n"), nil
 	}
-	secret, err := read()
-	clear(secret)
-	return read, err
 }
 
 // lifetimes returns what is configured. Where nothing is, the CA's provisioner decides.

@@ -21,13 +21,15 @@ const usage = `step-csi gives every pod its own X.509 certificate from a Smallst
 
 Usage:
 
-  step-csi node [flags]    run the CSI node plugin, on every node
-  step-csi ra [flags]      run the registration authority, for all nodes
-  step-csi verify DIR      verify and print the certificate files of a volume
-  step-csi version         print the version
+  step-csi node [flags]       run the CSI node plugin, on every node
+  step-csi ra [flags]         run the registration authority, for all nodes
+  step-csi verify DIR         verify and print the certificate files of a volume
+  step-csi uninstall-check    find the pods that could not be removed without the node plugin
+  step-csi version            print the version
 
 "step-csi node --help" and "step-csi ra --help" list the flags and show the
-configuration. To reload a program after a renewal, use step-csi-reload.
+configuration. With --check-config, both only check it. To reload a program after a
+renewal, use step-csi-reload.
 `
 
 // errUsage is an error in the command line, which was printed already. The exit status
@@ -64,6 +66,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return errUsage
 	case "verify":
 		return verify(args[1:], stdout, stderr)
+	case "uninstall-check":
+		return checkUninstall(ctx, args[1:], stdout, stderr)
 	case "version", "--version", "-version":
 		fmt.Fprintln(stdout, "step-csi", version())
 		return nil

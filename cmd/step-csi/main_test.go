@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.step.sm/crypto/minica"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
@@ -49,12 +48,12 @@ func write(t *testing.T, config string) string {
 	t.Helper()
 	directory := t.TempDir()
 	path := filepath.Join(directory, "step-csi.yaml")
-	pki, err := minica.New()
+	root, err := os.ReadFile("../../test/chart/testdata/root_ca.crt")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, content := range map[string]string{
-		"step-csi.yaml": config, "password": "secret\n", "empty": "\n", "rubbish.crt": "x", "root.crt": encodeCertificate(pki.Root),
+		"step-csi.yaml": config, "password": "secret\n", "empty": "\n", "rubbish.crt": "x", "root.crt": string(root),
 	} {
 		if err := os.WriteFile(filepath.Join(directory, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -203,9 +202,10 @@ func TestCommandLine(t *testing.T) {
 // The help lists all flags, and its example configuration is valid.
 func TestHelp(t *testing.T) {
 	for command, flags := range map[string][]string{
-		"node":   {"config", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"},
-		"ra":     {"config", "listen", "http-address", "v"},
-		"verify": {"certificate-file", "privatekey-file", "ca-file"},
+		"uninstall-check": {"driver-name", "plugin-namespace", "plugin-labels", "undo"},
+		"node":            {"config", "check-config", "file-source", "node-name", "kubelet-dir", "csi-socket", "http-address", "kubelet-register", "v"},
+		"ra":              {"config", "check-config", "file-source", "listen", "http-address", "v"},
+		"verify":          {"certificate-file", "privatekey-file", "ca-file"},
 	} {
 		var help bytes.Buffer
 		if err := run(t.Context(), []string{command, "--help"}, &help, &help); !errors.Is(err, flag.ErrHelp) {

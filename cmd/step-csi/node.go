@@ -76,6 +76,9 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	c, err := o.start((*configFile).node,
 		cap.SYS_ADMIN, // to mount and unmount, and for the extended attribute trusted.step-csi
 		cap.CHOWN)     // to change the group of files to the pod's fsGroup
+	if o.checkConfig {
+		return o.reportCheck(c, err, stdout)
+	}
 	if err != nil {
 		return err
 	}

@@ -15,11 +15,17 @@ import (
 type process struct {
 	config, httpAddress string
 	verbosity           int
+
+	checkConfig bool
+	fileSources fileSources
 }
 
 func (p *process) addFlags(flags *flag.FlagSet) {
 	flags.StringVar(&p.config, "config", "/etc/step-csi/step-csi.yaml", "configuration `FILE`")
 	flags.StringVar(&p.httpAddress, "http-address", "", "serve /livez, /readyz and /metrics at `ADDR`, such as :9808; off by default")
+	flags.BoolVar(&p.checkConfig, "check-config", false, "check the configuration and its files like a start, without network access, print the result, and exit")
+	p.fileSources = fileSources{}
+	flags.Var(p.fileSources, "file-source", "with --check-config: say in errors where a file comes from, as `PATH=TEXT`; may be repeated")
 	flags.IntVar(&p.verbosity, "v", 0, "log verbosity `N`; 4 logs every call")
 }
 

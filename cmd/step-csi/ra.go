@@ -55,6 +55,14 @@ func serveRA(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return err
 	}
 	c, err := p.start((*configFile).ra) // needs no capability
+	if p.checkConfig {
+		if err == nil {
+			if err = c.checkServer(); err != nil {
+				err = explainDenied(fmt.Errorf("%s: %w", p.config, err))
+			}
+		}
+		return p.reportCheck(c, err, stdout)
+	}
 	if err != nil {
 		return err
 	}

@@ -88,11 +88,7 @@ func TestFilesOfAdministrators(t *testing.T) {
 			if !strings.HasPrefix(name, "password") || test.want != "" {
 				return
 			}
-			read, err := secretFile(filepath.Join(filepath.Dir(path), "password"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if secret, err := read(); err != nil || string(secret) != "secret" {
+			if secret, err := secretFile(filepath.Join(filepath.Dir(path), "password"))(); err != nil || string(secret) != "secret" {
 				t.Errorf("%q, %v", secret, err)
 			}
 		})
@@ -109,10 +105,7 @@ func TestTokenFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte(byteOrderMark+"a.b.c\r\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	read, err := secretFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	read := secretFile(path)
 	if token, err := read(); err != nil || string(token) != "a.b.c" {
 		t.Errorf("%q, %v", token, err)
 	}

@@ -90,14 +90,17 @@ func startAuthority(directory string) error {
 
 func pluginFiles(t *testing.T, objects map[string]object) string {
 	t.Helper()
-	return configFiles(t, objects["DaemonSet"], objects["ConfigMap"])
+	return configFiles(t, objects, "DaemonSet")
 }
 
 func authorityFiles(t *testing.T, objects map[string]object) string {
 	t.Helper()
-	directory := configFiles(t, objects["ra/Deployment"], objects["ra/ConfigMap"])
+	directory := configFiles(t, objects, "ra/Deployment")
 	// Outside a cluster, the environment does not have the API server's address.
-	own := config(t, objects["ra/ConfigMap"])
+	var own object
+	if err := yaml.UnmarshalStrict([]byte(read(t, filepath.Join(directory, "step-csi.yaml"))), &own); err != nil {
+		t.Fatal(err)
+	}
 	file, err := filepath.Abs("testdata/root_ca.crt")
 	if err != nil {
 		t.Fatal(err)
@@ -113,12 +116,12 @@ func authorityFiles(t *testing.T, objects map[string]object) string {
 	return directory
 }
 
-// configFiles makes the files of the volume "config" like the kubelet. Files that are
-// not in the chart's ConfigMap get sample contents.
-func configFiles(t *testing.T, workload, configMap object) string {
+// configFiles makes the files of the workload's volume "config" like the kubelet. Other
+// files than the configuration get sample contents.
+func configFiles(t *testing.T, objects map[string]object, workload string) string {
 	t.Helper()
 	directory := t.TempDir()
-	for _, source := range configSources(workload) {
+	for _, source := range configSources(objects[workload]) {
 		for _, item := range items(source) {
 			path := filepath.Join(directory, item.path)
 			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -127,10 +130,7 @@ func configFiles(t *testing.T, workload, configMap object) string {
 			content := "secret\n"
 			switch filepath.Base(path) {
 			case "step-csi.yaml":
-				if at(configMap, "metadata", "name") != at(source, "configMap", "name") {
-					t.Fatal("the volume refers to a ConfigMap that is not the chart's")
-				}
-				content = at(configMap, "data", item.key).(string)
+				content = configContent(t, objects, workload, source)
 			case "ca.crt", "server.crt":
 				content = read(t, "testdata/root_ca.crt")
 			}
@@ -140,6 +140,30 @@ func configFiles(t *testing.T, workload, configMap object) string {
 		}
 	}
 	return directory
+}
+
+// configContent returns the configuration file of a workload: an annotation of its pods with
+// Helm, and a ConfigMap with kustomize.
+func configContent(t *testing.T, objects map[string]object, workload string, source any) string {
+	t.Helper()
+	if at(source, "downwardAPI") != nil {
+		return configAnnotation(t, objects[workload])
+	}
+	configMap := objects[strings.TrimSuffix(workload, filepath.Base(workload))+"ConfigMap"]
+	if at(configMap, "metadata", "name") != at(source, "configMap", "name") {
+		t.Fatalf("the volume of the %s refers to a ConfigMap that is not generated", workload)
+	}
+	return at(configMap, "data", "step-csi.yaml").(string)
+}
+
+// configAnnotation returns the annotation of the workload's pods with their configuration.
+func configAnnotation(t *testing.T, workload object) string {
+	t.Helper()
+	text, ok := at(workload, "spec", "template", "metadata", "annotations", "step-csi.io/config").(string)
+	if !ok {
+		t.Fatal("the pods have no annotation step-csi.io/config")
+	}
+	return text
 }
 
 func configSources(workload object) []any {
@@ -163,6 +187,10 @@ func items(source any) []item {
 	}
 	if path, ok := at(source, "serviceAccountToken", "path").(string); ok {
 		all = append(all, item{"", path})
+	}
+	files, _ := at(source, "downwardAPI", "items").([]any)
+	for _, file := range files {
+		all = append(all, item{"", at(file, "path").(string)})
 	}
 	return all
 }
@@ -216,7 +244,7 @@ func TestPluginAndAuthorityFit(t *testing.T) {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			t.Parallel()
 			objects := render(t, "--values", file, "--set", "mode=ra")
-			asks, answers := config(t, objects["ConfigMap"]), config(t, objects["ra/ConfigMap"])
+			asks, answers := config(t, objects["DaemonSet"]), config(t, objects["ra/Deployment"])
 			for _, key := range []string{"clusterDomain", "trustDomain"} {
 				if at(asks, key) != at(answers, key) {
 					t.Errorf("%s is %v for the plugin and %v for the authority", key, at(asks, key), at(answers, key))
@@ -266,7 +294,7 @@ func TestPluginAndAuthorityFit(t *testing.T) {
 
 // Lifetimes are the CA's, unless the values set them.
 func TestLifetimesAreTheCAs(t *testing.T) {
-	for _, kind := range []string{"ConfigMap", "ra/ConfigMap"} {
+	for _, kind := range []string{"DaemonSet", "ra/Deployment"} {
 		if got := at(config(t, render(t)[kind]), "issuers", "default", "duration"); got != nil {
 			t.Errorf("%s: by default %v", kind, got)
 		}
@@ -277,10 +305,11 @@ func TestLifetimesAreTheCAs(t *testing.T) {
 	}
 }
 
-func config(t *testing.T, configMap object) object {
+// config returns the configuration of a workload of the chart.
+func config(t *testing.T, workload object) object {
 	t.Helper()
 	var c object
-	if err := yaml.UnmarshalStrict([]byte(at(configMap, "data", "step-csi.yaml").(string)), &c); err != nil {
+	if err := yaml.UnmarshalStrict([]byte(configAnnotation(t, workload)), &c); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -292,13 +321,13 @@ func keys(o any) []string { return slices.Sorted(maps.Keys(o.(object))) }
 func TestPolicyOfAnIssuer(t *testing.T) {
 	own := []string{"--set-json", `issuers.default.policy.validations=[{"expression":"false","message":"nobody"}]`}
 	want := []any{object{"expression": "false", "message": "nobody"}}
-	for mode, kind := range map[string]string{"ra": "ra/ConfigMap", "node": "ConfigMap"} {
+	for mode, kind := range map[string]string{"ra": "ra/Deployment", "node": "DaemonSet"} {
 		objects := render(t, append(own, "--set", "mode="+mode)...)
 		if got := at(config(t, objects[kind]), "issuers", "default", "policy", "validations"); !reflect.DeepEqual(got, want) {
 			t.Errorf("mode %s: %v", mode, got)
 		}
 	}
-	if got := at(config(t, render(t, own...)["ConfigMap"]), "issuers", "default", "policy"); got != nil {
+	if got := at(config(t, render(t, own...)["DaemonSet"]), "issuers", "default", "policy"); got != nil {
 		t.Errorf("in mode ra, the plugin has the policy %v", got)
 	}
 }
@@ -316,16 +345,16 @@ func TestPinnedRoots(t *testing.T) {
 		kind   string
 		want   map[string]object
 	}{
-		"plugin in mode node": {pinned("--set", "mode=node"), "ConfigMap", map[string]object{
+		"plugin in mode node": {pinned("--set", "mode=node"), "DaemonSet", map[string]object{
 			"default": {"refresh": "5m", "federation": false, "pinned": true}, "edge": {"pinned": true},
 		}},
-		"authority": {pinned(), "ra/ConfigMap", map[string]object{
+		"authority": {pinned(), "ra/Deployment", map[string]object{
 			"default": {"federation": false, "pinned": true}, "edge": {"pinned": true},
 		}},
-		"plugin": {pinned(), "ConfigMap", map[string]object{
+		"plugin": {pinned(), "DaemonSet", map[string]object{
 			"default": {"refresh": "5m", "pinned": true}, "edge": {"pinned": true, "caBundleFile": "issuers/edge/ca.crt"},
 		}},
-		"plugin with a fingerprint": {[]string{"--values", allValues, "--set", "mode=ra"}, "ConfigMap", map[string]object{
+		"plugin with a fingerprint": {[]string{"--values", allValues, "--set", "mode=ra"}, "DaemonSet", map[string]object{
 			"default": {"refresh": "7m", "pinned": true, "fingerprint": "84a06f1a9c0b8f1c4f2f6e0d1b5e0a3f7c7d3b2a1908f7e6d5c4b3a291807f6e"},
 		}},
 	} {

@@ -14,16 +14,16 @@ func TestConnectionToTheCA(t *testing.T) {
 	values := []string{"--set-json", `issuers.default.urls=["https://ca-0.example.com","https://[fd00::1]:9000"]`,
 		"--set", "issuers.default.url=https://unused.example.com,issuers.default.serverTLS=bundle,issuers.default.serverTLSBundle.configMap=ingress"}
 	for mode, test := range map[string]struct {
-		workload, config string
-		files            func(*testing.T, map[string]object) string
-		start            func(string) error
-		accepted         func(error) bool
+		workload string
+		files    func(*testing.T, map[string]object) string
+		start    func(string) error
+		accepted func(error) bool
 	}{
-		"ra":   {"ra/Deployment", "ra/ConfigMap", authorityFiles, startAuthority, refusedForTheAddress},
-		"node": {"DaemonSet", "ConfigMap", pluginFiles, startPlugin, refusedForTheDirectory},
+		"ra":   {"ra/Deployment", authorityFiles, startAuthority, refusedForTheAddress},
+		"node": {"DaemonSet", pluginFiles, startPlugin, refusedForTheDirectory},
 	} {
 		objects := render(t, append(values, "--set", "mode="+mode)...)
-		got := at(config(t, objects[test.config]), "issuers", "default").(object)
+		got := at(config(t, objects[test.workload]), "issuers", "default").(object)
 		if !reflect.DeepEqual(got["urls"], []any{"https://ca-0.example.com", "https://[fd00::1]:9000"}) || got["url"] != nil ||
 			got["serverTLS"] != "bundle" || got["serverTLSBundleFile"] != "issuers/default/server.crt" {
 			t.Errorf("mode %s: %v", mode, got)
@@ -43,7 +43,7 @@ func TestConnectionToTheCA(t *testing.T) {
 			t.Errorf("mode %s without the file: %v", mode, err)
 		}
 		if mode == "ra" {
-			node := text(t, objects["DaemonSet"]) + text(t, objects["ConfigMap"])
+			node := text(t, objects["DaemonSet"])
 			if strings.Contains(node, "ingress") || strings.Contains(node, "serverTLS") || strings.Contains(node, "urls") || strings.Contains(node, "ca-0") {
 				t.Error("in mode ra, nodes have the connection to the CA")
 			}

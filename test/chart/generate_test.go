@@ -56,8 +56,9 @@ var kustomizeFiles = map[string][]string{
 }
 
 // kustomization renders the chart with its default values, without the parts that only
-// Helm uses. The configurations are separate files. kustomize adds their hashes to the
-// names of the ConfigMaps, so that a changed configuration restarts the pods.
+// Helm uses. The configurations are separate files. kustomize makes immutable ConfigMaps of
+// them, with their hashes in the names. So a changed configuration restarts the pods, and
+// older pods keep theirs.
 func kustomization(t *testing.T) map[string]string {
 	t.Helper()
 	objects := render(t)
@@ -74,15 +75,25 @@ resources:
 configMapGenerator:
   - name: step-csi
     files: [step-csi.yaml]
+    options: {immutable: true}
   - name: step-csi-ra
     files: [step-csi.yaml=step-csi-ra.yaml]
-    options: {labels: {app.kubernetes.io/name: step-csi-ra}}
+    options: {immutable: true, labels: {app.kubernetes.io/name: step-csi-ra}}
 `,
-		"step-csi.yaml":    at(objects["ConfigMap"], "data", "step-csi.yaml").(string),
-		"step-csi-ra.yaml": at(objects["ra/ConfigMap"], "data", "step-csi.yaml").(string),
 	}
-	for _, kind := range []string{"DaemonSet", "ra/Deployment"} {
+	for kind, name := range map[string]string{"DaemonSet": "step-csi", "ra/Deployment": "step-csi-ra"} {
+		data, err := yaml.JSONToYAML([]byte(configAnnotation(t, objects[kind])))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name+".yaml"] = string(data)
 		delete(at(objects[kind], "spec", "template", "metadata").(object), "annotations")
+		for _, source := range configSources(objects[kind]) {
+			if at(source, "downwardAPI") != nil {
+				delete(source.(object), "downwardAPI")
+				source.(object)["configMap"] = object{"name": name, "items": []any{object{"key": "step-csi.yaml", "path": "step-csi.yaml"}}}
+			}
+		}
 	}
 	return withObjects(t, files, kustomizeFiles, objects)
 }
@@ -135,7 +146,13 @@ func TestKustomize(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, want := objects(t, text), render(t)
-	delete(want, "hook")
+	for _, kind := range []string{"ConfigMap", "ra/ConfigMap"} {
+		if at(got[kind], "immutable") != true {
+			t.Errorf("%s: not immutable", kind)
+		}
+		want[kind] = got[kind] // with Helm, the configuration is in the pods' annotations
+	}
+	maps.DeleteFunc(want, func(kind string, _ object) bool { return isHook(kind) })
 	if !slices.Equal(slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want))) {
 		t.Errorf("kustomize makes %v, but Helm makes %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
 	}

@@ -85,7 +85,8 @@ func templateOf(release, namespace string, args ...string) (string, error) {
 type object = map[string]any
 
 // render renders the chart into its objects, by kind. The authority's objects have the
-// prefix ra/, and hooks have the kind "hook".
+// prefix ra/, the pod of helm test is "hook", and other hooks have the prefix check/ or
+// uninstall/.
 func render(t *testing.T, args ...string) map[string]object {
 	t.Helper()
 	text, err := template(args...)
@@ -107,8 +108,16 @@ func objects(t *testing.T, text string) map[string]object {
 			continue
 		}
 		kind := o["kind"].(string)
-		if _, hook := at(o, "metadata", "annotations", "helm.sh/hook").(string); hook {
+		switch hook, _ := at(o, "metadata", "annotations", "helm.sh/hook").(string); hook {
+		case "":
+		case "test":
 			kind = "hook"
+		case "pre-install,pre-upgrade":
+			kind = "check/" + kind
+		case "pre-delete":
+			kind = "uninstall/" + kind
+		default:
+			t.Fatalf("unknown hook %s", hook)
 		}
 		if name, _ := at(o, "metadata", "labels", "app.kubernetes.io/name").(string); strings.HasSuffix(name, "-ra") {
 			kind = "ra/" + kind
@@ -119,6 +128,11 @@ func objects(t *testing.T, text string) map[string]object {
 		all[kind] = o
 	}
 	return all
+}
+
+// isHook tells whether objects of this kind are hooks, which only Helm makes.
+func isHook(kind string) bool {
+	return kind == "hook" || strings.HasPrefix(kind, "check/") || strings.HasPrefix(kind, "uninstall/")
 }
 
 // at returns the value at the path of keys, or nil.

@@ -71,11 +71,10 @@ func TestPasswordIsOnlyInTheVolume(t *testing.T) {
 			map[string][]item{secret: {{"tls.crt", "issuers/default/tls.crt"}, {"tls.key", "issuers/default/tls.key"}}, "step-certificates-provisioner-password": nil},
 			object{"type": "x5c", "name": "admin", "certificateFile": "issuers/default/tls.crt", "privateKeyFile": "issuers/default/tls.key"}},
 	} {
-		for mode, kind := range map[string]string{"ra": "ra/", "node": ""} {
+		for mode, workload := range map[string]string{"ra": "ra/Deployment", "node": "DaemonSet"} {
 			values := "issuers.default.provisioner." + strings.ReplaceAll(c.values, ",", ",issuers.default.provisioner.")
 			objects := render(t, "--set", values, "--set", "mode="+mode)
-			workload := map[string]string{"ra": "ra/Deployment", "node": "DaemonSet"}[mode]
-			if got := at(config(t, objects[kind+"ConfigMap"]), "issuers", "default", "provisioner"); !reflect.DeepEqual(got, c.provisioner) {
+			if got := at(config(t, objects[workload]), "issuers", "default", "provisioner"); !reflect.DeepEqual(got, c.provisioner) {
 				t.Errorf("%s, mode %s: the configuration has the provisioner %v", name, mode, got)
 			}
 			for secret, want := range c.files {
@@ -88,8 +87,13 @@ func TestPasswordIsOnlyInTheVolume(t *testing.T) {
 				if !reflect.DeepEqual(got, want) {
 					t.Errorf("%s, mode %s: the volume has %v of the Secret %s, want %v", name, mode, got, secret, want)
 				}
-				if n := strings.Count(text(t, objects), `"`+secret+`"`); n != min(len(want), 1) {
-					t.Errorf("%s, mode %s: the Secret %s is in %d places in all", name, mode, secret, n)
+				// The other place is the pod that checks the configuration, which runs on the same nodes.
+				check, elsewhere := objects["check/Job"], maps.Clone(objects)
+				delete(elsewhere, "check/Job")
+				for place, o := range map[string]any{"the check": check, "all other objects": elsewhere} {
+					if n := strings.Count(text(t, o), `"`+secret+`"`); n != min(len(want), 1) {
+						t.Errorf("%s, mode %s: the Secret %s is in %d places of %s", name, mode, secret, n, place)
+					}
 				}
 			}
 			if objects["Secret"] != nil || objects["ra/Secret"] != nil {
@@ -107,7 +111,7 @@ func TestNodesHaveNoPassword(t *testing.T) {
 	for _, file := range append(valueFiles(t), os.DevNull) {
 		objects := render(t, "--values", file, "--set", "mode=ra")
 		var passwords []any
-		for _, i := range config(t, objects["ra/ConfigMap"])["issuers"].(object) {
+		for _, i := range config(t, objects["ra/Deployment"])["issuers"].(object) {
 			for _, key := range []string{"passwordFile", "keyFile", "certificateFile", "privateKeyFile"} {
 				passwords = append(passwords, at(i, "provisioner", key))
 			}
@@ -169,7 +173,8 @@ func TestCSIDriverLabel(t *testing.T) {
 // Mode node has no objects of the authority.
 func TestModeNodeHasNoAuthority(t *testing.T) {
 	objects := render(t, "--set", "mode=node")
-	if got, want := slices.Sorted(maps.Keys(objects)), []string{"CSIDriver", "ConfigMap", "DaemonSet", "NetworkPolicy", "ResourceQuota", "ServiceAccount", "hook"}; !slices.Equal(got, want) {
+	maps.DeleteFunc(objects, func(kind string, _ object) bool { return isHook(kind) })
+	if got, want := slices.Sorted(maps.Keys(objects)), []string{"CSIDriver", "DaemonSet", "NetworkPolicy", "ResourceQuota", "ServiceAccount"}; !slices.Equal(got, want) {
 		t.Errorf("the chart makes %v, want %v", got, want)
 	}
 }
@@ -234,7 +239,7 @@ func TestDaemonSet(t *testing.T) {
 }
 
 // A changed configuration restarts the pods that read it. Other values restart no pods.
-func TestChecksumOfTheConfiguration(t *testing.T) {
+func TestConfigurationRestartsPods(t *testing.T) {
 	annotations := func(kind string, args ...string) any {
 		return at(render(t, args...)[kind], "spec", "template", "metadata", "annotations")
 	}
@@ -272,6 +277,8 @@ func TestSelectors(t *testing.T) {
 			"plugin":    at(objects["DaemonSet"], "spec", "template", "metadata", "labels"),
 			"authority": at(objects["ra/Deployment"], "spec", "template", "metadata", "labels"),
 			"test":      at(objects["hook"], "metadata", "labels"),
+			"check":     at(objects["check/Job"], "spec", "template", "metadata", "labels"),
+			"uninstall": at(objects["uninstall/Job"], "spec", "template", "metadata", "labels"),
 		}
 		spread := at(objects["ra/Deployment"], "spec", "template", "spec", "topologySpreadConstraints").([]any)[0]
 		peer := func(kind, direction, way string, rule int) any {

@@ -188,9 +188,16 @@ func uninstall(t *testing.T) {
 	}
 	// The next scenario uses the namespace.
 	byHelm := document.script(t, "helm uninstall", "kubectl delete namespace step-csi", "")
-	if out, err := command("sh", "-euc", "exec 2>&1\n"+byHelm); err == nil || !strings.Contains(out, "uninstall/remains on the node ") {
+	out, err := command("sh", "-euc", "exec 2>&1\n"+byHelm)
+	if err == nil || !strings.Contains(out, "uninstall/remains on the node ") {
 		t.Errorf("helm uninstall: %v, want the refusal that names the pod:\n%s", err, out)
 	}
+	// With the command that the refusal prints, Helm accepts upgrades again.
+	_, undo, _ := strings.Cut(out, "To keep the release, run: ")
+	undo, _, _ = strings.Cut(undo, "\"")
+	_, err = command("sh", "-euc", undo+" --wait --timeout 90s")
+	must(t, err)
+	must(t, installPlugin())
 	forced := func() {
 		t.Helper()
 		_, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--no-hooks", "--wait", "--timeout=90s")
