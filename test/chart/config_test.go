@@ -167,7 +167,8 @@ func configAnnotation(t *testing.T, workload object) string {
 }
 
 func configSources(workload object) []any {
-	for _, v := range at(workload, "spec", "template", "spec", "volumes").([]any) {
+	volumes, _ := at(workload, "spec", "template", "spec", "volumes").([]any)
+	for _, v := range volumes {
 		if at(v, "name") == "config" {
 			return at(v, "projected", "sources").([]any)
 		}

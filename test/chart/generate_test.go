@@ -4,6 +4,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -14,9 +15,11 @@ import (
 // TestGenerated compares the generated files with the repository. With -update, as in
 // `make generate`, it writes the files.
 func TestGenerated(t *testing.T) {
-	files := map[string]string{chart + "/README.md": readme(t)}
-	for name, content := range kustomization(t) {
-		files[root+"/deploy/kustomize/"+name] = content
+	files := map[string]string{chart + "/README.md": readme(t), chart + "/defaults.yaml": defaults(t)}
+	for _, o := range overlays {
+		for name, content := range kustomization(t, o) {
+			files[filepath.Join(o.directory, name)] = content
+		}
 	}
 	for name, content := range monitoring(t) {
 		files[root+"/deploy/monitoring/"+name] = content
@@ -55,17 +58,37 @@ var kustomizeFiles = map[string][]string{
 	"resourcequota.yaml": {"ResourceQuota"},
 }
 
-// kustomization renders the chart with its default values, without the parts that only
-// Helm uses. The configurations are separate files. kustomize makes immutable ConfigMaps of
-// them, with their hashes in the names. So a changed configuration restarts the pods, and
-// older pods keep theirs.
-func kustomization(t *testing.T) map[string]string {
+// overlays are the layouts that deploy/kustomize is made for.
+var overlays = []overlay{
+	{root + "/deploy/kustomize", "step-ca", nil},
+	{root + "/deploy/kustomize/overlays/guide", "step-csi", []string{"--values", root + "/deploy/examples/values/guide.yaml"}},
+}
+
+type overlay struct {
+	directory, namespace string
+	values               []string // arguments of Helm
+}
+
+func (o overlay) render(t *testing.T) map[string]object {
 	t.Helper()
-	objects := render(t)
+	text, err := templateOf("step-csi", o.namespace, o.values...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects(t, text)
+}
+
+// kustomization renders the chart with the values of the overlay, without the parts that
+// only Helm uses. The configurations are separate files. kustomize makes immutable ConfigMaps
+// of them, with their hashes in the names. So a changed configuration restarts the pods, and
+// older pods keep theirs.
+func kustomization(t *testing.T, o overlay) map[string]string {
+	t.Helper()
+	objects := o.render(t)
 	files := map[string]string{
 		"kustomization.yaml": `apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
-namespace: step-ca
+namespace: ` + o.namespace + `
 resources:
   - csidriver.yaml
   - node.yaml
@@ -138,28 +161,65 @@ resources:
 	}, render(t, "--set", "monitoring.podMonitor.enabled=true,monitoring.prometheusRule.enabled=true"))
 }
 
-// kustomize makes the same objects as Helm, and the pods refer to the ConfigMaps by the
-// names that kustomize generates.
+// kustomize makes the same objects as Helm, with the same contents, and the pods refer to
+// the ConfigMaps by the names that kustomize generates.
 func TestKustomize(t *testing.T) {
-	text, err := command(".", kustomize, "build", root+"/deploy/kustomize")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, want := objects(t, text), render(t)
-	for _, kind := range []string{"ConfigMap", "ra/ConfigMap"} {
-		if at(got[kind], "immutable") != true {
-			t.Errorf("%s: not immutable", kind)
+	for _, o := range overlays {
+		built, err := command(".", kustomize, "build", o.directory)
+		if err != nil {
+			t.Fatal(err)
 		}
-		want[kind] = got[kind] // with Helm, the configuration is in the pods' annotations
+		if o.namespace != "step-ca" {
+			for _, other := range []string{"step-certificates", "namespace: step-ca\n", "step-ca/", ".step-ca.svc", ".step-ca\n"} {
+				if strings.Contains(built, other) {
+					t.Errorf("%s: %q is left of another layout", o.directory, other)
+				}
+			}
+		}
+		got, want := objects(t, built), o.render(t)
+		for _, kind := range []string{"ConfigMap", "ra/ConfigMap"} {
+			if at(got[kind], "immutable") != true {
+				t.Errorf("%s: the %s is not immutable", o.directory, kind)
+			}
+			want[kind] = got[kind] // with Helm, the configuration is in the pods' annotations
+		}
+		maps.DeleteFunc(want, func(kind string, _ object) bool { return isHook(kind) })
+		if !slices.Equal(slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want))) {
+			t.Errorf("%s: kustomize makes %v, but Helm makes %v", o.directory, slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+		}
+		if err := startPlugin(pluginFiles(t, got)); !refusedForTheDirectory(err) {
+			t.Error(err)
+		}
+		if err := startAuthority(authorityFiles(t, got)); !refusedForTheAddress(err) {
+			t.Error(err)
+		}
+		for kind, file := range map[string]string{"ConfigMap": "step-csi.yaml", "ra/ConfigMap": "step-csi-ra.yaml"} {
+			if at(got[kind], "data", "step-csi.yaml") != read(t, filepath.Join(o.directory, file)) {
+				t.Errorf("%s: the %s is not %s", o.directory, kind, file)
+			}
+		}
+		for kind := range want {
+			if strings.HasSuffix(kind, "ConfigMap") {
+				continue
+			}
+			for _, o := range []object{got[kind], want[kind]} {
+				withoutTool(o)
+			}
+			if !reflect.DeepEqual(got[kind], want[kind]) {
+				t.Errorf("%s: kustomize makes the %s\n%s\nbut Helm makes\n%s", o.directory, kind, text(t, got[kind]), text(t, want[kind]))
+			}
+		}
 	}
-	maps.DeleteFunc(want, func(kind string, _ object) bool { return isHook(kind) })
-	if !slices.Equal(slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want))) {
-		t.Errorf("kustomize makes %v, but Helm makes %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
-	}
-	if err := startPlugin(pluginFiles(t, got)); !refusedForTheDirectory(err) {
-		t.Error(err)
-	}
-	if err := startAuthority(authorityFiles(t, got)); !refusedForTheAddress(err) {
-		t.Error(err)
+}
+
+// withoutTool removes what differs between kustomize and Helm: Helm's labels, and how pods
+// get their configuration.
+func withoutTool(o object) {
+	labels, _ := at(o, "metadata", "labels").(object)
+	delete(labels, "helm.sh/chart")
+	delete(labels, "app.kubernetes.io/managed-by")
+	if sources := configSources(o); len(sources) > 0 {
+		sources[0] = nil
+		delete(at(o, "spec", "template", "metadata").(object), "annotations")
 	}
 }

@@ -39,12 +39,6 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{/* The name of the objects of the release with the registration authority: this release,
 or ra.existing.release. */}}
 {{- define "step-csi.raFullname" -}}
-{{- if and .Values.ra.existing.fullname (not .Values.ra.existing.release) }}
-{{- fail "ra.existing.fullname: set ra.existing.release, too: the release that has the registration authority" }}
-{{- end }}
-{{- if eq .Values.ra.existing.release .Release.Name }}
-{{- fail (printf "ra.existing.release: %s is this release; name the release that has the registration authority" .Release.Name) }}
-{{- end }}
 {{- if not .Values.ra.existing.release }}
 {{- include "step-csi.fullname" . }}
 {{- else }}
@@ -152,17 +146,11 @@ release, the node plugins have the service account of that release. */}}
 {{- if and (eq .Values.mode "ra") .Values.ra.existing.release }}
 {{- .Values.serviceAccount.name | default (include "step-csi.raFullname" .) }}
 {{- else }}
-{{- if and (eq .Values.mode "ra") (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) }}
-{{- fail "serviceAccount.name: name the service account that you have created; in mode ra, the registration authority recognizes the node plugins by it" }}
-{{- end }}
 {{- .Values.serviceAccount.name | default (ternary (include "step-csi.fullname" .) "default" .Values.serviceAccount.create) }}
 {{- end }}
 {{- end }}
 
 {{- define "step-csi.raServiceAccountName" -}}
-{{- if not (or .Values.ra.serviceAccount.create .Values.ra.serviceAccount.name) }}
-{{- fail "ra.serviceAccount.name: name the service account that you have created; it gets the right to create TokenReviews" }}
-{{- end }}
 {{- .Values.ra.serviceAccount.name | default (include "step-csi.raName" .) }}
 {{- end }}
 
@@ -265,22 +253,17 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
 {{/* The Secrets of an issuer's provisioner, as a list: the files with their keys in the
 Secret, and the settings that name these files. */}}
 {{- define "step-csi.provisionerSecrets" -}}
-{{- $own := printf "issuers.%s.provisioner" .name }}
 {{- $password := .provisioner.passwordSecret | default dict }}
 {{- $key := .provisioner.keySecret | default dict }}
 {{- $certificate := .provisioner.certificateSecret | default dict }}
 {{- if eq .provisioner.type "x5c" }}
-{{- if or $password.name $key.name .provisioner.kid }}{{ fail (printf "%s: passwordSecret, keySecret and kid are for the type jwk; a provisioner of the type x5c has certificateSecret" $own) }}{{ end }}
-{{- if not $certificate.name }}{{ fail (printf "%s.certificateSecret.name: name the Secret with the certificate and the private key that sign tokens of the provisioner" $own) }}{{ end }}
 - name: {{ $certificate.name }}
   files:
     - {setting: certificateFile, file: tls.crt, key: {{ $certificate.certificate | default "tls.crt" }}}
     - {setting: privateKeyFile, file: tls.key, key: {{ $certificate.privateKey | default "tls.key" }}}
 {{- else }}
-{{- if $certificate.name }}{{ fail (printf "%s.certificateSecret: is for the type x5c; set the type, or use passwordSecret or keySecret" $own) }}{{ end }}
 {{- $name := $password.name }}
 {{- if and (eq .name "default") (not (or $name $key.name)) }}{{ $name = "step-certificates-provisioner-password" }}{{ end }}
-{{- if not (or $name $key.name) }}{{ fail (printf "%s.passwordSecret: name the Secret with the password of the provisioner's key, or set keySecret if the CA does not keep this key" $own) }}{{ end }}
 {{- with $name }}
 - name: {{ . }}
   files: [{setting: passwordFile, file: password, key: {{ $password.key | default "password" }}}]
@@ -299,10 +282,8 @@ urls:
   {{- toYaml .issuer.urls | nindent 2 }}
 {{- else if .issuer.url -}}
 url: {{ .issuer.url }}
-{{- else if eq .name "default" -}}
-url: https://step-certificates.{{ .root.Release.Namespace }}.svc.{{ .root.Values.clusterDomain }}
 {{- else -}}
-{{- fail (printf "issuers.%s.url: set the URL of the CA, such as https://ca.example.com" .name) }}
+url: https://step-certificates.{{ .root.Release.Namespace }}.svc.{{ .root.Values.clusterDomain }}
 {{- end }}
 {{- with .issuer.serverTLS }}
 serverTLS: {{ . }}
@@ -365,7 +346,6 @@ validations:
 {{/* The issuer that signs the registration authority's own certificate. */}}
 {{- define "step-csi.raIssuer" -}}
 {{- $name := .Values.ra.issuer | default (ternary "default" (keys .Values.issuers | sortAlpha | first) (hasKey .Values.issuers "default")) }}
-{{- if not (hasKey .Values.issuers $name) }}{{ fail (printf "ra.issuer: %s is none of the issuers" $name) }}{{ end }}
 {{- $name }}
 {{- end }}
 
@@ -387,7 +367,7 @@ validations:
 {{- if eq ($issuer.serverTLS | default "") "bundle" }}
 {{- $bundle := $issuer.serverTLSBundle | default dict }}
 - configMap:
-    name: {{ required (printf "issuers.%s.serverTLSBundle.configMap: name the ConfigMap with the roots that verify the server" $name) $bundle.configMap }}
+    name: {{ $bundle.configMap }}
     items:
       - key: {{ $bundle.key | default "ca.crt" }}
         path: issuers/{{ $name }}/server.crt
@@ -408,8 +388,7 @@ replaces the address of the API server. */}}
 {{/* The root of one issuer, unless its fingerprint is configured. */}}
 {{- define "step-csi.rootSource" -}}
 {{- if not .issuer.fingerprint }}
-{{- $bundle := .issuer.caBundle | default dict }}
-{{- if not (or $bundle.secret $bundle.configMap) }}{{- fail (printf "issuers.%s: give the fingerprint of the CA's root, or its caBundle" .name) }}{{- end -}}
+{{- $bundle := .issuer.caBundle | default dict -}}
 - {{ ternary "secret" "configMap" (not (empty $bundle.secret)) }}:
     name: {{ $bundle.secret | default $bundle.configMap }}
     items:
