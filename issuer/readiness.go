@@ -113,7 +113,7 @@ func (r *Readiness) ObserveRoots(name string, err error) {
 // issuer. If the issuer's signer is a HolderRenewal, Watch then checks it at the
 // interval every, with a jitter of 10 %, until ctx ends.
 func (r *Readiness) Watch(ctx context.Context, name string, i *Issuer, every time.Duration) {
-	w := watch{Readiness: r, name: name, issuer: i, retry: backoff.Backoff{First: time.Second, Max: time.Minute}}
+	w := watch{Readiness: r, name: name, issuer: i, startup: NewStartup(), retry: backoff.Backoff{First: time.Second, Max: time.Minute}}
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("issuer", name))
 	for {
 		err := w.check(ctx)
@@ -135,6 +135,7 @@ type watch struct {
 	*Readiness
 	name      string
 	issuer    *Issuer
+	startup   *Startup
 	retry     backoff.Backoff
 	connected bool   // at least once
 	failing   bool   // the last check failed
@@ -207,7 +208,8 @@ func (w *watch) warnLifetimes(ctx context.Context, refused string) {
 }
 
 // record records the result of a check, and returns when to check again. While an
-// issuer was never connected, every failure is logged; later only the first one.
+// issuer was never connected, every failure is logged, except for those that are normal
+// during the startup; later only the first one.
 func (w *watch) record(ctx context.Context, err error, every time.Duration) time.Duration {
 	w.update(w.name, func(c *condition) {
 		c.err = err
@@ -227,7 +229,9 @@ func (w *watch) record(ctx context.Context, err error, every time.Duration) time
 		return jittered(every)
 	}
 	wait := w.retry.Next()
-	if !failing || !w.connected {
+	switch {
+	case !w.connected && w.startup.Log(ctx, err):
+	case !failing || !w.connected:
 		logger.Error(err, "Cannot connect to the issuer", "retry", wait.Round(time.Millisecond).String())
 	}
 	return wait

@@ -3,6 +3,8 @@ package issuer_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -297,6 +299,57 @@ func TestRequireDisableRenewal(t *testing.T) {
 		s.set("", issuer.Unavailable)
 		if _, err := i.Issue(t.Context(), issuer.Applicant{}, request(), issuer.PrivateKey{}); !errors.Is(err, issuer.Unavailable) {
 			t.Errorf("the claim cannot be read: %v", err)
+		}
+	})
+}
+
+// While everything starts at the same time, the log has each reason once, and no error. It
+// has an error at once if a person is needed, after a minute in any case, and always after
+// the issuer was connected once.
+func TestStartIsQuiet(t *testing.T) {
+	refused := fmt.Errorf("%w: %w", issuer.Unavailable, &net.OpError{Op: "dial", Err: errors.New("connection refused")})
+	notReady := fmt.Errorf("%w: %w", issuer.Unavailable, issuer.ErrNotYet)
+	const cannot, waiting = "Cannot connect to the issuer", "Waiting for the issuer"
+	a := &claimSigner{changingSigner: newChangingSigner(t)}
+	a.set("", refused)
+	watch(t, map[string]issuer.Config{"a": {Signer: a}}, func(r *issuer.Readiness, logged func() string) {
+		expect := func(when string, infos, mistakes int) {
+			t.Helper()
+			if log := logged(); strings.Count(log, waiting) != infos || strings.Count(log, cannot) != mistakes {
+				t.Errorf("%s: the log:\n%s", when, log)
+			}
+		}
+		pass(20 * time.Second)
+		expect("refused", 1, 0)
+		if r.Err() == nil || !strings.Contains(r.Details(), "connection refused") {
+			t.Errorf("the readiness: %v, %q", r.Err(), r.Details())
+		}
+		a.set("", notReady)
+		pass(35 * time.Second)
+		expect("not ready", 2, 0)
+		a.set("", errors.New("the password does not open the key"))
+		pass(2 * time.Minute)
+		if log := logged(); strings.Count(log, cannot) == 0 || !strings.Contains(log, "the password does not open the key") {
+			t.Errorf("the log:\n%s", log)
+		}
+		a.set("", nil)
+		pass(2 * time.Minute)
+		before := strings.Count(logged(), cannot)
+		a.set("", refused)
+		pass(20 * time.Minute)
+		expect("later", 2, before+1)
+	})
+	a.set("", refused)
+	watch(t, map[string]issuer.Config{"a": {Signer: a}}, func(_ *issuer.Readiness, logged func() string) {
+		pass(2 * time.Minute)
+		if log := logged(); strings.Count(log, waiting) != 1 || strings.Count(log, cannot) == 0 {
+			t.Errorf("refused for two minutes: the log:\n%s", log)
+		}
+	})
+	a.set("", errors.New("the password does not open the key"))
+	watch(t, map[string]issuer.Config{"a": {Signer: a}}, func(_ *issuer.Readiness, logged func() string) {
+		if log := logged(); !strings.Contains(log, cannot) || strings.Contains(log, waiting) {
+			t.Errorf("a wrong password: the log:\n%s", log)
 		}
 	})
 }

@@ -105,22 +105,24 @@ const rootsDebounce = time.Second
 
 // FollowRoots requests the roots until ctx ends: at once, then at the interval every
 // with a jitter of 10 %, and when an answer of the CA shows that there are other roots.
-// Before the first success it retries with backoff. observe gets the result of every
-// request.
+// Before the first success it retries with backoff, and logs no errors that are normal
+// during the startup: Watch logs their reasons. observe gets the result of every request.
 func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe func(Roots, error)) {
 	logger := klog.FromContext(ctx)
 	retry := backoff.Backoff{First: time.Second, Max: every}
-	failing := false
+	startup, logged := NewStartup(), false
 	for wait := time.Duration(0); i.waitForRoots(ctx, wait); {
 		err := i.followRoots(ctx, observe)
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil && !failing { // once: renewals log errors, too
+		unknown := i.followed.Load() == nil
+		if err != nil && !logged && !(unknown && startup.Waits(err)) { // once: renewals log errors, too
 			logger.Error(err, "Roots refresh failed; the known roots stay in use")
+			logged = true
 		}
-		failing = err != nil
-		if wait = jittered(i.refreshInterval(every)); failing && i.followed.Load() == nil {
+		logged = logged && err != nil
+		if wait = jittered(i.refreshInterval(every)); err != nil && unknown {
 			wait = retry.Next()
 		}
 	}

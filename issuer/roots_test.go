@@ -3,7 +3,10 @@ package issuer_test
 import (
 	"context"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,6 +14,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
 	"go.step.sm/crypto/minica"
 	"k8s.io/klog/v2"
 
@@ -177,4 +181,57 @@ func TestNewerRootsAreNotReplaced(t *testing.T) {
 			t.Errorf("%d roots after an older answer, want 2", got)
 		}
 	})
+}
+
+// Before the first answer, failures that are normal during the startup are no errors.
+func TestRootsStartQuietly(t *testing.T) {
+	const message = "Roots refresh failed"
+	refused := fmt.Errorf("%w: %w", issuer.Unavailable, issuer.ErrNotYet)
+	for name, test := range map[string]struct {
+		err   error
+		after time.Duration
+		lines int
+	}{
+		"not ready":               {refused, 50 * time.Second, 0},
+		"not ready for longer":    {refused, 10 * time.Minute, 1},
+		"the wrong fingerprint":   {errors.New("the CA has no root with the fingerprint"), 10 * time.Minute, 1},
+		"after the first success": {nil, 0, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &failingRoots{changingSigner: newChangingSigner(t)}
+				i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+				if err != nil {
+					t.Fatal(err)
+				}
+				var lines log[string]
+				logger := funcr.New(func(_, args string) { lines.add(args) }, funcr.Options{})
+				ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logger))
+				defer stop()
+				s.err.Store(&test.err)
+				go i.FollowRoots(ctx, 5*time.Minute, func(issuer.Roots, error) {})
+				pass(test.after)
+				if test.err == nil {
+					s.err.Store(&refused)
+					pass(6 * time.Minute)
+				}
+				if log := strings.Join(lines.all(), "\n"); strings.Count(log, message) != test.lines {
+					t.Errorf("the log:\n%s", log)
+				}
+			})
+		})
+	}
+}
+
+// failingRoots is a signer whose requests for roots fail.
+type failingRoots struct {
+	*changingSigner
+	err atomic.Pointer[error]
+}
+
+func (s *failingRoots) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
+	if err := *s.err.Load(); err != nil {
+		return issuer.Roots{}, err
+	}
+	return s.changingSigner.RefreshRoots(ctx)
 }

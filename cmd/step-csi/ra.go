@@ -119,7 +119,7 @@ func (c *config) serverConfig(reviewer server.Reviewer, metrics prometheus.Regis
 	s := server.Config{
 		Issuers: map[string]server.Issuer{},
 		Serving: server.Serving{
-			Signer: serving.signer, Names: c.authorityNames,
+			Issuer: c.authority.Issuer, Signer: serving.signer, Names: c.authorityNames,
 			// What is configured for pods is only a maximum here: a CA that refuses it
 			// must not keep the registration authority from starting.
 			Lifetimes: issuer.Lifetimes{Max: cmp.Or(serving.lifetimes.Default, serving.lifetimes.Max)},

@@ -57,6 +57,9 @@ const serviceConfig = `{
   "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.5}
 }`
 
+// maxReconnect is the longest wait before a replica is tried again, with its jitter.
+const maxReconnect = 1800 * time.Millisecond
+
 // idleTimeout closes unused connections: a node renews a few times a day, and there
 // may be thousands of nodes.
 const idleTimeout = 2 * time.Minute
@@ -64,7 +67,7 @@ const idleTimeout = 2 * time.Minute
 // dial returns a connection that is opened by its first call. It goes through the proxy
 // of the environment, if there is one: see package proxies. The proxy then resolves the
 // name, and chooses the replica.
-func (s *Signer) dial() (*grpc.ClientConn, error) {
+func (s *Signer) dial(lookup lookupHost) (*grpc.ClientConn, error) {
 	secure := credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: s.url.Hostname(),
@@ -76,7 +79,7 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	replicas := replicasBuilder{proxied}
+	replicas := replicasBuilder{proxied, lookup}
 	return grpc.NewClient(replicas.Scheme()+":///"+trust.HostPort(s.url),
 		grpc.WithResolvers(replicas),
 		grpc.WithTransportCredentials(secure),
@@ -88,7 +91,7 @@ func (s *Signer) dial() (*grpc.ClientConn, error) {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			MinConnectTimeout: 5 * time.Second,
-			Backoff:           grpcbackoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+			Backoff:           grpcbackoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnect * 5 / 6},
 		}))
 }
 
@@ -116,7 +119,13 @@ const (
 
 // replicasBuilder is a resolver.Builder: each address of a name is a replica of the
 // registration authority. With a proxy, the name itself is the only address.
-type replicasBuilder struct{ proxied bool }
+type replicasBuilder struct {
+	proxied bool
+	lookup  lookupHost
+}
+
+// lookupHost is that of net.Resolver.
+type lookupHost func(ctx context.Context, host string) (addresses []string, err error)
 
 // Scheme implements resolver.Builder.
 func (replicasBuilder) Scheme() string { return "replicas" }
@@ -129,7 +138,7 @@ func (b replicasBuilder) Build(target resolver.Target, connection resolver.Clien
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &replicasResolver{
-		host: host, port: port, proxied: b.proxied, connection: connection, cancel: cancel,
+		host: host, port: port, proxied: b.proxied, lookup: b.lookup, connection: connection, cancel: cancel,
 		requested: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	go r.watch(ctx)
@@ -140,6 +149,7 @@ func (b replicasBuilder) Build(target resolver.Target, connection resolver.Clien
 type replicasResolver struct {
 	host, port string
 	proxied    bool
+	lookup     lookupHost
 	connection resolver.ClientConn
 	cancel     context.CancelFunc
 	requested  chan struct{}
@@ -188,7 +198,7 @@ func (r *replicasResolver) resolve(ctx context.Context) (found bool) {
 	}
 	limited, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
-	hosts, err := net.DefaultResolver.LookupHost(limited, r.host)
+	hosts, err := r.lookup(limited, r.host)
 	if ctx.Err() != nil {
 		return false
 	}

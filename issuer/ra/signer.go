@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -29,8 +30,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// defaultTimeout bounds a call, including its retries at other replicas, and the wait
-// for a replica while none can be reached.
+// defaultTimeout bounds a call, including its retries at other replicas.
 const defaultTimeout = 20 * time.Second
 
 // Config is what a Signer needs.
@@ -71,6 +71,7 @@ type Signer struct {
 	presented  atomic.Pointer[[]*x509.Certificate] // the certificates of the last handshake that was verified
 	connection *grpc.ClientConn
 	client     rapb.RegistrationAuthorityClient
+	unready    atomic.Pointer[notReady] // of the last replica that said so
 
 	intermediates atomic.Pointer[[]*x509.Certificate] // of the last answer
 
@@ -110,7 +111,7 @@ func New(c Config) (*Signer, error) {
 	}
 	s.pins.Only, s.rootPins.Only = c.Pinned, c.Pinned
 	s.trust = trust.NewStore(u.String(), s.pins)
-	if s.connection, err = s.dial(); err != nil {
+	if s.connection, err = s.dial(net.DefaultResolver.LookupHost); err != nil {
 		return nil, err
 	}
 	s.client = rapb.NewRegistrationAuthorityClient(s.connection)
@@ -152,10 +153,13 @@ func (s *Signer) call(ctx context.Context, name string, do func(context.Context,
 	for _, date := range slices.Concat(trailers.Get("date"), headers.Get("date")) {
 		s.clock.Observe(date, sent)
 	}
-	if err != nil {
-		return s.explain(ctx, name, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if unanswered := s.explainUnanswered(ctx, name, err); unanswered != nil {
+		return unanswered
+	}
+	return s.explain(ctx, name, err)
 }
 
 // CompareClocks implements issuer.Clock.
@@ -181,8 +185,9 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 	}
 	var chain []*x509.Certificate
 	err := s.call(ctx, callSign, func(ctx context.Context, options ...grpc.CallOption) error {
+		s.awaitReplica(ctx)
 		sent := time.Now()
-		answer, err := s.client.Sign(ctx, request, append(options, grpc.WaitForReady(true))...)
+		answer, err := s.client.Sign(ctx, request, options...)
 		if err != nil {
 			return err
 		}
@@ -334,6 +339,9 @@ func (s *Signer) verify(state tls.ConnectionState) (err error) {
 	presented := state.PeerCertificates
 	if len(presented) == 0 {
 		return errors.New("the registration authority sends no certificate")
+	}
+	if err := s.refusal(presented[0]); err != nil {
+		return err
 	}
 	trusted := trust.Union(s.trust.Trusted(), s.pins.Among(presented))
 	if len(trusted) == 0 {

@@ -205,7 +205,6 @@ func TestCheckFails(t *testing.T) {
 			`there is no key tls.crt in the Secret c of the namespace step-ca (in the chart: issuers.default.provisioner.certificateSecret)`},
 		"no roots of an ingress": {"issuers.default.serverTLS=bundle", "ra", without("step-csi-server-roots"),
 			`(in the chart: issuers.default.serverTLSBundle)`},
-		"a duration":       {"issuers.default.duration.max=1h,issuers.default.duration.default=24h", "ra", all, "issuers.default.duration.default: 24h0m0s is longer than duration.max, 1h0m0s"},
 		"CEL":              {"policy.validations[0].expression=request.dnsName", "ra", all, "undefined field 'dnsName'"},
 		"CEL, mode node":   {"mode=node,policy.validations[0].expression=request.dnsName", "node", all, "undefined field 'dnsName'"},
 		"a flag":           {"ra.extraArgs[0]=--verbose", "ra", all, "-verbose"},

@@ -94,7 +94,7 @@ func TestAuthorityStays(t *testing.T) {
 		t.Errorf("spread: %v", spread)
 	}
 	container := at(pod, "containers").([]any)[0]
-	// With kubeadm, CoreDNS caches answers for 30 s. Calls take up to 25 s.
+	// A replacement on another node starts within half a minute. Calls take up to 25 s.
 	pause, all := at(container, "lifecycle", "preStop", "sleep", "seconds"), at(pod, "terminationGracePeriodSeconds").(float64)
 	if pause != 30.0 || all-30 < 25 {
 		t.Errorf("the grace period is %v s, and preStop takes %v s of it", all, pause)
@@ -106,10 +106,11 @@ func TestAuthorityStays(t *testing.T) {
 	}
 }
 
-// The headless Service lets nodes see all ready replicas.
+// The headless Service lets nodes see all replicas, also those that are not ready: they
+// say why.
 func TestServiceIsHeadless(t *testing.T) {
 	spec := at(render(t)["ra/Service"], "spec").(object)
-	if spec["clusterIP"] != "None" || spec["publishNotReadyAddresses"] != false {
+	if spec["clusterIP"] != "None" || spec["publishNotReadyAddresses"] != true {
 		t.Errorf("%v", spec)
 	}
 }

@@ -229,7 +229,7 @@ func TestStopDuringConnect(t *testing.T) {
 	ca.Stop()
 	n := node.New(t, binary, ca)
 	n.Launch()
-	node.Eventually(t, time.Minute, "the plugin waits for its next attempt to connect", func() bool { return n.Logs.Has(logs.CannotConnect) })
+	node.Eventually(t, time.Minute, "the plugin waits for its next attempt to connect", func() bool { return n.Logs.Has(logs.Waiting) })
 	start := time.Now()
 	n.Stop()
 	if took := time.Since(start); took > 10*time.Second {

@@ -7,6 +7,7 @@ package logs
 const (
 	Connected        = `"Issuer connected"`
 	CannotConnect    = `"Cannot connect to the issuer"`
+	Waiting          = `"Waiting for the issuer"`
 	HoldersRenew     = `"Warning: the CA renews certificates for their holders"`
 	TokenExpiring    = `"Warning: the certificate that signs tokens is about to expire"`
 	ServingHealth    = `"Serving health"`

@@ -6,6 +6,13 @@
 //
 //   authorization: Bearer <token with the audience "step-csi">
 //
+// A registration authority without a valid certificate of the CA completes handshakes
+// with a self-signed certificate, and accepts no call on such a connection. The subject of
+// that certificate is "step-csi registration authority, not ready", and its extension
+// 2.16.840.1.113730.1.13 (Netscape Comment, an IA5String of at most 1 KiB) is the reason.
+// A node plugin shows the reason as unverified, and ends the handshake before it sends a
+// token.
+//
 // A call fails with one of these codes of google.rpc.Code. The status has a
 // google.rpc.ErrorInfo of the domain "step-csi", whose reason is the outcome in more
 // detail (see issuer.Outcome).

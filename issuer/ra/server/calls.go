@@ -70,6 +70,12 @@ type calls struct {
 // ServeHTTP implements http.Handler.
 func (c *calls) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	connection := connectionOf(r.Context())
+	if connection.unready.Load() {
+		// Only a client that does not verify the certificate gets here. It could have
+		// sent its token to anyone.
+		connection.end(closedUnready)
+		return
+	}
 	this := &call{begin: time.Now()}
 	ctx, cancel := context.WithTimeout(klog.NewContext(r.Context(), c.rejections.logger), callTimeout)
 	defer cancel()

@@ -80,6 +80,7 @@ const (
 	closedBytes    = "bytes"      // more bytes than calls need
 	closedReplaced = "replaced"   // too many connections of a node, or of all nodes
 	closedRejected = "rejections" // maxStrikes
+	closedUnready  = "not_ready"  // a call after a handshake with a certificate that is not the CA's
 )
 
 // connections is a net.Listener that bounds the connections.
@@ -212,6 +213,7 @@ type connection struct {
 	strikes   atomic.Int32
 	ended     atomic.Bool
 	accepted  atomic.Bool
+	unready   atomic.Bool   // its handshake had the certificate of unready
 	turn      chan struct{} // holds an element while a call of a stranger is identified
 
 	// Below are guarded by the listener's mutex.

@@ -79,7 +79,7 @@ func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 	}
 	a, err := New(Config{
 		Issuers:  map[string]Issuer{"default": {Issuer: i}},
-		Serving:  Serving{Signer: s, Names: names.Must(names.ParseAll(names.ParseDNSName, "ra.shop.svc")), Lifetimes: issuer.Lifetimes{Default: time.Hour}},
+		Serving:  Serving{Issuer: "default", Signer: s, Names: names.Must(names.ParseAll(names.ParseDNSName, "ra.shop.svc")), Lifetimes: issuer.Lifetimes{Default: time.Hour}},
 		Plugin:   ServiceAccount{"step-ca", "step-csi"},
 		Reviewer: knowing{},
 		Limits:   Limits{Node: Limit{1e9, 1e9}, Pod: Limit{1e9, 1e9}},

@@ -47,7 +47,7 @@ func (s *stuckSigner) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x
 func TestLiveWithAStuckRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := &stuckSigner{newStoppableSigner(t), make(chan struct{})}
-		s, err := newServing(Serving{Signer: ca, Names: []names.DNSName{names.Must(names.ParseDNSName("ra.example.com"))}, Lifetimes: issuer.Lifetimes{Default: 24 * time.Hour}})
+		s, err := newServing(Serving{Issuer: "default", Signer: ca, Names: []names.DNSName{names.Must(names.ParseDNSName("ra.example.com"))}, Lifetimes: issuer.Lifetimes{Default: 24 * time.Hour}})
 		if err != nil {
 			t.Fatal(err)
 		}

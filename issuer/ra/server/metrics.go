@@ -66,7 +66,7 @@ func newMetrics(registry prometheus.Registerer, s *serving) (*metrics, error) {
 	for _, reason := range []string{rejectedToken, rejectedClaims, rejectedReview, rejectedUnavailable, rejectedRate, rejectedMessage} {
 		m.rejected.WithLabelValues(reason)
 	}
-	for _, reason := range []string{closedRate, closedCrowded, closedLate, closedBytes, closedReplaced, closedRejected} {
+	for _, reason := range []string{closedRate, closedCrowded, closedLate, closedBytes, closedReplaced, closedRejected, closedUnready} {
 		m.closed.WithLabelValues(reason)
 	}
 	open := func(state string, count func(*connections) int) prometheus.Collector {

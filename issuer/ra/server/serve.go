@@ -61,13 +61,15 @@ func (s *Server) serve(ctx context.Context, listener net.Listener) error {
 			callers: s.callers, nodes: s.nodes, inFlight: newSlots(maxCalls, maxCallsOfNode, waitingCalls),
 			rejections: rejected, grpc: g,
 		},
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: s.serving.certificate},
+		// A resumed session would have no certificate, and would not show whether the
+		// first one was valid.
+		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: s.serving.certificate, SessionTicketsDisabled: true},
 		ReadHeaderTimeout: handshakeTimeout,
 		ReadTimeout:       messageTimeout,
 		WriteTimeout:      stopTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaders,
-		ErrorLog:          log.New(rejected, "", 0),
+		ErrorLog:          log.New(handshakeLog{rejected, s.serving}, "", 0),
 		ConnContext:       withConnection,
 		Protocols:         &http.Protocols{},
 		HTTP2: &http.HTTP2Config{

@@ -22,6 +22,8 @@ import (
 
 // Serving is the configuration of the server's own certificate.
 type Serving struct {
+	// Issuer is the name of the issuer that signs it, for messages.
+	Issuer string
 	// Signer has the certificate signed, by the CA that node plugins trust.
 	Signer issuer.Signer
 	// Names are the DNS names in the certificate. Node plugins connect to one of them.
@@ -32,6 +34,7 @@ type Serving struct {
 
 // serving holds the server's own certificate and renews it.
 type serving struct {
+	name      string // of the issuer
 	issuer    *issuer.Issuer
 	request   issuer.Request
 	scheduler *schedule.Scheduler
@@ -40,6 +43,7 @@ type serving struct {
 	validity atomic.Pointer[renewal.Validity]
 	entry    atomic.Pointer[schedule.Entry] // once keep was called
 	early    atomic.Int64                   // the Unix time of the expiry of the chain that renewEarly knows
+	unready  *unready                       // served while current is not valid
 }
 
 func newServing(c Serving) (*serving, error) {
@@ -47,10 +51,13 @@ func newServing(c Serving) (*serving, error) {
 	if !ok {
 		return nil, errors.New("names: the registration authority's own certificate needs DNS names, at least one of them with at most 64 bytes")
 	}
-	s := &serving{scheduler: schedule.New(), request: issuer.Request{
+	s := &serving{name: c.Issuer, scheduler: schedule.New(), request: issuer.Request{
 		CommonName: commonName, DNSNames: c.Names, KeyType: issuer.ECDSAP256,
 	}}
 	var err error
+	if s.unready, err = newUnready(s.because("no answer yet")); err != nil {
+		return nil, err
+	}
 	s.issuer, err = issuer.New(issuer.Config{Signer: c.Signer, Policy: s.onlyOwn, Lifetimes: c.Lifetimes})
 	return s, err
 }
@@ -70,12 +77,17 @@ const slowestRetry = 10 * time.Second
 
 // keep obtains the certificate and renews it until ctx ends.
 func (s *serving) keep(ctx context.Context) {
+	startup := issuer.NewStartup()
 	s.entry.Store(s.scheduler.Add("", renewal.Validity{SlowestRetry: slowestRetry}, func(ctx context.Context) (v renewal.Validity, err error) {
 		err = s.scheduler.Call(ctx, schedule.Renewal, fair.Owner{}, func(ctx context.Context) (err error) {
 			v, err = s.renew(ctx)
 			return err
 		})
-		if err != nil && ctx.Err() == nil {
+		if err == nil || ctx.Err() != nil {
+			return v, err
+		}
+		s.unready.because(ctx, s.because(err.Error()))
+		if s.current.Load() != nil || !startup.Log(ctx, err) {
 			klog.FromContext(ctx).Error(err, "Own certificate not issued")
 		}
 		return v, err
@@ -115,28 +127,47 @@ func (s *serving) renew(ctx context.Context) (v renewal.Validity, err error) {
 	chain := ra.Raw(slices.Concat(credential.Chain, credential.Roots.Own))
 	s.current.Store(&tls.Certificate{Certificate: chain, PrivateKey: credential.Key.Signer, Leaf: leaf})
 	s.validity.Store(&v)
+	s.unready.because(ctx, s.because(expired(v)))
 	logger.Info("Own certificate issued", "serial", serial, "dnsNames", leaf.DNSNames,
 		"notAfter", v.NotAfter.UTC().Format(time.RFC3339), "renewal", v.Due().UTC().Format(time.RFC3339))
 	return v, nil
 }
 
-// certificate is for tls.Config.GetCertificate.
-func (s *serving) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c := s.current.Load(); c != nil {
-		return c, nil
+// because says why there is no certificate. It names the issuer, because the pods that
+// wait may want the certificates of another one.
+func (s *serving) because(problem string) string {
+	return fmt.Sprintf("issuer %s, which signs the registration authority's own certificate: %s", s.name, problem)
+}
+
+// certificate is for tls.Config.GetCertificate. Without a valid certificate, clients get
+// the reason, and the connection accepts no calls.
+func (s *serving) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if s.err() == nil {
+		return s.current.Load(), nil
 	}
-	return nil, errors.New("the registration authority has no certificate yet")
+	if c, ok := hello.Conn.(*connection); ok {
+		c.unready.Store(true)
+		return s.unready.certificate.Load(), nil
+	}
+	return nil, errors.New("the registration authority has no certificate, and the connection is not one that refuses calls")
 }
 
 // err returns an error if there is no valid certificate.
 func (s *serving) err() error {
-	_, err := s.certificate(nil)
-	if v := s.validity.Load(); v != nil && !time.Now().Before(v.NotAfter) {
-		expired := "the registration authority's own certificate"
-		if v.LimitedBy != "" {
-			expired = v.LimitedBy + ", which " + expired + " needs,"
-		}
-		err = fmt.Errorf("%s expired at %s", expired, v.NotAfter.UTC().Format(time.RFC3339))
+	if s.current.Load() == nil {
+		return errors.New("the registration authority has no certificate yet")
 	}
-	return err
+	if v := s.validity.Load(); v != nil && !time.Now().Before(v.NotAfter) {
+		return errors.New(expired(*v))
+	}
+	return nil
+}
+
+// expired says which certificate expires at the effective expiry.
+func expired(v renewal.Validity) string {
+	expired := "the registration authority's own certificate"
+	if v.LimitedBy != "" {
+		expired = v.LimitedBy + ", which " + expired + " needs,"
+	}
+	return fmt.Sprintf("%s expired at %s", expired, v.NotAfter.UTC().Format(time.RFC3339))
 }

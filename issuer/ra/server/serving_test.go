@@ -89,7 +89,7 @@ func keeping(t *testing.T, down bool, test func(t *testing.T, ca *stoppableSigne
 	synctest.Test(t, func(t *testing.T) {
 		ca := newStoppableSigner(t)
 		ca.down.Store(down)
-		s, err := newServing(Serving{Signer: ca, Names: []names.DNSName{names.Must(names.ParseDNSName("ra.example.com"))}, Lifetimes: issuer.Lifetimes{Default: 24 * time.Hour}})
+		s, err := newServing(Serving{Issuer: "default", Signer: ca, Names: []names.DNSName{names.Must(names.ParseDNSName("ra.example.com"))}, Lifetimes: issuer.Lifetimes{Default: 24 * time.Hour}})
 		if err != nil {
 			t.Fatal(err)
 		}
