@@ -13,7 +13,6 @@ import (
 
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer/panics"
-	"github.com/flexstack/step-csi/issuer/schedule"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
@@ -56,20 +55,14 @@ func newCollector(d *Driver) *collector {
 		return describe("volumes"+name, help, "namespace", "issuer")
 	}
 	c := &collector{
-		issuers: d.issuers,
-		volumes: func(yield func(volumeSnapshot) bool) {
-			for _, v := range d.volumes.all() {
-				if !yield(volumeSnapshot{v, d.issuerLabel(v), v.State(), v.Unmanaged() != nil}) {
-					return
-				}
-			}
-		},
-		unread:    d.volumes.countUnread,
+		issuers:   d.issuers,
+		volumes:   d.snapshots,
+		unread:    func() int { return d.volumes.countUnread() + d.leftBehind.countUnread() },
 		count:     volumes("", "Mounted volumes."),
-		backoff:   volumes("_backoff", "Volumes whose last renewal failed, and that wait for a retry."),
-		overdue:   volumes("_overdue", "Volumes whose renewal is due and has not succeeded."),
+		backoff:   volumes("_backoff", "Volumes whose last renewal failed, and that wait for a retry, and volumes that are not renewed."),
+		overdue:   volumes("_overdue", "Volumes whose renewal is due and has not succeeded, and volumes that are not renewed."),
 		expiring:  volumes("_expiring", "Volumes whose certificate has less than a fifth of its lifetime left, and whose renewal fails or is overdue."),
-		unmanaged: volumes("_unmanaged", "Volumes that are not renewed: something else is mounted at their path, they do not fit the configuration, or the kubelet has not published them within 5 minutes since the node plugin started."),
+		unmanaged: volumes("_unmanaged", "Volumes that are not renewed: something else is mounted at their path, they do not fit the configuration, they belong to another driver name, or the kubelet has not published them within 5 minutes since the node plugin started."),
 		firstExpiration: volumes("_earliest_expiration_timestamp_seconds",
 			"Effective expiry of the certificate that expires first: its own, or that of its intermediate or root if that is earlier; 0 if unknown."),
 		firstIssued: volumes("_earliest_issued_timestamp_seconds",
@@ -85,7 +78,7 @@ func newCollector(d *Driver) *collector {
 			expiration: volume("expiration_timestamp_seconds", "Effective expiry of the certificate in a pod's volume: its own, or that of its intermediate or root if that is earlier."),
 			issued:     volume("issued_timestamp_seconds", "Time at which the certificate was asked for, by the node's clock."),
 			renewal:    volume("renewal_timestamp_seconds", "Time of the next renewal or retry; in the past if it is under way, or waits for others."),
-			failures:   volume("renewal_failures", "Failed renewals in a row; 0 after a successful one."),
+			failures:   volume("renewal_failures", "Failed renewals in a row; 0 after a successful one, and at least 1 for a volume that is not renewed."),
 		}
 	}
 	return c
@@ -125,7 +118,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		}
 		return groups[labels]
 	}
-	newest := map[volumeLabels]schedule.State{}
+	newest := map[volumeLabels]volumeSnapshot{}
 	for v := range c.volumes {
 		group(v.group()).add(v, now)
 		if c.perVolume == nil {
@@ -134,12 +127,13 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		// A pod that was deleted by force may still run beside a new pod of the same
 		// name. Prometheus rejects two series with the same labels.
 		labels := v.labels()
-		if other, twice := newest[labels]; !twice || other.Validity.Issued.Before(v.state.Validity.Issued) {
-			newest[labels] = v.state
+		if other, twice := newest[labels]; !twice || other.state.Validity.Issued.Before(v.state.Validity.Issued) {
+			newest[labels] = v
 		}
 	}
 	if n := c.unread(); n > 0 {
-		group(groupLabels{}).unmanaged += n
+		g := group(groupLabels{})
+		g.backoff, g.overdue, g.unmanaged = g.backoff+n, g.overdue+n, g.unmanaged+n
 	}
 	for l, g := range groups {
 		send(c.count, float64(g.all), l.namespace, l.issuer)
@@ -150,12 +144,12 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		send(c.firstExpiration, seconds(g.firstExpiration), l.namespace, l.issuer)
 		send(c.firstIssued, seconds(g.firstIssued), l.namespace, l.issuer)
 	}
-	for l, s := range newest {
-		labels := []string{l.namespace, l.pod, l.volume, l.issuer}
+	for l, v := range newest {
+		s, labels := v.state, []string{l.namespace, l.pod, l.volume, l.issuer}
 		send(c.perVolume.expiration, seconds(s.Validity.NotAfter), labels...)
 		send(c.perVolume.issued, seconds(s.Validity.Issued), labels...)
 		send(c.perVolume.renewal, seconds(s.Next), labels...)
-		send(c.perVolume.failures, float64(s.Failures), labels...)
+		send(c.perVolume.failures, float64(v.failures()), labels...)
 	}
 }
 
@@ -179,14 +173,6 @@ func seconds(t time.Time) float64 {
 		return 0
 	}
 	return float64(t.UnixMilli()) / 1000
-}
-
-// volumeSnapshot is the state of a volume at one scrape.
-type volumeSnapshot struct {
-	*volume.Volume
-	issuer    string
-	state     schedule.State
-	unmanaged bool
 }
 
 // groupLabels identify volumes in metrics that are aggregated.
@@ -218,17 +204,27 @@ func label(name string) string {
 	return name
 }
 
-// issuerLabel returns the value of the label "issuer". It is empty for an issuer of an
-// earlier configuration: pods choose the attribute, and could create any number of series.
-func (d *Driver) issuerLabel(v *volume.Volume) string {
-	name := cmp.Or(v.Attributes["issuer"], "default")
-	if i := v.Issuer(); i != nil {
-		name = i.Name
+// mostRemoved limits the issuers that are not in the configuration and have series.
+const mostRemoved = 8
+
+// issuerLabels returns a function that returns the value of the label "issuer" of each
+// volume. A volume of an issuer that was removed from the configuration has its name once
+// the kubelet has published the volume again: the publish of a new volume is refused unless
+// its issuer is configured, so pods cannot create series. Before that, only the record says
+// so, which can be forged, and the label is empty.
+func (d *Driver) issuerLabels() func(*volume.Volume) string {
+	removed := map[string]bool{}
+	return func(v *volume.Volume) string {
+		name := v.IssuerName()
+		if _, known := d.issuers[name]; known || removed[name] {
+			return name
+		}
+		if v.IsFound() || len(removed) >= mostRemoved || label(name) == "" {
+			return ""
+		}
+		removed[name] = true
+		return name
 	}
-	if _, known := d.issuers[name]; !known {
-		return ""
-	}
-	return name
 }
 
 // nameInPod returns the volume's name in the pod's spec. The kubelet puts the name into
@@ -250,30 +246,20 @@ type volumeGroup struct {
 
 func (g *volumeGroup) add(v volumeSnapshot, now time.Time) {
 	g.all++
-	if v.unmanaged {
+	if v.unmanaged != nil {
 		g.unmanaged++
 	}
-	if v.state.Failures > 0 {
+	if v.failures() > 0 {
 		g.backoff++
 	}
-	if v.state.Failures > 0 || now.After(v.state.Validity.Due()) {
+	if v.failures() > 0 || now.After(v.state.Validity.Due()) {
 		g.overdue++
 	}
-	if expiring(v.state, now) {
+	if v.expiring(now) {
 		g.expiring++
 	}
 	g.firstExpiration = earlier(g.firstExpiration, v.state.Validity.NotAfter)
 	g.firstIssued = earlier(g.firstIssued, v.state.Validity.Issued)
-}
-
-// expiring tells whether a certificate is about to expire, or has expired, because its
-// renewal fails, is overdue, or is never attempted.
-func expiring(s schedule.State, now time.Time) bool {
-	v := s.Validity
-	if s.Failures == 0 && now.Sub(s.Next) < overdueAfter {
-		return false
-	}
-	return v.NotAfter.Sub(now) < time.Duration(expiringShare*float64(v.Lifetime()))
 }
 
 // earlier returns the earlier time. Unknown times do not count.

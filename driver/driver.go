@@ -83,16 +83,18 @@ type Driver struct {
 	csi.UnimplementedIdentityServer
 	csi.UnimplementedNodeServer
 
-	config    Config
-	issuers   map[string]*issuerState
-	node      *volume.Node
-	trust     *trustFile
-	volumes   volumes
-	locks     locks // by volume id
-	quota     quota
-	metrics   *metrics
-	collector *collector
-	readiness issuer.Readiness
+	config     Config
+	issuers    map[string]*issuerState
+	node       *volume.Node
+	trust      *trustFile
+	volumes    volumes
+	leftBehind leftBehind
+	locks      locks // by volume id
+	quota      quota
+	metrics    *metrics
+	collector  *collector
+	readiness  issuer.Readiness
+	registrar  *registrar // nil if somebody else registers the driver
 
 	unshared   atomic.Bool     // mounts do not reach pods
 	serving    atomic.Bool     // calls are answered
@@ -141,6 +143,9 @@ func New(c Config) (*Driver, error) {
 		d.readiness.Expect(name)
 		d.metrics.expect(name)
 	}
+	if c.Register {
+		d.registrar = newRegistrar(c, registrationSocket(c.KubeletDir, c.Name))
+	}
 	d.quota = newQuota(c, d.metrics.refused)
 	d.collector = newCollector(d)
 	if err := d.registerMetrics(c.Metrics); err != nil {
@@ -187,8 +192,12 @@ func (d *Driver) Run(ctx context.Context) error {
 		server.close()
 		return err
 	}
+	if d.registrar != nil {
+		d.ending.Go(func() { d.registrar.report(d.background) })
+	}
 	d.ending.Go(func() { d.logExpiring(d.background) })
-	d.ending.Go(func() { d.reportUnconfirmed(d.background) })
+	d.ending.Go(func() { d.logUnmanaged(d.background) })
+	d.ending.Go(func() { d.watchLeftBehind(d.background) })
 	d.trust.restore(ctx, d.issuers)
 	d.ending.Go(func() { d.trust.keep(d.background, d.issuers) })
 	d.ending.Go(func() { d.reportToPods(d.background) })
@@ -199,13 +208,17 @@ func (d *Driver) Run(ctx context.Context) error {
 	}
 	d.serving.Store(true)
 	defer context.AfterFunc(ctx, func() { d.serving.Store(false) })()
-	return server.serve(ctx, d.trust.mayHaveChanged)
+	return server.serve(ctx, d.restored)
 }
 
-// Ready returns a nil error once at least one issuer has been reached and verified, while
-// volumes can reach pods. It does not wait for all issuers: a CA that is down must not stop
-// the rollout of the plugin, which serves the volumes of the others. details has a line for
-// each issuer that does not work, or that has a warning.
+// Ready returns a nil error once the kubelet has registered the driver, and at least one
+// issuer has been reached and verified, while volumes can reach pods. It does not wait for
+// all issuers: a CA that is down must not stop the rollout of the plugin, which serves the
+// volumes of the others. details has a line for each issuer that does not work, or that has
+// a warning, and for each other driver name with volumes that no process serves.
 func (d *Driver) Ready() (details string, err error) {
-	return d.readiness.Details(), errors.Join(d.propagationErr(), d.readiness.Err())
+	return d.readiness.Details() + d.leftBehind.details(), errors.Join(d.registrar.err(), d.canPublish())
 }
+
+// canPublish returns why no volume can be published, whoever calls.
+func (d *Driver) canPublish() error { return errors.Join(d.propagationErr(), d.readiness.Err()) }

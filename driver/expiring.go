@@ -39,7 +39,7 @@ func (d *Driver) logExpiringOnce(ctx context.Context, logged map[string]time.Tim
 	all = map[string]time.Time{}
 	now := time.Now()
 	for v := range d.collector.volumes {
-		if expiring(v.state, now) {
+		if v.expiring(now) {
 			v.logExpiring(ctx, logged, all)
 		}
 	}

@@ -42,19 +42,33 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 	if req.GetVolumeId() == "" {
 		return nil, fmt.Errorf("%w: volume_id is missing", errInvalid)
 	}
+	health := &csi.VolumeHealth{VolumeId: req.GetVolumeId()}
+	degraded := func(reason, message string) {
+		health.HealthStatuses = []*csi.VolumeHealth_VolumeHealthEntry{{
+			Status: csi.VolumeHealthErrorType_DEGRADED, Reason: reason, Message: message,
+		}}
+	}
+	path, _ := d.relative(req.GetVolumePublishPath())
+	if err := d.volumes.allUnread()[path]; err != nil {
+		degraded(reasonFailing, fmt.Sprintf("the certificate is not renewed until the kubelet publishes the volume again: %v", err))
+		return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
+	}
 	v, target, err := d.openVolume(req.GetVolumeId(), req.GetVolumePublishPath())
 	if err != nil {
 		return nil, err
 	}
 	target.Close()
-	health := &csi.VolumeHealth{VolumeId: req.GetVolumeId()}
 	if reason, message := trouble(v.State(), time.Now()); reason != "" {
-		health.HealthStatuses = []*csi.VolumeHealth_VolumeHealthEntry{{
-			Status: csi.VolumeHealthErrorType_DEGRADED, Reason: reason, Message: message,
-		}}
+		degraded(reason, message)
 	}
 	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
 }
+
+// The reasons in a volume's health.
+const (
+	reasonExpired = "CertificateExpired"
+	reasonFailing = "RenewalFailing"
+)
 
 // openVolume finds the volume and opens its target. An empty path means the volume's
 // own target.
@@ -83,12 +97,12 @@ func trouble(s schedule.State, now time.Time) (reason, message string) {
 	case s.Validity.NotAfter.IsZero() && s.Err == nil:
 		return "", "" // nothing is known until the kubelet publishes the volume again
 	case !now.Before(s.Validity.NotAfter):
-		reason, message = "CertificateExpired", "the certificate expired at "+expiry
+		reason, message = reasonExpired, "the certificate expired at "+expiry
 		if limitedBy := s.Validity.LimitedBy; limitedBy != "" {
 			message = limitedBy + ", which the certificate needs, expired at " + expiry
 		}
 	case s.Err != nil:
-		reason, message = "RenewalFailing", "the certificate is valid until "+expiry+" but cannot be renewed"
+		reason, message = reasonFailing, "the certificate is valid until "+expiry+" but cannot be renewed"
 		if errors.Is(s.Err, schedule.ErrLimited) {
 			message = "the certificate is valid until " + expiry + " only"
 		}

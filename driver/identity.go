@@ -17,9 +17,9 @@ func (d *Driver) GetPluginCapabilities(context.Context, *csi.GetPluginCapabiliti
 	return &csi.GetPluginCapabilitiesResponse{}, nil
 }
 
-// Probe implements csi.IdentityServer: see Ready. The driver adopts the volumes of an
-// earlier process before it serves the first call.
+// Probe implements csi.IdentityServer. The answer is that of Ready, but does not depend on
+// the registration: a caller may probe before it registers the driver. The driver finds the
+// volumes of an earlier process before it serves the first call.
 func (d *Driver) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
-	_, err := d.Ready()
-	return &csi.ProbeResponse{Ready: wrapperspb.Bool(err == nil)}, nil
+	return &csi.ProbeResponse{Ready: wrapperspb.Bool(d.canPublish() == nil)}, nil
 }

@@ -32,8 +32,8 @@ func (d *Driver) Live(ctx context.Context) error {
 		_, err := csi.NewIdentityClient(c).Probe(ctx, &csi.ProbeRequest{})
 		return err
 	})
-	if d.config.Register {
-		err = errors.Join(err, call(ctx, d.registrationSocket(), func(c *grpc.ClientConn) error {
+	if d.registrar != nil {
+		err = errors.Join(err, call(ctx, d.registrar.own, func(c *grpc.ClientConn) error {
 			_, err := registration.NewRegistrationClient(c).GetInfo(ctx, &registration.InfoRequest{})
 			return err
 		}))

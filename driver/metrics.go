@@ -70,7 +70,14 @@ func (d *Driver) registerMetrics(registry prometheus.Registerer) error {
 		return nil
 	}
 	m := d.metrics
-	all := append(d.quota.gauges(), m.signings, m.duration, m.answered, m.failed, m.refusals, d.collector, &d.readiness)
+	leftBehind := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "step_csi_left_behind_volumes",
+		Help: "Mounted volumes of other driver names that no process on the node serves, and that are therefore not renewed.",
+	}, func() float64 { return float64(d.leftBehind.count()) })
+	all := append(d.quota.gauges(), leftBehind, m.signings, m.duration, m.answered, m.failed, m.refusals, d.collector, &d.readiness)
+	if d.registrar != nil {
+		all = append(all, d.registrar.gauge())
+	}
 	for _, c := range all {
 		if err := registry.Register(c); err != nil {
 			return fmt.Errorf("register the metrics: %w", err)

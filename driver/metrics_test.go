@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -193,7 +194,7 @@ func TestMetricsOfNamespaces(t *testing.T) {
 		failing.state.Failures = 3
 		hanging.state.Validity.Issued, hanging.state.Validity.NotAfter = now.Add(-20*time.Hour), now.Add(4*time.Hour)
 		hanging.state.Next = hanging.state.Validity.Due()
-		unfit.issuer, unfit.unmanaged = "", true // no longer configured
+		unfit.issuer, unfit.unmanaged = "removed", errors.New("it is not an issuer in the configuration")
 		bank := mounted("web-0", "e")
 		bank.Pod.Namespace, bank.issuer = "bank", "other"
 		d.collector.unread = func() int { return 2 }
@@ -202,9 +203,9 @@ func TestMetricsOfNamespaces(t *testing.T) {
 		hours := func(n int) float64 { return float64(now.Add(time.Duration(n) * time.Hour).Unix()) }
 		for labels, values := range map[[2]string][7]float64{
 			{"shop", "default"}: {3, 1, 2, 1, 0, hours(4), hours(-20)},
-			{"shop", ""}:        {1, 0, 0, 0, 1, hours(24), hours(0)},
+			{"shop", "removed"}: {1, 1, 1, 0, 1, hours(24), hours(0)},
 			{"bank", "other"}:   {1, 0, 0, 0, 0, hours(24), hours(0)},
-			{"", ""}:            {0, 0, 0, 0, 2, 0, 0},
+			{"", ""}:            {0, 2, 2, 0, 2, 0, 0},
 		} {
 			for i, name := range []string{"", "_backoff", "_overdue", "_expiring", "_unmanaged", "_earliest_expiration_timestamp_seconds", "_earliest_issued_timestamp_seconds"} {
 				want[fmt.Sprintf("step_csi_volumes%s{issuer=%q,namespace=%q}", name, labels[1], labels[0])] = values[i]
@@ -263,52 +264,62 @@ func TestExpiring(t *testing.T) {
 		} {
 			now := issued.Add(c.after)
 			s := schedule.State{Validity: renewal.Validity{Issued: issued, NotAfter: issued.Add(24 * time.Hour)}, Next: now.Add(c.next), Failures: c.failures}
-			if got := expiring(s, now); got != c.want {
+			if got := (volumeSnapshot{state: s}).expiring(now); got != c.want {
 				t.Errorf("%s: %v", name, got)
 			}
 		}
 		// A volume that is not renewed has no time for its next renewal.
-		unfit := schedule.State{Validity: renewal.Validity{Issued: issued, NotAfter: issued.Add(24 * time.Hour)}}
-		if expiring(unfit, issued.Add(19*time.Hour)) || !expiring(unfit, issued.Add(20*time.Hour)) {
+		unfit := volumeSnapshot{state: schedule.State{Validity: renewal.Validity{Issued: issued, NotAfter: issued.Add(24 * time.Hour)}}}
+		if unfit.expiring(issued.Add(19*time.Hour)) || !unfit.expiring(issued.Add(20*time.Hour)) {
 			t.Error("a volume that does not fit the configuration")
+		}
+		// Its renewal is not due yet, and will never succeed.
+		unfit.state.Next, unfit.unmanaged = issued.Add(23*time.Hour), errors.New("no such issuer")
+		if unfit.expiring(issued.Add(19*time.Hour)) || !unfit.expiring(issued.Add(20*time.Hour)) {
+			t.Error("a volume that is not renewed, before its renewal is due")
 		}
 		// A certificate that the CA limits is renewed again and again, and never has less than a
 		// fifth of what was left when it was issued.
-		limited := schedule.State{Failures: 1, Validity: renewal.Validity{
+		limited := volumeSnapshot{state: schedule.State{Failures: 1, Validity: renewal.Validity{
 			Issued: issued.Add(22 * time.Hour), NotAfter: issued.Add(24 * time.Hour), LimitedBy: "the root", LeafNotAfter: issued.Add(46 * time.Hour),
-		}}
-		if !expiring(limited, issued.Add(22*time.Hour)) {
+		}}}
+		if !limited.expiring(issued.Add(22 * time.Hour)) {
 			t.Error("a certificate that the CA limits, and whose renewal gains nothing")
 		}
-		limited.Validity.NotAfter = issued.Add(27 * time.Hour)
-		if expiring(limited, issued.Add(22*time.Hour)) {
+		limited.state.Validity.NotAfter = issued.Add(27 * time.Hour)
+		if limited.expiring(issued.Add(22 * time.Hour)) {
 			t.Error("a certificate that the CA limits, with time left")
 		}
-		if !expiring(schedule.State{Failures: 1}, issued) {
+		if !(volumeSnapshot{state: schedule.State{Failures: 1}}).expiring(issued) {
 			t.Error("a certificate of which nothing is known, and whose renewal fails")
 		}
 	})
 }
 
 // Pods choose the attribute "issuer", and who can write to the record of a volume chooses
-// more. They cannot make long series, or a series for each volume.
+// more. They cannot make long series, or a series for each volume. A few issuers that were
+// removed from the configuration keep their names.
 func TestLabelsAreBounded(t *testing.T) {
 	d, registry := measured(t, true)
+	issuerLabel := d.issuerLabels()
 	var all []volumeSnapshot
 	for i := range 1000 {
 		v := mounted(strings.Repeat("x", 10_000), fmt.Sprint(i))
 		v.Pod.Namespace = strings.Repeat("y", 10_000) + fmt.Sprint(i)
 		v.Target = strings.Repeat("z", 10_000)
 		v.Attributes = map[string]string{"issuer": fmt.Sprint("unknown-", i)}
-		v.issuer = d.issuerLabel(v.Volume)
+		v.issuer = issuerLabel(v.Volume)
 		all = append(all, v)
 	}
 	d.show(all...)
 	series := scrape(t, registry, "step_csi_")
-	if got := series[`step_csi_volumes{issuer="",namespace=""}`]; got != 1000 {
+	if got := series[`step_csi_volumes{issuer="",namespace=""}`]; got != 1000-mostRemoved {
 		t.Errorf("%v volumes without a known issuer", got)
 	}
-	if len(series) > 150 {
+	if got := series[`step_csi_volumes{issuer="unknown-0",namespace=""}`]; got != 1 {
+		t.Errorf("%v volumes of an issuer that was removed", got)
+	}
+	if len(series) > 250 {
 		t.Errorf("%d series", len(series))
 	}
 	for name := range series {

@@ -39,7 +39,14 @@ var errLost = errors.New("the kubelet cannot call this process any more, and onl
 // errTaken means that another process serves on the socket.
 var errTaken = errors.New("another process serves on this socket")
 
-// server has the driver's sockets, each with its gRPC server.
+// socketServer is the server of a socket, such as a grpc.Server.
+type socketServer interface {
+	Serve(net.Listener) error
+	GracefulStop()
+	Stop()
+}
+
+// server has the driver's sockets, each with its server.
 type server struct {
 	endpoints []*endpoint
 	failed    chan error // from calls of Serve
@@ -49,7 +56,7 @@ type server struct {
 // endpoint is a socket that is served again when somebody removes or replaces it.
 type endpoint struct {
 	path     string
-	server   *grpc.Server
+	server   socketServer
 	listener *unixListener
 	// mount has the socket's directory, and changed is when an entry of the directory, or
 	// its own name, last changed.
@@ -62,34 +69,50 @@ type endpoint struct {
 func (d *Driver) listen(ctx context.Context) (*server, error) {
 	s := &server{failed: make(chan error, 1)}
 	logger := klog.FromContext(ctx)
-	err := s.add(d.config.Socket, logger, func(g *grpc.Server) {
-		csi.RegisterIdentityServer(g, d)
-		csi.RegisterNodeServer(g, d)
-	})
-	if err == nil && d.config.Register {
-		err = s.add(d.registrationSocket(), logger, func(g *grpc.Server) {
-			registration.RegisterRegistrationServer(g, registrar{name: d.config.Name, socket: d.config.Socket})
-		})
+	calls := newGRPCServer(logger)
+	csi.RegisterIdentityServer(calls, d)
+	csi.RegisterNodeServer(calls, d)
+	err := s.add(d.config.Socket, calls)
+	if r := d.registrar; err == nil && r != nil {
+		registrations := newGRPCServer(logger)
+		registration.RegisterRegistrationServer(registrations, r)
+		if err = s.add(r.own, registrations); err == nil {
+			r.serve()
+		}
 	}
 	if err != nil {
 		s.close()
 		return nil, err
 	}
+	if err := s.add(StatusSocket(d.config.Socket), newStatusServer(d, logger)); err != nil {
+		logger.Error(err, `Cannot serve the status; everything else works, but not "step-csi status"`)
+	}
 	return s, nil
 }
 
-func (d *Driver) registrationSocket() string {
-	return filepath.Join(d.config.KubeletDir, "plugins_registry", d.config.Name+"-reg.sock")
+func newGRPCServer(logger klog.Logger) *grpc.Server {
+	return grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)), grpc.WaitForHandlers(true))
 }
 
-func (s *server) add(path string, logger klog.Logger, register func(*grpc.Server)) error {
+// registrationSocket is where the kubelet looks for the driver of this name.
+func registrationSocket(kubeletDir, driver string) string {
+	return filepath.Join(kubeletDir, "plugins_registry", driver+"-reg.sock")
+}
+
+// restored is called when a socket is served again.
+func (d *Driver) restored(socket string) {
+	d.trust.mayHaveChanged()
+	if r := d.registrar; r != nil && socket == r.own {
+		r.serve()
+	}
+}
+
+func (s *server) add(path string, of socketServer) error {
 	listener, err := listenUnix(path)
 	if err != nil {
 		return err
 	}
-	g := grpc.NewServer(grpc.UnaryInterceptor(interceptor(logger)), grpc.WaitForHandlers(true))
-	register(g)
-	e := &endpoint{path: path, server: g, listener: listener}
+	e := &endpoint{path: path, server: of, listener: listener}
 	s.endpoints = append(s.endpoints, e)
 	e.mount, err = mountOf(filepath.Dir(path))
 	return err
@@ -103,7 +126,7 @@ func (s *server) close() {
 
 // serve answers calls until ctx ends or a socket is lost for good, and then finishes the
 // calls in progress.
-func (s *server) serve(ctx context.Context, restored func()) error {
+func (s *server) serve(ctx context.Context, restored func(socket string)) error {
 	for _, e := range s.endpoints {
 		klog.FromContext(ctx).Info("Serving", "socket", e.path)
 		s.start(e)
@@ -150,7 +173,7 @@ func (s *server) start(e *endpoint) {
 // check serves the sockets again that somebody has removed or replaced. The calls in
 // progress continue. The error wraps errLost or errTaken. If a socket cannot be served for
 // another reason, check logs it, and the next check tries again.
-func (s *server) check(ctx context.Context, restored func()) error {
+func (s *server) check(ctx context.Context, restored func(socket string)) error {
 	logger := klog.FromContext(ctx)
 	for _, e := range s.endpoints {
 		again, err := e.check()
@@ -163,8 +186,8 @@ func (s *server) check(ctx context.Context, restored func()) error {
 		case again:
 			e.failing = ""
 			logger.Info("Serving again on a socket that somebody has removed or replaced", "socket", e.path)
+			restored(e.path)
 			s.start(e)
-			restored()
 		}
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"k8s.io/klog/v2"
 
@@ -24,8 +23,8 @@ type volumes struct {
 	// kubelet publishes them. Of the latter, only the record says whose they are: see
 	// volume.Find.
 	byTarget map[string]*volume.Volume
-	// unread are the target paths of mounted volumes that could not be read.
-	unread map[string]bool
+	// unread are the target paths of mounted volumes that could not be read, with the reason.
+	unread map[string]error
 	// inherited is the memory in bytes of the volumes that earlier processes mounted, by
 	// target path, and inAll is its sum.
 	inherited map[string]int64
@@ -78,10 +77,10 @@ func (r *volumes) putFound(v *volume.Volume, memory int64) {
 
 // putUnread registers the target path of a volume of an earlier process that cannot be
 // read, with the usual memory.
-func (r *volumes) putUnread(target string) {
+func (r *volumes) putUnread(target string, reason error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	set(&r.unread, target, true)
+	set(&r.unread, target, reason)
 	r.inherit(target, volumeMemory)
 }
 
@@ -154,6 +153,13 @@ func (r *volumes) countUnread() int {
 	return len(r.unread)
 }
 
+// allUnread returns the volumes that could not be read: the reason by target path.
+func (r *volumes) allUnread() map[string]error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.unread)
+}
+
 func (r *volumes) all() []*volume.Volume {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -189,7 +195,7 @@ func (d *Driver) findAll(ctx context.Context) error {
 		}
 		if err := d.find(ctx, relative); err != nil {
 			logger.Error(err, "Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again", "path", path)
-			d.volumes.putUnread(relative)
+			d.volumes.putUnread(relative, err)
 		}
 	}
 	logger.Info("Found mounted volumes", "count", len(d.volumes.all()))
@@ -215,21 +221,6 @@ func (d *Driver) find(ctx context.Context, path string) (err error) {
 	d.volumes.putFound(v, memoryOf(v))
 	v.Keep(ctx)
 	return nil
-}
-
-// reportUnconfirmed logs the volumes of an earlier process that the kubelet has not
-// published within volume.ConfirmationLimit.
-func (d *Driver) reportUnconfirmed(ctx context.Context) {
-	select {
-	case <-time.After(volume.ConfirmationLimit):
-	case <-ctx.Done():
-		return
-	}
-	for _, v := range d.volumes.allFound() {
-		if err := v.Unmanaged(); errors.Is(err, volume.ErrUnconfirmed) {
-			klog.FromContext(ctx).Error(err, "A mounted volume is not renewed", append(v.LogValues(), "target", v.Target)...)
-		}
-	}
 }
 
 // memoryOf returns how much memory a mounted volume takes, or the usual amount if that is

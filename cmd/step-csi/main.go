@@ -23,6 +23,7 @@ Usage:
 
   step-csi node [flags]       run the CSI node plugin, on every node
   step-csi ra [flags]         run the registration authority, for all nodes
+  step-csi status             print the state of the node plugin and its volumes
   step-csi verify DIR         verify and print the certificate files of a volume
   step-csi uninstall-check    find the pods that could not be removed without the node plugin
   step-csi version            print the version
@@ -64,6 +65,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	case "reload":
 		fmt.Fprintln(stderr, "step-csi: this command is now a program of its own with the same flags: use step-csi-reload instead of step-csi reload")
 		return errUsage
+	case "status":
+		return status(ctx, args[1:], stdout, stderr)
 	case "verify":
 		return verify(args[1:], stdout, stderr)
 	case "uninstall-check":

@@ -13,6 +13,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -404,6 +405,14 @@ func (v *Volume) Stop() {
 
 // Issuer returns the volume's issuer, or nil if the volume is unfit.
 func (v *Volume) Issuer() *Issuer { return v.issuer }
+
+// IssuerName returns the name of the volume's issuer, also if it is not in the configuration.
+func (v *Volume) IssuerName() string {
+	if v.issuer != nil {
+		return v.issuer.Name
+	}
+	return cmp.Or(v.Attributes["issuer"], "default")
+}
 
 // Unmanaged returns why the volume is not renewed, or nil: ErrGone if a renewal found that
 // the volume is not mounted; the error of the attributes; or ErrUnconfirmed, once the

@@ -217,8 +217,8 @@ func (s *storm) expectAllTracked() {
 	s.T.Helper()
 	for _, path := range s.Mounts() {
 		name := filepath.Base(filepath.Dir(filepath.Dir(filepath.Dir(filepath.Dir(path)))))
-		if _, err := s.Health(node.Pod{UID: name}); err != nil && slices.Contains(s.Mounts(), path) && s.holds(path) {
-			s.T.Errorf("%s is mounted: %v", name, err)
+		if trouble, err := s.Health(node.Pod{UID: name}); (err != nil || unread(trouble)) && slices.Contains(s.Mounts(), path) && s.holds(path) {
+			s.T.Errorf("%s is mounted: %v, %v", name, trouble, err)
 		}
 	}
 }

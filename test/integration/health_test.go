@@ -43,6 +43,7 @@ func TestHealth(t *testing.T) {
 		t.Errorf("livez: %d %q", status, body)
 	}
 	node.Must(t, ca.Resume())
+	n.WaitReady()
 	node.Eventually(t, time.Minute, "the plugin is ready", func() bool {
 		status, body := get(t, address+"/readyz")
 		return status == http.StatusOK && strings.HasPrefix(body, "ok\n")

@@ -123,10 +123,10 @@ func (two *twoIssuers) serveHealth() {
 func (two *twoIssuers) start() {
 	two.t.Helper()
 	two.startProcesses()
+	two.WaitServing()
 	for _, url := range []string{two.checked, two.pluginHealth} {
 		two.waitReadyz(url, func(status int, _ string) bool { return status == http.StatusOK })
 	}
-	two.WaitServing()
 }
 
 // waitReadyz waits until /readyz answers as expected.
@@ -294,6 +294,7 @@ func TestAllCAsAreDead(t *testing.T) {
 		two.main.Stop()
 		two.other.Stop()
 		two.startProcesses()
+		two.WaitServing()
 		two.waitReadyz(two.checked, func(status int, body string) bool {
 			return status == http.StatusServiceUnavailable && strings.Contains(about("default", body), two.main.URL()) && strings.Contains(about("other", body), two.other.URL())
 		})

@@ -61,6 +61,9 @@ func TestVolumeThatCannotBeAdoptedIsCounted(t *testing.T) {
 	if _, body := get(t, "http://"+address+"/metrics"); !strings.Contains(body, `step_csi_volumes_unmanaged{issuer="",namespace=""} 1`) || !n.Logs.Has(logs.CannotAdopt) {
 		t.Error("the volume does not count as unmanaged")
 	}
+	if trouble, err := n.Health(p); err != nil || len(trouble) != 1 || trouble[0].GetReason() != "RenewalFailing" {
+		t.Errorf("the health of a volume that cannot be read: %v, error %v", trouble, err)
+	}
 	node.Must(t, syscall.Unmount(parent, syscall.MNT_DETACH))
 	n.Publish(p)
 	if trouble, err := n.Health(p); err != nil || len(trouble) > 0 || n.Logs.Has(logs.Renewed) {

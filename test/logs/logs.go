@@ -22,6 +22,7 @@ const (
 	RenewalFailed    = `"Renewal failed"`
 	Expiring         = `"Certificate expiring"`
 	RenewalsStopped  = `"Renewals stopped until the kubelet publishes the volume again"`
+	LeftBehind       = `"Mounted volumes of another driver name are not renewed"`
 	NoSVID           = `"The certificate is no X.509-SVID` // a part
 	Revoked          = `"Certificate revoked"`
 	NotRevoked       = `"Revocation failed`                                                                     // a part

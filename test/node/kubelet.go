@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
@@ -77,6 +78,24 @@ func (k *Kubelet) Socket() string {
 // RegistrationSocket is where the kubelet finds the plugin.
 func (k *Kubelet) RegistrationSocket() string {
 	return filepath.Join(k.KubeletDir, "plugins_registry", Driver+"-reg.sock")
+}
+
+// Register makes the calls by which the kubelet registers the plugin, with this result.
+func (k *Kubelet) Register(status *registration.RegistrationStatus) error {
+	ctx, cancel := k.context()
+	defer cancel()
+	connection, err := grpc.NewClient("unix://"+k.RegistrationSocket(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	client := registration.NewRegistrationClient(connection)
+	if _, err := client.GetInfo(ctx, &registration.InfoRequest{}); err != nil {
+		return err
+	}
+	_, err = client.NotifyRegistrationStatus(ctx, status)
+	return err
 }
 
 // Target is the path at which the pod's volume is mounted.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
 
 // CA is a running step-ca.
@@ -115,16 +116,26 @@ func (n *Node) Start() {
 	n.WaitReady()
 }
 
-// WaitReady waits until the plugin is ready.
+// WaitReady waits until the plugin is ready, and registers it.
 func (n *Node) WaitReady() {
 	n.T.Helper()
+	defer n.register()
 	n.wait("the plugin is ready", func(answer *csi.ProbeResponse) bool { return answer.GetReady().GetValue() })
 }
 
-// WaitServing waits until the plugin answers, with a CA or without.
+// WaitServing waits until the plugin answers, with a CA or without, and registers it.
 func (n *Node) WaitServing() {
 	n.T.Helper()
+	defer n.register()
 	n.wait("the plugin answers", func(*csi.ProbeResponse) bool { return true })
+}
+
+// register registers the plugin, unless it serves no socket for that.
+func (n *Node) register() {
+	n.T.Helper()
+	if _, err := os.Lstat(n.RegistrationSocket()); err == nil && !n.T.Failed() {
+		Must(n.T, n.Register(&registration.RegistrationStatus{PluginRegistered: true}))
+	}
 }
 
 func (n *Node) wait(what string, enough func(*csi.ProbeResponse) bool) {
