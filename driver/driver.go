@@ -169,7 +169,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	defer targets.Close()
 	d.node.Targets = targets
 	if d.quota.problem != nil {
-		klog.FromContext(ctx).Error(d.quota.problem, "Cannot find the plugin's memory limit; volumes are not limited by it")
+		klog.FromContext(ctx).Error(d.quota.problem, "Cannot find the node plugin's memory limit; volumes are not limited by it")
 	}
 
 	if err := d.checkPropagation(podsDir); err != nil {

@@ -94,7 +94,7 @@ func (d *Driver) admit(ctx context.Context, s volume.Spec) (done func(), err err
 	if d.quota.memory != nil {
 		if usage, limited, err = d.quota.memory(); err != nil {
 			// Better without this check than without certificates.
-			klog.FromContext(ctx).Error(err, "Cannot read the plugin's memory usage; volumes are not limited by it")
+			klog.FromContext(ctx).Error(err, "Cannot read the node plugin's memory usage; volumes are not limited by it")
 		}
 	}
 	limit, err := d.volumes.reserve(s.VolumeID, s.Pod.UID, func(n volumeCount) (string, error) {

@@ -62,7 +62,7 @@ func (i *issuerState) revoke(ctx context.Context, r issuer.Revocation) error {
 		case i.revoking <- struct{}{}:
 			defer func() { <-i.revoking }()
 		case <-ctx.Done():
-			return fmt.Errorf("%w: wait for other revocations: %w", issuer.Ended(ctx), ctx.Err())
+			return issuer.Ended(ctx).Because(fmt.Errorf("wait for other revocations: %w", ctx.Err()))
 		}
 		return i.Revoke(ctx, r)
 	})

@@ -38,7 +38,7 @@ func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicK
 	}
 	c, err := verify(answer, roots, now)
 	if _, ok := errors.AsType[*chain.ValidityError](err); ok {
-		err = fmt.Errorf("%w: peers would reject the certificate: %w; replace that certificate at the CA, or correct the clock of this machine", Unavailable, err)
+		err = Unavailable.Because(fmt.Errorf("peers would reject the certificate: %w; replace that certificate at the CA, or correct the clock of this machine", err))
 	}
 	return c, err
 }

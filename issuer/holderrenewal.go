@@ -46,7 +46,7 @@ func (i *Issuer) refuseHolderRenewal(ctx context.Context) error {
 		allowed, err = i.requireDisabled.HolderRenewal(ctx, allowedMaxAge)
 	}
 	if err == nil && allowed != "" {
-		err = fmt.Errorf("%w: the configuration has provisioner.requireDisableRenewal, but %s", Unavailable, allowed)
+		err = Unavailable.Because(fmt.Errorf("the configuration has provisioner.requireDisableRenewal, but %s", allowed))
 	}
 	return err
 }

@@ -306,7 +306,7 @@ func (i *Issuer) checked(ctx context.Context, p Prepared, answer []*x509.Certifi
 		verified, err = check(answer, roots.Own, req, public, asked)
 	}
 	if expired := roots.CheckExpiry(time.Now()); err != nil && expired != nil {
-		err = fmt.Errorf("%w: %w", Unavailable, expired)
+		err = Unavailable.Because(expired)
 	}
 	if err != nil {
 		return nil, i.refused(err)

@@ -8,11 +8,15 @@ import (
 )
 
 // Outcome is the result of a call to an issuer. The code that knows the outcome wraps
-// it into the error, once:
+// it into the error, once. Either the error begins with the outcome's text, or it has the
+// outcome without a text:
 //
-//	fmt.Errorf("%w: %w", issuer.Unavailable, err)
+//	fmt.Errorf("%w: %w", issuer.Denied, err)
+//	issuer.Unavailable.Because(err)
 //
-// Everything else (gRPC codes, metrics, the schedule, the volume's condition)
+// An error never begins with the text of Unavailable: the CA or the registration authority
+// may well be there, and refuse, such as because of a wrong password. The reason says what
+// is the case. Everything else (gRPC codes, metrics, the schedule, the volume's condition)
 // derives from the outcome, by the table below.
 type Outcome int
 
@@ -107,6 +111,21 @@ func Ended(ctx context.Context) Outcome {
 
 // Error implements error.
 func (o Outcome) Error() string { return outcomes[o].text }
+
+// Because returns an error with the outcome, and with the text of the reason alone.
+func (o Outcome) Because(reason error) error { return because{o, reason} }
+
+// because is an error with an outcome that its text does not have.
+type because struct {
+	outcome Outcome
+	reason  error
+}
+
+// Error implements error.
+func (b because) Error() string { return b.reason.Error() }
+
+// Unwrap returns the outcome and the reason.
+func (b because) Unwrap() []error { return []error{b.outcome, b.reason} }
 
 // Label is the value of the metrics' label "result".
 func (o Outcome) Label() string { return outcomes[o].label }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
@@ -69,8 +70,8 @@ func (r Roots) Accept(p trust.Pins) (Roots, error) {
 	own, ignored := p.Accept(r.Own)
 	federated, alsoIgnored := p.Accept(r.Federated)
 	if len(own) == 0 {
-		return Roots{}, fmt.Errorf("%w: roots.pinned is true, and none of the CA's %d roots is in fingerprint or caBundleFile; "+
-			"the first one has the fingerprint %s", InvalidAnswer, len(r.Own), trust.Fingerprint(r.Own[0]))
+		return Roots{}, fmt.Errorf("%w: roots.pinned is true, and none of the CA's %d roots is in fingerprint or %s; "+
+			"the first one has the fingerprint %s", InvalidAnswer, len(r.Own), chartvalue.Beside("caBundleFile"), trust.Fingerprint(r.Own[0]))
 	}
 	return Roots{Own: own, Federated: federated, Ignored: slices.Concat(ignored, alsoIgnored), Asked: r.Asked}, nil
 }
@@ -176,10 +177,10 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 		logger.Info("New CA roots", "own", trust.Fingerprints(roots.Own), "federated", trust.Fingerprints(roots.Federated))
 		if len(roots.Ignored) > 0 {
 			logger.Info("Ignoring roots of the CA that the configuration does not name (roots.pinned); "+
-				"to trust them, add them to fingerprint or caBundleFile", "fingerprints", trust.Fingerprints(roots.Ignored))
+				"to trust them, add them to fingerprint or "+chartvalue.Beside("caBundleFile"), "fingerprints", trust.Fingerprints(roots.Ignored))
 		}
 		if unpinned := i.signer.Trust().Unpinned(roots.Own); len(unpinned) > 0 {
-			logger.Info("The configuration does not name all roots of the CA; add these to fingerprint or caBundleFile before the CA removes another root",
+			logger.Info("The configuration does not name all roots of the CA; add these to fingerprint or "+chartvalue.Beside("caBundleFile")+" before the CA removes another root",
 				"fingerprints", unpinned)
 		}
 	}

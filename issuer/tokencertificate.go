@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 )
 
 // TokenCertificate is a Signer that authenticates to its CA with a certificate of its own,
@@ -24,7 +26,8 @@ func (c tokenCertificate) warning(now time.Time) string {
 	if c.expires.IsZero() || c.expires.Sub(now) >= c.expires.Sub(c.issued)/5 {
 		return ""
 	}
-	return fmt.Sprintf("the certificate in provisioner.certificateFile expires at %s, and the CA signs nothing that outlives it; renew it, and replace the files", c.expires.Format(time.RFC3339))
+	return fmt.Sprintf("the certificate in %s expires at %s, and the CA signs nothing that outlives it; renew it, and replace the files",
+		chartvalue.Beside("provisioner.certificateFile"), c.expires.Format(time.RFC3339))
 }
 
 var (

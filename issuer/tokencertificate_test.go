@@ -54,7 +54,7 @@ func TestTokenCertificateIsAboutToExpire(t *testing.T) {
 		expect := func(when string, warns bool, logged int) {
 			t.Helper()
 			synctest.Wait()
-			if details := r.Details(); warns != strings.Contains(details, "issuer a: warning: the certificate in provisioner.certificateFile expires at ") || r.Err() != nil {
+			if details := r.Details(); warns != strings.Contains(details, "issuer a: warning: the certificate in provisioner.certificateFile (in the chart: certificateSecret) expires at ") || r.Err() != nil {
 				t.Errorf("%s: %q, %v", when, details, r.Err())
 			}
 			if n := strings.Count(strings.Join(lines.all(), "\n"), "Warning: the certificate that signs tokens is about to expire"); n != logged {

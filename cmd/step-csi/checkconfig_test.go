@@ -96,7 +96,7 @@ func TestEveryMistakeIsReported(t *testing.T) {
 		t.Fatal("the configuration is accepted")
 	}
 	last := -1
-	for _, want := range []string{path + ": policy: ", "issuers.a.caBundleFile: open", "issuers.a.provisioner.passwordFile: open", "issuers.a.provisioner.keyFile: open", "issuers.b.caBundleFile: ", "issuers.c.policy: ", "limits.volumesPerPod: "} {
+	for _, want := range []string{path + ": policy: ", "issuers.a.caBundleFile (in the chart: caBundle): open", "issuers.a.provisioner.passwordFile (in the chart: passwordSecret): open", "issuers.a.provisioner.keyFile (in the chart: keySecret): open", "issuers.b.caBundleFile (in the chart: caBundle): ", "issuers.c.policy: ", "limits.volumesPerPod: "} {
 		at := strings.Index(err.Error(), want)
 		if at <= last {
 			t.Errorf("the error lacks %q after the others:\n%v", want, err)
@@ -121,8 +121,8 @@ func TestFileSources(t *testing.T) {
 	}
 	directory := filepath.Dir(path)
 	for _, want := range []string{
-		"issuers.a.caBundleFile: open " + directory + "/none.crt: no such file or directory: there is no key root_ca.crt of the ConfigMap a\n",
-		"issuers.b.caBundleFile: " + directory + "/empty is empty: the file is the key k=v of the Secret b\n",
+		"issuers.a.caBundleFile (in the chart: caBundle): open " + directory + "/none.crt: no such file or directory: there is no key root_ca.crt of the ConfigMap a\n",
+		"issuers.b.caBundleFile (in the chart: caBundle): " + directory + "/empty is empty: the file is the key k=v of the Secret b\n",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error lacks %q:\n%v", want, err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/stepca"
@@ -87,7 +88,7 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration, r
 	if err != nil {
 		// Report missing secrets, too: without it, an administrator would learn of them one
 		// after the other.
-		return c, append(mistakes{fmt.Errorf("caBundleFile: %w", err)}, f.Provisioner.unreadable(directory)...)
+		return c, append(mistakes{fmt.Errorf("%s: %w", chartvalue.Beside("caBundleFile"), err)}, f.Provisioner.unreadable(directory)...)
 	}
 	switch f.Provisioner.Type {
 	case typeJWK, typeX5C:
@@ -161,16 +162,17 @@ func (f provisionerFile) checkKeys() error {
 		{"tokenFile", f.TokenFile, typeRA},
 	} {
 		if k.value != "" && k.kind != f.Type {
-			return fmt.Errorf("provisioner.%s: is for the type %s only", k.key, k.kind)
+			return fmt.Errorf("%s: is for the type %s only", chartvalue.Beside("provisioner."+k.key), k.kind)
 		}
 	}
 	switch {
 	case f.Type == typeJWK && f.PasswordFile == "" && f.KeyFile == "":
-		return errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key; or keyFile, if the CA does not keep this key")
+		return fmt.Errorf("%s: name the file with the password of the provisioner's key; or %s, if the CA does not keep this key",
+			chartvalue.Beside("provisioner.passwordFile"), chartvalue.Beside("provisioner.keyFile"))
 	case f.Type == typeX5C && f.CertificateFile == "":
-		return errors.New("provisioner.certificateFile: name the file with the certificate that signs tokens, and with its intermediates")
+		return fmt.Errorf("%s: name the file with the certificate that signs tokens, and with its intermediates", chartvalue.Beside("provisioner.certificateFile"))
 	case f.Type == typeX5C && f.PrivateKeyFile == "":
-		return errors.New("provisioner.privateKeyFile: name the file with the private key of the certificate")
+		return fmt.Errorf("%s: name the file with the private key of the certificate", chartvalue.Beside("provisioner.privateKeyFile"))
 	}
 	return nil
 }
@@ -185,23 +187,23 @@ func (f issuerFile) raSigner(name, directory string, bundle []byte) (closingSign
 		return nil, errors.New("provisioner.requireDisableRenewal: write it into the configuration of the registration authority, which calls the CA")
 	}
 	if f.Roots.Federation {
-		return nil, errors.New("roots.federation: the authority decides; write it into its configuration")
+		return nil, errors.New("roots.federation: the registration authority decides; write it into its configuration")
 	}
 	if len(f.URLs) > 0 {
-		return nil, errors.New("urls: is for a CA; set url, because each address of the authority's name is one of its replicas")
+		return nil, errors.New("urls: is for a CA; set url, because each address of the registration authority's name is one of its replicas")
 	}
 	if f.serverTLSFile != (serverTLSFile{}) {
-		return nil, errors.New("serverTLS: the authority calls the CA; write it into its configuration")
+		return nil, errors.New("serverTLS: the registration authority calls the CA; write it into its configuration")
 	}
 	if f.Provisioner.TokenFile == "" {
-		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod, for the audience " + issuer.TokenAudience)
+		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the node plugin's own pod, for the audience " + issuer.TokenAudience)
 	}
 	if !f.Roots.Pinned && (f.Roots.Fingerprint != "" || f.Roots.CABundleFile != "") {
 		return nil, errors.New("roots.fingerprint and roots.caBundleFile: have no effect without roots.pinned: true")
 	}
 	rootsBundle, err := readBundle(directory, f.Roots.CABundleFile)
 	if err != nil {
-		return nil, fmt.Errorf("roots.caBundleFile: %w", err)
+		return nil, fmt.Errorf("%s: %w", chartvalue.Beside("roots.caBundleFile"), err)
 	}
 	if wrong := f.Provisioner.unreadable(directory); len(wrong) > 0 {
 		return nil, wrong
@@ -256,7 +258,7 @@ func (f provisionerFile) unreadable(directory string) (wrong mistakes) {
 		content, err := secretFile(within(directory, secret.path))()
 		clear(content)
 		if err != nil {
-			wrong = append(wrong, fmt.Errorf("provisioner.%s: %w", secret.key, err))
+			wrong = append(wrong, fmt.Errorf("%s: %w", chartvalue.Beside("provisioner."+secret.key), err))
 		}
 	}
 	return wrong

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -124,21 +125,23 @@ func TestInvalidConfigurations(t *testing.T) {
 		"one wrong URL of two":  {"url: https://step-certificates.step-ca.svc.cluster.local", "urls: [https://ca, http://ca]", "issuers.default.urls: \"http://ca\": http is not possible"},
 		"the same URL twice":    {"url: https://step-certificates.step-ca.svc.cluster.local", "urls: [https://ca, https://CA.:443/]", "issuers.default.urls: https://ca is in the list twice"},
 		"serverTLS":             {"    fingerprint", "    serverTLS: public\n    fingerprint", `issuers.default.serverTLS: "public" is unknown; use system or bundle`},
-		"no server bundle":      {"    fingerprint", "    serverTLS: bundle\n    fingerprint", "issuers.default.serverTLSBundleFile: name the file"},
-		"unused server bundle":  {"    fingerprint", "    serverTLS: system\n    serverTLSBundleFile: rubbish.crt\n    fingerprint", "issuers.default.serverTLSBundleFile: is for serverTLS: bundle only"},
-		"server bundle alone":   {"    fingerprint", "    serverTLSBundleFile: rubbish.crt\n    fingerprint", "issuers.default.serverTLSBundleFile: is for serverTLS: bundle only"},
-		"missing server bundle": {"    fingerprint", "    serverTLS: bundle\n    serverTLSBundleFile: none.crt\n    fingerprint", "issuers.default.serverTLSBundleFile: open"},
-		"bad server bundle":     {"    fingerprint", "    serverTLS: bundle\n    serverTLSBundleFile: rubbish.crt\n    fingerprint", "rubbish.crt: it has no certificates in PEM"},
+		"no server bundle":      {"    fingerprint", "    serverTLS: bundle\n    fingerprint", "issuers.default.serverTLSBundleFile (in the chart: serverTLSBundle): name the file"},
+		"unused server bundle":  {"    fingerprint", "    serverTLS: system\n    serverTLSBundleFile: rubbish.crt\n    fingerprint", "issuers.default.serverTLSBundleFile (in the chart: serverTLSBundle): is for serverTLS: bundle only"},
+		"server bundle alone":   {"    fingerprint", "    serverTLSBundleFile: rubbish.crt\n    fingerprint", "issuers.default.serverTLSBundleFile (in the chart: serverTLSBundle): is for serverTLS: bundle only"},
+		"missing server bundle": {"    fingerprint", "    serverTLS: bundle\n    serverTLSBundleFile: none.crt\n    fingerprint", "issuers.default.serverTLSBundleFile (in the chart: serverTLSBundle): open"},
+		"bad server bundle":     {"    fingerprint", "    serverTLS: bundle\n    serverTLSBundleFile: rubbish.crt\n    fingerprint", "rubbish.crt: it has no certificate in PEM"},
 		"empty server bundle":   {"    fingerprint", "    serverTLS: bundle\n    serverTLSBundleFile: empty\n    fingerprint", "empty is empty"},
 		"host that is a number": {"step-certificates.step-ca.svc.cluster.local", "10.1", `"10.1" is neither a DNS name nor an IP address`},
 		"fingerprint":           {"84a0ac", "84a0", "issuers.default.fingerprint"},
-		"bundle as well":        {"    provisioner", "    caBundleFile: root.crt\n    provisioner", "issuers.default.fingerprint"},
-		"bad bundle":            {"    provisioner", "    caBundleFile: rubbish.crt\n    provisioner", "rubbish.crt: it has no certificates in PEM"},
-		"no such bundle":        {"    provisioner", "    caBundleFile: none.crt\n    provisioner", "issuers.default.caBundleFile: open"},
+		"bundle as well":        {"    provisioner", "    caBundleFile: root.crt\n    provisioner", "issuers.default.fingerprint: caBundleFile (in the chart: caBundle) is set, too"},
+		"empty bundle":          {"    fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00", "    caBundleFile: empty", "issuers.default.caBundleFile (in the chart: caBundle): "},
+		"bundle without PEM":    {"    fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00", "    caBundleFile: rubbish.crt", "rubbish.crt: it has no certificate in PEM; put the CA's root certificates there"},
+		"neither of them":       {"    fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00", "    # none", "issuers.default.fingerprint: set the fingerprint of the CA's root (step certificate fingerprint root_ca.crt), or caBundleFile (in the chart: caBundle)"},
+		"no such bundle":        {"    provisioner", "    caBundleFile: none.crt\n    provisioner", "issuers.default.caBundleFile (in the chart: caBundle): open"},
 		"provisioner type":      {"type: jwk", "type: acme", "issuers.default.provisioner.type"},
 		"provisioner name":      {"name: admin, ", "", "issuers.default.provisioner.name"},
 		"no password file":      {", passwordFile: password", "", "issuers.default.provisioner.passwordFile"},
-		"no such password":      {"passwordFile: password", "passwordFile: none", "issuers.default.provisioner.passwordFile: open"},
+		"no such password":      {"passwordFile: password", "passwordFile: none", "issuers.default.provisioner.passwordFile (in the chart: passwordSecret): open"},
 		"empty password":        {"passwordFile: password", "passwordFile: empty", "is empty"},
 		"no duration":           {"12h", "half a day", "issuers.default.duration.default"},
 		"default over maximum":  {"12h", "25h", "issuers.default.duration.default"},
@@ -391,10 +394,10 @@ func TestIssuerOfTypeRA(t *testing.T) {
 		"policy at the node":  {"{type: ra, tokenFile: password}\n    policy: {validations: [{expression: 'true'}]}", "issuers.default.policy"},
 		"authority at a node": {"{type: ra, tokenFile: password}", "authority: is for step-csi ra"},
 		"several URLs":        {"{type: ra, tokenFile: password}\n    urls: [https://ca]", "issuers.default.urls: is for a CA"},
-		"server's roots":      {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the authority calls the CA"},
+		"server's roots":      {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the registration authority calls the CA"},
 		"pinned":              {"{type: ra, tokenFile: password}\n    roots: {pinned: true}", ""},
 		"pinned, another CA":  {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00}", ""},
-		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile: open"},
+		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile (in the chart: caBundle): open"},
 		"pinned to rubbish":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: x}", "roots.fingerprint: "},
 		"pins, not pinned":    {"{type: ra, tokenFile: password}\n    roots: {caBundleFile: password}", "without roots.pinned: true"},
 		"pins of a JWK":       {jwk + "\n    roots: {pinned: true, caBundleFile: password}", "are for the type ra only"},
@@ -417,17 +420,17 @@ func TestFilesOfProvisioners(t *testing.T) {
 		"key":                       {"{type: jwk, name: a, keyFile: password}", ""},
 		"encrypted key, and kid":    {"{type: jwk, name: a, kid: k, keyFile: password, passwordFile: password}", ""},
 		"certificate":               {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, requireDisableRenewal: true}", ""},
-		"nothing":                   {"{type: jwk, name: a}", "issuers.default.provisioner.passwordFile: name the file with the password of the provisioner's key; or keyFile"},
-		"no such key":               {"{type: jwk, name: a, keyFile: none}", "issuers.default.provisioner.keyFile: open"},
-		"empty key":                 {"{type: jwk, name: a, keyFile: empty}", "issuers.default.provisioner.keyFile: "},
-		"no certificate":            {"{type: x5c, name: a, privateKeyFile: password}", "issuers.default.provisioner.certificateFile: name the file"},
-		"no private key":            {"{type: x5c, name: a, certificateFile: password}", "issuers.default.provisioner.privateKeyFile: name the file"},
-		"no such certificate":       {"{type: x5c, name: a, certificateFile: none, privateKeyFile: password}", "issuers.default.provisioner.certificateFile: open"},
+		"nothing":                   {"{type: jwk, name: a}", "issuers.default.provisioner.passwordFile (in the chart: passwordSecret): name the file with the password of the provisioner's key; or provisioner.keyFile (in the chart: keySecret), if"},
+		"no such key":               {"{type: jwk, name: a, keyFile: none}", "issuers.default.provisioner.keyFile (in the chart: keySecret): open"},
+		"empty key":                 {"{type: jwk, name: a, keyFile: empty}", "issuers.default.provisioner.keyFile (in the chart: keySecret): "},
+		"no certificate":            {"{type: x5c, name: a, privateKeyFile: password}", "issuers.default.provisioner.certificateFile (in the chart: certificateSecret): name the file"},
+		"no private key":            {"{type: x5c, name: a, certificateFile: password}", "issuers.default.provisioner.privateKeyFile (in the chart: certificateSecret): name the file"},
+		"no such certificate":       {"{type: x5c, name: a, certificateFile: none, privateKeyFile: password}", "issuers.default.provisioner.certificateFile (in the chart: certificateSecret): open"},
 		"X5C without a name":        {"{type: x5c, certificateFile: password, privateKeyFile: password}", "issuers.default.provisioner.name"},
-		"password of a certificate": {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, passwordFile: password}", "issuers.default.provisioner.passwordFile: is for the type jwk only"},
+		"password of a certificate": {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, passwordFile: password}", "issuers.default.provisioner.passwordFile (in the chart: passwordSecret): is for the type jwk only"},
 		"kid of a certificate":      {"{type: x5c, name: a, kid: k, certificateFile: password, privateKeyFile: password}", "issuers.default.provisioner.kid: is for the type jwk only"},
-		"certificate of a JWK":      {"{type: jwk, name: a, passwordFile: password, certificateFile: password}", "issuers.default.provisioner.certificateFile: is for the type x5c only"},
-		"key at a node":             {"{type: ra, tokenFile: password, keyFile: password}", "issuers.default.provisioner.keyFile: is for the type jwk only; no node needs it any more"},
+		"certificate of a JWK":      {"{type: jwk, name: a, passwordFile: password, certificateFile: password}", "issuers.default.provisioner.certificateFile (in the chart: certificateSecret): is for the type x5c only"},
+		"key at a node":             {"{type: ra, tokenFile: password, keyFile: password}", "issuers.default.provisioner.keyFile (in the chart: keySecret): is for the type jwk only; no node needs it any more"},
 		"token of a certificate":    {"{type: x5c, name: a, certificateFile: password, privateKeyFile: password, tokenFile: password}", "issuers.default.provisioner.tokenFile: is for the type ra only"},
 		"unknown type":              {"{type: X5C, name: a}", `issuers.default.provisioner.type: "X5C" is unknown; use jwk, x5c or ra`},
 	} {
@@ -541,5 +544,13 @@ func TestDocumentation(t *testing.T) {
 		if !strings.Contains(page("volume-attributes.md"), "\n| `"+key+"` |") {
 			t.Errorf("docs/volume-attributes.md does not describe the attribute %s", key)
 		}
+	}
+}
+
+// People write the kubelet's directory with and without a slash at the end.
+func TestKubeletDirWithASlash(t *testing.T) {
+	o, err := parseNodeOptions([]string{"--kubelet-dir=/var/lib/kubelet/"}, io.Discard, io.Discard)
+	if err != nil || o.kubeletDir != "/var/lib/kubelet" {
+		t.Errorf("the kubelet's directory is %q: %v", o.kubeletDir, err)
 	}
 }

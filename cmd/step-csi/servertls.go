@@ -2,11 +2,11 @@ package main
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
 
 	"golang.org/x/crypto/x509roots/fallback/bundle"
 
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
@@ -27,9 +27,9 @@ type serverTLSFile struct {
 func (f serverTLSFile) serverRoots(directory string) (*x509.CertPool, error) {
 	switch {
 	case f.ServerTLS == serverTLSBundle && f.ServerTLSBundleFile == "":
-		return nil, errors.New("serverTLSBundleFile: name the file with the roots that verify the server")
+		return nil, fmt.Errorf("%s: name the file with the roots that verify the server", chartvalue.Beside("serverTLSBundleFile"))
 	case f.ServerTLS != serverTLSBundle && f.ServerTLSBundleFile != "":
-		return nil, fmt.Errorf("serverTLSBundleFile: is for serverTLS: %s only", serverTLSBundle)
+		return nil, fmt.Errorf("%s: is for serverTLS: %s only", chartvalue.Beside("serverTLSBundleFile"), serverTLSBundle)
 	}
 	switch f.ServerTLS {
 	case "":
@@ -40,11 +40,11 @@ func (f serverTLSFile) serverRoots(directory string) (*x509.CertPool, error) {
 		path := within(directory, f.ServerTLSBundleFile)
 		data, err := readText(path)
 		if err != nil {
-			return nil, fmt.Errorf("serverTLSBundleFile: %w", err)
+			return nil, fmt.Errorf("%s: %w", chartvalue.Beside("serverTLSBundleFile"), err)
 		}
 		roots, err := trust.ParseBundle(data)
 		if err != nil {
-			return nil, fmt.Errorf("serverTLSBundleFile: %s: %w", path, err)
+			return nil, fmt.Errorf("%s: %s: %w", chartvalue.Beside("serverTLSBundleFile"), path, err)
 		}
 		return trust.Pool(roots), nil
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/flexstack/step-csi/driver/payload"
@@ -103,6 +102,6 @@ func (v *Volume) signToTheEnd(ctx context.Context, p schedule.Priority, prepared
 	case a := <-answers:
 		return a.credential, a.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %w", issuer.Ended(ctx), ctx.Err())
+		return nil, issuer.Ended(ctx).Because(ctx.Err())
 	}
 }

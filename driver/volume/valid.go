@@ -22,15 +22,15 @@ func (v *Volume) awaitValid(ctx context.Context, c *issuer.Credential) error {
 	}
 	clocks := v.issuer.CompareClocks()
 	if end, limited := ctx.Deadline(); limited && end.Before(from) {
-		return fmt.Errorf("%w: the certificate is valid from %s on, which is in %s by the clock of this machine and too late for this call: %s",
-			issuer.Unavailable, from.UTC().Format(time.RFC3339), wait.Round(time.Second), clocks)
+		return issuer.Unavailable.Because(fmt.Errorf("the certificate is valid from %s on, which is in %s by the clock of this machine and too late for this call: %s",
+			from.UTC().Format(time.RFC3339), wait.Round(time.Second), clocks))
 	}
 	klog.FromContext(ctx).Info("The certificate is not valid yet; waiting until it is", append(v.LogValues(),
 		"issuer", v.issuer.Name, "wait", wait.Round(time.Second).String(), "reason", clocks)...)
 	// Someone may correct the clock meanwhile.
 	for ; wait > 0; wait = time.Until(from) {
 		if !backoff.Sleep(ctx, min(wait, time.Second)) {
-			return fmt.Errorf("%w: wait until the certificate is valid: %w", issuer.Ended(ctx), ctx.Err())
+			return issuer.Ended(ctx).Because(fmt.Errorf("wait until the certificate is valid: %w", ctx.Err()))
 		}
 	}
 	return nil

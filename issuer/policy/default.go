@@ -6,6 +6,10 @@ import (
 	"github.com/flexstack/step-csi/issuer/names"
 )
 
+// validationOfNamespace is the index of the validation in the default list that denies DNS
+// names outside of the pod's namespace, and names without a dot.
+const validationOfNamespace = 0
+
 // Default returns the list that keeps a pod inside its namespace.
 //
 // The two validations of DNS names are safe because each name has one owner:

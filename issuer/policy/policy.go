@@ -56,6 +56,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -108,6 +109,7 @@ func New(c Config) (*Policy, error) {
 	var failed []error
 	for i, v := range c.Validations {
 		compiled, err := v.compile(env, fmt.Sprintf("validations[%d]", i))
+		compiled.decision = decision(v, c.Issuer, c.AllowShortNames)
 		failed = append(failed, err)
 		p.validations = append(p.validations, compiled)
 	}
@@ -115,6 +117,24 @@ func New(c Config) (*Policy, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// decision says who can allow what the validation denies. For a validation of the default
+// list, which the chart writes into every configuration, it names the settings. The message
+// of any other validation is the administrator's own.
+func decision(v Validation, issuer string, shortNames bool) string {
+	i := slices.IndexFunc(Default(), v.same)
+	if i < 0 {
+		return " (decided by the policy in step-csi's configuration)"
+	}
+	settings := "policy.validations"
+	if issuer != "" {
+		settings += " or issuers." + issuer + ".policy.validations"
+	}
+	if i == validationOfNamespace && !shortNames {
+		settings += "; policy.allowShortNames allows names without a dot"
+	}
+	return " (the cluster's administrator can allow it: " + settings + ")"
 }
 
 // Check decides whether the pod may have what it requests. A denial wraps

@@ -177,7 +177,7 @@ func TestNewRefusesNoDomains(t *testing.T) {
 func TestCheckCustom(t *testing.T) {
 	tests := map[string]struct {
 		validations []Validation
-		want        string // a part of the denial; empty if allowed
+		want        string // the denial, without who decides; empty if allowed
 	}{
 		"every variable has its value": {validations: []Validation{
 			{Expression: `pod.namespace == 'prod' && pod.name == 'web-0' && pod.uid.startsWith('0b6c') && pod.serviceAccount == 'web' && pod.node == 'node-1'`},
@@ -239,10 +239,48 @@ func TestCheckCustom(t *testing.T) {
 			switch {
 			case test.want == "" && err != nil:
 				t.Error(err)
-			case test.want != "" && (err == nil || err.Error() != test.want || !errors.Is(err, issuer.Denied)):
+			case test.want != "" && (err == nil || err.Error() != test.want+" (decided by the policy in step-csi's configuration)" || !errors.Is(err, issuer.Denied)):
 				t.Errorf("got %v, want %q", err, test.want)
 			}
 		})
+	}
+}
+
+// A denial by the default list says who can allow it, and by which setting, also if the list
+// stands in the configuration with other white space, as the chart writes it.
+func TestDenialNamesTheSetting(t *testing.T) {
+	indented := Default()
+	for i := range indented {
+		indented[i].Expression = strings.ReplaceAll(indented[i].Expression, "\n", "\n  ")
+		indented[i].MessageExpression += "\n"
+	}
+	own := testConfig(indented...)
+	own.Issuer = "edge"
+	short := testConfig()
+	short.AllowShortNames = true
+	const may = "a pod in namespace prod may have <x>.prod, <x>.prod.svc and <x>.prod.svc.cluster.local"
+	for name, test := range map[string]struct {
+		config Config
+		change change
+		want   string
+	}{
+		"another namespace": {testConfig(), dns("web.shop.svc"), "denied: DNS name web.shop.svc is not allowed: " + may +
+			" (the cluster's administrator can allow it: policy.validations; policy.allowShortNames allows names without a dot)"},
+		"a short name": {testConfig(), dns("web"), "denied: DNS name web is not allowed: " + may +
+			" (the cluster's administrator can allow it: policy.validations; policy.allowShortNames allows names without a dot)"},
+		"short names allowed": {short, dns("web.shop.svc"), "denied: DNS name web.shop.svc is not allowed: " + may +
+			", and names without a dot (the cluster's administrator can allow it: policy.validations)"},
+		"a list with other white space": {own, dns("web.shop.svc"), "denied: DNS name web.shop.svc is not allowed: " + may +
+			" (the cluster's administrator can allow it: policy.validations or issuers.edge.policy.validations; policy.allowShortNames allows names without a dot)"},
+		"an IP address of a named issuer": {own, ips("10.0.0.1"), "denied: IP address 10.0.0.1 is not allowed: use a DNS name" +
+			" (the cluster's administrator can allow it: policy.validations or issuers.edge.policy.validations)"},
+	} {
+		p, r := testPod(), testRequest()
+		p.Namespace = "prod"
+		test.change(&p, &r)
+		if err := r.check(t, newPolicy(t, test.config), p); err == nil || err.Error() != test.want {
+			t.Errorf("%s:\n got %v\nwant %s", name, err, test.want)
+		}
 	}
 }
 

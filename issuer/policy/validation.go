@@ -32,9 +32,17 @@ type Validation struct {
 	MessageExpression string `json:"messageExpression,omitempty"`
 }
 
+// same tells whether both validations differ in nothing but white space.
+func (v Validation) same(other Validation) bool {
+	tidy := func(cel string) string { return strings.Join(strings.Fields(cel), " ") }
+	return tidy(v.Expression) == tidy(other.Expression) && v.Message == other.Message && tidy(v.MessageExpression) == tidy(other.MessageExpression)
+}
+
 // validation is a compiled Validation.
 type validation struct {
-	name       string
+	name string
+	// decision says who decides, after the message of a denial.
+	decision   string
 	expression cel.Program
 	message    string
 	// messageExpression is nil if there is none.
@@ -88,11 +96,11 @@ func (v validation) check(ctx context.Context, vars map[string]any) error {
 	result, _, err := v.expression.ContextEval(ctx, vars)
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("%s: %w: %w", v.name, issuer.Ended(ctx), ctx.Err())
+		return issuer.Ended(ctx).Because(fmt.Errorf("the policy's %s is not evaluated in time: %w", v.name, ctx.Err()))
 	case err != nil:
-		return fmt.Errorf("%w: %s cannot be evaluated for this request: %w", issuer.Denied, v.name, err)
+		return fmt.Errorf("%w: %s cannot be evaluated for this request: %w%s", issuer.Denied, v.name, err, v.decision)
 	case result != types.True:
-		return fmt.Errorf("%w: %s", issuer.Denied, v.explain(ctx, vars))
+		return fmt.Errorf("%w: %s%s", issuer.Denied, v.explain(ctx, vars), v.decision)
 	}
 	return nil
 }

@@ -71,38 +71,71 @@ func (a answer) Error() string { return a.text }
 // Unwrap returns the outcome.
 func (a answer) Unwrap() error { return a.outcome }
 
-// explain says which call to which registration authority failed and why, and
-// decides its outcome, unless that is known already. ctx is the caller's.
+// explain says which registration authority failed and why, and decides the outcome,
+// unless that is known already. ctx is the caller's. What the registration authority
+// answered stands as it is: most often it is about the CA.
 func (s *Signer) explain(ctx context.Context, call string, err error) error {
 	if issuer.OutcomeOf(err) != issuer.Failed {
-		return fmt.Errorf("registration authority %s: %s: %w", s.url, call, err)
+		return fmt.Errorf("%s: %w", s.name(), err)
 	}
-	reply, answered := status.FromError(err)
-	if !answered {
-		return fmt.Errorf("registration authority %s: %s: %w: %w", s.url, call, issuer.Unavailable, err)
+	reply, replied := status.FromError(err)
+	if !replied {
+		return issuer.Unavailable.Because(fmt.Errorf("%s: %w", s.name(), err))
 	}
 	a := answer{reply.Message(), outcomeOf(reply)}
 	// gRPC puts a text about its retries before the message.
 	if _, last, found := strings.Cut(a.text, "rpc error: code = "+reply.Code().String()+" desc = "); found {
 		a.text = last
 	}
+	// gRPC itself uses these codes if there is no connection or no answer.
+	answered := len(reply.Details()) > 0 || reply.Code() != codes.Unavailable && reply.Code() != codes.DeadlineExceeded
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
-		a.outcome = issuer.Canceled
+		a = answer{call + ": " + issuer.Canceled.Error(), issuer.Canceled}
 	case reply.Code() == codes.Unimplemented && call == callRevoke:
-		a = answer{"this version of the registration authority cannot revoke; upgrade it: " + reply.Message(), issuer.Unsupported}
+		a = answer{"this version of the registration authority cannot revoke; upgrade it: " + a.text, issuer.Unsupported}
 	case reply.Code() == codes.Unimplemented:
 		a.text = "this is no registration authority, or one of a version that does not know the call: " + a.text
-	case strings.Contains(a.text, "has expired") || strings.Contains(a.text, "not valid yet") || strings.Contains(a.text, "not yet valid"):
-		a.text += " (" + s.CompareClocks() + ")"
-	case reply.Code() == codes.DeadlineExceeded:
-		a.text += " (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"
+	case answered:
+		if strings.Contains(a.text, "has expired") || strings.Contains(a.text, "not valid yet") {
+			a.text += " (" + s.CompareClocks() + ")"
+		}
+	default:
+		return fmt.Errorf("%s %w", s.name(), answer{s.unreached(reply.Code(), a.text), a.outcome})
 	}
-	if len(reply.Details()) == 0 && a.outcome == issuer.Unavailable { // no answer
-		a.text = proxies.Explain(errors.New(a.text), s.url).Error()
+	return fmt.Errorf("%s: %w", s.name(), a)
+}
+
+// name names the registration authority in errors.
+func (s *Signer) name() string { return "registration authority " + s.url.String() }
+
+// What gRPC puts before the reason why there is no connection.
+var grpcPrefixes = []string{
+	"latest balancer error: ", "last connection error: ", "last resolver error: ", "name resolver error: ", `connection error: desc = "`,
+	"transport: Error while dialing: ", "error reading server preface: ",
+}
+
+const grpcHandshake = "transport: authentication handshake failed: "
+
+// unreached says why the registration authority has not answered, by the text of gRPC.
+func (s *Signer) unreached(code codes.Code, text string) string {
+	for cut := true; cut; {
+		cut = false
+		for _, prefix := range grpcPrefixes {
+			if rest, found := strings.CutPrefix(text, prefix); found {
+				text, cut = strings.TrimSuffix(rest, `"`), true
+			}
+		}
 	}
-	if a.outcome == issuer.Unavailable && !strings.HasPrefix(a.text, issuer.Unavailable.Error()) {
-		a.text = issuer.Unavailable.Error() + ": " + a.text
+	text, handshake := strings.CutPrefix(text, grpcHandshake)
+	problem := "cannot be reached: "
+	if handshake {
+		problem = "is not trusted: "
 	}
-	return fmt.Errorf("registration authority %s: %s: %w", s.url, call, a)
+	if strings.Contains(text, "has expired") || strings.Contains(text, "not yet valid") {
+		text += " (" + s.CompareClocks() + ")"
+	} else if code == codes.DeadlineExceeded && !handshake {
+		text += " (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"
+	}
+	return problem + proxies.Explain(errors.New(text), s.url).Error()
 }

@@ -32,6 +32,35 @@ func TestOutcomesTravel(t *testing.T) {
 	}
 }
 
+// What gRPC says about a connection, as a person reads it.
+func TestSentencesOfGRPC(t *testing.T) {
+	const url = "registration authority https://ra.example"
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{status.Error(codes.Unavailable, `last connection error: connection error: desc = "transport: Error while dialing: dial tcp 192.0.2.1:8443: connect: connection refused"`),
+			url + " cannot be reached: dial tcp 192.0.2.1:8443: connect: connection refused"},
+		{status.Error(codes.Unavailable, "name resolver error: lookup ra.example: no such host"),
+			url + " cannot be reached: lookup ra.example: no such host"},
+		{status.Error(codes.DeadlineExceeded, `latest balancer error: connection error: desc = "transport: Error while dialing: dial tcp 192.0.2.1:8443: i/o timeout"`),
+			url + " cannot be reached: dial tcp 192.0.2.1:8443: i/o timeout (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"},
+		{status.Error(codes.Unavailable, `connection error: desc = "transport: authentication handshake failed: tls: failed to verify certificate: x509: certificate signed by unknown authority"`),
+			url + " is not trusted: tls: failed to verify certificate: x509: certificate signed by unknown authority"},
+		{status.Error(codes.DeadlineExceeded, "context deadline exceeded"),
+			url + " cannot be reached: context deadline exceeded (no answer in time: do the pods of the registration authority run, and does something on the way drop packets?)"},
+		// An older version, whose errors have no details, has answered.
+		{status.Error(codes.NotFound, `the registration authority has no such issuer: "edge"`),
+			url + `: the registration authority has no such issuer: "edge"`},
+		{Status(codes.Unavailable, issuer.Unavailable.Because(errors.New("the CA https://ca.example cannot be reached: connection refused"))),
+			url + ": the CA https://ca.example cannot be reached: connection refused"},
+	} {
+		if err := explained(t, callSign, test.err); err.Error() != test.want {
+			t.Errorf("\n got %v\nwant %s", err, test.want)
+		}
+	}
+}
+
 // Older versions and proxies send only a gRPC code.
 func TestOutcomesOfCodes(t *testing.T) {
 	for _, test := range []struct {

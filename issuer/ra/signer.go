@@ -96,7 +96,7 @@ func New(c Config) (*Signer, error) {
 		return nil, errors.New("provisioner.name: name an issuer of the registration authority, such as default")
 	}
 	if c.Token == nil {
-		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the plugin's own pod")
+		return nil, errors.New("provisioner.tokenFile: name the file with the service-account token of the node plugin's own pod")
 	}
 	c.Timeout = cmp.Or(c.Timeout, defaultTimeout)
 	s := &Signer{config: c, url: u}
@@ -142,7 +142,7 @@ const (
 func (s *Signer) call(ctx context.Context, name string, do func(context.Context, ...grpc.CallOption) error) error {
 	token, err := s.config.Token()
 	if err != nil {
-		return s.explain(ctx, name, fmt.Errorf("%w: read the token of the plugin's own pod: %w", issuer.CallerRejected, err))
+		return s.explain(ctx, name, fmt.Errorf("%w: read the token of the node plugin's own pod: %w", issuer.CallerRejected, err))
 	}
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
@@ -283,8 +283,8 @@ func (s *Signer) takeRoots(answer answeredRoots, sent time.Time) (roots issuer.R
 	// the same replica may answer the same roots again. A change in the future means that
 	// this machine's clock was set back: it tells nothing about the answer.
 	if changed := s.trust.State().Since; len(s.roots.Own) == 0 && asked.Before(changed.Add(-time.Second)) && !changed.After(time.Now()) {
-		return issuer.Roots{}, fmt.Errorf("%w: the replica that answered got its roots from the CA at %s, but the roots changed at %s; another replica may have newer ones",
-			issuer.Unavailable, asked.UTC().Format(time.RFC3339), changed.UTC().Format(time.RFC3339))
+		return issuer.Roots{}, issuer.Unavailable.Because(fmt.Errorf("the replica that answered got its roots from the CA at %s, but the roots changed at %s; another replica may have newer ones",
+			asked.UTC().Format(time.RFC3339), changed.UTC().Format(time.RFC3339)))
 	}
 	if newer {
 		roots.Asked = asked

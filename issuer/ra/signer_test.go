@@ -59,7 +59,7 @@ func TestUnreadableOwnTokenIsTheCallers(t *testing.T) {
 	c := config()
 	c.Token = func() ([]byte, error) { return nil, fs.ErrNotExist }
 	err := newSigner(t, c).Connect(t.Context())
-	if issuer.OutcomeOf(err) != issuer.CallerRejected || !strings.Contains(err.Error(), "the token of the plugin's own pod") {
+	if issuer.OutcomeOf(err) != issuer.CallerRejected || !strings.Contains(err.Error(), "the token of the node plugin's own pod") {
 		t.Errorf("%v: %v", issuer.OutcomeOf(err), err)
 	}
 }

@@ -79,7 +79,7 @@ func (l *Limiter) Acquire(ctx context.Context, p Priority, pod fair.Owner) (rele
 		l.calls[p]--
 		l.admit()
 	}
-	return nil, fmt.Errorf("%w: wait for other calls to the issuer: %w", issuer.Ended(ctx), ctx.Err())
+	return nil, issuer.Ended(ctx).Because(fmt.Errorf("wait for other calls to the issuer: %w", ctx.Err()))
 }
 
 // admit starts waiting calls. Publishes go first, and never wait for renewals,

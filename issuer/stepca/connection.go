@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -45,12 +44,14 @@ func (s *Signer) connected(ctx context.Context) (*connection, error) {
 			return c, nil
 		}
 		// One pinned root is enough: the others may be roots of the past or of the future.
-		var failed error
+		var failed []error
 		for _, fingerprint := range s.pins.Fingerprints {
-			failed = errors.Join(failed, s.fetchPinnedRoot(ctx, fingerprint))
+			if err := s.fetchPinnedRoot(ctx, fingerprint); err != nil {
+				failed = append(failed, err)
+			}
 		}
-		if failed != nil && len(s.trust.Trusted()) == 0 {
-			return nil, failed
+		if len(failed) > 0 && len(s.trust.Trusted()) == 0 {
+			return nil, joined(failed)
 		}
 		c, err := s.dial(ctx, s.trust.Trusted())
 		if err != nil {
@@ -185,7 +186,7 @@ func (s *Signer) fetchRoots(ctx context.Context, c *connection) error {
 		}
 	}
 	if roots, err = roots.Accept(s.pins); err != nil {
-		return fmt.Errorf("CA %s: %w", s.url, err)
+		return fmt.Errorf("%s: %w", s.name(), err)
 	}
 	c.roots = roots
 	return nil
@@ -214,14 +215,14 @@ func (s *Signer) fetchPinnedRoot(ctx context.Context, fingerprint string) error 
 		return err
 	}
 	if response.StatusCode == http.StatusNotFound {
-		return fmt.Errorf("the CA has no root with the fingerprint %s; compare it with: step certificate fingerprint root_ca.crt", fingerprint)
+		return fmt.Errorf("%s has no root with the fingerprint %s; compare it with: step certificate fingerprint root_ca.crt", s.name(), fingerprint)
 	}
 	var answer api.RootResponse
 	if err := json.Unmarshal(body, &answer); err != nil || answer.RootPEM.Certificate == nil {
 		return errNotStepCA
 	}
 	if offered := trust.Fingerprint(answer.RootPEM.Certificate); offered != fingerprint {
-		return fmt.Errorf("the CA has no root with the fingerprint %s; it offers %s instead", fingerprint, offered)
+		return fmt.Errorf("%s has no root with the fingerprint %s; it offers %s instead", s.name(), fingerprint, offered)
 	}
 	s.trust.Pin([]*x509.Certificate{answer.RootPEM.Certificate})
 	return nil

@@ -303,25 +303,28 @@ func (s *Signer) forgetOldTrust() {
 	}
 }
 
-// joined returns an error with the texts of all. Its outcome is that of the first.
+// joined returns an error with the texts of all, each of them once. Its outcome is that of
+// the first.
 func joined(all []error) error {
 	if len(all) == 1 {
 		return all[0]
 	}
-	texts := make([]string, len(all))
-	for i, err := range all {
-		texts[i] = err.Error()
+	var texts []string
+	for _, err := range all {
+		if text := err.Error(); !slices.Contains(texts, text) {
+			texts = append(texts, text)
+		}
 	}
-	return &failedURLs{strings.Join(texts, "; "), all}
+	return &severalErrors{strings.Join(texts, "; "), all}
 }
 
-type failedURLs struct {
+type severalErrors struct {
 	text string
 	all  []error
 }
 
 // Error implements error.
-func (e *failedURLs) Error() string { return e.text }
+func (e *severalErrors) Error() string { return e.text }
 
-// Unwrap returns the errors of all URLs.
-func (e *failedURLs) Unwrap() []error { return e.all }
+// Unwrap returns all errors.
+func (e *severalErrors) Unwrap() []error { return e.all }

@@ -17,6 +17,8 @@ import (
 
 	"go.step.sm/crypto/jose"
 	"go.step.sm/crypto/pemutil"
+
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 )
 
 // Why a private key cannot be used. The errors never contain a part of the key.
@@ -25,7 +27,7 @@ var (
 	errNotJWK        = errors.New("is not a JWK")
 	errNotAKey       = errors.New("is neither a JWK, nor an encrypted JWK (JWE), nor PEM")
 	errWrongPassword = errors.New("the password does not open it")
-	errNoPassword    = errors.New("is encrypted: set provisioner.passwordFile to a file with its password")
+	errNoPassword    = errors.New("is encrypted: set " + chartvalue.Beside("provisioner.passwordFile") + " to a file with its password")
 	errPublicKey     = errors.New("holds a public key only; the private key is needed")
 )
 

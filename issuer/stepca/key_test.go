@@ -121,11 +121,11 @@ func TestKeyFile(t *testing.T) {
 			c := configFor(ca)
 			c.Provisioner, c.Password, c.Key = "offline", nil, content(test.file)
 			if test.encrypted {
-				if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "provisioner.keyFile: the file is encrypted: set provisioner.passwordFile") {
+				if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "provisioner.keyFile (in the chart: keySecret): the file is encrypted: set provisioner.passwordFile (in the chart: passwordSecret)") {
 					t.Errorf("without a password: %v", err)
 				}
 				c.Password = content([]byte("another password"))
-				if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "provisioner.keyFile: the password in provisioner.passwordFile does not open the key") {
+				if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "provisioner.keyFile (in the chart: keySecret): the password in provisioner.passwordFile (in the chart: passwordSecret) does not open the key") {
 					t.Errorf("with another password: %v", err)
 				}
 			}
@@ -260,7 +260,7 @@ func TestWrongKeyFile(t *testing.T) {
 	}
 	c := configFor(ca)
 	c.Provisioner, c.Key = "offline", func() ([]byte, error) { return nil, errors.New("no such file") }
-	if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "read provisioner.keyFile: no such file") {
+	if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "read provisioner.keyFile (in the chart: keySecret): no such file") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -299,8 +299,8 @@ func TestWrongKeyAtTheCA(t *testing.T) {
 		"another key":         {compact(t, encrypt(t, jwkFile(t, key), password)), "and the public key beside it has"},
 		"a symmetric key":     {compact(t, encrypt(t, []byte(`{"kty":"oct","k":"AAAA"}`), password)), "is a symmetric key"},
 		"a public key":        {compact(t, encrypt(t, jwkFile(t, key.Public()), password)), "holds a public key only"},
-		"not kept at the CA":  {"", "the CA does not keep the private key of provisioner \"admin\""},
-		"not kept, says what": {"", "set provisioner.keyFile to a file with this key"},
+		"not kept at the CA":  {"", " does not keep the private key of provisioner \"admin\""},
+		"not kept, says what": {"", "set provisioner.keyFile (in the chart: keySecret) to a file with this key"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			listing(ca, func(provisioners []any) []any {
@@ -397,7 +397,7 @@ func TestNamesOfAllPages(t *testing.T) {
 	}
 	c.Provisioner = "missing"
 	err := newSigner(t, c).Connect(t.Context())
-	if err == nil || !strings.Contains(err.Error(), `the CA has no JWK provisioner "missing"; it has "acme-000" (ACME), "acme-001" (ACME)`) || !strings.Contains(err.Error(), "and 111 more") {
+	if err == nil || !strings.Contains(err.Error(), ` has no JWK provisioner "missing"; it has "acme-000" (ACME), "acme-001" (ACME)`) || !strings.Contains(err.Error(), "and 111 more") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/smallstep/certificates/authority/provisioner"
 	"github.com/smallstep/certificates/ca"
 	"go.step.sm/crypto/jose"
+
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 )
 
 // provisionerKey mints one-time tokens of the provisioner.
@@ -124,21 +126,22 @@ func (s *Signer) jwkKey(found []*provisioner.JWK, current *provisionerKey) (*pro
 // keyAtTheCA decrypts the private key that the CA publishes.
 func (s *Signer) keyAtTheCA(p *provisioner.JWK, password []byte) (*provisionerKey, error) {
 	name := fmt.Sprintf("provisioner %q (kid %.64q)", p.Name, p.Key.KeyID)
+	passwordFile, keyFile := chartvalue.Beside("provisioner.passwordFile"), chartvalue.Beside("provisioner.keyFile")
 	switch {
 	case p.EncryptedKey == "":
-		return nil, fmt.Errorf("the CA does not keep the private key of %s: its encryptedKey is empty; set provisioner.keyFile to a file with this key", name)
+		return nil, fmt.Errorf("%s does not keep the private key of %s: its encryptedKey is empty; set %s to a file with this key", s.name(), name, keyFile)
 	case len(p.EncryptedKey) > maxEncryptedKey:
 		return nil, fmt.Errorf("the encrypted key of %s at the CA is longer than %d bytes", name, maxEncryptedKey)
 	}
 	key, err := decryptJWK(p.EncryptedKey, password)
 	switch {
 	case errors.Is(err, errWrongPassword):
-		return nil, fmt.Errorf("the password does not open the key of %s: is the password in provisioner.passwordFile that of this provisioner?", name)
+		return nil, fmt.Errorf("the password does not open the key of %s: is the password in %s that of this provisioner?", name, passwordFile)
 	case err != nil:
-		return nil, fmt.Errorf("the encrypted key of %s at the CA %w; create the provisioner again with: step ca provisioner add, or set provisioner.keyFile", name, err)
+		return nil, fmt.Errorf("the encrypted key of %s at the CA %w; create the provisioner again with: step ca provisioner add, or set %s", name, err, keyFile)
 	case key.thumbprint != thumbprint(p):
-		return nil, fmt.Errorf("the encrypted key of %s at the CA has the thumbprint %s, and the public key beside it has %s; correct its encryptedKey, or set provisioner.keyFile",
-			name, key.thumbprint, thumbprint(p))
+		return nil, fmt.Errorf("the encrypted key of %s at the CA has the thumbprint %s, and the public key beside it has %s; correct its encryptedKey, or set %s",
+			name, key.thumbprint, thumbprint(p), keyFile)
 	}
 	key.source = source([]byte(p.EncryptedKey), password)
 	return newJWKKey(p, key)
@@ -147,17 +150,18 @@ func (s *Signer) keyAtTheCA(p *provisioner.JWK, password []byte) (*provisionerKe
 // keyOfFile reads the private key from provisioner.keyFile, and finds the provisioner
 // that it belongs to.
 func (s *Signer) keyOfFile(found []*provisioner.JWK, password []byte, current *provisionerKey) (*provisionerKey, *provisioner.Claims, error) {
+	keyFile := chartvalue.Beside("provisioner.keyFile")
 	file, err := s.config.Key()
 	if err != nil {
-		return nil, nil, fmt.Errorf("read provisioner.keyFile: %w", err)
+		return nil, nil, fmt.Errorf("read %s: %w", keyFile, err)
 	}
 	defer clear(file)
 	key, err := s.parsed(file, password)
 	if errors.Is(err, errWrongPassword) {
-		return nil, nil, errors.New("provisioner.keyFile: the password in provisioner.passwordFile does not open the key: is it the password of this file?")
+		return nil, nil, fmt.Errorf("%s: the password in %s does not open the key: is it the password of this file?", keyFile, chartvalue.Beside("provisioner.passwordFile"))
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("provisioner.keyFile: the file %w", err)
+		return nil, nil, fmt.Errorf("%s: the file %w", keyFile, err)
 	}
 	var others []string
 	for _, p := range found {
@@ -170,8 +174,8 @@ func (s *Signer) keyOfFile(found []*provisioner.JWK, password []byte, current *p
 		}
 		others = append(others, fmt.Sprintf("%s (kid %.64q)", thumbprint(p), p.Key.KeyID))
 	}
-	return nil, nil, fmt.Errorf("provisioner.keyFile: the key has the thumbprint %s, which is not that of provisioner %q at the CA: %s; "+
-		"use the key of this provisioner, or correct provisioner.name", key.thumbprint, s.config.Provisioner, shorten(others))
+	return nil, nil, fmt.Errorf("%s: the key has the thumbprint %s, which is not that of provisioner %q at the CA: %s; "+
+		"use the key of this provisioner, or correct provisioner.name", keyFile, key.thumbprint, s.config.Provisioner, shorten(others))
 }
 
 // parsed parses the key file, unless it did so before.
@@ -317,20 +321,20 @@ func (s *Signer) missing(found *listed) error {
 	case kind == "JWK" && len(found.jwk) > 0, kind == "X5C" && len(found.x5c) > 0:
 		return nil
 	case kind == "JWK" && len(found.kids) > 0:
-		return fmt.Errorf("the CA has no JWK provisioner %q with the kid %q; those with this name have the kid %s: correct provisioner.kid, or leave it out",
-			name, s.config.KeyID, strings.Join(found.kids, ", "))
+		return fmt.Errorf("%s has no JWK provisioner %q with the kid %q; those with this name have the kid %s: correct provisioner.kid, or leave it out",
+			s.name(), name, s.config.KeyID, strings.Join(found.kids, ", "))
 	case kind == "JWK" && slices.Contains(found.types, "X5C"):
-		return fmt.Errorf("provisioner %q of the CA is of the type X5C, and provisioner.type is jwk: set provisioner.type to x5c, with certificateFile and privateKeyFile, or name a JWK provisioner", name)
+		return fmt.Errorf("provisioner %q is of the type X5C, and provisioner.type is jwk: set provisioner.type to x5c, with certificateFile and privateKeyFile (in the chart: certificateSecret), or name a JWK provisioner", name)
 	case kind == "X5C" && slices.Contains(found.types, "JWK"):
-		return fmt.Errorf("provisioner %q of the CA is of the type JWK, and provisioner.type is x5c: set provisioner.type to jwk, with passwordFile or keyFile, or name an X5C provisioner", name)
+		return fmt.Errorf("provisioner %q is of the type JWK, and provisioner.type is x5c: set provisioner.type to jwk, with passwordFile or keyFile (in the chart: passwordSecret, keySecret), or name an X5C provisioner", name)
 	case len(found.types) > 0:
-		return fmt.Errorf("provisioner %q of the CA is of the type %s, with which step-csi cannot sign: name a provisioner of the type JWK (provisioner.type: jwk) or X5C (provisioner.type: x5c)",
+		return fmt.Errorf("provisioner %q is of the type %s, with which step-csi cannot sign: name a provisioner of the type JWK (provisioner.type: jwk) or X5C (provisioner.type: x5c)",
 			name, strings.Join(found.types, ", "))
 	case len(found.all) == 0:
-		return fmt.Errorf("the CA has no %s provisioner %q, and no other; create it with: step ca provisioner add", kind, name)
+		return fmt.Errorf("%s has no %s provisioner %q, and no other; create it with: step ca provisioner add", s.name(), kind, name)
 	}
 	slices.Sort(found.all)
-	return fmt.Errorf("the CA has no %s provisioner %q; it has %s: correct provisioner.name", kind, name, shorten(found.all))
+	return fmt.Errorf("%s has no %s provisioner %q; it has %s: correct provisioner.name", s.name(), kind, name, shorten(found.all))
 }
 
 // HolderRenewal implements issuer.HolderRenewal. The CA answers a provisioner's own
@@ -361,13 +365,13 @@ func (s *Signer) holderRenewal(own *provisioner.Claims) string {
 	is := func(claim *bool) bool { return claim != nil && *claim }
 	switch {
 	case own == nil || !is(own.DisableRenewal):
-		return fmt.Sprintf("provisioner %q of the CA %s does not have the claim disableRenewal, so that anyone who has a certificate and its key can renew it without end; "+
-			"run at the CA: step ca provisioner update %[1]q --disable-renewal=true, and let step-ca load its configuration again", s.config.Provisioner, s.url)
+		return fmt.Sprintf("provisioner %q of %s does not have the claim disableRenewal, so that anyone who has a certificate and its key can renew it indefinitely; "+
+			"run at the CA: step ca provisioner update %[1]q --disable-renewal=true, and let step-ca load its configuration again", s.config.Provisioner, s.name())
 	case is(own.DisableSmallstepExtensions):
 		// Without its extension in the certificate, and without a database, step-ca does
 		// not know which provisioner's claims count, and renews.
-		return fmt.Sprintf("provisioner %q of the CA %s has the claim disableSmallstepExtensions, with which step-ca may renew certificates in spite of disableRenewal; "+
-			"run at the CA: step ca provisioner update %[1]q --disable-smallstep-extensions=false, and let step-ca load its configuration again", s.config.Provisioner, s.url)
+		return fmt.Sprintf("provisioner %q of %s has the claim disableSmallstepExtensions, with which step-ca may renew certificates in spite of disableRenewal; "+
+			"run at the CA: step ca provisioner update %[1]q --disable-smallstep-extensions=false, and let step-ca load its configuration again", s.config.Provisioner, s.name())
 	}
 	return ""
 }

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/clock"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/trust"
@@ -118,11 +119,13 @@ func New(c Config) (*Signer, error) {
 	}
 	switch {
 	case (c.Certificate == nil) != (c.PrivateKey == nil):
-		return nil, errors.New("provisioner.certificateFile and provisioner.privateKeyFile: name the files with the certificate that signs tokens, and with its key")
+		return nil, fmt.Errorf("%s and %s: name the files with the certificate that signs tokens, and with its key",
+			chartvalue.Beside("provisioner.certificateFile"), chartvalue.Beside("provisioner.privateKeyFile"))
 	case c.Certificate != nil && (c.Key != nil || c.Password != nil || c.KeyID != ""):
 		return nil, errors.New("provisioner: an X5C provisioner has a certificate, and neither kid nor keyFile nor passwordFile")
 	case c.Certificate == nil && c.Key == nil && c.Password == nil:
-		return nil, errors.New("provisioner.passwordFile: name the file with the password of the provisioner's key, or the file with the key itself in provisioner.keyFile")
+		return nil, fmt.Errorf("%s: name the file with the password of the provisioner's key, or the file with the key itself in %s",
+			chartvalue.Beside("provisioner.passwordFile"), chartvalue.Beside("provisioner.keyFile"))
 	}
 	if s.pins, err = trust.Parse(c.Fingerprint, c.CABundle); err != nil {
 		return nil, err
@@ -205,8 +208,8 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		}
 		if duration < req.Request.Duration && body.NotAfter != (api.TimeDuration{}) {
 			body.NotAfter.SetDuration(duration)
-			shortened = fmt.Sprintf("; the request was for %s instead of %s, because the certificate in provisioner.certificateFile expires at %s: renew it",
-				duration.Round(time.Second), req.Request.Duration, key.expires.Format(time.RFC3339))
+			shortened = fmt.Sprintf("; the request was for %s instead of %s, because the certificate in %s expires at %s: renew it",
+				duration.Round(time.Second), req.Request.Duration, chartvalue.Beside("provisioner.certificateFile"), key.expires.Format(time.RFC3339))
 		}
 		body.OTT = token
 		answer, err := c.client.SignWithContext(ctx, body)
@@ -250,8 +253,8 @@ func (s *Signer) Revoke(ctx context.Context, r issuer.Revocation) error {
 	case statusOf(err) == http.StatusBadRequest && strings.Contains(plain(err).Error(), "is already revoked"):
 		return nil // the answer to an earlier request may have been lost
 	case statusOf(err) == http.StatusNotImplemented:
-		return fmt.Errorf("CA %s: revoke: %w: the CA has no database; give it one (db in its ca.json), or leave revoke-on-delete out",
-			s.url, issuer.Unsupported)
+		return fmt.Errorf("%w: %s has no database, which step-ca needs to revoke; give it one (db in its ca.json), or leave revoke-on-delete out",
+			issuer.Unsupported, s.name())
 	}
 	return s.explain(ctx, "revoke", err)
 }

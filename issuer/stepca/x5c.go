@@ -13,19 +13,22 @@ import (
 	"go.step.sm/crypto/jose"
 	"go.step.sm/crypto/keyutil"
 	"go.step.sm/crypto/pemutil"
+
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 )
 
 // x5cKey reads the certificate and its key, and checks that the provisioner accepts
 // tokens that they sign. own are the roots of the CA. It returns the current key if
 // everything is as it was.
 func (s *Signer) x5cKey(found []*provisioner.X5C, own []*x509.Certificate, current *provisionerKey) (*provisionerKey, *provisioner.Claims, error) {
+	certificateFile, privateKeyFile := chartvalue.Beside("provisioner.certificateFile"), chartvalue.Beside("provisioner.privateKeyFile")
 	certificate, err := s.config.Certificate()
 	if err != nil {
-		return nil, nil, fmt.Errorf("read provisioner.certificateFile: %w", err)
+		return nil, nil, fmt.Errorf("read %s: %w", certificateFile, err)
 	}
 	file, err := s.config.PrivateKey()
 	if err != nil {
-		return nil, nil, fmt.Errorf("read provisioner.privateKeyFile: %w", err)
+		return nil, nil, fmt.Errorf("read %s: %w", privateKeyFile, err)
 	}
 	defer clear(file)
 	key, err := parseKeyFile(file, nil)
@@ -33,21 +36,21 @@ func (s *Signer) x5cKey(found []*provisioner.X5C, own []*x509.Certificate, curre
 		err = errors.New("is encrypted; the type x5c needs a key without a password")
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("provisioner.privateKeyFile: the file %w", err)
+		return nil, nil, fmt.Errorf("%s: the file %w", privateKeyFile, err)
 	}
 	chain, err := parseChain(certificate)
 	if err != nil {
-		return nil, nil, fmt.Errorf("provisioner.certificateFile: %w", err)
+		return nil, nil, fmt.Errorf("%s: %w", certificateFile, err)
 	}
 	if err := keyutil.VerifyPair(chain[0].PublicKey, key.Key); err != nil {
-		return nil, nil, fmt.Errorf("provisioner.privateKeyFile: the key is not that of the certificate %s in provisioner.certificateFile: "+
-			"give both files of one pair, the certificate itself before its intermediates", describe(chain[0]))
+		return nil, nil, fmt.Errorf("%s: the key is not that of the certificate %s in provisioner.certificateFile: "+
+			"give both files of one pair, the certificate itself before its intermediates", privateKeyFile, describe(chain[0]))
 	}
 	var reasons []string
 	for _, p := range found {
 		expires, err := checkX5C(chain, p, own)
 		if err != nil {
-			reasons = append(reasons, fmt.Sprintf("provisioner.certificateFile: %v", err))
+			reasons = append(reasons, fmt.Sprintf("%s: %v", certificateFile, err))
 			continue
 		}
 		key.source = source(certificate, file, p.Roots)
@@ -162,7 +165,8 @@ func (k *provisionerKey) atMost(lifetime time.Duration) (time.Duration, error) {
 	}
 	left := time.Until(k.expires) - clockSkew
 	if left <= 0 {
-		return 0, fmt.Errorf("the certificate in provisioner.certificateFile expires at %s, and step-ca signs no certificate that outlives it; renew it", k.expires.Format(time.RFC3339))
+		return 0, fmt.Errorf("the certificate in %s expires at %s, and step-ca signs no certificate that outlives it; renew it",
+			chartvalue.Beside("provisioner.certificateFile"), k.expires.Format(time.RFC3339))
 	}
 	return min(lifetime, left), nil
 }

@@ -156,18 +156,18 @@ func TestWrongX5CFiles(t *testing.T) {
 		"unknown usage": {with(func(c *x509.Certificate) {
 			c.ExtKeyUsage, c.UnknownExtKeyUsage = nil, []asn1.ObjectIdentifier{{1, 2, 3}}
 		}), "has extended key usages without clientAuth"},
-		"another key": {pair{good.certificate, another.key}, `privateKeyFile: the key is not that of the certificate "CN=step-csi"`},
+		"another key": {pair{good.certificate, another.key}, `privateKeyFile (in the chart: certificateSecret): the key is not that of the certificate "CN=step-csi"`},
 		"intermediate first": {pair{append(pemOf(pki.Intermediate), pemOf(leaf)...), good.key},
-			`privateKeyFile: the key is not that of the certificate "CN=Tokens Intermediate CA"`},
+			`privateKeyFile (in the chart: certificateSecret): the key is not that of the certificate "CN=Tokens Intermediate CA"`},
 		"no intermediate": {pair{pemOf(leaf), good.key},
 			`does not lead to a root of the X5C provisioner "` + x5cName + `" ("CN=Tokens Root CA")`},
 		"another root":           {newPair(t, other, nil), "add the missing intermediates to the file, or add this root to the provisioner"},
-		"no certificate":         {pair{good.key, good.key}, "certificateFile: the file has no certificate in PEM"},
+		"no certificate":         {pair{good.key, good.key}, "certificateFile (in the chart: certificateSecret): the file has no certificate in PEM"},
 		"rubbish certificate":    {pair{[]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), good.key}, "a certificate that cannot be parsed"},
-		"certificate as key":     {pair{good.certificate, good.certificate}, "privateKeyFile: the file holds a public key only"},
-		"encrypted key":          {pair{good.certificate, pemFile(t, newECKey(t, elliptic.P256()), pemutil.WithPKCS8(true), pemutil.WithPassword([]byte("x")))}, "privateKeyFile: the file is encrypted; the type x5c needs a key without a password"},
+		"certificate as key":     {pair{good.certificate, good.certificate}, "privateKeyFile (in the chart: certificateSecret): the file holds a public key only"},
+		"encrypted key":          {pair{good.certificate, pemFile(t, newECKey(t, elliptic.P256()), pemutil.WithPKCS8(true), pemutil.WithPassword([]byte("x")))}, "privateKeyFile (in the chart: certificateSecret): the file is encrypted; the type x5c needs a key without a password"},
 		"about to expire":        {with(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(time.Minute) }), "and step-ca signs no certificate that outlives it; renew it"},
-		"not even a private key": {pair{good.certificate, []byte("x")}, "privateKeyFile: the file is neither"},
+		"not even a private key": {pair{good.certificate, []byte("x")}, "privateKeyFile (in the chart: certificateSecret): the file is neither"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := ca.Signs()
@@ -186,7 +186,7 @@ func TestWrongX5CFiles(t *testing.T) {
 	}
 	c := x5cConfig(ca, &good)
 	c.PrivateKey = func() ([]byte, error) { return nil, errors.New("no such file") }
-	if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "read provisioner.privateKeyFile: no such file") {
+	if err := newSigner(t, c).Connect(t.Context()); err == nil || !strings.Contains(err.Error(), "read provisioner.privateKeyFile (in the chart: certificateSecret): no such file") {
 		t.Errorf("got %v", err)
 	}
 	c = x5cConfig(ca, &good)
@@ -306,7 +306,7 @@ func TestX5CLeavesTooShortALifetime(t *testing.T) {
 	files := newPair(t, pki, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(5 * time.Minute) })
 	_, err := newSigner(t, x5cConfig(ca, &files)).Sign(t.Context(), signingRequest(t))
 	if !errors.Is(err, issuer.Denied) || !strings.Contains(err.Error(), "less than the authorized minimum") ||
-		!strings.Contains(err.Error(), "instead of 1h0m0s, because the certificate in provisioner.certificateFile expires at ") {
+		!strings.Contains(err.Error(), "instead of 1h0m0s, because the certificate in provisioner.certificateFile (in the chart: certificateSecret) expires at ") {
 		t.Errorf("got %v", err)
 	}
 }

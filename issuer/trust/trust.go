@@ -18,6 +18,7 @@ import (
 
 	"go.step.sm/crypto/pemutil"
 
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/clock"
 )
 
@@ -37,15 +38,15 @@ type Pins struct {
 func Parse(fingerprints string, bundle []byte) (Pins, error) {
 	switch {
 	case fingerprints == "" && len(bundle) == 0:
-		return Pins{}, errors.New("fingerprint: set the fingerprint of the CA's root (step certificate fingerprint root_ca.crt), or caBundleFile")
+		return Pins{}, errors.New("fingerprint: set the fingerprint of the CA's root (step certificate fingerprint root_ca.crt), or " + chartvalue.Beside("caBundleFile"))
 	case fingerprints != "" && len(bundle) > 0:
-		return Pins{}, errors.New("fingerprint: caBundleFile is set, too; set one of them")
+		return Pins{}, errors.New("fingerprint: " + chartvalue.Beside("caBundleFile") + " is set, too; set one of them")
 	case fingerprints != "":
 		return parseFingerprints(fingerprints)
 	}
 	roots, err := ParseBundle(bundle)
 	if err != nil {
-		return Pins{}, fmt.Errorf("caBundleFile: %w", err)
+		return Pins{}, fmt.Errorf("%s: %w", chartvalue.Beside("caBundleFile"), err)
 	}
 	return Pins{Roots: roots}, nil
 }
@@ -53,12 +54,16 @@ func Parse(fingerprints string, bundle []byte) (Pins, error) {
 // ParseBundle parses roots in PEM. Other blocks, and damaged ones, are an error: a root
 // would be missing.
 func ParseBundle(bundle []byte) ([]*x509.Certificate, error) {
+	const begin = "-----BEGIN "
+	if !bytes.Contains(bundle, []byte(begin)) {
+		return nil, errors.New("it has no certificate in PEM; put the CA's root certificates there, each of which begins with -----BEGIN CERTIFICATE-----")
+	}
 	roots, err := pemutil.ParseCertificateBundle(bundle)
 	if err != nil {
-		return nil, fmt.Errorf("it has no certificates in PEM: %w", err)
+		return nil, fmt.Errorf("a certificate in it cannot be read: %w", err)
 	}
 	// The parser skips what it does not know, and ends at the first block that is damaged.
-	if blocks := bytes.Count(bundle, []byte("-----BEGIN ")); blocks > len(roots) {
+	if blocks := bytes.Count(bundle, []byte(begin)); blocks > len(roots) {
 		return nil, fmt.Errorf("of its %d PEM blocks, %d can be read as certificates; it may have nothing but whole blocks of the type CERTIFICATE", blocks, len(roots))
 	}
 	return roots, nil
@@ -204,7 +209,7 @@ func (s *Store) Restore(state State) error {
 	case s.pins.Only:
 		return errors.New("only the configured roots are trusted (roots.pinned)")
 	case state.Anchor != s.anchor:
-		return errors.New("they belong to another url, fingerprint or caBundleFile")
+		return errors.New("they belong to another url, fingerprint or " + chartvalue.Beside("caBundleFile"))
 	case state.Since.After(time.Now().Add(clock.Tolerance)):
 		return fmt.Errorf("they are from the future, %s; check the clock of the node", state.Since.Format(time.RFC3339))
 	case len(state.Roots) == 0:

@@ -374,7 +374,7 @@ func TestPinnedRoots(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	if err := startPlugin(directory); err == nil || !strings.Contains(err.Error(), "issuers.edge.roots.caBundleFile: open "+file) {
+	if err := startPlugin(directory); err == nil || !strings.Contains(err.Error(), "issuers.edge.roots.caBundleFile (in the chart: caBundle): open "+file) {
 		t.Errorf("without the file: %v", err)
 	}
 }

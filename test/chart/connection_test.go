@@ -39,7 +39,7 @@ func TestConnectionToTheCA(t *testing.T) {
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
-		if err := test.start(directory); err == nil || !strings.Contains(err.Error(), "serverTLSBundleFile: open "+file) {
+		if err := test.start(directory); err == nil || !strings.Contains(err.Error(), "serverTLSBundleFile (in the chart: serverTLSBundle): open "+file) {
 			t.Errorf("mode %s without the file: %v", mode, err)
 		}
 		if mode == "ra" {

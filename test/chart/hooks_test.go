@@ -224,7 +224,7 @@ func TestCheckFails(t *testing.T) {
 // An empty or a damaged root is refused with the reason, and with the name of its ConfigMap.
 func TestCheckOfAnEmptyRoot(t *testing.T) {
 	job := render(t)["check/Job"]
-	for content, want := range map[string]string{"": "ca.crt is empty: the file is the key", "-----BEGIN\n": "it has no certificates in PEM"} {
+	for content, want := range map[string]string{"": "ca.crt is empty: the file is the key", "-----BEGIN\n": "it has no certificate in PEM"} {
 		for _, container := range []string{"node", "ra"} {
 			directory := checkFiles(t, job, container, all)
 			if err := os.WriteFile(directory+"/issuers/default/ca.crt", []byte(content), 0o600); err != nil {

@@ -97,7 +97,7 @@ func caOutage(t *testing.T) {
 	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-ca", "--timeout=60s")
 	late := pod{namespace: p.namespace, name: "late"}
 	must(t, applyText(late.manifest()))
-	late.waitEvent(t, time.Minute, "unavailable", "step-ca.flexstack-identity.svc.cluster.local:9000")
+	late.waitEvent(t, time.Minute, "the CA https://step-ca.flexstack-identity.svc.cluster.local:9000")
 	eventually(t, time.Minute, func() error {
 		if _, err := expires.tryFiles(); err == nil || !strings.Contains(err.Error(), "expired") {
 			return fmt.Errorf("the certificate has not expired: %w", err)

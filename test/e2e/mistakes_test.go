@@ -141,12 +141,12 @@ func caMistakes(t *testing.T) {
 		words  []string
 	}{
 		"password":    {[]string{"issuers.default.provisioner.passwordSecret.name=wrong-password"}, []string{passwordSentence, "passwordSecret"}},
-		"fingerprint": {[]string{"issuers.default.fingerprint=" + strings.Repeat("ab", 32)}, []string{"the CA has no root with the fingerprint abab", "step certificate fingerprint"}},
+		"fingerprint": {[]string{"issuers.default.fingerprint=" + strings.Repeat("ab", 32)}, []string{" has no root with the fingerprint abab", "step certificate fingerprint"}},
 		"host":        {[]string{"issuers.default.url=https://step-caa.flexstack-identity.svc.cluster.local:9000"}, []string{"CA https://step-caa.flexstack-identity.svc.cluster.local:9000", "no such host"}},
 		"port":        {[]string{"issuers.default.url=https://step-ca.flexstack-identity.svc.cluster.local"}, []string{"CA https://step-ca.flexstack-identity.svc.cluster.local", "9000"}},
 		"server":      {[]string{"issuers.default.url=https://kubernetes.default.svc"}, []string{"CA https://kubernetes.default.svc", "fingerprint", "caBundle"}},
 		"down":        {[]string{"issuers.default.url=https://ca-down.mistakes.svc.cluster.local:9000"}, []string{"CA https://ca-down.mistakes.svc.cluster.local:9000", "connection refused"}},
-		"provisioner": {[]string{"issuers.default.provisioner.name=Admin"}, []string{`the CA has no JWK provisioner "Admin"`, `"admin"`}},
+		"provisioner": {[]string{"issuers.default.provisioner.name=Admin"}, []string{` has no JWK provisioner "Admin"`, `"admin"`}},
 	}
 	var all sync.WaitGroup
 	for name, test := range tests {

@@ -36,7 +36,7 @@ func TestHealth(t *testing.T) {
 	node.Eventually(t, time.Minute, "the plugin is not ready and says why", func() bool {
 		var status int
 		status, body = get(t, address+"/readyz")
-		return status == http.StatusServiceUnavailable && strings.Contains(body, "issuer default: CA "+ca.URL()+": ")
+		return status == http.StatusServiceUnavailable && strings.Contains(body, "issuer default: the CA "+ca.URL()+" cannot be reached: ")
 	})
 	t.Logf("not ready: %s", body)
 	if status, body := get(t, address+"/livez"); status != http.StatusOK || body != "ok\n" {

@@ -89,7 +89,7 @@ func TestKeyOfFile(t *testing.T) {
 
 		key := replaceProvisioner("second")
 		two.reports("which is not that of provisioner")
-		expect(t, two.TryPublish(two.pod("b-1", "other")), codes.Unavailable, "provisioner.keyFile: the key has the thumbprint")
+		expect(t, two.TryPublish(two.pod("b-1", "other")), codes.Unavailable, "provisioner.keyFile (in the chart: keySecret): the key has the thumbprint")
 		two.Publish(two.pod("a-0", "default"))
 		two.replace("key", encrypted(key))
 		two.metric(`step_csi_issuer_ready{issuer="other"} 1`)
@@ -139,14 +139,14 @@ func TestX5CFilesRotate(t *testing.T) {
 		// Half of a rotation is reported, and the old pair signs on.
 		certificate, key, expires = newPair(30 * time.Minute)
 		two.replace("tls.crt", certificate)
-		two.reports(`provisioner.privateKeyFile: the key is not that of the certificate "CN=step-csi"`)
+		two.reports(`provisioner.privateKeyFile (in the chart: certificateSecret): the key is not that of the certificate "CN=step-csi"`)
 		two.Publish(two.pod("b-1", "other"))
 
 		// The new pair has less than a fifth of its lifetime left.
 		two.replace("tls.key", key)
 		two.metric(expires)
 		two.metric(`step_csi_issuer_ready{issuer="other"} 1`)
-		two.reports("warning: the certificate in provisioner.certificateFile expires at")
+		two.reports("warning: the certificate in provisioner.certificateFile (in the chart: certificateSecret) expires at")
 		node.Eventually(t, time.Minute, "the warning in the log", func() bool { return two.checkedLog.Has(logs.TokenExpiring) })
 		two.eventuallyPublish(two.pod("b-2", "other"))
 
@@ -244,7 +244,7 @@ func TestRecommendedKeyFile(t *testing.T) {
 	a.signs(a.fileSigner(func(c *stepca.Config) { c.Key, c.Password = a.file("encrypted.pem"), password }))
 
 	err = a.fileSigner(func(c *stepca.Config) { c.Password = password }).Connect(t.Context())
-	if err == nil || !strings.Contains(err.Error(), `the CA does not keep the private key of provisioner "step-csi"`) {
+	if err == nil || !strings.Contains(err.Error(), ` does not keep the private key of provisioner "step-csi"`) {
 		t.Errorf("without the file: %v", err)
 	}
 }

@@ -73,7 +73,7 @@ func TestCauseReachesThePod(t *testing.T) {
 					r.start(i)
 				}
 			},
-			says:   []string{"CA https://", "the CA has no root with the fingerprint 84a0"},
+			says:   []string{"CA https://", " has no root with the fingerprint 84a0"},
 			logged: logs.CannotConnect,
 		},
 		"unknown provisioner": {

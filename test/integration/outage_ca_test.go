@@ -113,8 +113,8 @@ func TestStartWithAnotherCAInItsPlace(t *testing.T) {
 	n.Launch()
 	n.WaitServing()
 	n.Republish()
-	waitTroubleBefore(n, p, read(t, n.Target(p)).leaf().NotAfter, "(is the fingerprint or caBundleFile that of this CA?)")
-	expect(t, n.TryPublish(node.Pod{Name: "late-0"}), codes.Unavailable, "(is the fingerprint or caBundleFile that of this CA?)")
+	waitTroubleBefore(n, p, read(t, n.Target(p)).leaf().NotAfter, "that fingerprint or caBundleFile (in the chart: caBundle) is that of this CA")
+	expect(t, n.TryPublish(node.Pod{Name: "late-0"}), codes.Unavailable, "that fingerprint or caBundleFile (in the chart: caBundle) is that of this CA")
 	if snapshot(n, p) != before || another.Signs() != 0 {
 		t.Errorf("the files changed, or the plugin sent signing requests to another CA: %d", another.Signs())
 	}

@@ -128,7 +128,7 @@ func anotherCA() outage {
 			}
 			ca.proxy.To(ca.Address())
 		},
-		says: "(is the fingerprint or caBundleFile that of this CA?)",
+		says: "that fingerprint or caBundleFile (in the chart: caBundle) is that of this CA",
 	}
 }
 

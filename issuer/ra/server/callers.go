@@ -161,7 +161,7 @@ func (c *callers) review(ctx context.Context, token issuer.Token, hash tokenHash
 			return r.Val.(issuer.Pod), "", nil
 		}
 	case <-ctx.Done():
-		err = fmt.Errorf("%w: review the caller's token: %w", issuer.Ended(ctx), ctx.Err())
+		err = issuer.Ended(ctx).Because(fmt.Errorf("review the caller's token: %w", ctx.Err()))
 	}
 	switch {
 	case errors.Is(err, errTooManyOfAddress):
@@ -180,7 +180,7 @@ func (c *callers) reviewOnce(ctx context.Context, token issuer.Token, hash token
 	case errors.Is(err, errTooManyWait):
 		return pod, fmt.Errorf("%w: tokens to review", errTooManyOfAddress)
 	case err != nil:
-		return pod, fmt.Errorf("%w: wait for other token reviews: %w", issuer.Ended(ctx), err)
+		return pod, issuer.Ended(ctx).Because(fmt.Errorf("wait for other token reviews: %w", err))
 	}
 	defer release()
 	if c.rejections.empty(key) { // emptied while the call waited

@@ -19,6 +19,7 @@ import (
 
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/backoff"
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/panics"
 	"github.com/flexstack/step-csi/issuer/ra"
 )
@@ -120,7 +121,7 @@ func (c *calls) admit(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	this.caller = caller
 	if !c.nodes.allow(caller.Node) {
 		backoff.Sleep(ctx, overLimit)
-		return nil, release, rejectedRate, fmt.Errorf("%w: %s; authority.limits.node sets the limit", errTooManyOfNode, caller.Node)
+		return nil, release, rejectedRate, fmt.Errorf("%w: %s; %s sets the limit", errTooManyOfNode, caller.Node, chartvalue.Beside("authority.limits.node"))
 	}
 	free, err := c.inFlight.acquire(ctx, caller.Node)
 	if err == nil {
@@ -130,7 +131,7 @@ func (c *calls) admit(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	case errors.Is(err, errTooManyWait):
 		return nil, release, rejectedRate, fmt.Errorf("%w: calls of %s that wait", errTooManyOfNode, caller.Node)
 	case err != nil:
-		return nil, release, rejectedUnavailable, fmt.Errorf("%w: wait for other calls: %w", issuer.Ended(ctx), err)
+		return nil, release, rejectedUnavailable, issuer.Ended(ctx).Because(fmt.Errorf("wait for other calls: %w", err))
 	}
 	message, err = io.ReadAll(http.MaxBytesReader(w, r.Body, ra.MaxRequest+prefixLength))
 	var tooLarge *http.MaxBytesError
@@ -138,7 +139,7 @@ func (c *calls) admit(ctx context.Context, w http.ResponseWriter, r *http.Reques
 	case errors.As(err, &tooLarge):
 		err = fmt.Errorf("%w: the message is larger than max %d bytes", errTooLarge, ra.MaxRequest)
 	case err != nil:
-		err = fmt.Errorf("%w: the message does not arrive: %w", issuer.Ended(ctx), err)
+		err = issuer.Ended(ctx).Because(fmt.Errorf("the message does not arrive: %w", err))
 	}
 	return message, release, rejectedMessage, err
 }

@@ -99,7 +99,7 @@ func (e *Events) Record(ctx context.Context, event Event) error {
 	if !errors.As(err, &answered) {
 		err = proxies.Explain(err, request.URL())
 	}
-	return fmt.Errorf("%w: create an event at the API server: %w", issuer.Ended(ctx), err)
+	return issuer.Ended(ctx).Because(fmt.Errorf("cannot create an event at the API server: %w", err))
 }
 
 // eventObject has the fields of an Event of the core API group that the server sets. The

@@ -80,7 +80,7 @@ func (s *Server) report(ctx context.Context, req *rapb.ReportRequest, entry *aud
 	case names.CheckLabel(req.GetVolume()) != nil:
 		return fmt.Errorf("%w: %s is not the name of a volume", errMalformed, names.Quote(clip(req.GetVolume(), maxLoggedName)))
 	case !s.reports.all.allow(""):
-		return fmt.Errorf("%w: too many reports of all nodes", issuer.Unavailable)
+		return issuer.Unavailable.Because(errors.New("too many reports of all nodes"))
 	}
 	pod, err := s.runningPod(ctx, caller, req.GetPodToken(), entry)
 	switch {

@@ -70,7 +70,7 @@ func (s *Server) reviewPod(ctx context.Context, caller issuer.Pod, text string) 
 	}
 	release, err := s.podReviews.acquire(ctx, caller.Node)
 	if err != nil {
-		return pod, fmt.Errorf("%w: wait for other token reviews: %w", issuer.Ended(ctx), err)
+		return pod, issuer.Ended(ctx).Because(fmt.Errorf("wait for other token reviews: %w", err))
 	}
 	defer release()
 	pod, err = s.reviewer.Review(ctx, token)
@@ -173,7 +173,7 @@ func (t *TokenReview) Review(ctx context.Context, token issuer.Token) (issuer.Po
 		if !errors.As(err, &answered) {
 			err = proxies.Explain(err, request.URL())
 		}
-		return issuer.Pod{}, fmt.Errorf("%w: review a token at the API server: %w", issuer.Ended(ctx), err)
+		return issuer.Pod{}, issuer.Ended(ctx).Because(fmt.Errorf("cannot review a token at the API server: %w", err))
 	}
 	pod, err := boundPod(reviewed.Status)
 	if err != nil && (strings.Contains(err.Error(), "expired") || strings.Contains(err.Error(), "not valid yet")) {

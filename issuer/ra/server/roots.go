@@ -31,8 +31,8 @@ func ageMilliseconds(roots issuer.Roots) uint32 {
 func checkAge(roots issuer.Roots, refresh time.Duration) error {
 	oldest := max(5*refresh, oldestRoots)
 	if old := age(roots); old > oldest {
-		return fmt.Errorf("%w: the CA answered its roots to this replica %s ago, which is longer than %s; "+
-			"the replica's log says why it does not reach the CA", issuer.Unavailable, old.Round(time.Second), oldest)
+		return issuer.Unavailable.Because(fmt.Errorf("the CA answered its roots to this replica %s ago, which is longer than %s; "+
+			"the replica's log says why it does not reach the CA", old.Round(time.Second), oldest))
 	}
 	return nil
 }

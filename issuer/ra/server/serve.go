@@ -131,10 +131,10 @@ func recovering(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle
 var (
 	errMalformed        = fmt.Errorf("%w: malformed request", issuer.Denied)
 	errTooLarge         = fmt.Errorf("%w: the request is too large", issuer.Denied)
-	errUnknownIssuer    = fmt.Errorf("%w: the registration authority has no such issuer", issuer.Unavailable)
+	errUnknownIssuer    = issuer.Unavailable.Because(errors.New("its configuration has no such issuer"))
 	errNotPlugin        = fmt.Errorf("%w: only node plugins may call", issuer.CallerRejected)
-	errTooManyOfNode    = fmt.Errorf("%w: rate limit of the node exceeded", issuer.Unavailable)
-	errTooManyOfAddress = fmt.Errorf("%w: rate limit of the address exceeded", issuer.Unavailable)
+	errTooManyOfNode    = issuer.Unavailable.Because(errors.New("rate limit of the node exceeded"))
+	errTooManyOfAddress = issuer.Unavailable.Because(errors.New("rate limit of the address exceeded"))
 	errManyRejections   = fmt.Errorf("%w: many of its tokens were rejected", errTooManyOfAddress)
 )
 

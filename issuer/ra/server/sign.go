@@ -9,6 +9,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/chartvalue"
 	"github.com/flexstack/step-csi/issuer/ra"
 	"github.com/flexstack/step-csi/issuer/ra/rapb"
 )
@@ -54,7 +55,7 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 	case claimed != pod:
 		return nil, fmt.Errorf("%w: the token is not that of the pod: the caller says %s, the token %s", issuer.Denied, describe(claimed), describe(pod))
 	case !s.pods.allow(pod.UID):
-		return nil, fmt.Errorf("%w: %s/%s; authority.limits.pod sets the limit", issuer.Throttled, pod.Namespace, pod.Name)
+		return nil, fmt.Errorf("%w: %s/%s; %s sets the limit", issuer.Throttled, pod.Namespace, pod.Name, chartvalue.Beside("authority.limits.pod"))
 	case !known:
 		return nil, fmt.Errorf("%w: %q", errUnknownIssuer, clip(req.GetIssuer(), maxLoggedName))
 	}
