@@ -177,6 +177,10 @@ func caMistakes(t *testing.T) {
 	p := pod{namespace: mistakesNamespace, name: "password", driver: corrected.driver()}
 	p.waitReady(t)
 	p.files(t)
+	short := pod{namespace: mistakesNamespace, name: "short-name", driver: corrected.driver(), attributes: map[string]string{"dns-names": "postgres"}}
+	must(t, applyText(short.manifest()))
+	short.waitEvent(t, 2*time.Minute, "DNS name postgres is not allowed", "policy.allowShortNames", "administrator")
+	kubectl(t, "-n", mistakesNamespace, "delete", "pod", short.name, "--now")
 	scaledToZero(t, corrected)
 	for name := range tests {
 		kubectl(t, "-n", mistakesNamespace, "delete", "pod", name, "--now")
@@ -188,6 +192,7 @@ func caMistakes(t *testing.T) {
 func scaledToZero(t *testing.T, r aRelease) {
 	t.Helper()
 	kubectl(t, "-n", mistakesNamespace, "scale", "deployment", r.name+"-step-csi-ra", "--replicas=0")
+	kubectl(t, "-n", mistakesNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-csi-ra,app.kubernetes.io/instance="+r.name, "--timeout=60s")
 	p := pod{namespace: mistakesNamespace, name: "no-authority", driver: r.driver()}
 	must(t, applyText(p.manifest()))
 	p.waitEvent(t, 2*time.Minute, "no pod of the registration authority", "kubectl -n mistakes get pods")
