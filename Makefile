@@ -70,14 +70,14 @@ cluster-down: bin/step-csi-cluster ## Stop and remove the cluster of make cluste
 bin/step-csi-cluster:
 	@CGO_ENABLED=0 $(GO) build -C test/cluster -o ../../bin/step-csi-cluster .
 
-# -parallel 4: two cores cannot run more scenarios at once.
+# -parallel 64: TestE2E itself decides how many scenarios run at once.
 .PHONY: e2e
 e2e: bin/step-csi-cluster ## Run the scenarios in a real Kubernetes; SCENARIO=name for one, KUBERNETES=1.34 (needs root)
 	@$(SUDO) test/setup.sh e2e
 	$(if $(SCENARIO),,@$(cluster) suite >/dev/null)
 	$(if $(SCENARIO),,$(SUDO) $(GO) test -count 1 -timeout 30m -tags e2e,$(TAGS) ./test/image)
 	@$(GO) test -c -tags e2e,$(TAGS) -o bin/e2e.test ./test/e2e
-	@cd test/e2e && KUBERNETES=$(KUBERNETES) $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 4 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'
+	@cd test/e2e && KUBERNETES=$(KUBERNETES) $(SUDO) ../../bin/e2e.test -test.timeout 60m -test.parallel 64 -test.run 'TestE2E$(if $(SCENARIO),/.*/^$(SCENARIO)$$)'
 
 # VULNDB is the URL of another database of vulnerabilities than https://vuln.go.dev.
 .PHONY: lint

@@ -36,6 +36,9 @@ type scenario struct {
 // one by one.
 func TestE2E(t *testing.T) {
 	t.Run("together", func(t *testing.T) {
+		slots := make(chan struct{}, 4) // two cores cannot run more scenarios at once
+		next := make(chan struct{})
+		close(next)
 		for _, s := range []scenario{ // the slowest first
 			{"try", try},
 			{"mistakes", mistakes},
@@ -64,8 +67,14 @@ func TestE2E(t *testing.T) {
 			{"metrics", metrics},
 			{"long-names", longNames},
 		} {
+			mayBegin, begun := next, make(chan struct{})
+			next = begun
 			t.Run(s.name, func(t *testing.T) {
 				t.Parallel()
+				<-mayBegin // the order of parallel tests is random
+				slots <- struct{}{}
+				close(begun)
+				defer func() { <-slots }()
 				watched(t, s.run)
 			})
 		}
