@@ -67,9 +67,9 @@ func TestE2E(t *testing.T) {
 			{"metrics", metrics},
 			{"long-names", longNames},
 		} {
-			mayBegin, begun := next, make(chan struct{})
-			next = begun
 			t.Run(s.name, func(t *testing.T) {
+				mayBegin, begun := next, make(chan struct{})
+				next = begun
 				t.Parallel()
 				<-mayBegin // the order of parallel tests is random
 				slots <- struct{}{}
