@@ -267,8 +267,9 @@ func nothingLeft(t *testing.T) {
 	})
 }
 
-// Beside the chart step-certificates, step-csi needs no values. The test makes the
-// objects of that chart, for this cluster's CA.
+// In the namespace of the chart step-certificates, step-csi needs no values, and in a
+// namespace of its own the commands of docs/install.md. The test makes the objects of that
+// chart, for this cluster's CA.
 func stepCertificates(t *testing.T) {
 	const n = "step-ca"
 	namespace(t, n, "privileged")
@@ -295,6 +296,20 @@ func stepCertificates(t *testing.T) {
 	}
 	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
 	if _, err := command("helm", "-n", n, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t)
+
+	// In a namespace of its own, by the commands of docs/install.md.
+	kubectl(t, "-n", plugin, "delete", "configmap/step-csi-ca-root", "secret/step-csi-provisioner")
+	_, err := shellBlock("docs/install.md", "**The chart step-certificates**", func(script string) string {
+		return script + " --set image.tag=dev,ra.terminationGracePeriodSeconds=4"
+	})
+	must(t, err)
+	p.start(t)
+	p.files(t)
+	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
+	if _, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
 		t.Fatal(err)
 	}
 	nothingLeft(t)

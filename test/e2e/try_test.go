@@ -78,6 +78,15 @@ func try(t *testing.T) {
 			printsQuickStart(t, out)
 		}
 	}
+	// An installation without a mistake logs no errors.
+	for _, name := range []string{"step-csi", "step-csi-ra"} {
+		log := in("kubectl -n step-csi logs -l app.kubernetes.io/name=" + name + " --tail=-1 --prefix")
+		for line := range strings.Lines(log) {
+			if strings.Contains(line, "] E") || strings.Contains(line, "panic") {
+				t.Errorf("a new installation logs the error: %s", line)
+			}
+		}
+	}
 }
 
 // makeTarget runs make for another cluster. It does not build bin/step-csi-cluster again,
