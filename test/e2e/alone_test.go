@@ -245,7 +245,7 @@ func nothingLeft(t *testing.T) {
 	})
 	node(t, "rm -rf /var/lib/kubelet/plugins/"+driverName) // as the documentation says
 	eventually(t, 60*time.Second, func() error {
-		output, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,deployments,replicasets,services,poddisruptionbudgets,pods,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings,resourcequotas", "-A", "-o", "json")
+		output, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,deployments,replicasets,services,poddisruptionbudgets,pods,jobs,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings,resourcequotas", "-A", "-o", "json")
 		if err != nil {
 			return err
 		}
@@ -254,12 +254,13 @@ func nothingLeft(t *testing.T) {
 			return err
 		}
 		for _, object := range objects.Items {
-			var named struct{ Metadata struct{ Name string } }
+			var named struct{ Metadata struct{ Name, Namespace string } }
 			if err := json.Unmarshal(object, &named); err != nil {
 				return err
 			}
 			ofCA := strings.HasPrefix(named.Metadata.Name, "step-ca") // its template is for step-csi
-			if text := string(object); !ofCA && (strings.Contains(text, "step-csi") || strings.Contains(text, driverName)) {
+			ofUser := named.Metadata.Namespace == plugin && slices.Contains([]string{"default", "kube-root-ca.crt", "step-csi-ca-root"}, named.Metadata.Name)
+			if text := string(object); !ofCA && !ofUser && (strings.Contains(text, "step-csi") || strings.Contains(text, driverName)) {
 				return fmt.Errorf("left in the cluster: %s", text)
 			}
 		}
