@@ -254,7 +254,9 @@ func nothingLeft(t *testing.T) {
 			return err
 		}
 		for _, object := range objects.Items {
-			var named struct{ Metadata struct{ Name, Namespace string } }
+			var named struct {
+				Metadata struct{ Name, Namespace string }
+			}
 			if err := json.Unmarshal(object, &named); err != nil {
 				return err
 			}

@@ -21,11 +21,12 @@ func nodeRestart(t *testing.T) {
 	leaf := p.files(t)
 	powerFailure(t, "--kubelet-dir", linkedKubelet)
 	p.waitEvent(t, 2*time.Minute, "kubeletDir", linkedKubelet)
-	must(t, installPlugin("--set", "kubeletDir="+linkedKubelet))
+	// The restart has ended all pods: no volume is left in the directory before.
+	must(t, installPlugin("--set", "kubeletDir="+linkedKubelet+",allowDriverChange=true"))
 	leaf = comesBack(t, p, leaf)
 
 	powerFailure(t)
-	must(t, installPlugin())
+	must(t, installPlugin("--set", "allowDriverChange=true"))
 	comesBack(t, p, leaf)
 }
 
