@@ -5,6 +5,8 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -34,10 +36,10 @@ func (r aRelease) upgrade(values ...string) (string, error) {
 	return command("helm", args...)
 }
 
-// uninstall removes the release, without the check whether pods have volumes.
-func (r aRelease) uninstall(t *testing.T) {
+// uninstallAll removes the releases, without the check whether pods have volumes.
+func uninstallAll(t *testing.T, names ...string) {
 	t.Helper()
-	if _, err := command("helm", "-n", mistakesNamespace, "uninstall", r.name, "--ignore-not-found", "--no-hooks", "--timeout=90s"); err != nil {
+	if _, err := command("helm", append([]string{"-n", mistakesNamespace, "uninstall", "--ignore-not-found", "--no-hooks", "--timeout=90s"}, names...)...); err != nil {
 		t.Error(err)
 	}
 }
@@ -101,9 +103,8 @@ func helmRefuses(t *testing.T) {
 		all.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			r := aRelease{name, test.values}
-			defer r.uninstall(t)
-			out, err := r.upgrade()
+			defer uninstallAll(t, name)
+			out, err := aRelease{name, test.values}.upgrade()
 			if err == nil {
 				t.Errorf("%s: helm installed the release", name)
 				return
@@ -126,7 +127,7 @@ func helmRefuses(t *testing.T) {
 	if _, err := (aRelease{"null", []string{"ra.podDisruptionBudget=null,networkPolicy=null,renewal=null"}}).upgrade("kubeletDir=/var/lib/kubelet/"); err != nil {
 		t.Error(err)
 	}
-	aRelease{name: "null"}.uninstall(t)
+	uninstallAll(t, "null")
 }
 
 // caMistakes makes mistakes that only the CA can show. The events of the pod that waits have
@@ -182,10 +183,9 @@ func caMistakes(t *testing.T) {
 	short.waitEvent(t, 2*time.Minute, "DNS name postgres is not allowed", "policy.allowShortNames", "administrator")
 	kubectl(t, "-n", mistakesNamespace, "delete", "pod", short.name, "--now")
 	scaledToZero(t, corrected)
-	for name := range tests {
-		kubectl(t, "-n", mistakesNamespace, "delete", "pod", name, "--now")
-		aRelease{name: name}.uninstall(t)
-	}
+	names := slices.Collect(maps.Keys(tests))
+	kubectl(t, append([]string{"-n", mistakesNamespace, "delete", "pod", "--now"}, names...)...)
+	uninstallAll(t, names...)
 }
 
 // scaledToZero stops the registration authority of the release. A new pod's events say so.
@@ -227,8 +227,7 @@ func nodeMistakes(t *testing.T) {
 	if ready := kubectl(t, "-n", mistakesNamespace, "get", "daemonset", other.name+"-step-csi", "-o", "jsonpath={.status.numberReady}"); ready != "0" {
 		t.Errorf("%s of the plugin's pods are ready, although the kubelet has not registered it", ready)
 	}
-	other.uninstall(t)
-	absent.uninstall(t)
+	uninstallAll(t, other.name, absent.name)
 
 	// An upgrade that fails does not take the registration authority away: a pod of the
 	// version before that is replaced starts with its own configuration.
@@ -267,7 +266,7 @@ func nodeMistakes(t *testing.T) {
 		t.Errorf("uninstalled while pods have volumes: %v\n%s", err, out)
 	}
 	kubectl(t, "-n", mistakesNamespace, "delete", "pod", p.name, removed.name, "--now")
-	r.uninstall(t)
+	uninstallAll(t, r.name)
 }
 
 // podMistakes makes the mistakes of the authors of pods.
