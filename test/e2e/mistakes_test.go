@@ -211,7 +211,7 @@ func nodeMistakes(t *testing.T) {
 	_, err = absent.upgrade()
 	must(t, err)
 	eventually(t, 2*time.Minute, func() error {
-		out, err := command("kubectl", "-n", mistakesNamespace, "describe", "pods", "-l", "app.kubernetes.io/instance="+absent.name)
+		out, err := command("kubectl", "-n", mistakesNamespace, "describe", "pods", "--show-events", "-l", "app.kubernetes.io/instance="+absent.name)
 		if err == nil && !strings.Contains(out, "/var/lib/absent/pods is not a directory") {
 			err = fmt.Errorf("the events of the plugin's pod do not name the directory:\n%s", out)
 		}
