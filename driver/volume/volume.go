@@ -7,9 +7,10 @@
 // invariants of a mounted volume. Package driver serves the CSI calls and keeps the
 // registry of volumes.
 //
-// A container with CAP_SYS_ADMIN can remount its volume writable, and then change the
-// files and the record. This package reads both with limits, follows no link out of the
-// volume, and takes neither a pod's identity nor what to revoke from them.
+// A container can write to its volume if it runs as root and its pod does not set readOnly,
+// because container runtimes then make its mount writable, or if it has CAP_SYS_ADMIN. Only
+// with CAP_SYS_ADMIN can it change the record. This package reads both with limits, follows
+// no link out of the volume, and takes neither a pod's identity nor what to revoke from them.
 package volume
 
 import (

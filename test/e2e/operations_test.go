@@ -157,7 +157,7 @@ func operate(t *testing.T) {
 			"terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
 			"containers": [{"name": "app", "image": "docker.io/library/busybox:1.37", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "100000"],
 				"volumeMounts": [{"name": "tls", "mountPath": "/etc/tls"}]}],
-			"volumes": [{"name": "tls", "csi": {"driver": %q, "volumeAttributes": {"service-names": "my-service"}}}]}}}}`, n, driverName)))
+			"volumes": [{"name": "tls", "csi": {"driver": %q, "readOnly": true, "volumeAttributes": {"service-names": "my-service"}}}]}}}}`, n, driverName)))
 	current := func() pod {
 		t.Helper()
 		kubectl(t, "-n", n, "rollout", "status", "deployment/my-service", "--timeout=90s")
