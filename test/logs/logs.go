@@ -29,7 +29,7 @@ const (
 	CannotRevoke     = `"This issuer cannot revoke certificates`                                                // a part
 	RevokeByHand     = `step ca revoke `                                                                        // a part; the serial number follows
 	StoppingRevoking = `the plugin stops`                                                                       // a part of an error
-	NoDatabase       = `the CA has no database; give it one (db in its ca.json), or leave revoke-on-delete out` // a part of an error
+	NoDatabase       = `has no database, which step-ca needs to revoke; give it one (db in its ca.json), or leave revoke-on-delete out` // a part of an error
 )
 
 // The registration authority logs these, for its audit log.
