@@ -25,10 +25,10 @@ const (
 	LeftBehind       = `"Mounted volumes of another driver name are not renewed"`
 	NoSVID           = `"The certificate is no X.509-SVID` // a part
 	Revoked          = `"Certificate revoked"`
-	NotRevoked       = `"Revocation failed`                                                                     // a part
-	CannotRevoke     = `"This issuer cannot revoke certificates`                                                // a part
-	RevokeByHand     = `step ca revoke `                                                                        // a part; the serial number follows
-	StoppingRevoking = `the plugin stops`                                                                       // a part of an error
+	NotRevoked       = `"Revocation failed`                                                                                             // a part
+	CannotRevoke     = `"This issuer cannot revoke certificates`                                                                        // a part
+	RevokeByHand     = `step ca revoke `                                                                                                // a part; the serial number follows
+	StoppingRevoking = `the plugin stops`                                                                                               // a part of an error
 	NoDatabase       = `has no database, which step-ca needs to revoke; give it one (db in its ca.json), or leave revoke-on-delete out` // a part of an error
 )
 
