@@ -162,9 +162,11 @@ func caMistakes(t *testing.T) {
 				t.Error(err)
 				return
 			}
+			begin := time.Now()
 			if err := p.hasEvent(2*time.Minute, test.words...); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
+			fmt.Printf("    mistakes/%s: %.1f s until the pod's event has the cause\n", name, time.Since(begin).Seconds())
 		})
 	}
 	all.Wait()
