@@ -257,7 +257,7 @@ func nodeMistakes(t *testing.T) {
 	// An issuer was removed while the pod has its certificate: the pod's events say so.
 	_, err = r.upgrade()
 	must(t, err)
-	removed.waitEvent(t, 3*time.Minute, "edge", "the configuration")
+	removed.waitEvent(t, 3*time.Minute, "IssuerRemoved", `"edge" is not an issuer`)
 
 	// Another driver name would leave the volumes without renewals.
 	if out, err := r.upgrade("driverName=renamed.example.com"); err == nil || !strings.Contains(err.Error(), "driverName") {
