@@ -275,8 +275,7 @@ func nodeMistakes(t *testing.T) {
 func podMistakes(t *testing.T) {
 	const n = "mistakes-pod"
 	namespace(t, n, "baseline")
-	uid := `{"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532}`
-	for name, test := range map[string]struct {
+	tests := map[string]struct {
 		attributes map[string]string
 		words      []string
 	}{
@@ -292,11 +291,13 @@ func podMistakes(t *testing.T) {
 		"path":         {map[string]string{"certificate-file": "../tls.pem"}, []string{"certificate-file"}},
 		"issuer":       {map[string]string{"issuer": "edge"}, []string{"edge", "default"}},
 		"file-mode":    {map[string]string{"file-mode": "0400"}, []string{"file-mode", "root"}},
-	} {
-		p := pod{namespace: n, name: name, attributes: test.attributes, security: uid}
+	}
+	for name, test := range tests {
+		p := pod{namespace: n, name: name, attributes: test.attributes, security: `{"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532}`}
 		must(t, applyText(p.manifest()))
-		t.Cleanup(func() { kubectl(t, "-n", n, "delete", "pod", name, "--now") })
-		if err := p.hasEvent(2*time.Minute, test.words...); err != nil {
+	}
+	for name, test := range tests {
+		if err := (pod{namespace: n, name: name}).hasEvent(2*time.Minute, test.words...); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
