@@ -283,7 +283,7 @@ func podMistakes(t *testing.T) {
 		"cert-manager": {map[string]string{"csi.cert-manager.io/dns-names": "x", "csi.cert-manager.io/issuer-name": "x"}, []string{"write dns-names", "write issuer"}},
 		"foreign":      {map[string]string{"dns-names": "my-service.payments.svc"}, []string{"my-service.payments.svc is not allowed", "policy.validations"}},
 		"ip":           {map[string]string{"ip-sans": "10.0.0.1"}, []string{"10.0.0.1 is not allowed", "policy.validations"}},
-		"two-days":     {map[string]string{"duration": "48h"}, []string{"48h0m0s", "24h0m0s"}},
+		"two-days":     {map[string]string{"duration": "48h"}, []string{"requested duration of 48h", "24h"}},
 		"unit":         {map[string]string{"duration": "2d"}, []string{"24h"}},
 		"renew-before": {map[string]string{"duration": "1h", "renew-before": "2h"}, []string{"2h0m0s", "1h0m0s"}},
 		"key-type":     {map[string]string{"key-type": "rsa2048"}, []string{"rsa-2048"}},
