@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -276,11 +275,11 @@ func nothingLeft(t *testing.T) {
 func stepCertificates(t *testing.T) {
 	const n = "step-ca"
 	namespace(t, n, "privileged")
-	root := base64.StdEncoding.EncodeToString([]byte(kubectl(t, "-n", plugin, "get", "configmap", "step-csi-ca-root", "-o", `jsonpath={.data.root_ca\.crt}`)))
+	root := kubectl(t, "-n", plugin, "get", "configmap", "step-csi-ca-root", "-o", `jsonpath={.data.root_ca\.crt}`)
 	secret := kubectl(t, "-n", plugin, "get", "secret", "step-csi-provisioner", "-o", "jsonpath={.data.password}")
 	address := kubectl(t, "-n", identity, "get", "pods", "-l", "app.kubernetes.io/name=step-ca", "-o", "jsonpath={.items[0].status.podIP}")
 	must(t, applyText(fmt.Sprintf(`{"apiVersion": "v1", "kind": "List", "items": [
-		{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "step-certificates-certs", "namespace": %[1]q}, "binaryData": {"root_ca.crt": %[2]q}},
+		{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "step-certificates-certs", "namespace": %[1]q}, "data": {"root_ca.crt": %[2]q}},
 		{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "step-certificates-provisioner-password", "namespace": %[1]q}, "data": {"password": %[3]q}},
 		{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "step-certificates", "namespace": %[1]q}, "spec": {"ports": [{"port": 443, "targetPort": 9000, "name": "https"}]}},
 		{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "step-certificates-1", "namespace": %[1]q, "labels": {"kubernetes.io/service-name": "step-certificates"}},
