@@ -220,5 +220,5 @@ func (d *Driver) Ready() (details string, err error) {
 	return d.readiness.Details() + d.leftBehind.details(), errors.Join(d.registrar.err(), d.canPublish())
 }
 
-// canPublish returns why no volume can be published, whoever calls.
+// canPublish returns why no volume can be published, for any caller.
 func (d *Driver) canPublish() error { return errors.Join(d.propagationErr(), d.readiness.Err()) }

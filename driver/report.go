@@ -38,7 +38,7 @@ const (
 // pod.
 type Reporter interface {
 	// Report identifies the pod by its token alone. The outcome of the error is
-	// Unsupported if the reporter can tell nobody.
+	// Unsupported if the reporter has no way to tell the owner.
 	Report(ctx context.Context, pod issuer.Applicant, r issuer.Report) error
 }
 

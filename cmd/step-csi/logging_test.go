@@ -69,7 +69,7 @@ func logOf(t *testing.T, format logFormat) string {
 	return stderr.String()
 }
 
-// Every line is an object, whoever writes it. It has the message as it is, and values as
+// Every line is an object, also those of libraries. It has the message as it is, and values as
 // the text format shows them.
 func TestLogsInJSON(t *testing.T) {
 	got := map[string]map[string]any{}

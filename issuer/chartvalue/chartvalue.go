@@ -1,5 +1,5 @@
 // Package chartvalue knows which values of the Helm chart fill keys of the configuration
-// that have other names. Error messages name both, because whoever uses the chart never
+// that have other names. Error messages name both, because a user of the chart never
 // wrote the key.
 package chartvalue
 

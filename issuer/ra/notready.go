@@ -62,7 +62,7 @@ func NotReadyCertificate(reason string, key crypto.Signer) (*tls.Certificate, er
 }
 
 // reasonOf returns the reason in a NotReadyCertificate, and false for any other
-// certificate. The reason is the peer's, whoever that is.
+// certificate. The reason is the peer's, and the peer is not verified.
 func reasonOf(presented *x509.Certificate) (reason string, found bool) {
 	if presented.Subject.CommonName != notReadyName || presented.Issuer.CommonName != notReadyName {
 		return "", false

@@ -9,7 +9,7 @@ import (
 )
 
 // An error about a file of an issuer names the chart's value that fills it, and the chart has
-// this value: whoever uses the chart never wrote the key.
+// this value: a user of the chart never wrote the key.
 func TestFilesAreNamedByTheirValues(t *testing.T) {
 	templates, schema := read(t, chart+"/templates/_helpers.tpl"), read(t, chart+"/values.schema.json")
 	found := map[string]bool{}

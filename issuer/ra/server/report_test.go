@@ -93,7 +93,7 @@ func (e elsewhere) Review(ctx context.Context, token issuer.Token) (issuer.Pod, 
 }
 
 // Nobody but the node plugin of a pod's node makes events of the pod, and only with one of
-// the reasons. The API server is asked about nobody else than needed.
+// the reasons. The API server gets no more reviews than needed.
 func TestReportIsDenied(t *testing.T) {
 	change := func(f func(*rapb.ReportRequest)) *rapb.ReportRequest {
 		r := aboutWeb()
