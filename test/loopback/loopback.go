@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"sync"
 )
 
 // IP is the usual address.
@@ -14,12 +15,21 @@ const IP = "127.0.0.1"
 
 const firstPort, ports = 61000, 4500
 
-// Listen listens on a free port of the IP address.
+// given has the ports that this process has given to a server, which may not listen yet.
+var given sync.Map
+
+// Listen listens on a free port of the IP address. No other call gets this port.
 func Listen(ip string) (listener net.Listener, err error) {
 	for range 1000 {
-		if listener, err = net.Listen("tcp", net.JoinHostPort(ip, fmt.Sprint(firstPort+rand.IntN(ports)))); err == nil {
+		port := firstPort + rand.IntN(ports)
+		if listener, err = net.Listen("tcp", net.JoinHostPort(ip, fmt.Sprint(port))); err != nil {
+			continue
+		}
+		if _, taken := given.LoadOrStore(port, true); !taken {
 			return listener, nil
 		}
+		listener.Close()
+		err = fmt.Errorf("port %d is given to another server", port)
 	}
 	return nil, err
 }
