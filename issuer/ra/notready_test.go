@@ -220,7 +220,7 @@ func signerWith(t *testing.T, url, fingerprint string, lookup lookupHost) *Signe
 	s, err := New(Config{
 		URL: url, Fingerprint: fingerprint, Issuer: "default",
 		Token: func() ([]byte, error) { return []byte("a.b.c"), nil },
-		// Whoever waits for it fails the test: the cause must come earlier.
+		// A call that waits for it fails the test: the cause must come earlier.
 		Timeout: time.Hour,
 	})
 	if err != nil {

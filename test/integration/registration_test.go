@@ -13,7 +13,7 @@ import (
 )
 
 // The plugin is ready only when the kubelet has registered it, also after its registration
-// socket was removed, and says why it is not. Whoever calls its CSI socket before is served.
+// socket was removed, and says why it is not. Calls of its CSI socket before that are answered.
 func TestReadyWhenRegistered(t *testing.T) {
 	t.Parallel()
 	n := node.New(t, binary, startCA(t))

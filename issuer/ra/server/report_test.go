@@ -92,7 +92,7 @@ func (e elsewhere) Review(ctx context.Context, token issuer.Token) (issuer.Pod, 
 	return e.knowing.Review(ctx, token)
 }
 
-// Nobody but the node plugin of a pod's node makes events of the pod, and only with one of
+// Only the node plugin of a pod's node makes events of the pod, and only with one of
 // the reasons. The API server gets no more reviews than needed.
 func TestReportIsDenied(t *testing.T) {
 	change := func(f func(*rapb.ReportRequest)) *rapb.ReportRequest {
