@@ -105,8 +105,8 @@ func TestEventsOfAttributes(t *testing.T) {
 		t.Error(message)
 	}
 	// The process that was stopped and this one report the mode. It is one event, or two if
-	// half an hour ended between.
-	node.Eventually(t, 2*time.Minute, "both processes have reported", func() bool {
+	// half an hour ended between. A report that failed is retried after five minutes.
+	node.Eventually(t, 8*time.Minute, "both processes have reported", func() bool {
 		reported := 0
 		for _, replica := range r.replicas {
 			reported += replica.logs.Count(`"Pod informed by an event" reason="FilesUnreadable"`)
