@@ -98,6 +98,14 @@ func TestEventsOfAttributes(t *testing.T) {
 	if message := r.waitEvent(n, secret, issuer.FilesUnreadable); !strings.Contains(message, `file-mode: "0400" lets only root read the files`) {
 		t.Error(message)
 	}
+	reported := func() (count int) {
+		for _, replica := range r.replicas {
+			count += replica.logs.Count(`"Pod informed by an event" reason="FilesUnreadable"`)
+		}
+		return count
+	}
+	// The event exists before its report ends.
+	node.Eventually(t, 2*time.Minute, "the process has reported", func() bool { return reported() == 1 })
 	n.Stop()
 	node.Must(t, os.WriteFile(n.Config, config, 0o600))
 	n.Start()
@@ -105,14 +113,10 @@ func TestEventsOfAttributes(t *testing.T) {
 		t.Error(message)
 	}
 	// The process that was stopped and this one report the mode. It is one event, or two if
-	// half an hour ended between. A report that failed is retried after five minutes.
-	node.Eventually(t, 8*time.Minute, "both processes have reported", func() bool {
-		reported := 0
-		for _, replica := range r.replicas {
-			reported += replica.logs.Count(`"Pod informed by an event" reason="FilesUnreadable"`)
-		}
+	// half an hour ended between.
+	node.Eventually(t, 2*time.Minute, "both processes have reported", func() bool {
 		n.Publish(secret)
-		return reported >= 2
+		return reported() >= 2
 	})
 	if events := r.eventsOf(secret, issuer.FilesUnreadable); len(events) > 2 {
 		t.Errorf("%d events", len(events))
