@@ -61,6 +61,9 @@ type Config struct {
 	VolumesPerPod, VolumesPerNode int
 	// Issuers by name. A volume that names no issuer uses the issuer "default".
 	Issuers map[string]Issuer
+	// Keys is the generator of the issuers. It prepares RSA keys while the driver runs,
+	// unless it is nil.
+	Keys *issuer.KeyGenerator
 	// Metrics is where the driver registers its metrics, unless it is nil.
 	Metrics prometheus.Registerer
 	// MetricsPerVolume adds series of each volume, with the names of pods. Otherwise, the
@@ -130,11 +133,9 @@ func New(c Config) (*Driver, error) {
 			},
 		},
 	}
-	d.node.Background = func(f func(context.Context)) {
-		d.ending.Go(func() {
-			defer panics.Recover(d.background, "work for a volume", nil)
-			f(d.background)
-		})
+	d.node.Background = d.inBackground("work for a volume")
+	if c.Keys != nil {
+		c.Keys.Prepare(d.inBackground("prepare RSA keys"))
 	}
 	d.node.Revoke = func(ctx context.Context, v *volume.Volume, r issuer.Revocation) { d.revokeLater(ctx, v, &r) }
 	for name, i := range c.Issuers {
@@ -152,6 +153,17 @@ func New(c Config) (*Driver, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// inBackground returns a function that runs others in goroutines that end with Run. what
+// names their work.
+func (d *Driver) inBackground(what string) func(func(context.Context)) {
+	return func(f func(context.Context)) {
+		d.ending.Go(func() {
+			defer panics.Recover(d.background, what, nil)
+			f(d.background)
+		})
+	}
 }
 
 // Run serves until ctx ends. Then it finishes the calls in progress and stops its

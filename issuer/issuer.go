@@ -42,6 +42,8 @@ type Applicant struct {
 	Pod
 	// Token is the pod's; the zero value if there is none.
 	Token Token
+	// Starting means that the pod waits for this certificate: it is the first one.
+	Starting bool
 }
 
 // Request is what a pod requests for its certificate.
@@ -238,7 +240,7 @@ func (i *Issuer) Prepare(ctx context.Context, pod Applicant, req Request, key Pr
 		return Prepared{}, err
 	}
 	if p.key = key; key.Signer == nil {
-		if p.key, err = i.keys.Generate(ctx, pod.Pod, req.KeyType); err != nil {
+		if p.key, err = i.keys.Generate(ctx, pod, req.KeyType); err != nil {
 			return Prepared{}, err
 		}
 	}

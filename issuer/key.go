@@ -39,25 +39,56 @@ func KeyTypes() []KeyType {
 // KeyGenerator generates private keys. An RSA key takes up to several seconds of a core,
 // so pods have turns: a pod with many RSA keys does not delay the keys of other pods.
 // Keys of other types are generated at once.
-type KeyGenerator struct{ rsa *fair.Semaphore }
+type KeyGenerator struct {
+	rsa      *fair.Semaphore
+	generate func(KeyType) (PrivateKey, error)
+	prepared *preparedKeys
+}
 
 // NewKeyGenerator returns a generator that uses half of the cores for RSA keys, and at
 // least two threads: one namespace leaves one of them to the others.
 func NewKeyGenerator() *KeyGenerator {
-	return &KeyGenerator{fair.NewSemaphore(runtime.GOMAXPROCS(0) / 2)}
+	g := &KeyGenerator{rsa: fair.NewSemaphore(runtime.GOMAXPROCS(0) / 2), generate: KeyType.Generate}
+	g.prepared = &preparedKeys{generate: KeyType.Generate, busy: g.rsa.Busy, wake: make(chan struct{}, 1), sizes: map[KeyType]*preparedSize{}}
+	return g
 }
 
-// Generate generates a key for the pod. It waits for other RSA keys, at most until ctx
-// ends.
-func (g *KeyGenerator) Generate(ctx context.Context, pod Pod, t KeyType) (PrivateKey, error) {
-	if strings.HasPrefix(string(t), "rsa-") {
-		release, err := g.rsa.Acquire(ctx, pod.Owner())
-		if err != nil {
-			return PrivateKey{}, fmt.Errorf("wait for other %s keys to be generated: %w", t, err)
-		}
-		defer release()
+// Prepare makes the generator prepare RSA keys ahead of need, in a goroutine of background
+// that exists only while pods use RSA keys, and that ends with its context.
+func (g *KeyGenerator) Prepare(background func(func(context.Context))) {
+	g.prepared.mu.Lock()
+	defer g.prepared.mu.Unlock()
+	g.prepared.background = background
+}
+
+// Prepared returns how many keys of the type are ready.
+func (g *KeyGenerator) Prepared(t KeyType) int { return g.prepared.count(t) }
+
+// Generate returns a new key for the pod. It waits for other RSA keys, at most until ctx
+// ends, unless the pod is starting and one is prepared.
+func (g *KeyGenerator) Generate(ctx context.Context, pod Applicant, t KeyType) (PrivateKey, error) {
+	if !strings.HasPrefix(string(t), "rsa-") {
+		return g.generate(t)
 	}
-	return t.Generate()
+	owner := pod.Owner()
+	g.prepared.use(owner, t)
+	defer g.prepared.changed()
+	if pod.Starting {
+		if key, ok := g.prepared.take(owner, t); ok {
+			return key, nil
+		}
+	}
+	release, err := g.rsa.Acquire(ctx, owner)
+	if err != nil {
+		return PrivateKey{}, fmt.Errorf("wait for other %s keys to be generated: %w", t, err)
+	}
+	defer release()
+	if pod.Starting { // one may have become ready
+		if key, ok := g.prepared.take(owner, t); ok {
+			return key, nil
+		}
+	}
+	return g.generate(t)
 }
 
 // Generate generates a key at once.

@@ -20,7 +20,7 @@ import (
 func TestRSAKeysOfOnePodDelayNoOtherPod(t *testing.T) {
 	const count = 100
 	g := NewKeyGenerator()
-	greedy, honest := Pod{Namespace: "greedy", UID: "1"}, Pod{Namespace: "shop", UID: "2"}
+	greedy, honest := Applicant{Pod: Pod{Namespace: "greedy", UID: "1"}}, Applicant{Pod: Pod{Namespace: "shop", UID: "2"}}
 	ctx, cancel := context.WithCancel(t.Context())
 	var mu sync.Mutex
 	done := 0
@@ -64,10 +64,10 @@ func TestGiveUpWaitingForAKey(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := g.Generate(ctx, Pod{Namespace: "0"}, RSA2048); !errors.Is(err, context.Canceled) {
+	if _, err := g.Generate(ctx, Applicant{Pod: Pod{Namespace: "0"}}, RSA2048); !errors.Is(err, context.Canceled) {
 		t.Errorf("another RSA key: %v", err)
 	}
-	if _, err := g.Generate(t.Context(), Pod{Namespace: "0"}, ECDSAP256); err != nil {
+	if _, err := g.Generate(t.Context(), Applicant{Pod: Pod{Namespace: "0"}}, ECDSAP256); err != nil {
 		t.Errorf("an ECDSA key: %v", err)
 	}
 }

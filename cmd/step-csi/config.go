@@ -83,6 +83,7 @@ type config struct {
 	allowShortNames bool
 	issuers         map[string]configured
 	validations     []policy.Validation // of issuers without a policy of their own
+	keys            *issuer.KeyGenerator
 
 	// Only a node plugin has these.
 	minInterval                   time.Duration
@@ -216,7 +217,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 	if policyErr != nil {
 		wrong = append(wrong, fmt.Errorf("policy: %w", policyErr))
 	}
-	keys := issuer.NewKeyGenerator()
+	c.keys = issuer.NewKeyGenerator()
 	for _, name := range slices.Sorted(maps.Keys(f.Issuers)) {
 		i := f.Issuers[name]
 		made, err := i.configure(name, directory, refresh, c.reserved)
@@ -233,7 +234,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 			continue
 		}
 		if made.issuer, err = issuer.New(issuer.Config{
-			Signer: made.signer, Policy: made.allow, Keys: keys, RequireDisableRenewal: i.Provisioner.RequireDisableRenewal, Lifetimes: made.lifetimes,
+			Signer: made.signer, Policy: made.allow, Keys: c.keys, RequireDisableRenewal: i.Provisioner.RequireDisableRenewal, Lifetimes: made.lifetimes,
 		}); err != nil {
 			wrong = append(wrong, fmt.Errorf("issuers.%s: %w", name, err))
 		}

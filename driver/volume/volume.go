@@ -228,7 +228,9 @@ func (v *Volume) rewrite(c *issuer.Credential) error {
 // differ only in their priority, and in the key, which a renewal may reuse.
 func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (*issuer.Credential, error) {
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("issuer", v.issuer.Name))
-	prepared, err := v.issuer.Prepare(ctx, v.Applicant(), v.attributes.Request, key)
+	applicant := v.Applicant()
+	applicant.Starting = p == schedule.Publish
+	prepared, err := v.issuer.Prepare(ctx, applicant, v.attributes.Request, key)
 	var credential *issuer.Credential
 	switch {
 	case err != nil:

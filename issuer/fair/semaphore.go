@@ -47,6 +47,13 @@ func (s *Semaphore) Waiting() int {
 	return s.waiting.Len()
 }
 
+// Busy tells whether a caller works or waits.
+func (s *Semaphore) Busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.total+s.waiting.Len() > 0
+}
+
 func (s *Semaphore) admit() {
 	for s.total < s.slots {
 		namespace, ok := s.waiting.Next(func(n string) bool { return s.working[n] < s.slots-1 })
