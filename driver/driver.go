@@ -61,9 +61,6 @@ type Config struct {
 	VolumesPerPod, VolumesPerNode int
 	// Issuers by name. A volume that names no issuer uses the issuer "default".
 	Issuers map[string]Issuer
-	// Keys is the generator of the issuers. It prepares RSA keys while the driver runs,
-	// unless it is nil.
-	Keys *issuer.KeyGenerator
 	// Metrics is where the driver registers its metrics, unless it is nil.
 	Metrics prometheus.Registerer
 	// MetricsPerVolume adds series of each volume, with the names of pods. Otherwise, the
@@ -134,13 +131,11 @@ func New(c Config) (*Driver, error) {
 		},
 	}
 	d.node.Background = d.inBackground("work for a volume")
-	if c.Keys != nil {
-		c.Keys.Prepare(d.inBackground("prepare RSA keys"))
-	}
 	d.node.Revoke = func(ctx context.Context, v *volume.Volume, r issuer.Revocation) { d.revokeLater(ctx, v, &r) }
 	for name, i := range c.Issuers {
 		state := newIssuerState(name, i, d.metrics)
 		d.issuers[name], d.node.Issuers[name], d.node.Attributes.Issuers[name] = state, state.Issuer, i.Lifetimes()
+		i.PrepareKeys(d.inBackground("prepare RSA keys"))
 		d.readiness.Expect(name)
 		d.metrics.expect(name)
 	}

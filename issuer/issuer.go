@@ -215,6 +215,9 @@ func New(c Config) (*Issuer, error) {
 	return i, nil
 }
 
+// PrepareKeys makes the issuer's generator prepare RSA keys: see KeyGenerator.Prepare.
+func (i *Issuer) PrepareKeys(background func(func(context.Context))) { i.keys.Prepare(background) }
+
 // Connect checks that the CA can be reached, is trusted, and would sign.
 func (i *Issuer) Connect(ctx context.Context) (err error) {
 	defer panics.Recover(ctx, "connect to the issuer", &err)

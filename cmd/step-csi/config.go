@@ -83,7 +83,6 @@ type config struct {
 	allowShortNames bool
 	issuers         map[string]configured
 	validations     []policy.Validation // of issuers without a policy of their own
-	keys            *issuer.KeyGenerator
 
 	// Only a node plugin has these.
 	minInterval                   time.Duration
@@ -217,7 +216,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 	if policyErr != nil {
 		wrong = append(wrong, fmt.Errorf("policy: %w", policyErr))
 	}
-	c.keys = issuer.NewKeyGenerator()
+	keys := issuer.NewKeyGenerator()
 	for _, name := range slices.Sorted(maps.Keys(f.Issuers)) {
 		i := f.Issuers[name]
 		made, err := i.configure(name, directory, refresh, c.reserved)
@@ -234,7 +233,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 			continue
 		}
 		if made.issuer, err = issuer.New(issuer.Config{
-			Signer: made.signer, Policy: made.allow, Keys: c.keys, RequireDisableRenewal: i.Provisioner.RequireDisableRenewal, Lifetimes: made.lifetimes,
+			Signer: made.signer, Policy: made.allow, Keys: keys, RequireDisableRenewal: i.Provisioner.RequireDisableRenewal, Lifetimes: made.lifetimes,
 		}); err != nil {
 			wrong = append(wrong, fmt.Errorf("issuers.%s: %w", name, err))
 		}

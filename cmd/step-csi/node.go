@@ -141,7 +141,6 @@ func (c *config) driverConfig(o nodeOptions, metrics prometheus.Registerer) driv
 		VolumesPerPod:   c.volumesPerPod,
 		VolumesPerNode:  c.volumesPerNode,
 		Issuers:         map[string]driver.Issuer{},
-		Keys:            c.keys,
 		Metrics:         metrics,
 
 		MetricsPerVolume: c.metricsPerVolume,

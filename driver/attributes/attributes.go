@@ -226,11 +226,8 @@ func (p *parser) finishFiles(mountGroup string) error {
 	if err := a.Files.checkDistinct(); err != nil {
 		return err
 	}
-	switch family, _, _ := strings.Cut(string(a.Request.KeyType), "-"); {
-	case a.KeyEncoding == PKCS1 && family != "rsa":
-		return fmt.Errorf("key-encoding: pkcs1 is for RSA keys, and key-type is %s; use pkcs8", a.Request.KeyType)
-	case a.KeyEncoding == SEC1 && family != "ecdsa":
-		return fmt.Errorf("key-encoding: sec1 is for ECDSA keys, and key-type is %s; use pkcs8", a.Request.KeyType)
+	if err := a.checkKeyEncoding(); err != nil {
+		return err
 	}
 	if a.Group == nil && mountGroup != "" {
 		if err := set(&a.Group, parseGroup)(mountGroup); err != nil {

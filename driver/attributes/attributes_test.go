@@ -387,18 +387,6 @@ func TestOtherAttributes(t *testing.T) {
 	}
 }
 
-func TestKeyEncodings(t *testing.T) {
-	for _, keyType := range issuer.KeyTypes() {
-		family, _, _ := strings.Cut(string(keyType), "-")
-		for encoding, want := range map[string]string{"pkcs8": family, "pkcs1": "rsa", "sec1": "ecdsa"} {
-			got, err := attributes.Parse(map[string]string{"key-type": string(keyType), "key-encoding": encoding}, pod, "", config())
-			if fits := family == want; fits && (err != nil || got.Request.KeyType != keyType || string(got.KeyEncoding) != encoding) || !fits && err == nil {
-				t.Errorf("%s in %s: %+v, %v", keyType, encoding, got, err)
-			}
-		}
-	}
-}
-
 func TestUnknownKeys(t *testing.T) {
 	for key, want := range map[string]string{
 		"dnsnames":                            `"dnsnames" is not a volume attribute; dns-names is`,

@@ -44,11 +44,14 @@ type pausingSigner struct {
 	roots atomic.Pointer[[]*x509.Certificate]
 	// paused runs after the CA has signed and before its answer arrives.
 	paused func()
+	// starting tells whether the pod of the last request was starting.
+	starting bool
 }
 
 func (*pausingSigner) Connect(context.Context) error { return nil }
 
 func (s *pausingSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]*x509.Certificate, error) {
+	s.starting = req.Applicant.Starting
 	leaf, err := s.ca.Sign(&x509.Certificate{
 		Subject: req.CSR.Subject, DNSNames: req.CSR.DNSNames, URIs: req.CSR.URIs, PublicKey: req.CSR.PublicKey,
 		NotBefore: time.Now().Add(-time.Second), NotAfter: time.Now().Add(req.Request.Duration), KeyUsage: x509.KeyUsageDigitalSignature,
@@ -463,5 +466,18 @@ func TestLargestRecord(t *testing.T) {
 	must(t, err)
 	if v.Unmanaged() != nil || !v.Same(f.spec) {
 		t.Errorf("adopted as %+v, %v", v.Spec, v.Unmanaged())
+	}
+}
+
+// Only the first certificate of a volume takes a prepared key: no pod waits for a renewal.
+func TestOnlyAPublishIsForAStartingPod(t *testing.T) {
+	f := newFixture(t)
+	v := f.create()
+	if !f.signer.starting {
+		t.Error("the pod of a publish does not count as starting")
+	}
+	must(t, v.Renew(t.Context()))
+	if f.signer.starting {
+		t.Error("the pod of a renewal counts as starting")
 	}
 }
