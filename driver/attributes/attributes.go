@@ -24,6 +24,8 @@
 //	                   lifetime; a third of the lifetime
 //	key-type           an issuer.KeyType; "ecdsa-p256"
 //	key-encoding       "pkcs8", "pkcs1" (RSA) or "sec1" (ECDSA); "pkcs8"
+//	layout             names of the files: "default", or "spiffe", whose certificate
+//	                   must be an X.509-SVID; "default"
 //	reuse-private-key  keep the key at renewal; "false"
 //	chain              what follows the leaf in a file: "leaf" (nothing), "full"
 //	                   (the intermediates) or "full-with-root"; "full"
@@ -37,6 +39,8 @@
 //	certificate-file   file of the leaf and its intermediates; "tls.crt"
 //	privatekey-file    file of the private key; "tls.key"
 //	ca-file            file of the roots; "ca.crt"
+//	spiffe-bundle-file
+//	                   file of the roots of the pod's own SPIFFE trust domain; none
 //	bundle-file        file of the private key, the leaf and its intermediates, in
 //	                   this order; none
 //	certificate-der-file
@@ -122,6 +126,7 @@ type parser struct {
 
 	dns, services []names.DNSName
 	spiffe        bool
+	layout        Layout
 }
 
 // Parse parses the user's attributes of a volume for the pod; Identity returns
@@ -157,10 +162,16 @@ func Parse(values map[string]string, pod issuer.Pod, mountGroup string, c Config
 	if err := p.finishLifetime(); err != nil {
 		return Attributes{}, err
 	}
+	if err := p.finishLayout(values); err != nil {
+		return Attributes{}, err
+	}
 	if err := p.finishFiles(mountGroup); err != nil {
 		return Attributes{}, err
 	}
 	if err := p.finishNames(); err != nil {
+		return Attributes{}, err
+	}
+	if err := p.checkLayout(); err != nil {
 		return Attributes{}, err
 	}
 	return p.result, nil

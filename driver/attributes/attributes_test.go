@@ -223,6 +223,8 @@ func fullRequest() map[string]string {
 		"owner-uid":            "1000",
 		"privatekey-mode":      "0600",
 		"bundle-file":          "bundle.pem",
+		"spiffe-bundle-file":   "own.pem",
+		"layout":               "default",
 		"certificate-der-file": "cert.der",
 		"privatekey-der-file":  "key.der",
 	}
@@ -246,7 +248,7 @@ func TestAllAttributes(t *testing.T) {
 		KeyEncoding: attributes.PKCS1, ReusePrivateKey: true,
 		Files: attributes.Files{
 			Certificate: "cert.pem", PrivateKey: "key.pem", CA: "roots.pem",
-			Bundle: "bundle.pem", CertificateDER: "cert.der", PrivateKeyDER: "key.der",
+			SPIFFEBundle: "own.pem", Bundle: "bundle.pem", CertificateDER: "cert.der", PrivateKeyDER: "key.der",
 		},
 		Chain: attributes.WithRoot,
 		Owner: 1000, Group: &group, Mode: 0o400, PrivateKeyMode: 0o600, RevokeOnDelete: true,

@@ -11,6 +11,8 @@ import (
 // first three are always set. An empty name means that the pod does not want the file.
 type Files struct {
 	Certificate, PrivateKey, CA string
+	// SPIFFEBundle is the CA's own roots: those of the pod's trust domain.
+	SPIFFEBundle string
 	// Bundle is the private key, the leaf and the intermediates in one file.
 	Bundle string
 	// CertificateDER and PrivateKeyDER are the leaf and the private key in DER.
@@ -29,6 +31,7 @@ func (f *Files) attributes() []fileAttribute {
 		{"certificate-file", &f.Certificate},
 		{"privatekey-file", &f.PrivateKey},
 		{"ca-file", &f.CA},
+		{"spiffe-bundle-file", &f.SPIFFEBundle},
 		{"bundle-file", &f.Bundle},
 		{"certificate-der-file", &f.CertificateDER},
 		{"privatekey-der-file", &f.PrivateKeyDER},

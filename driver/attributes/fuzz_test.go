@@ -202,6 +202,7 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 		"privatekey-file":      want.Files.PrivateKey,
 		"ca-file":              want.Files.CA,
 		"bundle-file":          want.Files.Bundle,
+		"spiffe-bundle-file":   want.Files.SPIFFEBundle,
 		"certificate-der-file": want.Files.CertificateDER,
 		"privatekey-der-file":  want.Files.PrivateKeyDER,
 	}

@@ -43,6 +43,15 @@ func encode(c contents, wanted func(format) bool) ([]File, error) {
 	return files, nil
 }
 
+// HasTrust tells whether the files that depend on the roots alone are those of these roots.
+func HasTrust(root *os.Root, a attributes.Attributes, roots issuer.Roots) (bool, error) {
+	same, err := HasRoots(root, a.Files.CA, roots)
+	if same && a.Files.SPIFFEBundle != "" {
+		same, err = HasRoots(root, a.Files.SPIFFEBundle, ownRoots(roots))
+	}
+	return same, err
+}
+
 // HasRoots tells whether the file contains these roots in any order, and nothing else. An
 // earlier version may have written the file, in an order of its own.
 func HasRoots(root *os.Root, name string, roots issuer.Roots) (bool, error) {

@@ -35,6 +35,7 @@ var formats = []format{
 	{name: func(a attributes.Attributes) string { return a.Files.Certificate }, encode: contents.pemChain},
 	{name: func(a attributes.Attributes) string { return a.Files.PrivateKey }, secret: true, encode: contents.pemKey},
 	{name: func(a attributes.Attributes) string { return a.Files.CA }, trust: true, encode: contents.pemRoots},
+	{name: func(a attributes.Attributes) string { return a.Files.SPIFFEBundle }, trust: true, encode: contents.pemSPIFFEBundle},
 	{name: func(a attributes.Attributes) string { return a.Files.Bundle }, secret: true, encode: contents.pemBundle},
 	{name: func(a attributes.Attributes) string { return a.Files.CertificateDER }, encode: contents.derLeaf},
 	{name: func(a attributes.Attributes) string { return a.Files.PrivateKeyDER }, secret: true, encode: contents.derKey},
@@ -79,6 +80,14 @@ func rootOf(chain, roots []*x509.Certificate) *x509.Certificate {
 func (c contents) pemChain() ([]byte, error)     { return encodeCertificates(c.chain()), nil }
 func (c contents) pemFullChain() ([]byte, error) { return encodeCertificates(c.Chain), nil }
 func (c contents) pemRoots() ([]byte, error)     { return encodeCertificates(c.Roots.All()), nil }
+
+// pemSPIFFEBundle has no roots of other trust domains: whoever verifies with them would take
+// the identities of these domains for those of the pod's own one.
+func (c contents) pemSPIFFEBundle() ([]byte, error) {
+	return encodeCertificates(ownRoots(c.Roots).All()), nil
+}
+
+func ownRoots(roots issuer.Roots) issuer.Roots { return issuer.Roots{Own: roots.Own} }
 
 func (c contents) pemKey() ([]byte, error) {
 	return encodeKey(c.Key, c.attributes.KeyEncoding, nil)

@@ -50,7 +50,7 @@ func newCredential(t *testing.T, keyType issuer.KeyType) *issuer.Credential {
 }
 
 var allFiles = attributes.Files{
-	Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt",
+	Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt", SPIFFEBundle: "own.crt",
 	Bundle: "bundle.pem", CertificateDER: "tls.crt.der", PrivateKeyDER: "tls.key.der",
 }
 
@@ -270,7 +270,7 @@ func TestReplaceTrust(t *testing.T) {
 	}
 	after := visible(t, root)
 	for name := range before {
-		if changed := before[name] != after[name]; changed != (name == "ca.crt") {
+		if changed := before[name] != after[name]; changed != (name == "ca.crt" || name == "own.crt") {
 			t.Errorf("%s: changed is %t", name, changed)
 		}
 	}

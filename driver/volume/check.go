@@ -123,6 +123,15 @@ func readContents(directory *os.Root, names attributes.Files) (*Contents, error)
 	if c.Roots, err = readCertificates(set, names.CA); err != nil {
 		return c, err
 	}
+	if names.SPIFFEBundle != "" {
+		own, err := readCertificates(set, names.SPIFFEBundle)
+		if err != nil {
+			return c, err
+		}
+		if slices.ContainsFunc(own, func(root *x509.Certificate) bool { return !slices.ContainsFunc(c.Roots, root.Equal) }) {
+			return c, fmt.Errorf("%s has a root that is not in %s", names.SPIFFEBundle, names.CA)
+		}
+	}
 	if c.Chain, err = verify(certificates, c.Roots); err != nil {
 		return c, fmt.Errorf("%s with the roots of %s: %w", names.Certificate, names.CA, err)
 	}

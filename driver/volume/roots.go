@@ -37,7 +37,7 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer current.Close()
-	same, err := payload.HasRoots(current, v.attributes.Files.CA, roots)
+	same, err := payload.HasTrust(current, v.attributes, roots)
 	if err != nil {
 		return false, err
 	}

@@ -42,6 +42,8 @@ type pausingSigner struct {
 	ca    *minica.CA
 	store *trust.Store
 	roots atomic.Pointer[[]*x509.Certificate]
+	// federated are the roots of other CAs.
+	federated []*x509.Certificate
 	// paused runs after the CA has signed and before its answer arrives.
 	paused func()
 	// starting tells whether the pod of the last request was starting.
@@ -62,7 +64,7 @@ func (s *pausingSigner) Sign(_ context.Context, req issuer.SigningRequest) ([]*x
 // Roots returns the roots from the time of the answer to Sign, like a registration
 // authority, and then pauses.
 func (s *pausingSigner) Roots(context.Context) (issuer.Roots, error) {
-	answered := issuer.Roots{Own: *s.roots.Load(), Asked: time.Now()}
+	answered := issuer.Roots{Own: *s.roots.Load(), Federated: s.federated, Asked: time.Now()}
 	if s.paused != nil {
 		s.paused()
 	}
@@ -70,7 +72,7 @@ func (s *pausingSigner) Roots(context.Context) (issuer.Roots, error) {
 }
 
 func (s *pausingSigner) RefreshRoots(context.Context) (issuer.Roots, error) {
-	return issuer.Roots{Own: *s.roots.Load(), Asked: time.Now()}, nil
+	return issuer.Roots{Own: *s.roots.Load(), Federated: s.federated, Asked: time.Now()}, nil
 }
 
 func (*pausingSigner) Revoke(context.Context, issuer.Revocation) error { return nil }

@@ -225,14 +225,21 @@ func directSigner(b *testing.B, authority *realca.CA) *stepca.Signer {
 	return signer
 }
 
-// directIssuer returns an issuer with the default policy.
+// directIssuer returns an issuer that calls the CA directly.
 func directIssuer(b *testing.B, authority *realca.CA) *issuer.Issuer {
+	b.Helper()
+	return issuerWith(b, issuer.Config{Signer: directSigner(b, authority)})
+}
+
+// issuerWith returns an issuer with the default policy.
+func issuerWith(b *testing.B, c issuer.Config) *issuer.Issuer {
 	b.Helper()
 	allow, err := policy.New(policy.Config{
 		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
 	})
 	node.Must(b, err)
-	i, err := issuer.New(issuer.Config{Signer: directSigner(b, authority), Policy: allow.Check})
+	c.Policy = allow.Check
+	i, err := issuer.New(c)
 	node.Must(b, err)
 	return i
 }
@@ -252,9 +259,13 @@ func startNodeWith(b *testing.B, i *issuer.Issuer) *inProcess {
 
 // requests returns the publish requests of count pods.
 func (n *inProcess) requests(count int) []*csi.NodePublishVolumeRequest {
+	return n.requestsWith(count, map[string]string{"service-names": "web"})
+}
+
+func (n *inProcess) requestsWith(count int, attributes map[string]string) []*csi.NodePublishVolumeRequest {
 	all := make([]*csi.NodePublishVolumeRequest, count)
 	for i := range all {
-		all[i] = n.MustRequest(node.Pod{Name: fmt.Sprint("web-", i), Attributes: map[string]string{"service-names": "web"}})
+		all[i] = n.MustRequest(node.Pod{Name: fmt.Sprint("web-", i), Attributes: attributes})
 	}
 	return all
 }

@@ -1,0 +1,89 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/test/node"
+)
+
+// BenchmarkPublishRSA measures the CSI call for volumes with RSA keys, as BenchmarkPublish
+// does, with and without prepared keys. Each round of callers begins when as many keys are
+// prepared.
+func BenchmarkPublishRSA(b *testing.B) {
+	authority := startCA(b)
+	for _, keyType := range []issuer.KeyType{issuer.RSA2048, issuer.RSA3072, issuer.RSA4096} {
+		for _, callers := range []int{1, 10} {
+			for _, prepared := range []bool{false, true} {
+				b.Run(fmt.Sprintf("%s/at-once=%d/prepared=%t", keyType, callers, prepared), func(b *testing.B) {
+					keys := issuer.NewKeyGenerator()
+					n := startNodeWith(b, issuerWith(b, issuer.Config{Signer: directSigner(b, authority), Keys: keys}))
+					if !prepared {
+						keys.Prepare(nil)
+					}
+					requests := n.requestsWith(callers, map[string]string{"service-names": "web", "key-type": string(keyType)})
+					publish := func(i int) {
+						_, err := n.driver.NodePublishVolume(context.Background(), requests[i])
+						node.Must(b, err)
+					}
+					var took times
+					for left := b.N; left > 0; left -= callers {
+						for prepared && keys.Prepared(keyType) < callers {
+							if len(took) == 0 { // a use for each key
+								_, err := keys.Generate(b.Context(), issuer.Applicant{}, keyType)
+								node.Must(b, err)
+							}
+							time.Sleep(10 * time.Millisecond)
+						}
+						took = append(took, measure(callers, min(left, callers), publish)...)
+						for _, r := range requests {
+							n.unpublish(b, r)
+						}
+					}
+					b.ReportMetric(took.percentile(50), "ms/median")
+					b.ReportMetric(took.percentile(100), "ms/max")
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkPublishWhilePreparing measures the CSI call for volumes with ECDSA keys while
+// RSA keys are prepared without a pause, which takes one of the cores, and while they are
+// not.
+func BenchmarkPublishWhilePreparing(b *testing.B) {
+	authority := startCA(b)
+	keys := issuer.NewKeyGenerator()
+	n := startNodeWith(b, issuerWith(b, issuer.Config{Signer: directSigner(b, authority), Keys: keys}))
+	const callers = 10
+	requests := n.requests(callers)
+	for _, preparing := range []bool{false, true} {
+		b.Run(fmt.Sprintf("preparing=%t", preparing), func(b *testing.B) {
+			ctx, stop := context.WithCancel(b.Context())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				for preparing && ctx.Err() == nil {
+					_, _ = issuer.RSA4096.Generate()
+				}
+			}()
+			var took times
+			for left := b.N; left > 0; left -= callers {
+				took = append(took, measure(callers, min(left, callers), func(i int) {
+					_, err := n.driver.NodePublishVolume(context.Background(), requests[i])
+					node.Must(b, err)
+				})...)
+				for _, r := range requests {
+					n.unpublish(b, r)
+				}
+			}
+			stop()
+			<-ended
+			b.ReportMetric(took.percentile(50), "ms/median")
+			b.ReportMetric(took.percentile(99), "ms/p99")
+		})
+	}
+}
