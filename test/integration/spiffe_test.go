@@ -43,10 +43,17 @@ func publishAs(n *node.Node, serviceAccount string, p node.Pod) {
 
 func loadWorkload(n *node.Node, p node.Pod) workload {
 	n.T.Helper()
-	certificate, key, roots := filepath.Join(n.Target(p), "tls.crt"), filepath.Join(n.Target(p), "tls.key"), filepath.Join(n.Target(p), "ca.crt")
-	svid, err := x509svid.Load(certificate, key)
+	return loadFiles(n, p, "tls.crt", "tls.key", "ca.crt")
+}
+
+// loadFiles loads files of one set: a renewal may replace the set at any time.
+func loadFiles(n *node.Node, p node.Pod, certificate, key, roots string) workload {
+	n.T.Helper()
+	set, err := filepath.EvalSymlinks(filepath.Join(n.Target(p), "..data"))
 	node.Must(n.T, err)
-	bundle, err := x509bundle.Load(svid.ID.TrustDomain(), roots)
+	svid, err := x509svid.Load(filepath.Join(set, certificate), filepath.Join(set, key))
+	node.Must(n.T, err)
+	bundle, err := x509bundle.Load(svid.ID.TrustDomain(), filepath.Join(set, roots))
 	node.Must(n.T, err)
 	return workload{svid, bundle}
 }
@@ -90,6 +97,35 @@ func TestSPIFFE(t *testing.T) {
 				t.Errorf("a client that expects another server: %v", err)
 			}
 		})
+	}
+}
+
+// With layout: spiffe, go-spiffe loads the files by the names of spiffe-helper and by those
+// of the draft, also after a renewal, and pods authenticate each other with them.
+func TestSPIFFELayout(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, startCA(t))
+	attributes := map[string]string{"service-names": "web", "layout": "spiffe", "duration": "12s"}
+	web, billing := node.Pod{Name: "web-0", Attributes: attributes}, node.Pod{Name: "billing-0", Attributes: attributes}
+	n.Publish(web)
+	defer n.Unpublish(web)
+	publishAs(n, "billing", billing)
+	helper := func(p node.Pod) workload { return loadFiles(n, p, "svid.pem", "svid_key.pem", "svid_bundle.pem") }
+	draft := func(p node.Pod) workload {
+		return loadFiles(n, p, "credential-bundle.private-key.pem", "credential-bundle.private-key.pem", "cluster.local.spiffe-trust-bundle.pem")
+	}
+	first := helper(web).Certificates[0]
+	node.Eventually(t, time.Minute, "a connection with renewed certificates", func() bool {
+		server, client := draft(web), helper(billing)
+		checkSVID(t, server.Certificates[0])
+		return !server.Certificates[0].Equal(first) && handshake(server, client, client.ID, server.ID) == nil
+	})
+	node.Eventually(t, time.Minute, "a verified volume", func() bool {
+		out, err := binary.Command("verify", "--certificate-file", "svid.pem", "--privatekey-file", "svid_key.pem", "--ca-file", "svid_bundle.pem", n.Target(web)).CombinedOutput()
+		return err == nil && strings.Contains(string(out), "X.509-SVID    spiffe://cluster.local/ns/shop/sa/web")
+	})
+	if n.Logs.Count(logs.NoSVID) > 0 {
+		t.Error("the plugin warns about an SVID")
 	}
 }
 
