@@ -221,30 +221,39 @@ func (s *preparedSize) expire(now time.Time) {
 	s.uses = slices.Delete(s.uses, 0, old)
 }
 
-// mayTake tells whether the pod may have a ready key. The namespaces with recent uses have
-// equal shares of the keys, and so have the pods of a namespace of its share. A key that was
-// taken counts until it is replaced. A pod whose share is used up waits for its turn to
+// mayTake tells whether the pod may have a ready key. A namespace leaves the others what they
+// used recently, up to an equal part of the keys, and so does a pod of a namespace. A key that
+// was taken counts until it is replaced. A pod that has had its share waits for its turn to
 // generate a key.
 func (s *preparedSize) mayTake(o fair.Owner) bool {
-	namespaces, pods := map[string]bool{o.Namespace: true}, map[string]bool{o.UID: true}
+	ofNamespaces, ofPods := map[string]int{o.Namespace: 0}, map[fair.Owner]int{o: 0}
 	for _, u := range s.uses {
-		namespaces[u.by.Namespace] = true
+		ofNamespaces[u.by.Namespace]++
 		if u.by.Namespace == o.Namespace {
-			pods[u.by.UID] = true
+			ofPods[u.by]++
 		}
 	}
-	ofNamespace, ofPod := 0, 0
+	inNamespace, inPod := 0, 0
 	for _, by := range s.taken {
 		if by.Namespace == o.Namespace {
-			ofNamespace++
+			inNamespace++
 		}
 		if by == o {
-			ofPod++
+			inPod++
 		}
 	}
-	share := divided(len(s.ready)+len(s.taken), len(namespaces))
-	return ofNamespace < share && ofPod < divided(share, len(pods))
+	most := share(o.Namespace, ofNamespaces, len(s.ready)+len(s.taken))
+	return inNamespace < most && inPod < share(o, ofPods, most)
 }
 
-// divided is rounded up.
-func divided(n, by int) int { return (n + by - 1) / by }
+// share returns how many of n keys are for one of several users, at least one. uses are those
+// of all users.
+func share[T comparable](one T, uses map[T]int, n int) int {
+	left := n
+	for other, count := range uses {
+		if other != one {
+			left -= min(count, max(1, n/len(uses)))
+		}
+	}
+	return max(1, left)
+}

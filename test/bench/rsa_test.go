@@ -33,7 +33,7 @@ func BenchmarkPublishRSA(b *testing.B) {
 					for left := b.N; left > 0; left -= callers {
 						for prepared && keys.Prepared(keyType) < callers {
 							if len(took) == 0 { // a use for each key
-								_, err := keys.Generate(b.Context(), issuer.Applicant{}, keyType)
+								_, err := keys.Generate(b.Context(), issuer.Applicant{Pod: issuer.Pod{Namespace: "shop"}}, keyType)
 								node.Must(b, err)
 							}
 							time.Sleep(10 * time.Millisecond)
