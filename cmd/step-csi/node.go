@@ -72,10 +72,12 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// CAP_DAC_OVERRIDE is not needed: root owns the directories of targets and sockets.
+	// CAP_DAC_OVERRIDE is not needed, because root owns the directories of targets and sockets.
 	c, err := o.start((*configFile).node,
-		cap.SYS_ADMIN, // to mount and unmount, and for the extended attribute trusted.step-csi
-		cap.CHOWN)     // to change the group of files to the pod's fsGroup
+		cap.SYS_ADMIN,       // to mount and unmount, and for the extended attribute trusted.step-csi
+		cap.CHOWN,           // to change the group of files to the pod's fsGroup, and their owner
+		cap.DAC_READ_SEARCH, // to read files of another owner again, when the roots change
+		cap.FOWNER)          // to touch such files, so that programs see the change
 	if o.checkConfig {
 		return o.reportCheck(c, err, stdout)
 	}
