@@ -58,8 +58,7 @@ func keepCapabilities(keep []cap.Value) error {
 }
 
 // explainDenied adds to a permission error what to change. In the registration authority, file
-// modes also apply to
-// root, because the process has no capability.
+// modes also apply to root, because the process has no capability.
 func explainDenied(err error) error {
 	if !errors.Is(err, fs.ErrPermission) {
 		return err
