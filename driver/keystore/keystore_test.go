@@ -252,9 +252,9 @@ func TestWrongPassword(t *testing.T) {
 // rejected, without showing them.
 func TestCheckPassword(t *testing.T) {
 	for wrong, want := range map[string]string{
-		"":                              "it has 0 bytes; a key store's password has 6 to 63",
-		"short":                         "it has 5 bytes; a key store's password has 6 to 63",
-		strings.Repeat("long", 16):      "it has 64 bytes; a key store's password has 6 to 63",
+		"":                              "it has 0 bytes; a key store's password has 6 to 128",
+		"short":                         "it has 5 bytes; a key store's password has 6 to 128",
+		strings.Repeat("long", 33):      "it has 132 bytes; a key store's password has 6 to 128",
 		"changeit\n":                    "it ends with a newline; write it without one, such as by printf or echo -n",
 		"pässword":                      "it has other characters than printable ASCII, which Java does not accept in a key store's password",
 		"tab\tinside":                   "it has other characters than printable ASCII, which Java does not accept in a key store's password",

@@ -10,8 +10,8 @@ import (
 const (
 	// minPassword is the shortest password that Java's keytool accepts.
 	minPassword = 6
-	// MaxPassword is the longest password, in bytes: GnuTLS reads no longer one.
-	MaxPassword = 63
+	// MaxPassword is the longest password, in bytes. The readers have no limit below it.
+	MaxPassword = 128
 	// generated is the length of a generated password, which has 160 random bits.
 	generated = 32
 )
