@@ -25,15 +25,14 @@ func JKS(key crypto.Signer, chain []*x509.Certificate, alias, password string) (
 	}
 	secret := []byte(password)
 	defer clear(secret)
-	store := jks.New()
+	store := jks.New(jks.WithCustomRandomNumberGenerator(saltsOf(chain)))
 	if err := store.SetPrivateKeyEntry(alias, entry, secret); err != nil {
 		return nil, fmt.Errorf("JKS: %w", err)
 	}
 	return storeJKS(store, secret)
 }
 
-// JKSTrustStore encodes roots as a Java key store without a key. The same roots and password
-// give the same bytes.
+// JKSTrustStore encodes roots as a Java key store without a key.
 func JKSTrustStore(roots []*x509.Certificate, password string) ([]byte, error) {
 	store := jks.New(jks.WithOrderedAliases())
 	for _, root := range roots {

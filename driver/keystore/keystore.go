@@ -7,13 +7,18 @@
 // private key is beside it, in a PEM file with the same access. Programs just do not read a
 // key store without a password. The package therefore uses the number of iterations that
 // OpenSSL uses.
+//
+// The same arguments give the same bytes, so that a key store changes only when its contents
+// or its password change: the salts are derived from the certificates.
 package keystore
 
 import (
 	"crypto/sha256"
+	"crypto/sha3"
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"io"
 )
 
 // maxAlias is the longest alias. Java has no limit.
@@ -33,6 +38,17 @@ func CheckAlias(alias string) error {
 func aliasOf(root *x509.Certificate) string {
 	fingerprint := sha256.Sum256(root.Raw)
 	return "ca-" + hex.EncodeToString(fingerprint[:8])
+}
+
+// saltsOf returns the salts and initialization vectors for a store with the certificates. They
+// need not be secret, but must differ for each private key and each list of certificates: the
+// encryption of a JKS would reveal the difference of two keys with the same salt and password.
+func saltsOf(certificates []*x509.Certificate) io.Reader {
+	salts := sha3.NewSHAKE256()
+	for _, certificate := range certificates {
+		salts.Write(certificate.Raw)
+	}
+	return salts
 }
 
 func isPrintableASCII(text string) bool {

@@ -163,6 +163,81 @@ func TestRootsWithTheSameSubject(t *testing.T) {
 	}
 }
 
+// The same contents give the same bytes. Another password, alias, chain or key gives others.
+func TestSameBytes(t *testing.T) {
+	c, other := newCredential(t, issuer.ECDSAP256), newCredential(t, issuer.ECDSAP256)
+	for name, encode := range map[string]func(c credential, alias, password string) ([]byte, error){
+		"PKCS#12": func(c credential, alias, password string) ([]byte, error) {
+			return keystore.PKCS12(c.key, c.chain, alias, password, keystore.Modern)
+		},
+		"PKCS#12, legacy": func(c credential, alias, password string) ([]byte, error) {
+			return keystore.PKCS12(c.key, c.chain, alias, password, keystore.Legacy)
+		},
+		"JKS": func(c credential, alias, password string) ([]byte, error) {
+			return keystore.JKS(c.key, c.chain, alias, password)
+		},
+		"PKCS#12 trust store": func(c credential, alias, password string) ([]byte, error) {
+			return keystore.PKCS12TrustStore(c.roots(), alias+password, keystore.Modern)
+		},
+		"JKS trust store": func(c credential, alias, password string) ([]byte, error) {
+			return keystore.JKSTrustStore(c.roots(), alias+password)
+		},
+	} {
+		var all [][]byte
+		for _, variant := range []struct {
+			credential
+			alias, password string
+		}{
+			{c, "certificate", password},
+			{c, "certificate", password},
+			{c, "another", password},
+			{c, "certificate", password + "x"},
+			{other, "certificate", password},
+		} {
+			data, err := encode(variant.credential, variant.alias, variant.password)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, data)
+		}
+		if !bytes.Equal(all[0], all[1]) {
+			t.Errorf("%s: the same contents gave other bytes", name)
+		}
+		for i, data := range all[2:] {
+			if bytes.Equal(all[0], data) {
+				t.Errorf("%s: other contents (%d) gave the same bytes", name, i)
+			}
+		}
+	}
+}
+
+// No two keys are encrypted with the same salt.
+func TestSaltsDiffer(t *testing.T) {
+	salts := map[string]bool{}
+	for range 3 {
+		c := newCredential(t, issuer.ECDSAP256)
+		for length := 1; length <= 3; length++ {
+			data, err := keystore.JKS(c.key, c.chain[:length], "certificate", password)
+			if err != nil {
+				t.Fatal(err)
+			}
+			store := jks.New()
+			if err := store.Load(bytes.NewReader(data), []byte(password)); err != nil {
+				t.Fatal(err)
+			}
+			// The salt begins the encrypted key, which begins after the algorithm.
+			at := bytes.Index(data, []byte{0x2a, 0x02, 0x11, 0x01, 0x01, 0x05, 0x00, 0x04}) + 10
+			if at < 10 {
+				t.Fatal("no encrypted key")
+			}
+			salts[string(data[at:at+20])] = true
+		}
+	}
+	if len(salts) != 9 {
+		t.Errorf("%d different salts in 9 stores", len(salts))
+	}
+}
+
 // The profiles use the algorithms that docs/keystores.md lists.
 func TestProfiles(t *testing.T) {
 	c := newCredential(t, issuer.ECDSAP256)

@@ -24,16 +24,17 @@ const (
 // iterations is how often a reader has to hash the password. It is OpenSSL's default.
 const iterations = 2048
 
-func (p Profile) encoder() *pkcs12.Encoder {
+func (p Profile) encoder(certificates []*x509.Certificate) *pkcs12.Encoder {
+	encoder := pkcs12.Modern2023
 	if p == Legacy {
-		return pkcs12.LegacyDES.WithIterations(iterations)
+		encoder = pkcs12.LegacyDES
 	}
-	return pkcs12.Modern2023.WithIterations(iterations)
+	return encoder.WithIterations(iterations).WithRand(saltsOf(certificates))
 }
 
 // PKCS12 encodes a private key and its chain, leaf first. Java lists the key by the alias.
 func PKCS12(key crypto.Signer, chain []*x509.Certificate, alias, password string, p Profile) ([]byte, error) {
-	data, err := p.encoder().Encode(key, chain[0], chain[1:], password)
+	data, err := p.encoder(chain).Encode(key, chain[0], chain[1:], password)
 	if err == nil {
 		data, err = nameKey(data, alias, password)
 	}
@@ -49,7 +50,7 @@ func PKCS12TrustStore(roots []*x509.Certificate, password string, p Profile) ([]
 	for _, root := range roots {
 		entries = append(entries, pkcs12.TrustStoreEntry{Cert: root, FriendlyName: aliasOf(root)})
 	}
-	data, err := p.encoder().EncodeTrustStoreEntries(entries, password)
+	data, err := p.encoder(roots).EncodeTrustStoreEntries(entries, password)
 	if err != nil {
 		return nil, fmt.Errorf("PKCS#12: %w", err)
 	}
