@@ -55,7 +55,7 @@ var allFiles = attributes.Files{
 // encode writes all files of the credential, and returns the directory.
 func encode(t *testing.T, c *issuer.Credential, a attributes.Attributes) *os.Root {
 	t.Helper()
-	all, err := payload.Encode(c, a)
+	all, err := payload.Encode(c, a, payload.Password{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestChainLength(t *testing.T) {
 		}
 	}
 	// The credential is unchanged, although the caller overwrites the files.
-	all, err := payload.Encode(c, attributes.Attributes{Files: allFiles, Chain: attributes.FullChain, KeyEncoding: attributes.PKCS8})
+	all, err := payload.Encode(c, attributes.Attributes{Files: allFiles, Chain: attributes.FullChain, KeyEncoding: attributes.PKCS8}, payload.Password{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func TestReplaceTrust(t *testing.T) {
 	a := attributes.Attributes{Files: allFiles, Chain: attributes.LeafOnly, KeyEncoding: attributes.PKCS8, Mode: 0o444, PrivateKeyMode: 0o400}
 	root := encode(t, c, a)
 	before := visible(t, root)
-	files, err := payload.EncodeTrust(other.Roots, a)
+	files, err := payload.EncodeTrust(other.Roots, a, payload.Password{})
 	if err != nil {
 		t.Fatal(err)
 	}
