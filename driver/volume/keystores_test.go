@@ -78,7 +78,8 @@ func (f *fixture) change(name, data string) {
 	}
 }
 
-func (f *fixture) adopt() *volume.Volume {
+// adoptManaged adopts the volume, which must be managed then.
+func (f *fixture) adoptManaged() *volume.Volume {
 	f.t.Helper()
 	v, err := volume.Adopt(f.t.Context(), f.node, f.spec)
 	must(f.t, err)
@@ -107,7 +108,7 @@ func TestGeneratedPasswordStays(t *testing.T) {
 				t.Errorf("changed %v, error %v", changed, err)
 			}
 		}},
-		{"restart", func() { v = f.adopt(); v.Keep(t.Context()) }},
+		{"restart", func() { v = f.adoptManaged(); v.Keep(t.Context()) }},
 		{"renewal after the restart", func() { must(t, v.Renew(t.Context())) }},
 		{"new root, before the kubelet publishes again", func() {
 			f.addRoot()
@@ -138,7 +139,7 @@ func TestRestartChangesNoKeyStore(t *testing.T) {
 		}
 		f.create()
 		before, _ := f.set("keystore.p12")
-		v := f.adopt()
+		v := f.adoptManaged()
 		if changed, err := v.ReplaceRoots(); changed || err != nil {
 			t.Errorf("changed %v, error %v", changed, err)
 		}
@@ -169,7 +170,7 @@ func TestPasswordOfSecret(t *testing.T) {
 
 	const changed = "another password"
 	f.give(changed)
-	v = f.adopt()
+	v = f.adoptManaged()
 	v.Keep(t.Context())
 	if leaf := f.checkStores(changed).Leaf; !leaf.Equal(second) {
 		t.Error("a new password was given, and the certificate is another one")
@@ -212,7 +213,7 @@ func TestRootsBeforeThePasswordIsKnown(t *testing.T) {
 	if contents := f.check(); len(contents.Roots) != 2 || f.read("truststore.p12") != before {
 		t.Errorf("%d roots in the PEM file, want 2, and the trust store as it was", len(contents.Roots))
 	}
-	v := f.adopt()
+	v := f.adoptManaged()
 	v.Keep(t.Context())
 	f.checkStores(given)
 }
@@ -229,7 +230,7 @@ func TestDamagedKeyStores(t *testing.T) {
 		for event, repair := range map[string]func(f *fixture, v *volume.Volume) error{
 			"renewal": func(f *fixture, v *volume.Volume) error { return v.Renew(f.t.Context()) },
 			"restart": func(f *fixture, v *volume.Volume) error {
-				f.adopt().Keep(f.t.Context())
+				f.adoptManaged().Keep(f.t.Context())
 				return nil
 			},
 			"new root": func(f *fixture, v *volume.Volume) error {
@@ -304,7 +305,7 @@ func TestUnusableSecret(t *testing.T) {
 	f.spec.Attributes = nil
 	f.create()
 	f.give(given) // which has no effect
-	f.adopt()
+	f.adoptManaged()
 }
 
 // Volumes without key stores get no password.
