@@ -33,7 +33,7 @@ func encode(c contents, wanted func(format) bool) ([]File, error) {
 	var files []File
 	for _, f := range formats {
 		name := f.name(c.attributes)
-		if name == "" || !wanted(f) || f.keyStore && !c.password.known() {
+		if name == "" || !wanted(f) || f.keyStore && !c.password.Known() {
 			continue
 		}
 		data, err := f.encode(c)

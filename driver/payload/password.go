@@ -71,8 +71,8 @@ func ReadPassword(root *os.Root, name string) (Password, error) {
 	return Password{text: string(data)}, nil
 }
 
-// known tells whether key stores can be encoded.
-func (p Password) known() bool { return p.text != "" }
+// Known tells whether there is a password.
+func (p Password) Known() bool { return p.text != "" }
 
 // Format keeps the password out of logs and error messages, whatever the verb.
 func (Password) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte("[password]")) }

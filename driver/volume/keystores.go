@@ -10,14 +10,11 @@ import (
 
 // checkPassword rejects a Secret for the password that has no effect.
 func (v *Volume) checkPassword() error {
-	if !v.Password.Given() {
-		return nil
-	}
-	if !v.attributes.Files.HasKeyStore() {
+	if !v.attributes.Files.HasKeyStore() && v.Password.Known() {
 		return errors.New("nodePublishSecretRef: the Secret is for the password of a key store, and the volume has none; " +
 			"set pkcs12-file, pkcs12-truststore-file, jks-file or jks-truststore-file, or leave out nodePublishSecretRef")
 	}
-	if _, named := v.Attributes["keystore-password-file"]; named {
+	if _, named := v.Attributes["keystore-password-file"]; named && v.Password.Given() {
 		return errors.New("keystore-password-file: the password of nodePublishSecretRef is not written to a file; leave out one of the two")
 	}
 	return nil

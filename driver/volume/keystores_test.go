@@ -288,6 +288,7 @@ func TestUnusableSecret(t *testing.T) {
 			"nodePublishSecretRef: the Secret is for the password of a key store, and the volume has none; set pkcs12-file,"},
 		{map[string]string{"jks-file": "a", "keystore-password-file": "b"}, map[string]string{"keystore-password": "s3cret"},
 			"keystore-password-file: the password of nodePublishSecretRef is not written to a file; leave out one of the two"},
+		{nil, map[string]string{"other": "s3cret"}, ""},
 		{map[string]string{"jks-file": "a"}, map[string]string{"csi.storage.k8s.io/serviceAccount.tokens": "{}"}, ""},
 	} {
 		f := newFixture(t)
