@@ -90,8 +90,11 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 	if managed {
 		known.TakeToken(token)
 	}
-	if managed && known.Same(spec) && known.Password == spec.Password {
-		return nil
+	if managed && known.Same(spec) {
+		if known.Password == spec.Password {
+			return nil
+		}
+		klog.FromContext(ctx).Info("The password of the key stores has changed", known.LogValues()...)
 	}
 	v, err := volume.Adopt(ctx, d.node, spec)
 	if err != nil {

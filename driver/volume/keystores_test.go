@@ -302,11 +302,21 @@ func TestUnusableSecret(t *testing.T) {
 			t.Errorf("%v, %v: %v", test.attributes, test.secret, err)
 		}
 	}
-	f := newFixtureWithStores(t)
-	f.spec.Attributes = nil
+	f := newFixture(t)
 	f.create()
 	f.give(given) // which has no effect
 	f.adoptManaged()
+
+	f = newFixtureWithStores(t)
+	f.give(given)
+	f.create()
+	f.give("short")
+	v, err := volume.Adopt(t.Context(), f.node, f.spec)
+	must(t, err)
+	if err := v.Unmanaged(); err == nil || !strings.Contains(err.Error(), "it has 5 bytes") {
+		t.Errorf("with a password that cannot be used: %v", err)
+	}
+	f.checkStores(given)
 }
 
 // Volumes without key stores get no password.

@@ -97,13 +97,9 @@ func TestPasswordsAreKeptSecret(t *testing.T) {
 	first := readStores(t, n, p)
 	node.Eventually(t, time.Minute, "a renewal", func() bool { return !readStores(t, n, p).Equal(first) })
 
-	// Another password, without another certificate.
-	first = readStores(t, n, p)
 	p.Secret = map[string]string{"keystore-password": passwords[1]}
 	n.Publish(p)
-	if leaf := readStores(t, n, p); !leaf.Equal(first) {
-		t.Log("the certificate was renewed meanwhile")
-	}
+	readStores(t, n, p)
 	// A password that cannot be used changes nothing, and stops no renewal.
 	wrong := p
 	wrong.Secret = map[string]string{"keystore-password": passwords[2]}
