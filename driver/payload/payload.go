@@ -32,7 +32,7 @@ const (
 type File struct {
 	Name string
 	Data []byte
-	// Secret means that the file contains the private key.
+	// Secret means that the file contains the private key, or the password of key stores.
 	Secret bool
 }
 
