@@ -28,7 +28,7 @@ func TestRedis(t *testing.T) {
 			_, err := s.redis(client, "set", "key", "value")
 			return err
 		},
-		refusal: "certificate|reset|closed",
+		refusal: cutOff,
 	}.test(t)
 }
 

@@ -43,9 +43,16 @@ type server struct {
 	// use does one thing with the server over a new connection, with a client's files. It
 	// checks the server's name, and is an error if the server refuses the client.
 	use func(s *site, client *volume) error
-	// refusal matches the error if the client's certificate is of another CA.
-	refusal string
+	// refusal matches the error if the client's certificate is of another CA. denial
+	// matches it if the certificate is of the same CA, with another name than the
+	// client's; it is empty if the server admits all names.
+	refusal, denial string
 }
+
+// cutOff matches the errors of clients that a server with TLS 1.3 refuses. The server
+// verifies the client's certificate when the client has already sent a request, so the
+// client sees the server's alert or a closed connection, whichever comes first.
+const cutOff = "(?i)alert unknown ca|connection reset|broken pipe|closed the connection|lost connection"
 
 // site is a server in its pod, and its clients.
 type site struct {
@@ -60,7 +67,8 @@ type site struct {
 
 	clientDirectory string
 	client          *volume // a peer's
-	stranger        *volume // with a certificate of another CA
+	stranger        *volume // with the peer's names, of another CA
+	neighbor        *volume // with another name, of the same CA
 }
 
 // newSite publishes the volumes, and starts the server.
@@ -71,6 +79,7 @@ func newSite(t testing.TB, of server) *site {
 	s.tls = w.publish(of.as.pod("server-0", of.volume))
 	s.client = w.publish(of.clientAs.pod("client-0", of.clientVolume))
 	s.stranger = w.publish(of.clientAs.pod("stranger-0", of.clientVolume).With("issuer", "other"))
+	s.neighbor = w.publish(of.clientAs.pod("neighbor-0", of.clientVolume).With("service-names", "neighbor"))
 	s.host = s.tls.host()
 	addHost(t, s.host)
 	address, err := loopback.Address(loopback.IP)
@@ -160,11 +169,20 @@ func (s *site) serves(when string) {
 	if err := s.use(s, s.client); err != nil {
 		s.t.Errorf("%s, %s refuses a peer: %v", when, s.section, err)
 	}
-	switch err := s.use(s, s.stranger); {
+	s.refuses(when, s.stranger, s.refusal)
+	if s.denial != "" {
+		s.refuses(when, s.neighbor, s.denial)
+	}
+}
+
+// refuses checks that the server refuses this client, with an error that matches.
+func (s *site) refuses(when string, client *volume, matching string) {
+	s.t.Helper()
+	switch err := s.use(s, client); {
 	case err == nil:
-		s.t.Errorf("%s, %s admits a client with a certificate of another CA", when, s.section)
-	case !regexp.MustCompile(s.refusal).MatchString(err.Error()):
-		s.t.Errorf("%s, the error of a client with a certificate of another CA does not match %q: %v", when, s.refusal, err)
+		s.t.Errorf("%s, %s admits %s, which has the names %q of %q", when, s.section, client.pod.Name, client.leaf().DNSNames, client.leaf().Issuer)
+	case !regexp.MustCompile(matching).MatchString(err.Error()):
+		s.t.Errorf("%s, the error of %s does not match %q: %v", when, client.pod.Name, matching, err)
 	}
 }
 
