@@ -5,12 +5,25 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/flexstack/step-csi/test/loopback"
 )
 
 // The server and its client read their keys through their pods' fsGroup.
 func TestPostgreSQL(t *testing.T) {
 	t.Parallel()
 	postgresql(t, account{uid: 999, fsGroup: 999}, 0, account{uid: 10001, fsGroup: 10001}, 2)
+}
+
+// The server and its client own their files, in pods without an fsGroup.
+func TestPostgreSQLWithoutFSGroup(t *testing.T) {
+	t.Parallel()
+	postgresql(t, account{uid: 999}, 1, account{uid: 10001}, 3)
+}
+
+// postgres is the path of one of PostgreSQL's programs, which are not on Debian's PATH.
+func postgres(t *testing.T, program string) string {
+	return installed(t, "/usr/lib/postgresql/*/bin/"+program)
 }
 
 // postgresql tests a server and a client with the nth attributes of the page.
@@ -21,20 +34,19 @@ func postgresql(t *testing.T, as account, attributes int, clientAs account, clie
 		as:      as, volume: page.attributes(attributes),
 		clientAs: clientAs, clientVolume: page.attributes(clientAttributes),
 		start: func(s *site) {
-			programs := filepath.Dir(installed(t, "/usr/lib/postgresql/*/bin/postgres"))
 			data := filepath.Join(s.directory, "data")
-			mustRun(t, s.as, s.directory, programs+"/initdb", "--username=postgres", "--no-sync", data)
-			config := filepath.Join(s.directory, "postgresql.conf")
-			write(t, s.as, config, strings.ReplaceAll(page.code("ini", 0, s.tls.path), "/etc/postgresql", s.directory))
-			write(t, s.as, filepath.Join(s.directory, "pg_hba.conf"), page.code("text", 0, s.tls.path))
-			write(t, s.as, filepath.Join(s.directory, "pg_ident.conf"), page.code("text", 1, s.tls.path))
-			server := []string{programs + "/postgres", "-D", data, "-c", "config_file=" + config, "-h", "127.0.0.1", "-p", s.port, "-k", s.directory, "-F"}
-			mustRun(t, s.as, s.directory, "sh", "-c", `echo "CREATE ROLE app LOGIN" | "$0" --single -F -D "$1" -c "config_file=$2" postgres`, server[0], data, config)
-			s.run(server...)
+			mustRun(t, s.as, s.directory, postgres(t, "initdb"), "--username=postgres", "--no-sync", data)
+			here := func(text string) string { return strings.ReplaceAll(text, "/etc/postgresql", s.directory) }
+			write(t, s.as, s.directory+"/postgresql.conf", here(page.code("ini", 0, s.tls.path)))
+			write(t, s.as, s.directory+"/pg_hba.conf", page.code("text", 0, s.tls.path))
+			write(t, s.as, s.directory+"/pg_ident.conf", page.code("text", 1, s.tls.path))
+			mustRun(t, s.as, s.directory, "sh", "-c", `echo "CREATE ROLE app LOGIN" | "$0" --single -F -D "$1" -c "config_file=$2" postgres`,
+				postgres(t, "postgres"), data, s.directory+"/postgresql.conf")
+			command := strings.ReplaceAll(here(page.code("sh", 0, s.tls.path)), " postgres ", " "+postgres(t, "postgres")+" ")
+			s.run(s.documented(command, "-D", data, "-h", loopback.IP, "-p", s.port, "-k", s.directory, "-F")...)
 		},
 		stop:     syscall.SIGINT, // as the official image does
 		starttls: "postgres",
-		reload:   hangUp,
 		use: func(s *site, client *volume) error {
 			for {
 				answer, err := s.asClient("psql", "--no-psqlrc", "-Atc", "select current_user, client_serial from pg_stat_ssl where pid = pg_backend_pid()",

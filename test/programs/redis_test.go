@@ -1,9 +1,8 @@
 package programs
 
 import (
+	"strings"
 	"testing"
-
-	"github.com/flexstack/step-csi/test/node"
 )
 
 func TestRedis(t *testing.T) {
@@ -19,10 +18,10 @@ func TestRedis(t *testing.T) {
 			config := s.directory + "/redis.conf"
 			write(t, s.as, config, page.code("ini", 0, s.tls.path)+"tls-port "+s.port+"\nsave \"\"\n")
 			s.run("redis-server", config)
-		},
-		reload: func(s *site) {
-			_, err := s.redis(s.client, "config", "set", "tls-cert-file", s.tls.file("tls.crt"))
-			node.Must(t, err)
+			s.waitListening()
+			// The sidecar.
+			sidecar := strings.ReplaceAll(page.code("sh", 0, s.tls.path), "-p 6379", "-p "+s.port)
+			start(t, s.as, s.directory, 0, s.documented(strings.ReplaceAll(sidecar, "\\\n", ""))...)
 		},
 		use: func(s *site, client *volume) error {
 			_, err := s.redis(client, "set", "key", "value")

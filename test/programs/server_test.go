@@ -38,7 +38,7 @@ type server struct {
 	// names it. It is empty if connections begin with TLS.
 	starttls string
 	// reload has the server read the files again, as the page says. It is nil if the
-	// server finds new files without help.
+	// server finds new files itself, or through step-csi-reload.
 	reload func(s *site)
 	// use does one thing with the server over a new connection, with a client's files. It
 	// checks the server's name, and is an error if the server refuses the client.
@@ -106,6 +106,11 @@ func addHost(t testing.TB, name string) {
 func (s *site) run(args ...string) {
 	s.t.Helper()
 	s.process = start(s.t, s.as, s.directory, s.stop, args...)
+}
+
+// documented is a command of the page, with the paths of this server and more arguments.
+func (s *site) documented(command string, more ...string) []string {
+	return append(strings.Fields(strings.ReplaceAll(command, "step-csi-reload ", "step-csi-reload --debounce 100ms ")), more...)
 }
 
 func (s *site) waitListening() {
