@@ -15,6 +15,11 @@ test)
 	need /usr/lib/postgresql postgresql
 	need mariadbd mariadb-server
 	need redis-server redis-server
+	need nginx nginx-light
+	need haproxy haproxy
+	need nats-server nats-server
+	need /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
+	need curl curl
 	;;
 e2e | load | try)
 	need buildah buildah
