@@ -32,8 +32,9 @@ func TestMariaDB(t *testing.T) {
 			_, err := s.asClient("mariadb", "--defaults-file="+file, "--host="+s.host, "--port="+s.port, "--user=app", "--execute=select current_user()")
 			return err
 		},
-		refusal: cutOff,
-		denial:  "Access denied",
+		refusal:      cutOff,
+		followsRoots: true,
+		denial:       "Access denied",
 	}.test(t)
 }
 

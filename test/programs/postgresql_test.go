@@ -5,8 +5,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/flexstack/step-csi/test/loopback"
+	"github.com/flexstack/step-csi/test/node"
 )
 
 // The server and its client read their keys through their pods' fsGroup.
@@ -44,24 +46,25 @@ func postgresql(t *testing.T, as account, attributes int, clientAs account, clie
 				postgres(t, "postgres"), data, s.directory+"/postgresql.conf")
 			command := strings.ReplaceAll(here(page.code("sh", 0, s.tls.path)), " postgres ", " "+postgres(t, "postgres")+" ")
 			s.run(s.documented(command, "-D", data, "-h", loopback.IP, "-p", s.port, "-k", s.directory, "-F")...)
+			s.waitListening()
+			node.Eventually(t, time.Minute, "PostgreSQL has started", func() bool {
+				_, err := s.asClient("pg_isready", "-h", loopback.IP, "-p", s.port)
+				return err == nil
+			})
 		},
 		stop:     syscall.SIGINT, // as the official image does
 		starttls: "postgres",
 		use: func(s *site, client *volume) error {
-			for {
-				answer, err := s.asClient("psql", "--no-psqlrc", "-Atc", "select current_user, client_serial from pg_stat_ssl where pid = pg_backend_pid()",
-					"host="+s.host+" port="+s.port+" dbname=postgres user=app "+s.parameters(page, client))
-				if err != nil && strings.Contains(err.Error(), "the database system is starting up") {
-					continue
-				}
-				if want := "app|" + client.leaf().SerialNumber.String(); err == nil && strings.TrimSpace(answer) != want {
-					t.Errorf("PostgreSQL sees the client %q instead of %q", answer, want)
-				}
-				return err
+			answer, err := s.asClient("psql", "--no-psqlrc", "-Atc", "select current_user, client_serial from pg_stat_ssl where pid = pg_backend_pid()",
+				"host="+s.host+" port="+s.port+" dbname=postgres user=app "+s.parameters(page, client))
+			if want := "app|" + client.leaf().SerialNumber.String(); err == nil && strings.TrimSpace(answer) != want {
+				t.Errorf("PostgreSQL sees the client %q instead of %q", answer, want)
 			}
+			return err
 		},
-		refusal: cutOff,
-		denial:  "certificate authentication failed",
+		refusal:      cutOff,
+		followsRoots: true,
+		denial:       "certificate authentication failed",
 	}.test(t)
 }
 

@@ -27,7 +27,8 @@ func TestRedis(t *testing.T) {
 			_, err := s.redis(client, "set", "key", "value")
 			return err
 		},
-		refusal: cutOff,
+		refusal:      cutOff,
+		followsRoots: true,
 	}.test(t)
 }
 

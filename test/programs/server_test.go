@@ -43,6 +43,8 @@ type server struct {
 	// reload has the server read the files again, as the page says. It is nil if the
 	// server finds new files itself, or through step-csi-reload.
 	reload func(s *site)
+	// followsRoots is true if the server then trusts new roots of its volume, too.
+	followsRoots bool
 	// use does one thing with the server over a new connection, with a client's files. It
 	// checks the server's name, and is an error if the server refuses the client.
 	use func(s *site, client *volume) error
@@ -211,6 +213,13 @@ func (of server) test(t testing.TB) {
 			s.reload(s)
 		}
 		s.serves(when)
+	}
+	if s.followsRoots {
+		s.tls.trustOther()
+		if s.reload != nil {
+			s.reload(s)
+		}
+		node.Eventually(t, 2*time.Minute, s.section+" admits clients of a new root", func() bool { return s.use(s, s.stranger) == nil })
 	}
 	if s.process != nil && !s.process.running() {
 		t.Errorf("%s has ended: %s", s.section, s.process.ProcessState)
