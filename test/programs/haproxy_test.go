@@ -17,7 +17,7 @@ import (
 
 func TestHAProxy(t *testing.T) {
 	t.Parallel()
-	haproxy(t, func(s *site) { node.Must(s.t, s.process.Process.Signal(syscall.SIGUSR2)) })
+	haproxy(t, func(s *site) { node.Must(s.t, s.process.Process.Signal(syscall.SIGUSR2)) }, true)
 }
 
 // TestHAProxyRuntimeAPI does not replace the roots: HAProxy 2.6.12 crashes at the second
@@ -30,10 +30,10 @@ func TestHAProxyRuntimeAPI(t *testing.T) {
 		node.Must(s.t, err)
 		s.haproxyAPI(fmt.Sprintf("set ssl cert %s <<\n%s\n", path, bundle), "Transaction created for")
 		s.haproxyAPI(fmt.Sprintf("commit ssl cert %s\n", path), "Success!")
-	})
+	}, false)
 }
 
-func haproxy(t *testing.T, reload func(*site)) {
+func haproxy(t *testing.T, reload func(*site), followsRoots bool) {
 	t.Helper()
 	page := documented(t, "HAProxy")
 	server{
@@ -50,9 +50,10 @@ func haproxy(t *testing.T, reload func(*site)) {
 				"backend app\n mode http\n http-request return status 200\n")
 			s.run("haproxy", "-W", "-db", "-f", path)
 		},
-		reload:  reload,
-		use:     (*site).curl,
-		refusal: cutOff,
+		reload:       reload,
+		use:          (*site).curl,
+		refusal:      cutOff,
+		followsRoots: followsRoots,
 	}.test(t)
 }
 

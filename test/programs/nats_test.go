@@ -46,7 +46,8 @@ func TestNATS(t *testing.T) {
 			}
 			return nil
 		},
-		refusal: refusedByAlert,
+		refusal:      refusedByAlert,
+		followsRoots: true,
 	}.test(t)
 }
 

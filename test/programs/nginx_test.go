@@ -39,9 +39,10 @@ func nginx(t *testing.T, as account, n int) {
 			write(t, s.as, path, config.String())
 			s.run("nginx", "-e", "stderr", "-c", path)
 		},
-		reload:  hangUp,
-		use:     (*site).curl,
-		refusal: "returned error: 400",
+		reload:       hangUp,
+		use:          (*site).curl,
+		refusal:      "returned error: 400",
+		followsRoots: true,
 	}.test(t)
 }
 

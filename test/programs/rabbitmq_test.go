@@ -42,6 +42,7 @@ func TestRabbitMQ(t *testing.T) {
 			// https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf
 			return s.exchange(client, "AMQP\x00\x00\x09\x01", "\x01\x00\x00")
 		},
-		refusal: refusedByAlert,
+		refusal:      refusedByAlert,
+		followsRoots: true,
 	}.test(t)
 }
