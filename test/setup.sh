@@ -19,6 +19,9 @@ test)
 	need haproxy haproxy
 	need nats-server nats-server
 	need /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
+	need apache2 apache2
+	need mosquitto mosquitto
+	need memcached memcached
 	need curl curl
 	;;
 e2e | load | try)
