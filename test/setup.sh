@@ -15,6 +15,14 @@ test)
 	need /usr/lib/postgresql postgresql
 	need mariadbd mariadb-server
 	need redis-server redis-server
+	need nginx nginx-light
+	need haproxy haproxy
+	need nats-server nats-server
+	need /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
+	need apache2 apache2
+	need mosquitto mosquitto
+	need memcached memcached
+	need curl curl
 	;;
 e2e | load | try)
 	need buildah buildah
