@@ -278,8 +278,8 @@ func TestHardeningOfTheAuthority(t *testing.T) {
 	})
 }
 
-// When the authority, which has no capability, cannot read a file, the error names the file
-// and the change.
+// When the hardened authority cannot read a file, the error names the file and the
+// change.
 func TestHardeningNamesUnreadableFiles(t *testing.T) {
 	t.Parallel()
 	r := startAuthority(t, startCA(t), 1, "")
