@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/pavlo-v-chernykh/keystore-go/v4"
@@ -74,8 +73,13 @@ func FuzzFiles(f *testing.F) {
 			f.Add(choice, ^uint32(0), uint8(keyType), "a name", true)
 		}
 	}
-	var mu sync.Mutex
+	// Not in the fuzz function, which may take ten seconds: an RSA key can take longer.
 	credentials := map[issuer.KeyType]*issuer.Credential{}
+	for _, keyType := range issuer.KeyTypes() {
+		c := newCredential(f, keyType)
+		c.Roots.Federated = newCredential(f, issuer.ECDSAP256).Roots.Own
+		credentials[keyType] = c
+	}
 
 	f.Fuzz(func(t *testing.T, choice []byte, named uint32, number uint8, name string, given bool) {
 		values := map[string]string{}
@@ -103,14 +107,7 @@ func FuzzFiles(f *testing.F) {
 		if err != nil {
 			return
 		}
-		mu.Lock()
 		c := credentials[a.Request.KeyType]
-		if c == nil {
-			c = newCredential(t, a.Request.KeyType)
-			c.Roots.Federated = newCredential(t, issuer.ECDSAP256).Roots.Own
-			credentials[a.Request.KeyType] = c
-		}
-		mu.Unlock()
 		if given { // the pod's Secret has the password, and no file gets it
 			a.Files.KeyStorePassword = ""
 		}
