@@ -22,12 +22,12 @@ type names attributes.Files
 var (
 	usual = names{
 		Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt",
-		Bundle: "bundle.pem", CertificateDER: "tls.crt.der", PrivateKeyDER: "tls.key.der",
+		SPIFFEBundle: "own.pem", Bundle: "bundle.pem", CertificateDER: "tls.crt.der", PrivateKeyDER: "tls.key.der",
 		JKS: "keystore.jks", JKSTrustStore: "truststore.jks", KeyStorePassword: "keystore-password",
 	}
 	other = names{
 		Certificate: "server.pem", PrivateKey: "server-key.pem", CA: "ca.crt",
-		Bundle: "server-bundle.pem", CertificateDER: "server.der", PrivateKeyDER: "server-key.der",
+		SPIFFEBundle: "server-own.pem", Bundle: "server-bundle.pem", CertificateDER: "server.der", PrivateKeyDER: "server-key.der",
 		JKS: "server.jks", JKSTrustStore: "ca.jks", KeyStorePassword: "password",
 	}
 )
@@ -36,7 +36,7 @@ var (
 func (n names) attributes() map[string]string {
 	return map[string]string{
 		"certificate-file": n.Certificate, "privatekey-file": n.PrivateKey, "ca-file": n.CA,
-		"bundle-file": n.Bundle, "certificate-der-file": n.CertificateDER, "privatekey-der-file": n.PrivateKeyDER,
+		"spiffe-bundle-file": n.SPIFFEBundle, "bundle-file": n.Bundle, "certificate-der-file": n.CertificateDER, "privatekey-der-file": n.PrivateKeyDER,
 		"jks-file": n.JKS, "jks-truststore-file": n.JKSTrustStore, "keystore-password-file": n.KeyStorePassword,
 		"chain": "leaf",
 	}
