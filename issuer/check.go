@@ -25,6 +25,7 @@ func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicK
 	if err := errors.Join(
 		checkKey(leaf, public),
 		checkNames(leaf, req),
+		checkSubject(leaf, req),
 		checkUsage(leaf),
 	); err != nil {
 		return chain.Chain{}, err

@@ -1,0 +1,65 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
+)
+
+// kubernetesGroups begins the groups that Kubernetes reserves for itself. An API server
+// that trusts the CA takes the organizations of a client's certificate for its groups:
+// https://kubernetes.io/docs/reference/access-authn-authz/authentication/#x509-client-certificates
+const kubernetesGroups = "system:"
+
+// subjectRules deny subject fields and template data before the validations decide.
+type subjectRules struct {
+	fields       []string // that are allowed
+	templateData bool
+	// decision returns who can allow it, by this setting.
+	decision func(setting string) string
+}
+
+// newSubjectRules rejects unknown fields.
+func newSubjectRules(c Config) (subjectRules, error) {
+	var known []string
+	for _, field := range names.SubjectFields() {
+		known = append(known, field.Key)
+	}
+	for i, key := range c.AllowSubjectFields {
+		if !slices.Contains(known, key) {
+			return subjectRules{}, fmt.Errorf("allowSubjectFields[%d]: %s is not a subject field; these are: %s", i, names.Quote(key), strings.Join(known, ", "))
+		}
+	}
+	return subjectRules{c.AllowSubjectFields, c.AllowTemplateData, func(setting string) string {
+		settings := "policy." + setting
+		if c.Issuer != "" {
+			settings += " or issuers." + c.Issuer + ".policy." + setting
+		}
+		return " (the cluster's administrator can allow it: " + settings + ")"
+	}}, nil
+}
+
+// check says which subject field or template data the pod may not have.
+func (r subjectRules) check(req issuer.Request) error {
+	if err := req.Subject.Check(); err != nil {
+		return err
+	}
+	for _, field := range names.SubjectFields() {
+		if values := *field.Of(&req.Subject); len(values) > 0 && !slices.Contains(r.fields, field.Key) {
+			return fmt.Errorf("%s %s is not allowed: the policy allows no %s%s", field.Name, names.Quote(values[0].String()),
+				field.Key, r.decision("allowSubjectFields: ["+field.Key+"]"))
+		}
+	}
+	for _, organization := range req.Subject.Organizations {
+		if strings.HasPrefix(strings.ToLower(organization.String()), kubernetesGroups) {
+			return fmt.Errorf("the organization %s is reserved: the API server may take it for a group of Kubernetes", names.Quote(organization.String()))
+		}
+	}
+	if req.TemplateData != (issuer.TemplateData{}) && !r.templateData {
+		return fmt.Errorf("template data is not allowed%s", r.decision("allowTemplateData: true"))
+	}
+	return nil
+}
