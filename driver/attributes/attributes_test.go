@@ -199,25 +199,33 @@ func wantError(t *testing.T, what string, err error, want string) {
 // fullRequest sets every attribute to a value that is not the default.
 func fullRequest() map[string]string {
 	return map[string]string{
-		"issuer":            "short",
-		"service-names":     "web",
-		"dns-names":         "www.example.com",
-		"ip-sans":           "10.0.0.1",
-		"uri-sans":          "https://example.com/a",
-		"email-sans":        "admin@example.com",
-		"spiffe":            "false",
-		"common-name":       "${POD_NAME}.example",
-		"duration":          "30m",
-		"renew-before":      "90s",
-		"key-type":          "rsa-2048",
-		"key-encoding":      "pkcs1",
-		"reuse-private-key": "true",
-		"certificate-file":  "cert.pem",
-		"privatekey-file":   "key.pem",
-		"ca-file":           "roots.pem",
-		"fs-group":          "3000",
-		"file-mode":         "0400",
-		"revoke-on-delete":  "true",
+		"issuer":               "short",
+		"service-names":        "web",
+		"dns-names":            "www.example.com",
+		"ip-sans":              "10.0.0.1",
+		"uri-sans":             "https://example.com/a",
+		"email-sans":           "admin@example.com",
+		"spiffe":               "false",
+		"common-name":          "${POD_NAME}.example",
+		"organizations":        "Acme, ${POD_NAMESPACE}",
+		"organizational-units": "Web",
+		"countries":            "DE",
+		"provinces":            "Bayern",
+		"localities":           "München",
+		"street-addresses":     "Ring 1",
+		"postal-codes":         "80331",
+		"template-data":        `{"team": "shop"}`,
+		"duration":             "30m",
+		"renew-before":         "90s",
+		"key-type":             "rsa-2048",
+		"key-encoding":         "pkcs1",
+		"reuse-private-key":    "true",
+		"certificate-file":     "cert.pem",
+		"privatekey-file":      "key.pem",
+		"ca-file":              "roots.pem",
+		"fs-group":             "3000",
+		"file-mode":            "0400",
+		"revoke-on-delete":     "true",
 	}
 }
 
@@ -241,6 +249,8 @@ func TestAllAttributes(t *testing.T) {
 		Group: &group, Mode: 0o400, RevokeOnDelete: true,
 		Request: issuer.Request{CommonName: commonName("web-0.example"), Duration: 30 * time.Minute, KeyType: issuer.RSA2048},
 	}
+	want.Request.Subject = fullSubject()
+	want.Request.TemplateData = templateData(`{"team":"shop"}`)
 	if got := withoutNames(got); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

@@ -31,6 +31,14 @@ func (p *parser) table() []attribute {
 		{"email-sans", set(&r.EmailAddresses, listOf(p, names.ParseEmailAddress))},
 		{"spiffe", set(&p.spiffe, parseBool)},
 		{"common-name", set(&r.CommonName, p.parseCommonName)},
+		{"organizations", set(&r.Subject.Organizations, listOf(p, names.ParseOrganization))},
+		{"organizational-units", set(&r.Subject.OrganizationalUnits, listOf(p, names.ParseOrganization))},
+		{"countries", set(&r.Subject.Countries, listOf(p, names.ParseCountry))},
+		{"provinces", set(&r.Subject.Provinces, listOf(p, names.ParseProvince))},
+		{"localities", set(&r.Subject.Localities, listOf(p, names.ParseLocality))},
+		{"street-addresses", set(&r.Subject.StreetAddresses, listOf(p, names.ParseStreetAddress))},
+		{"postal-codes", set(&r.Subject.PostalCodes, listOf(p, names.ParsePostalCode))},
+		{"template-data", set(&r.TemplateData, issuer.ParseTemplateData)},
 		{"duration", set(&r.Duration, parseDuration)},
 		{"renew-before", set(&a.RenewBefore, parseDuration)},
 		{"key-type", set(&r.KeyType, oneOf(issuer.KeyTypes()...))},
@@ -65,16 +73,26 @@ func Keys() (keys []string) {
 const certManager = "csi.cert-manager.io/"
 
 // unknownKeys rejects keys that the driver does not know. The errors leave out
-// their values: one may be the password of a key store.
+// their values: one may be the password of a key store. One error lists the known keys.
 func unknownKeys(values map[string]string) (failed []error) {
 	known := Keys()
+	list := "; these are: " + strings.Join(known, ", ")
 	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if !slices.Contains(known, key) {
-			failed = append(failed, fmt.Errorf("%s%s", names.Quote(key), suggestion(key, known)))
+		if slices.Contains(known, key) {
+			continue
 		}
+		text := suggestion(key, known)
+		if text == unknown {
+			text += list
+			list = ""
+		}
+		failed = append(failed, fmt.Errorf("%s%s", names.Quote(key), text))
 	}
 	return failed
 }
+
+// unknown is the suggestion for a key that is like none of the known keys.
+const unknown = " is not a volume attribute"
 
 // suggestion says which of the known keys the user probably meant.
 func suggestion(key string, known []string) string {
@@ -84,6 +102,12 @@ func suggestion(key string, known []string) string {
 	switch key {
 	case certManager + "issuer-name":
 		return ": write issuer"
+	case certManager + "organizationalunits":
+		return ": write organizational-units"
+	case certManager + "streetaddresses":
+		return ": write street-addresses"
+	case certManager + "postalcodes":
+		return ": write postal-codes"
 	case certManager + "key-algorithm", certManager + "key-size":
 		return ": write key-type"
 	}
@@ -93,7 +117,7 @@ func suggestion(key string, known []string) string {
 	likeness := func(known string) float64 { return levenshtein.Similarity(strings.ToLower(key), known, nil) }
 	nearest := slices.MaxFunc(known, func(a, b string) int { return cmp.Compare(likeness(a), likeness(b)) })
 	if likeness(nearest) >= 0.6 {
-		return fmt.Sprintf(" is not a volume attribute; %s is", nearest)
+		return fmt.Sprintf("%s; %s is", unknown, nearest)
 	}
-	return " is not a volume attribute; these are: " + strings.Join(known, ", ")
+	return unknown
 }

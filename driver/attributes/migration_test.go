@@ -32,7 +32,7 @@ func TestMigrationFromCertManager(t *testing.T) {
 	}
 	for _, key := range Keys() {
 		if _, same := strings.CutPrefix(suggestion(certManager+key, Keys()), ": write "+key+","); same && !documented[key] &&
-			!slices.Contains([]string{"issuer", "service-names", "email-sans", "spiffe", "key-type", "file-mode", "revoke-on-delete"}, key) {
+			!slices.Contains([]string{"issuer", "service-names", "email-sans", "organizational-units", "street-addresses", "postal-codes", "template-data", "spiffe", "key-type", "file-mode", "revoke-on-delete"}, key) {
 			t.Errorf("the page does not have %s", certManager+key)
 		}
 	}

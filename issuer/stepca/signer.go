@@ -197,7 +197,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		SANs:         req.Request.AlternativeNames(),
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
 	}
-	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR)}
+	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR), TemplateData: req.Request.TemplateInput()}
 	// Relative to the CA's clock: the clock here may differ.
 	body.NotAfter.SetDuration(req.Request.Duration)
 	shortened := ""
