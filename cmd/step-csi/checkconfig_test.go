@@ -42,6 +42,8 @@ func TestCheckConfig(t *testing.T) {
 		}},
 		"default policy": {"node", common, []string{"; the default policy\n"}},
 		"own policy":     {"node", strings.Replace(valid, "    duration:", "    policy: {validations: [{expression: 'true', message: m}]}\n    duration:", 1), []string{"a policy of its own (validations: 1)"}},
+		"subject fields": {"node", strings.Replace(common, "  allowShortNames: true", "  allowSubjectFields: [organizations, countries]\n  allowTemplateData: true", 1),
+			[]string{"; the common policy (the default validations; subject fields: organizations, countries; template data)\n"}},
 		"several URLs": {"node", strings.Replace(valid, "url: https://step-certificates.step-ca.svc.cluster.local", "urls: [https://a, https://b]", 1), []string{
 			"at https://a, https://b;",
 		}},
