@@ -113,6 +113,18 @@ func checkNames(leaf *x509.Certificate, req Request) error {
 	return c.err()
 }
 
+// checkOtherSubject rejects a leaf with the subject of a certificate of the CA: programs find
+// issuers, and lists of revoked certificates, by their subject.
+func checkOtherSubject(leaf *x509.Certificate, ofCA []*x509.Certificate) error {
+	subject := leaf.Subject.String()
+	for _, c := range ofCA {
+		if subject != "" && c.IsCA && strings.EqualFold(c.Subject.String(), subject) {
+			return fmt.Errorf("the certificate has the subject %s of a certificate of the CA; request another common name or other subject fields", names.Quote(subject))
+		}
+	}
+	return nil
+}
+
 // checkUsage rejects what could sign certificates.
 func checkUsage(leaf *x509.Certificate) error {
 	const template = "the provisioner's X.509 template "

@@ -329,6 +329,22 @@ func TestHostileSubjectsAreRefused(t *testing.T) {
 	}
 }
 
+// No pod gets the subject of a certificate of the CA, also not in another spelling.
+func TestSubjectsOfTheCAAreRefused(t *testing.T) {
+	s := newSigner(t)
+	for _, c := range []*x509.Certificate{s.ca.Intermediate, s.ca.Root} {
+		i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := request()
+		r.CommonName = names.Must(names.ParseCommonName(strings.ToUpper(c.Subject.CommonName)))
+		if _, err = i.Issue(t.Context(), issuer.Applicant{}, r, issuer.PrivateKey{}); err == nil || !strings.Contains(err.Error(), "of a certificate of the CA; request another common name") {
+			t.Errorf("%s: %v", c.Subject, err)
+		}
+	}
+}
+
 // Certificates outside the chain do not reach the pod, and harmless differences from
 // the request pass.
 func TestAcceptableAnswers(t *testing.T) {
