@@ -115,9 +115,6 @@ func (f issuerFile) summary(common policyFile) string {
 // summary says what the policy has, in parentheses.
 func (f policyFile) summary() string {
 	parts := []string{fmt.Sprintf("validations: %d", len(f.Validations))}
-	if len(f.Validations) == 0 {
-		parts[0] = "the default validations"
-	}
 	if len(f.AllowSubjectFields) > 0 {
 		parts = append(parts, "subject fields: "+strings.Join(f.AllowSubjectFields, ", "))
 	}

@@ -28,8 +28,8 @@
 // functions, as in Kubernetes.
 //
 // Three rules hold whatever the expressions say. Subject fields and template data are denied
-// unless the configuration allows them (see Config), because a policy that was written
-// before step-csi had them says nothing about them. No pod may have the name of a CA, of the
+// unless the configuration allows them and a validation mentions them (see Config): a policy
+// that says nothing about them does not allow them. No pod may have the name of a CA, of the
 // registration authority, of the API server or of the local machine, or an address that is
 // another host in each network: it could impersonate them (see Reserved). And every name is
 // in the one spelling that package names defines, with at most 100 names in a
@@ -78,10 +78,11 @@ type Config struct {
 	// AllowShortNames makes the default list allow names without a dot.
 	AllowShortNames bool
 	// AllowSubjectFields are the keys of the subject fields that the validations decide
-	// about, such as "organizations" (see names.SubjectField). All others are denied.
+	// about, such as "organizations" (see names.SubjectField). A validation must mention
+	// each. All others are denied.
 	AllowSubjectFields []string
-	// AllowTemplateData lets the validations decide about template data. Otherwise, it is
-	// denied.
+	// AllowTemplateData lets the validations decide about template data, which one must
+	// mention. Otherwise, it is denied.
 	AllowTemplateData bool
 	// Issuer is the name of the issuer that the policy is for.
 	Issuer string

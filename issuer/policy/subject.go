@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -22,7 +23,7 @@ type subjectRules struct {
 	decision func(setting string) string
 }
 
-// newSubjectRules rejects unknown fields.
+// newSubjectRules rejects unknown fields, and what no validation decides about.
 func newSubjectRules(c Config) (subjectRules, error) {
 	var known []string
 	for _, field := range names.SubjectFields() {
@@ -32,6 +33,12 @@ func newSubjectRules(c Config) (subjectRules, error) {
 		if !slices.Contains(known, key) {
 			return subjectRules{}, fmt.Errorf("allowSubjectFields[%d]: %s is not a subject field; these are: %s", i, names.Quote(key), strings.Join(known, ", "))
 		}
+		if !mentioned(c.Validations, "request."+key) {
+			return subjectRules{}, fmt.Errorf("allowSubjectFields[%d]: no validation mentions request.%s, so any pod could have any value; add one, such as request.%s.all(v, v == pod.namespace)", i, key, key)
+		}
+	}
+	if c.AllowTemplateData && !mentioned(c.Validations, "request.templateData") {
+		return subjectRules{}, errors.New("allowTemplateData: no validation mentions request.templateData, so any pod could have any data; add one, such as request.templateData.all(key, key == 'team')")
 	}
 	return subjectRules{c.AllowSubjectFields, c.AllowTemplateData, func(setting string) string {
 		settings := "policy." + setting
@@ -40,6 +47,11 @@ func newSubjectRules(c Config) (subjectRules, error) {
 		}
 		return " (the cluster's administrator can allow it: " + settings + ")"
 	}}, nil
+}
+
+// mentioned tells whether the expression of a validation contains the text.
+func mentioned(validations []Validation, text string) bool {
+	return slices.ContainsFunc(validations, func(v Validation) bool { return strings.Contains(v.Expression, text) })
 }
 
 // check says which subject field or template data the pod may not have.

@@ -50,10 +50,6 @@ func TestSubjectIsDeniedByDefault(t *testing.T) {
 
 // Validations see the fields and the data that the configuration allows.
 func TestValidationsOfSubjects(t *testing.T) {
-	var all []string
-	for _, field := range names.SubjectFields() {
-		all = append(all, field.Key)
-	}
 	for _, test := range []struct {
 		expression       string
 		key, value, data string
@@ -84,7 +80,9 @@ func TestValidationsOfSubjects(t *testing.T) {
 		{"request.templateData.text.matches('^[a-z]+$')", "", "", `{"text": "` + strings.Repeat("a", 4000) + `"}`, false},
 	} {
 		c := testConfig(Validation{Expression: test.expression})
-		c.AllowSubjectFields, c.AllowTemplateData = all, true
+		if c.AllowTemplateData = test.data != ""; test.key != "" {
+			c.AllowSubjectFields = []string{test.key}
+		}
 		err := newPolicy(t, c).Check(t.Context(), testPod(), subjectRequest(t, test.key, test.value, test.data))
 		if test.denied != (err != nil) || err != nil && issuer.OutcomeOf(err) != issuer.Denied {
 			t.Errorf("%s for %s=%q, %s: %v", test.expression, test.key, test.value, test.data, err)
@@ -94,7 +92,7 @@ func TestValidationsOfSubjects(t *testing.T) {
 
 // No validation allows the groups of Kubernetes, nor more values than a certificate has.
 func TestSubjectsThatNoPolicyAllows(t *testing.T) {
-	c := testConfig(Validation{Expression: "true"})
+	c := testConfig(Validation{Expression: "request.organizations.size() > 0"})
 	c.AllowSubjectFields = []string{"organizations"}
 	for value, want := range map[string]string{
 		"Acme,system:masters": `the organization "system:masters" is reserved`,
@@ -111,11 +109,41 @@ func TestSubjectsThatNoPolicyAllows(t *testing.T) {
 }
 
 func TestUnknownSubjectFields(t *testing.T) {
-	c := testConfig()
+	c := testConfig(Validation{Expression: "request.organizations.size() > 0"})
 	c.AllowSubjectFields = []string{"organizations", "organization"}
 	const want = `allowSubjectFields[1]: "organization" is not a subject field; these are: organizations, organizationalUnits, countries, provinces, localities, streetAddresses, postalCodes`
 	if _, err := New(c); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+// The default policy, and an own policy that says nothing about a field, do not become a
+// policy that allows any value of it.
+func TestValidationsMustMentionSubjects(t *testing.T) {
+	fields := func(c *Config) { c.AllowSubjectFields = []string{"countries", "organizations"} }
+	data := func(c *Config) { c.AllowTemplateData = true }
+	const about = "allowSubjectFields[1]: no validation mentions request.organizations, so any pod could have any value; add one, such as request.organizations.all(v, v == pod.namespace)"
+	for _, test := range []struct {
+		change      func(*Config)
+		expressions []string
+		want        string
+	}{
+		{fields, nil, "allowSubjectFields[0]: no validation mentions request.countries"},
+		{fields, []string{"true"}, "allowSubjectFields[0]: no validation mentions request.countries"},
+		{fields, []string{"request.countries.size() < 2"}, about},
+		{fields, []string{"request.countries.size() < 2", "request.organizations == ['Acme']"}, ""},
+		{data, nil, "allowTemplateData: no validation mentions request.templateData, so any pod could have any data; add one, such as request.templateData.all(key, key == 'team')"},
+		{data, []string{"request.templateData.all(key, key == 'team')"}, ""},
+	} {
+		var validations []Validation
+		for _, expression := range test.expressions {
+			validations = append(validations, Validation{Expression: expression})
+		}
+		c := testConfig(validations...)
+		test.change(&c)
+		if _, err := New(c); test.want == "" && err != nil || test.want != "" && (err == nil || !strings.HasPrefix(err.Error(), test.want)) {
+			t.Errorf("%q: got %v, want %s", test.expressions, err, test.want)
+		}
 	}
 }
 

@@ -226,6 +226,10 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		body.NotAfter = api.TimeDuration{}
 		err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, call)
 	}
+	if statusOf(err) == http.StatusInternalServerError && body.TemplateData != nil {
+		// No outage: a pod could otherwise keep the others from their certificates.
+		return nil, fmt.Errorf("%s: sign: %w: %w%s", s.name(), issuer.InvalidAnswer, plain(err), failedInput)
+	}
 	if statusOf(err) == http.StatusForbidden {
 		return nil, fmt.Errorf("%w%s", s.explain(ctx, "sign", err), shortened)
 	}

@@ -128,12 +128,44 @@ func TestTemplatesOfAdministrators(t *testing.T) {
 	if err != nil || !slices.Equal(c.Leaf().Subject.Organization, []string{"Acme"}) {
 		t.Errorf("a fixed organization: %v", err)
 	}
-	withTemplate(t, ca, `{"subject": {{ toJson .Subject }}, "sans": {{ toJson .SANs }}, "keyUsage": ["digitalSignature"], "extKeyUsage": [{{ if eq .Insecure.User.role "server" }}"serverAuth"{{ else }}"clientAuth"{{ end }}]}`)
-	r := request()
-	r.TemplateData = names.Must(issuer.ParseTemplateData(`{"role": "server"}`))
-	c, err = newIssuer(t, newSigner(t, configFor(ca))).Issue(t.Context(), issuer.Applicant{}, r, issuer.PrivateKey{})
-	if err != nil || len(c.Leaf().ExtKeyUsage) != 1 {
-		t.Errorf("a template that reads template data: %v", err)
+	page, err := os.ReadFile("../../docs/subject.md")
+	must(t, err)
+	_, usages, _ := strings.Cut(string(page), "for clients only:\n\n```\n")
+	usages, _, documented := strings.Cut(usages, "```")
+	if !documented {
+		t.Fatal("docs/subject.md has no example of template data")
+	}
+	withTemplate(t, ca, `{"subject": {{ toJson .Subject }}, "sans": {{ toJson .SANs }}, "keyUsage": ["digitalSignature"], `+usages+`}`)
+	for data, want := range map[string]int{"": 2, `{}`: 2, `{"role": "client"}`: 1, `{"role": ["client"]}`: 2, `{"role": "\"}}{{ fail \"x\" }}"}`: 2} {
+		r := request()
+		if data != "" {
+			r.TemplateData = names.Must(issuer.ParseTemplateData(data))
+		}
+		c, err = newIssuer(t, newSigner(t, configFor(ca))).Issue(t.Context(), issuer.Applicant{}, r, issuer.PrivateKey{})
+		if err != nil && !strings.Contains(data, "[") || err == nil && len(c.Leaf().ExtKeyUsage) != want {
+			t.Errorf("template data %s: %v", data, err)
+		}
+	}
+}
+
+// A pod whose data makes the template fail gets no certificate, and it is no outage: the
+// other pods get theirs.
+func TestTemplateDataThatFails(t *testing.T) {
+	for name, part := range map[string]string{
+		"another type":          `"extKeyUsage": [{{ if eq .Insecure.User.role "server" }}"serverAuth"{{ else }}"clientAuth"{{ end }}]`,
+		"a missing key":         `"extKeyUsage": [{{ toJson .Insecure.User.missing.key }}]`,
+		"not of the right type": `"extKeyUsage": {{ toJson .Insecure.User.role }}`,
+		"without toJson":        `"extKeyUsage": [{{ .Insecure.User.role }}]`,
+		"not an OID":            `"extensions": [{"id": {{ toJson (index .Insecure.User.role 0) }}, "value": "x"}]`,
+	} {
+		ca := startCA(t)
+		withTemplate(t, ca, `{"subject": {{ toJson .Subject }}, "sans": {{ toJson .SANs }}, `+part+`}`)
+		r := request()
+		r.TemplateData = names.Must(issuer.ParseTemplateData(`{"role": ["x"]}`))
+		_, err := newIssuer(t, newSigner(t, configFor(ca))).Issue(t.Context(), issuer.Applicant{}, r, issuer.PrivateKey{})
+		if issuer.OutcomeOf(err) != issuer.InvalidAnswer || issuer.OutcomeOf(err).IsDown() || !strings.Contains(err.Error(), "may fail for the pod's subject fields or template data: the reason is in the CA's log") {
+			t.Errorf("%s: %s: %v", name, issuer.OutcomeOf(err).Label(), err)
+		}
 	}
 }
 

@@ -71,6 +71,7 @@ const subjectPolicy = `policy:
   validations:
   - expression: request.organizations.all(o, o == pod.namespace)
     message: not the organization of the namespace
+  - expression: request.organizationalUnits.size() < 3
 `
 
 // A pod gets its subject fields with and without a registration authority, and keeps them

@@ -22,12 +22,14 @@ import (
 	"github.com/flexstack/step-csi/test/reviews"
 )
 
-// organizationOfNamespace is the policy of docs/policy.md.
+// organizationOfNamespace is the policy of docs/subject.md.
 func organizationOfNamespace(c *policy.Config) {
 	c.AllowSubjectFields = []string{"organizations", "organizationalUnits"}
 	c.Validations = append(policy.Default(), policy.Validation{
 		Expression:        "request.organizations.all(o, o == pod.namespace)",
 		MessageExpression: "'a pod in ' + pod.namespace + ' may only have the organization ' + pod.namespace",
+	}, policy.Validation{
+		Expression: "request.organizationalUnits.size() <= 3",
 	})
 }
 
@@ -71,7 +73,7 @@ func TestSubjects(t *testing.T) {
 			"denied: template data is not allowed (the cluster's administrator can allow it: policy.allowTemplateData: true or issuers.data-with-fields.policy.allowTemplateData: true)"},
 		{"other-organization", withTemplate, organizationOfNamespace, of("pay"), issuer.TemplateData{}, issuer.Denied,
 			"denied: a pod in shop may only have the organization shop (decided by the policy in step-csi's configuration)"},
-		{"kubernetes", withTemplate, func(c *policy.Config) { c.AllowSubjectFields = []string{"organizations"} }, of("System:masters"), issuer.TemplateData{}, issuer.Denied,
+		{"kubernetes", withTemplate, organizationOfNamespace, of("System:masters"), issuer.TemplateData{}, issuer.Denied,
 			`denied: the organization "System:masters" is reserved: the API server may take it for a group of Kubernetes`},
 		{"no-template", without, organizationOfNamespace, subject, issuer.TemplateData{}, issuer.InvalidAnswer,
 			`invalid answer: the provisioner's X.509 template removed organization "shop", removed organizational unit "Web"; a certificate must have exactly the names that the pod may have: ` +
