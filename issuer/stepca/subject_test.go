@@ -82,6 +82,18 @@ func TestSubjectTemplate(t *testing.T) {
 	}
 }
 
+// An X5C provisioner passes the fields to its template, too.
+func TestSubjectTemplateOfX5C(t *testing.T) {
+	ca, pki := startX5C(t, func(p *provisioner.X5C) {
+		p.Options = &provisioner.Options{X509: &provisioner.X509Options{Template: subjectTemplate(t)}}
+	})
+	files := newPair(t, pki, nil)
+	c, err := newIssuer(t, newSigner(t, x5cConfig(ca, &files))).Issue(t.Context(), issuer.Applicant{}, withSubject(), issuer.PrivateKey{})
+	if err != nil || len(c.Leaf().Subject.Names) != len(withSubject().Subject.Values())+1 {
+		t.Errorf("got %v", err)
+	}
+}
+
 // Without a template that reads the fields, and with one that gives others, the pod gets no
 // certificate. The error says what to change.
 func TestSubjectThatTheTemplateChanges(t *testing.T) {
