@@ -19,6 +19,9 @@ const (
 	// preparedTime is how long after its last use a size counts as used. Then its keys are
 	// dropped.
 	preparedTime = time.Hour
+	// quietTime is how long nobody must have asked for a key before one is prepared: the pods
+	// that have got their keys need the cores for the rest of their publish.
+	quietTime = time.Second
 	// mostUses is how many uses of a size are remembered.
 	mostUses = 32
 )
@@ -28,8 +31,8 @@ const (
 // most mostPrepared. So there are no keys, and no goroutine, where pods use no RSA keys, and
 // no more than one unused key for each used one.
 //
-// Keys are prepared one at a time, while nobody generates an RSA key or waits for one, and on
-// half of a core at most. A key in progress cannot be interrupted: a request that arrives
+// Keys are prepared one at a time, a second after the last use, while nobody generates an RSA
+// key or waits for one, and on half of a core at most. A key in progress cannot be interrupted: a request that arrives
 // does not wait for it, but shares the cores with it until it is ready.
 type preparedKeys struct {
 	// background runs the goroutine. Nothing is prepared if it is nil.
@@ -115,12 +118,12 @@ func (p *preparedKeys) changed() {
 func (p *preparedKeys) run(ctx context.Context) {
 	defer p.forget()
 	for ctx.Err() == nil {
-		t, unused := p.next(time.Now())
+		t, wait := p.next(time.Now())
 		switch {
-		case unused == 0:
+		case wait == 0:
 			return
 		case t == "" || p.busy():
-			pause(ctx, unused, p.wake)
+			pause(ctx, wait, p.wake)
 		default:
 			began := time.Now()
 			key, err := p.generate(t)
@@ -147,10 +150,12 @@ func pause(ctx context.Context, d time.Duration, wake <-chan struct{}) {
 
 // next drops the sizes that are not used any more. It returns a size that lacks a key, if
 // there is one: the one with the fewest ready keys, and of several the fastest to generate.
-// unused is when the next size is dropped, from now; zero if no size is used.
-func (p *preparedKeys) next(now time.Time) (t KeyType, unused time.Duration) {
+// Otherwise, wait is when that can change, from now, if nobody uses a key. It is zero if no
+// size is used.
+func (p *preparedKeys) next(now time.Time) (t KeyType, wait time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	quiet := time.Duration(0) // how much of quietTime is left
 	for _, of := range KeyTypes() {
 		size := p.sizes[of]
 		if size == nil {
@@ -161,14 +166,19 @@ func (p *preparedKeys) next(now time.Time) (t KeyType, unused time.Duration) {
 			delete(p.sizes, of)
 			continue
 		}
-		if left := size.uses[len(size.uses)-1].at.Add(preparedTime).Sub(now); unused == 0 || left < unused {
-			unused = left
+		since := now.Sub(size.uses[len(size.uses)-1].at)
+		quiet = max(quiet, quietTime-since)
+		if left := preparedTime - since; wait == 0 || left < wait {
+			wait = left
 		}
 		if len(size.ready) < min(len(size.uses), mostPrepared) && (t == "" || len(size.ready) < len(p.sizes[t].ready)) {
 			t = of
 		}
 	}
-	return t, unused
+	if t != "" && quiet > 0 {
+		return "", quiet
+	}
+	return t, wait
 }
 
 // add adds a key to those that are ready.

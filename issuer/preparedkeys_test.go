@@ -261,7 +261,7 @@ func TestUnusedPreparedKeysAreDropped(t *testing.T) {
 func TestPreparingDelaysNoRequest(t *testing.T) {
 	virtualKeys(t, func(t *testing.T, k *slowKeys) {
 		k.get(t, starting("shop", "1"), RSA4096)
-		time.Sleep(timeOf[RSA4096] / 2) // one is being prepared
+		time.Sleep(quietTime + timeOf[RSA4096]/2) // one is being prepared
 		synctest.Wait()
 		if k.total() != 2 {
 			t.Fatalf("%d keys were begun", k.total())
@@ -287,6 +287,26 @@ func TestNothingIsPreparedWhileRequestsWait(t *testing.T) {
 		k.mu.Unlock()
 		if prepared > 0 {
 			t.Errorf("%d keys were prepared meanwhile", prepared)
+		}
+	})
+}
+
+// While pods ask for keys, with less than a second between them, nothing is prepared.
+func TestNothingIsPreparedDuringABurst(t *testing.T) {
+	virtualKeys(t, func(t *testing.T, k *slowKeys) {
+		k.at(t, 10, "shop", RSA2048)
+		settle()
+		before := k.total()
+		for i := range 20 {
+			k.get(t, starting("shop", fmt.Sprint(i)), RSA2048)
+			time.Sleep(quietTime - 2*timeOf[RSA2048])
+		}
+		if prepared := k.total() - before - 10; prepared > 0 {
+			t.Errorf("%d keys were prepared meanwhile", prepared)
+		}
+		settle()
+		if k.Prepared(RSA2048) != mostPrepared {
+			t.Errorf("%d keys are ready afterwards", k.Prepared(RSA2048))
 		}
 	})
 }
