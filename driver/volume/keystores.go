@@ -47,9 +47,6 @@ func (v *Volume) encodeMounted(root *os.Root, roots issuer.Roots) ([]payload.Fil
 			return nil, errUnknownPassword
 		}
 	}
-	if v.attributes.Files.PrivateKey == "" { // trust only
-		return payload.EncodeTrust(roots, v.attributes, v.keyStorePassword(root))
-	}
 	set, err := payload.OpenSet(root)
 	if err != nil {
 		return nil, err
