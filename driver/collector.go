@@ -68,7 +68,7 @@ func newCollector(d *Driver) *collector {
 		firstIssued: volumes("_earliest_issued_timestamp_seconds",
 			"Time at which the oldest certificate was asked for, by the node's clock; 0 if unknown."),
 		waiting:        describe("signings_waiting", "First certificates that wait for other calls to the issuer.", "issuer"),
-		rootExpiration: describe("root_expiration_timestamp_seconds", "Expiry of a root of the issuer, or of a CA that its CA is federated with.", "issuer", "fingerprint"),
+		rootExpiration: describe("root_expiration_timestamp_seconds", "Expiry of a root of the issuer, of a CA that its CA is federated with, or of an additional root.", "issuer", "fingerprint"),
 	}
 	if d.config.MetricsPerVolume {
 		volume := func(name, help string) *prometheus.Desc {
@@ -106,7 +106,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	for name, i := range c.issuers {
 		send(c.waiting, float64(i.Scheduler.Waiting()), name)
-		for _, root := range nextToExpire(i.LatestRoots().All(), time.Now()) {
+		roots := i.LatestRoots()
+		roots.Public = nil // nobody here can replace them
+		for _, root := range nextToExpire(roots.All(), time.Now()) {
 			send(c.rootExpiration, seconds(root.NotAfter), name, trust.Fingerprint(root))
 		}
 	}

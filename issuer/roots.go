@@ -24,6 +24,10 @@ type Roots struct {
 	// Federated are the roots of CAs that this CA is federated with, if the issuer is
 	// configured to include them. They never verify what this CA itself signs.
 	Federated []*x509.Certificate
+	// Additional and Public are what the administrator adds for pods: the roots of
+	// additionalRootsFile, and publicly trusted ones. They verify neither what this CA signs
+	// nor its server. Only LatestRoots returns them.
+	Additional, Public []*x509.Certificate
 	// Ignored are the roots that the CA answered and the configuration does not allow,
 	// with roots.pinned.
 	Ignored []*x509.Certificate
@@ -32,12 +36,16 @@ type Roots struct {
 	Asked time.Time
 }
 
-// All returns the roots of both kinds, without duplicates. Roots are a set: All orders them
+// All returns the roots of all kinds, without duplicates. Roots are a set: All orders them
 // by themselves and not as the CA answered them, because its order can change when nothing
 // else does, such as that of federated roots with each restart of step-ca. The CA's own
-// roots come first, for programs that read only the first certificate of a file.
-func (r Roots) All() []*x509.Certificate {
-	return trust.Union(trust.Sorted(r.Own), trust.Sorted(r.Federated))
+// roots come first, for programs that read only the first certificate of a file; then
+// federated, additional and public ones.
+func (r Roots) All() (all []*x509.Certificate) {
+	for _, kind := range [][]*x509.Certificate{r.Own, r.Federated, r.Additional, r.Public} {
+		all = trust.Union(all, trust.Sorted(kind))
+	}
+	return all
 }
 
 // Current returns the roots without those that have expired at that time. Verifiers reject
@@ -45,7 +53,9 @@ func (r Roots) All() []*x509.Certificate {
 // yet stays: verifiers do not use it before it is, and pods that read their files once must
 // have it then.
 func (r Roots) Current(now time.Time) Roots {
-	r.Own, r.Federated = trust.Unexpired(r.Own, now), trust.Unexpired(r.Federated, now)
+	for _, kind := range []*[]*x509.Certificate{&r.Own, &r.Federated, &r.Additional, &r.Public} {
+		*kind = trust.Unexpired(*kind, now)
+	}
 	return r
 }
 
@@ -61,7 +71,8 @@ func (r Roots) CheckExpiry(now time.Time) error {
 
 // Same tells whether both have the same certificates, in any order.
 func (r Roots) Same(other Roots) bool {
-	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated) && trust.Same(r.Ignored, other.Ignored)
+	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated) && trust.Same(r.Ignored, other.Ignored) &&
+		trust.Same(r.Additional, other.Additional) && trust.Same(r.Public, other.Public)
 }
 
 // Accept returns the roots that the pins allow. If they allow none of the CA's own roots,
@@ -91,13 +102,16 @@ func (l *latestRoots) store(roots Roots) {
 	}
 }
 
-// LatestRoots returns the newest roots that this issuer knows, without a request. There
-// are none before the first certificate and the first result of FollowRoots.
-func (i *Issuer) LatestRoots() Roots {
-	i.roots.mu.Lock()
-	defer i.roots.mu.Unlock()
-	return i.roots.roots
+func (l *latestRoots) load() Roots {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.roots
 }
+
+// LatestRoots returns the newest roots that this issuer knows, without a request, and those
+// that the administrator adds for pods. The CA's own are not known before the first
+// certificate and the first result of FollowRoots.
+func (i *Issuer) LatestRoots() Roots { return i.anchors.join(i.roots.load()) }
 
 // rootsDebounce delays a refresh that a new root in an answer triggers: more answers
 // with that root follow.
@@ -106,7 +120,8 @@ const rootsDebounce = time.Second
 // FollowRoots requests the roots until ctx ends: at once, then at the interval every
 // with a jitter of 10 %, and when an answer of the CA shows that there are other roots.
 // Before the first success it retries with backoff, and logs no errors that are normal
-// during the startup: Watch logs their reasons. observe gets the result of every request.
+// during the startup: Watch logs their reasons. observe gets the result of every request;
+// the additional roots may have changed even if it failed.
 func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe func(Roots, error)) {
 	logger := klog.FromContext(ctx)
 	retry := backoff.Backoff{First: time.Second, Max: every}
@@ -155,6 +170,7 @@ func (i *Issuer) waitForRoots(ctx context.Context, wait time.Duration) bool {
 
 func (i *Issuer) followRoots(ctx context.Context, observe func(Roots, error)) (err error) {
 	defer panics.Recover(ctx, "replace the roots", &err)
+	i.anchors.follow(klog.FromContext(ctx))
 	roots, err := i.refreshRoots(ctx)
 	if ctx.Err() == nil {
 		observe(roots, err)
@@ -170,7 +186,7 @@ func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 		return Roots{}, err
 	}
 	i.roots.store(roots)
-	i.expired.report(klog.FromContext(ctx), roots, time.Now())
+	i.expired.report(klog.FromContext(ctx), i.LatestRoots(), time.Now())
 	i.refreshIntermediates(ctx, roots)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // ReplaceRoots writes the newest roots of the issuer, except for expired ones, into the
@@ -42,8 +43,16 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	if same {
+		// A root can be the CA's no more, and stay as an additional one.
+		own := trust.Same(v.roots.Own, roots.Own)
 		v.roots = roots
-		return false, nil
+		if !own {
+			err = v.checkChain(current)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil // the file names have changed: a renewal is due
+		}
+		return false, err
 	}
 	tree, err := tmpfs.Clone(target)
 	if err != nil {
