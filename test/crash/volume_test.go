@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
@@ -55,7 +56,7 @@ func read(path string, n names) (*x509.Certificate, error) {
 		if err != nil {
 			return nil, err
 		}
-		contents, err := volume.Check(root, payload.Names{Certificate: n.certificate, PrivateKey: n.key, CA: n.roots})
+		contents, err := volume.Check(root, attributes.Files{Certificate: n.certificate, PrivateKey: n.key, CA: n.roots})
 		if err == nil {
 			return contents.Leaf, nil
 		}
