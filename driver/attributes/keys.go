@@ -42,6 +42,7 @@ func (p *parser) table() []attribute {
 		{"file-mode", set(&a.Mode, parseMode)},
 		{"privatekey-mode", set(&a.PrivateKeyMode, parseMode)},
 		{"revoke-on-delete", set(&a.RevokeOnDelete, parseBool)},
+		{"trust-only", set(&a.TrustOnly, parseBool)},
 	}
 	for _, file := range a.Files.attributes() {
 		table = append(table, attribute{file.key, set(file.name, parseFileName)})
@@ -69,16 +70,26 @@ func Keys() (keys []string) {
 const certManager = "csi.cert-manager.io/"
 
 // unknownKeys rejects keys that the driver does not know. The errors leave out
-// their values: one may be the password of a key store.
+// their values: one may be the password of a key store. One error lists the known keys.
 func unknownKeys(values map[string]string) (failed []error) {
 	known := Keys()
+	list := "; these are: " + strings.Join(known, ", ")
 	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if !slices.Contains(known, key) {
-			failed = append(failed, fmt.Errorf("%s%s", names.Quote(key), suggestion(key, known)))
+		if slices.Contains(known, key) {
+			continue
 		}
+		text := suggestion(key, known)
+		if text == unknown {
+			text += list
+			list = ""
+		}
+		failed = append(failed, fmt.Errorf("%s%s", names.Quote(key), text))
 	}
 	return failed
 }
+
+// unknown is the suggestion for a key that is like none of the known keys.
+const unknown = " is not a volume attribute"
 
 // suggestion says which of the known keys the user probably meant.
 func suggestion(key string, known []string) string {
@@ -97,7 +108,7 @@ func suggestion(key string, known []string) string {
 	likeness := func(known string) float64 { return levenshtein.Similarity(strings.ToLower(key), known, nil) }
 	nearest := slices.MaxFunc(known, func(a, b string) int { return cmp.Compare(likeness(a), likeness(b)) })
 	if likeness(nearest) >= 0.6 {
-		return fmt.Sprintf(" is not a volume attribute; %s is", nearest)
+		return fmt.Sprintf("%s; %s is", unknown, nearest)
 	}
-	return " is not a volume attribute; these are: " + strings.Join(known, ", ")
+	return unknown
 }

@@ -1,0 +1,43 @@
+package attributes
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// concernsTrust tells whether a volume with trust only can have the attribute.
+func concernsTrust(key string) bool {
+	switch key {
+	case "issuer", "trust-only", "owner-uid", "fs-group", "file-mode", "privatekey-mode",
+		"ca-file", "ca-directory", "pkcs12-truststore-file", "pkcs12-profile", "jks-truststore-file", "keystore-password-file":
+		return true
+	}
+	return false
+}
+
+// checkTrustOnly rejects the attributes that concern a certificate or its key: a volume with
+// trust only has neither.
+func checkTrustOnly(values map[string]string) error {
+	others := slices.DeleteFunc(slices.Sorted(maps.Keys(values)), concernsTrust)
+	if len(others) == 0 {
+		return nil
+	}
+	return fmt.Errorf("trust-only: a volume with trust only has no certificate and no private key, so that %s cannot apply; leave out %[1]s, or trust-only",
+		strings.Join(others, ", "))
+}
+
+// withoutCertificate removes what a volume with trust only does not have.
+func (a *Attributes) withoutCertificate() {
+	a.Request, a.KeyEncoding, a.Chain = issuer.Request{}, "", ""
+	a.Files = a.Files.ofTrust()
+}
+
+// ofTrust returns the names of the files that depend on the roots alone.
+func (f Files) ofTrust() Files {
+	f.Certificate, f.PrivateKey, f.Bundle, f.CertificateDER, f.PrivateKeyDER = "", "", "", "", ""
+	return f
+}
