@@ -27,6 +27,8 @@ type format struct {
 	// trust means that the file depends on the roots alone.
 	trust  bool
 	encode func(contents) ([]byte, error)
+	// directory makes a directory of that name instead of a file: the files in it.
+	directory func(c contents, name string) ([]File, error)
 }
 
 // formats are all kinds of files. The chain begins with the leaf. What follows is what the
@@ -38,6 +40,7 @@ var formats = []format{
 	{name: func(a attributes.Attributes) string { return a.Files.Bundle }, secret: true, encode: contents.pemBundle},
 	{name: func(a attributes.Attributes) string { return a.Files.CertificateDER }, encode: contents.derLeaf},
 	{name: func(a attributes.Attributes) string { return a.Files.PrivateKeyDER }, secret: true, encode: contents.derKey},
+	{name: func(a attributes.Attributes) string { return a.Files.CADirectory }, trust: true, directory: contents.rootsDirectory},
 	{name: nameOfFullChain, encode: contents.pemFullChain},
 }
 
