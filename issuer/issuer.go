@@ -210,6 +210,7 @@ func New(c Config) (*Issuer, error) {
 		c.Keys = NewKeyGenerator()
 	}
 	i := &Issuer{signer: c.Signer, policy: c.Policy, keys: c.Keys, lifetimes: c.Lifetimes, otherRoots: make(chan struct{}, 1)}
+	i.roots.known = make(chan struct{})
 	i.anchors.read, i.anchors.public = c.AdditionalRoots, c.PublicRoots
 	if _, err := i.anchors.load(); err != nil {
 		return nil, err

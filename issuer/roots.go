@@ -3,6 +3,7 @@ package issuer
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -90,16 +91,39 @@ func (r Roots) Accept(p trust.Pins) (Roots, error) {
 // latestRoots holds the newest roots that the CA answered. Answers can arrive in another
 // order than their requests: the latest request counts.
 type latestRoots struct {
+	known chan struct{} // closed when there are roots
+	once  sync.Once     // closes it
+
 	mu    sync.Mutex
 	roots Roots
+	err   error // of the last request that failed while there were none
 }
 
 func (l *latestRoots) store(roots Roots) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !roots.Asked.Before(l.roots.Asked) {
-		l.roots = roots
+	if roots.Asked.Before(l.roots.Asked) {
+		return
 	}
+	if len(roots.Own) > 0 {
+		l.once.Do(func() { close(l.known) })
+	}
+	l.roots, l.err = roots, nil
+}
+
+// fail notes why a request failed.
+func (l *latestRoots) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.roots.Own) == 0 {
+		l.err = err
+	}
+}
+
+func (l *latestRoots) failure() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
 }
 
 func (l *latestRoots) load() Roots {
@@ -112,6 +136,36 @@ func (l *latestRoots) load() Roots {
 // that the administrator adds for pods. The CA's own are not known before the first
 // certificate and the first result of FollowRoots.
 func (i *Issuer) LatestRoots() Roots { return i.anchors.join(i.roots.load()) }
+
+// rootsWait limits how long AwaitRoots waits. It is longer than a call to a CA that does not
+// answer.
+const rootsWait = 30 * time.Second
+
+// AwaitRoots waits until FollowRoots has got the roots of the CA for the first time, and makes
+// it request them soon. If there are none after half a minute, or when ctx ends, the error has
+// the outcome of the last request.
+func (i *Issuer) AwaitRoots(ctx context.Context) error {
+	if len(i.roots.load().Own) > 0 {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, rootsWait)
+	defer cancel()
+	i.refreshSoon()
+	select {
+	case <-i.roots.known:
+		return nil
+	case <-limited.Done():
+	}
+	err := i.roots.failure()
+	switch {
+	case err != nil:
+	case ctx.Err() != nil:
+		err = Ended(ctx).Because(ctx.Err())
+	default:
+		err = Unavailable.Because(errors.New("the request is not answered"))
+	}
+	return fmt.Errorf("wait for the roots of the CA: %w", err)
+}
 
 // rootsDebounce delays a refresh that a new root in an answer triggers: more answers
 // with that root follow.
@@ -183,6 +237,7 @@ func (i *Issuer) followRoots(ctx context.Context, observe func(Roots, error)) (e
 func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 	defer panics.Recover(ctx, "refresh the roots", &err)
 	if roots, err = i.signer.RefreshRoots(ctx); err != nil {
+		i.roots.fail(err)
 		return Roots{}, err
 	}
 	i.roots.store(roots)

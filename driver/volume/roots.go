@@ -15,14 +15,29 @@ import (
 // certificate and the key stay, and so does the file of the roots if it has the same roots
 // in another order, or if all roots of the CA have expired. ReplaceRoots ignores a volume
 // that is closed, unfit or not mounted.
+//
+// In a volume with trust only, ReplaceRoots also repairs what Adopt found: there is no renewal
+// that would.
 func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	changed, err = v.replaceRoots()
+	if v.unwritten = err; err != nil {
+		v.attempts++
+	} else {
+		v.attempts = 0
+	}
+	return changed, err
+}
+
+// replaceRoots requires the lock.
+func (v *Volume) replaceRoots() (changed bool, err error) {
 	if v.closed || v.unfit != nil {
 		return false, nil
 	}
 	roots := v.issuer.LatestRoots().Current(time.Now())
-	if len(roots.Own) == 0 || v.roots.Same(roots) {
+	repair := v.renewFirst && v.attributes.TrustOnly
+	if len(roots.Own) == 0 || v.roots.Same(roots) && !repair {
 		return false, nil
 	}
 	target, err := v.Open()
@@ -42,11 +57,11 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if same {
+	if same && !repair {
 		// A root can be the CA's no more, and stay as an additional one.
 		own := trust.Same(v.roots.Own, roots.Own)
 		v.roots = roots
-		if !own {
+		if !own && !v.attributes.TrustOnly {
 			err = v.checkChain(current)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
@@ -75,6 +90,12 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	v.roots = roots
-	return true, v.checkChain(root)
+	if v.roots = roots; !v.attributes.TrustOnly {
+		return true, v.checkChain(root)
+	}
+	if repair {
+		err = writeRecord(tree, v.record())
+		v.renewFirst = err != nil
+	}
+	return true, err
 }
