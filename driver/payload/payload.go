@@ -242,6 +242,23 @@ func fileNames(files []File) []string {
 	return slices.Compact(visible(names))
 }
 
+// Size returns how much of a tmpfs a set of these files takes: whole pages of memory, and inodes
+// of files and directories.
+func Size(files []File) (bytes int64, inodes int) {
+	const page = 4 << 10
+	inodes = 1
+	directory := ""
+	for _, file := range files {
+		bytes += (int64(len(file.Data)) + page - 1) / page * page
+		inodes++
+		if name := file.visibleName(); name != file.Name && name != directory {
+			directory = name
+			inodes++
+		}
+	}
+	return bytes, inodes
+}
+
 // visibleName returns the name in the volume: that of the file, or that of its directory.
 func (f File) visibleName() string {
 	name, _, _ := strings.Cut(f.Name, "/")

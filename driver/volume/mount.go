@@ -6,15 +6,35 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
 // A volume's tmpfs holds two sets of a few files of some KiB each, and a third set during
-// a write. The tmpfs uses memory only for its contents.
+// a write. The tmpfs uses memory only for its contents. It grows for sets that need more, such
+// as those with public roots, up to the limits.
 const (
 	tmpfsSize   = 1 << 20
 	tmpfsInodes = 128
+
+	largestSize   = 32 << 20
+	largestInodes = 8 << 10
 )
+
+// makeRoom makes the tmpfs large enough for three sets with such files of the roots, and with
+// the usual other files. What a container has put there does not count.
+func makeRoom(tree *tmpfs.Tree, files []payload.File) error {
+	bytes, inodes := payload.Size(files)
+	bytes, inodes = 3*bytes+tmpfsSize/4, 3*inodes+tmpfsInodes/2
+	switch {
+	case bytes <= tmpfsSize && inodes <= tmpfsInodes:
+		return nil
+	case bytes > largestSize || inodes > largestInodes:
+		return fmt.Errorf("three sets of the files need %d bytes and %d inodes, and a volume has at most %d and %d: use fewer roots, or fewer formats of them",
+			bytes, inodes, largestSize, largestInodes)
+	}
+	return tree.Grow(bytes, inodes)
+}
 
 // IsMounted tells whether a volume is mounted at the path.
 func IsMounted(n *Node, path string) (bool, error) {

@@ -53,11 +53,13 @@ func (v *Volume) replaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer current.Close()
-	same, err := payload.HasRoots(current, v.attributes.Files.CA, roots)
-	if err != nil {
-		return false, err
+	same := false
+	if !repair {
+		if same, err = payload.HasRoots(current, v.attributes.Files.CA, roots); err != nil {
+			return false, err
+		}
 	}
-	if same && !repair {
+	if same {
 		// A root can be the CA's no more, and stay as an additional one.
 		own := trust.Same(v.roots.Own, roots.Own)
 		v.roots = roots
@@ -81,6 +83,9 @@ func (v *Volume) replaceRoots() (changed bool, err error) {
 	defer root.Close()
 	files, err := payload.EncodeTrust(roots, v.attributes)
 	if err != nil {
+		return false, err
+	}
+	if err := makeRoom(tree, files); err != nil {
 		return false, err
 	}
 	err = payload.Replace(root, files, v.attributes)

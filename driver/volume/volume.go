@@ -286,6 +286,9 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 		return err
 	}
 	defer wipe(files)
+	if err := makeRoom(tree, files); err != nil {
+		return fmt.Errorf("write the files: %w", err)
+	}
 	root, err := tree.Root()
 	if err != nil {
 		return err
