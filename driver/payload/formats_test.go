@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/issuer/names"
 )
 
 // newCredential returns a credential of a CA with an intermediate.
@@ -86,6 +88,50 @@ func certificatesIn(t *testing.T, data []byte) []*x509.Certificate {
 
 func isKey(key any, of issuer.PrivateKey) bool {
 	return of.Signer.(interface{ Equal(crypto.PrivateKey) bool }).Equal(key)
+}
+
+// Without an attribute about formats, a volume has the three files of the first release, byte
+// for byte.
+func TestUsualFiles(t *testing.T) {
+	c := newCredential(t, issuer.ECDSAP256)
+	a, err := attributes.Parse(nil, issuer.Pod{Namespace: "shop", Name: "web-0", UID: "uid-1", ServiceAccount: "web", Node: "node-1"}, "",
+		attributes.Config{TrustDomain: names.Must(names.ParseTrustDomain("example.org")), Issuers: map[string]issuer.Lifetimes{"default": {}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pemOf := func(kind string, ders ...[]byte) (all string) {
+		for _, der := range ders {
+			all += string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
+		}
+		return all
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(c.Key.Signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := c.Roots.All()
+	want := map[string]string{
+		"tls.crt": pemOf("CERTIFICATE", c.Chain[0].Raw, c.Chain[1].Raw),
+		"tls.key": pemOf("PRIVATE KEY", key),
+		"ca.crt":  pemOf("CERTIFICATE", roots[0].Raw, roots[1].Raw),
+	}
+	root := encode(t, c, a)
+	if got := visible(t, root); !maps.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	set, err := root.Readlink(payload.DataLink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := fs.ReadDir(root.FS(), set)
+	if err != nil || len(entries) != 3 {
+		t.Errorf("the set has %d files; %v", len(entries), err)
+	}
+	for _, entry := range entries {
+		if info, err := entry.Info(); err != nil || info.Mode() != 0o444 {
+			t.Errorf("%s: %v, %v", entry.Name(), info.Mode(), err)
+		}
+	}
 }
 
 // The chain is as long as the pod wants in each file that contains the leaf, and the bundle
