@@ -43,6 +43,7 @@ func Find(n *Node, path string) (*Volume, error) {
 	if v.TrustOnly() {
 		v.certificate = certificate{}
 	}
+	v.extra.Store(v.estimate())
 	if v.device, err = tmpfs.Device(target); err != nil {
 		return nil, err
 	}
@@ -95,6 +96,7 @@ func Adopt(ctx context.Context, n *Node, wanted Spec) (*Volume, error) {
 	if v.TrustOnly() {
 		v.certificate = certificate{}
 	}
+	v.extra.Store(v.estimate())
 	v.renewFirst = damage != nil || !record.Same(wanted)
 	logger := klog.FromContext(ctx)
 	switch {

@@ -23,8 +23,9 @@ const (
 
 // makeRoom makes the tmpfs large enough for three sets with such files of the roots, and with
 // the usual other files. What a container has put there does not count.
-func makeRoom(tree *tmpfs.Tree, files []payload.File) error {
+func (v *Volume) makeRoom(tree *tmpfs.Tree, files []payload.File) error {
 	bytes, inodes := payload.Size(files)
+	v.extra.Store(extraMemory(bytes, inodes))
 	bytes, inodes = 3*bytes+tmpfsSize/4, 3*inodes+tmpfsInodes/2
 	switch {
 	case bytes <= tmpfsSize && inodes <= tmpfsInodes:
@@ -34,6 +35,27 @@ func makeRoom(tree *tmpfs.Tree, files []payload.File) error {
 			bytes, inodes, largestSize, largestInodes)
 	}
 	return tree.Grow(bytes, inodes)
+}
+
+// extraMemory is how much more memory than usual two sets of such a size take, with what the
+// kernel keeps for each file.
+func extraMemory(bytes int64, inodes int) int64 {
+	const usual, inode = 64 << 10, 1 << 10
+	return max(0, 2*(bytes+int64(inodes)*inode)-usual)
+}
+
+// ExtraMemory estimates how much more memory than a usual volume a new one will take, in bytes,
+// because of its roots.
+func ExtraMemory(n *Node, s Spec) int64 { return newVolume(n, s).estimate() }
+
+// ExtraMemory returns how much more memory the volume takes than a usual one, in bytes.
+func (v *Volume) ExtraMemory() int64 { return v.extra.Load() }
+
+func (v *Volume) estimate() int64 {
+	if v.unfit != nil {
+		return 0
+	}
+	return extraMemory(payload.TrustSize(v.issuer.LatestRoots().All(), v.attributes))
 }
 
 // IsMounted tells whether a volume is mounted at the path.

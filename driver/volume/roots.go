@@ -85,7 +85,7 @@ func (v *Volume) replaceRoots() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if err := makeRoom(tree, files); err != nil {
+	if err := v.makeRoom(tree, files); err != nil {
 		return false, err
 	}
 	err = payload.Replace(root, files, v.attributes)

@@ -243,6 +243,9 @@ func TestVolumesGrow(t *testing.T) {
 	if first != (sizes{1 << 20, 128}) {
 		t.Errorf("a usual volume has %+v", first)
 	}
+	if extra := max(v.ExtraMemory(), volume.ExtraMemory(f.node, f.spec)); extra != 0 {
+		t.Errorf("a usual volume takes %d bytes more than a usual one", extra)
+	}
 	now := time.Now()
 	roots := []*x509.Certificate{f.signer.ca.Root}
 	for len(roots) < 600 {
@@ -260,6 +263,12 @@ func TestVolumesGrow(t *testing.T) {
 	grown := f.size()
 	if grown.bytes < 3*600*4096 || grown.inodes < 3*600 {
 		t.Errorf("three sets do not fit into %+v", grown)
+	}
+	var usage unix.Statfs_t
+	must(t, unix.Statfs(f.path, &usage))
+	used := int64(usage.Blocks-usage.Bfree) * usage.Bsize
+	if extra, estimate := v.ExtraMemory(), volume.ExtraMemory(f.node, f.spec); extra < used || extra > 2*used || estimate < extra*9/10 || estimate > extra*11/10 {
+		t.Errorf("two sets take %d bytes; known are %d, and estimated are %d", used, extra, estimate)
 	}
 	if line := f.mountLine(); !strings.Contains(line, " ro,") || !strings.Contains(line, "mode=755") {
 		t.Errorf("the mount has lost options: %s", line)

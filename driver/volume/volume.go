@@ -95,6 +95,7 @@ type Volume struct {
 
 	token atomic.Pointer[issuer.Token]   // the newest, or nil; only in memory
 	entry atomic.Pointer[schedule.Entry] // once Keep was called; nil if unfit
+	extra atomic.Int64                   // memory in bytes beyond that of a usual volume
 	gone  atomic.Bool                    // a renewal found that the volume is not mounted
 	// renewFirst means that the mounted files are damaged, or do not match the spec.
 	renewFirst bool
@@ -286,7 +287,7 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 		return err
 	}
 	defer wipe(files)
-	if err := makeRoom(tree, files); err != nil {
+	if err := v.makeRoom(tree, files); err != nil {
 		return fmt.Errorf("write the files: %w", err)
 	}
 	root, err := tree.Root()
