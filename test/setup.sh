@@ -11,6 +11,19 @@ case $1 in
 test)
 	need certtool gnutls-bin # checks chains as programs with GnuTLS do
 	need promtool prometheus # promtool tests the alerts
+	need javac openjdk-17-jdk-headless # reads key stores; also has keytool
+	# The servers of test/programs.
+	need /usr/lib/postgresql postgresql
+	need mariadbd mariadb-server
+	need redis-server redis-server
+	need nginx nginx-light
+	need haproxy haproxy
+	need nats-server nats-server
+	need /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
+	need apache2 apache2
+	need mosquitto mosquitto
+	need memcached memcached
+	need curl curl
 	;;
 e2e | load | try)
 	need buildah buildah
@@ -30,5 +43,19 @@ command -v apt-get >/dev/null || { echo "make $1: install$missing" >&2; exit 1; 
 echo "Installing$missing"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null
-# Without recommended packages: no service must run on the machine itself.
+# No service must run on the machine itself: invoke-rc.d(8) and deb-systemd-invoke(1) ask
+# this program.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+	trap 'rm -f $policy' EXIT
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod 755 $policy
+fi
+case $missing in
+*postgresql*) # whose packages would make a database for that service
+	mkdir -p /etc/postgresql-common
+	[ -e /etc/postgresql-common/createcluster.conf ] || echo create_main_cluster = false >/etc/postgresql-common/createcluster.conf
+	;;
+esac
+# Without recommended packages, which the tests do not need.
 apt-get install -qqy --no-install-recommends $missing >/dev/null

@@ -225,6 +225,14 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 		"privatekey-der-file":  want.Files.PrivateKeyDER,
 		"ca-directory":         want.Files.CADirectory,
 		"trust-only":           fmt.Sprint(want.TrustOnly),
+
+		"pkcs12-file":            want.Files.PKCS12,
+		"pkcs12-truststore-file": want.Files.PKCS12TrustStore,
+		"pkcs12-profile":         string(want.PKCS12Profile),
+		"jks-file":               want.Files.JKS,
+		"jks-truststore-file":    want.Files.JKSTrustStore,
+		"keystore-alias":         want.KeyStoreAlias,
+		"keystore-password-file": want.Files.KeyStorePassword,
 	}
 	if want.TrustOnly {
 		maps.DeleteFunc(values, func(key, _ string) bool { return trustOnly()[key] == "" })

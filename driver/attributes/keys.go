@@ -9,6 +9,7 @@ import (
 
 	"github.com/agext/levenshtein"
 
+	"github.com/flexstack/step-csi/driver/keystore"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
 )
@@ -43,6 +44,8 @@ func (p *parser) table() []attribute {
 		{"privatekey-mode", set(&a.PrivateKeyMode, parseMode)},
 		{"revoke-on-delete", set(&a.RevokeOnDelete, parseBool)},
 		{"trust-only", set(&a.TrustOnly, parseBool)},
+		{"pkcs12-profile", set(&a.PKCS12Profile, oneOf(keystore.Modern, keystore.Legacy))},
+		{"keystore-alias", set(&a.KeyStoreAlias, parseAlias)},
 	}
 	for _, file := range a.Files.attributes() {
 		table = append(table, attribute{file.key, set(file.name, parseFileName)})
@@ -91,6 +94,12 @@ func unknownKeys(values map[string]string) (failed []error) {
 // unknown is the suggestion for a key that is like none of the known keys.
 const unknown = " is not a volume attribute"
 
+// isPassword tells whether the user probably means a password by the key.
+func isPassword(key string) bool {
+	key = strings.ToLower(key)
+	return strings.Contains(key, "passw") && !strings.Contains(key, "file") || strings.HasSuffix(key, "storepass") || strings.Contains(key, "passphrase")
+}
+
 // suggestion says which of the known keys the user probably meant.
 func suggestion(key string, known []string) string {
 	if _, plain, found := strings.Cut(key, "/"); found && slices.Contains(known, plain) {
@@ -101,6 +110,12 @@ func suggestion(key string, known []string) string {
 		return ": write issuer"
 	case certManager + "key-algorithm", certManager + "key-size":
 		return ": write key-type"
+	case certManager + "pkcs12-enable", certManager + "pkcs12-filename":
+		return ": write pkcs12-file"
+	}
+	if isPassword(key) {
+		return ": this driver has no such attribute; leave it out, because everybody who can read the pod could read the password: " +
+			"the node plugin generates one and writes it to keystore-password-file, or takes the key keystore-password of the Secret in nodePublishSecretRef"
 	}
 	if strings.HasPrefix(key, certManager) {
 		return ": this driver has no such attribute; leave it out"

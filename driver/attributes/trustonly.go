@@ -19,25 +19,23 @@ func concernsTrust(key string) bool {
 	return false
 }
 
-// checkTrustOnly rejects the attributes that concern a certificate or its key: a volume with
-// trust only has neither.
-func checkTrustOnly(values map[string]string) error {
-	others := slices.DeleteFunc(slices.Sorted(maps.Keys(values)), concernsTrust)
-	if len(others) == 0 {
-		return nil
+// finishTrustOnly rejects the attributes that concern a certificate or its key: a volume with
+// trust only has neither. It removes their defaults.
+func (p *parser) finishTrustOnly(values map[string]string) error {
+	if others := slices.DeleteFunc(slices.Sorted(maps.Keys(values)), concernsTrust); len(others) > 0 {
+		return fmt.Errorf("trust-only: a volume with trust only has no certificate and no private key, so that %s cannot apply; leave out %[1]s, or trust-only",
+			strings.Join(others, ", "))
 	}
-	return fmt.Errorf("trust-only: a volume with trust only has no certificate and no private key, so that %s cannot apply; leave out %[1]s, or trust-only",
-		strings.Join(others, ", "))
-}
-
-// withoutCertificate removes what a volume with trust only does not have.
-func (a *Attributes) withoutCertificate() {
+	a := &p.result
 	a.Request, a.KeyEncoding, a.Chain = issuer.Request{}, "", ""
 	a.Files = a.Files.ofTrust()
+	return nil
 }
 
 // ofTrust returns the names of the files that depend on the roots alone.
 func (f Files) ofTrust() Files {
-	f.Certificate, f.PrivateKey, f.Bundle, f.CertificateDER, f.PrivateKeyDER = "", "", "", "", ""
-	return f
+	return Files{
+		CA: f.CA, CADirectory: f.CADirectory,
+		PKCS12TrustStore: f.PKCS12TrustStore, JKSTrustStore: f.JKSTrustStore, KeyStorePassword: f.KeyStorePassword,
+	}
 }

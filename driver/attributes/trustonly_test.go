@@ -2,10 +2,10 @@ package attributes_test
 
 import (
 	"reflect"
-	"slices"
 	"testing"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/keystore"
 )
 
 // trustOnly are all attributes that a volume with trust only can have.
@@ -13,6 +13,7 @@ func trustOnly() map[string]string {
 	return map[string]string{
 		"trust-only": "true", "issuer": "short", "ca-file": "roots.pem", "ca-directory": "roots",
 		"owner-uid": "1000", "fs-group": "3000", "file-mode": "0440", "privatekey-mode": "0400",
+		"pkcs12-truststore-file": "roots.p12", "pkcs12-profile": "legacy", "jks-truststore-file": "roots.jks", "keystore-password-file": "password",
 	}
 }
 
@@ -21,8 +22,11 @@ func TestTrustOnly(t *testing.T) {
 	group := 3000
 	got, err := attributes.Parse(trustOnly(), pod, "2000", config())
 	want := attributes.Attributes{
-		Issuer: "short", TrustOnly: true, Files: attributes.Files{CA: "roots.pem", CADirectory: "roots"},
-		Owner: 1000, Group: &group, Mode: 0o440, PrivateKeyMode: 0o400,
+		Issuer: "short", TrustOnly: true, Files: attributes.Files{
+			CA: "roots.pem", CADirectory: "roots", PKCS12TrustStore: "roots.p12", JKSTrustStore: "roots.jks", KeyStorePassword: "password",
+		},
+		PKCS12Profile: keystore.Legacy,
+		Owner:         1000, Group: &group, Mode: 0o440, PrivateKeyMode: 0o400,
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v, want\n%+v", got, err, want)
@@ -42,19 +46,10 @@ func TestTrustOnlyWithOtherAttributes(t *testing.T) {
 			continue
 		}
 		_, err := attributes.Parse(map[string]string{"trust-only": "true", key: full[key]}, pod, "", config())
-		if !concernsTrust(key) {
-			wantError(t, key, err, "trust-only: a volume with trust only has no certificate and no private key, so that "+key+" cannot apply; leave out "+key+", or trust-only")
-		} else if err != nil {
-			t.Errorf("%s: %v", key, err)
-		}
+		wantError(t, key, err, "trust-only: a volume with trust only has no certificate and no private key, so that "+key+" cannot apply; leave out "+key+", or trust-only")
 	}
 	_, err := attributes.Parse(map[string]string{"trust-only": "true", "key-type": "rsa-2048", "dns-names": "a.b"}, pod, "", config())
 	wantError(t, "two", err, "so that dns-names, key-type cannot apply; leave out dns-names, key-type, or trust-only")
 	_, err = attributes.Parse(map[string]string{"trust-only": "true", "issuer": "other"}, pod, "", config())
 	wantError(t, "unknown issuer", err, `issuer: "other" is not an issuer`)
-}
-
-// concernsTrust is about the attributes of trust stores.
-func concernsTrust(key string) bool {
-	return slices.Contains([]string{"pkcs12-truststore-file", "pkcs12-profile", "jks-truststore-file", "keystore-password-file"}, key)
 }

@@ -49,7 +49,7 @@ func TrustSize(roots []*x509.Certificate, a attributes.Attributes) (bytes int64,
 	}
 	for _, f := range formats {
 		switch {
-		case !f.trust || f.name(a) == "":
+		case !f.trust || f.secret || f.name(a) == "":
 		case f.directory != nil:
 			bytes, inodes = bytes+each, inodes+1+len(roots)
 		default:

@@ -149,7 +149,7 @@ func TestCADirectory(t *testing.T) {
 	}
 	a := attributes.Attributes{TrustOnly: true, Files: attributes.Files{CA: "ca.crt", CADirectory: "certs"}, Mode: 0o444}
 	volume := openRoot(t)
-	files, err := payload.EncodeTrust(issuer.Roots{Own: roots}, a)
+	files, err := payload.EncodeTrust(issuer.Roots{Own: roots}, a, payload.Password{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func TestSubjectsThatCannotBeHashed(t *testing.T) {
 	} {
 		roots := issuer.Roots{Own: []*x509.Certificate{{RawSubject: subject}}}
 		a := attributes.Attributes{TrustOnly: true, Files: attributes.Files{CA: "ca.crt", CADirectory: "certs"}}
-		if _, err := payload.EncodeTrust(roots, a); err == nil || !strings.Contains(err.Error(), "encode certs: root ") {
+		if _, err := payload.EncodeTrust(roots, a, payload.Password{}); err == nil || !strings.Contains(err.Error(), "encode certs: root ") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -228,7 +228,7 @@ func TestSubjectsThatCannotBeHashed(t *testing.T) {
 func TestForeignFilesInADirectory(t *testing.T) {
 	a := attributes.Attributes{TrustOnly: true, Files: attributes.Files{CA: "ca.crt", CADirectory: "certs"}, Mode: 0o444}
 	roots := []*x509.Certificate{rootOf(t, subjectOf(t, cn(cbasn1.UTF8String, "a"))).certificate, rootOf(t, subjectOf(t, cn(cbasn1.UTF8String, "b"))).certificate}
-	files, err := payload.EncodeTrust(issuer.Roots{Own: roots}, a)
+	files, err := payload.EncodeTrust(issuer.Roots{Own: roots}, a, payload.Password{})
 	if err != nil {
 		t.Fatal(err)
 	}

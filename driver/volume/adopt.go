@@ -133,6 +133,7 @@ func (v *Volume) takeCertificate(root *os.Root, record Record) error {
 		_, err := CheckTrust(root, mounted.Files)
 		return err
 	}
+	mounted.Files.KeyStorePassword = "" // not all volumes have it, and ReplaceRoots repairs it
 	contents, err := Check(root, mounted.Files)
 	if err != nil {
 		return err

@@ -3,18 +3,21 @@ package volume
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 // ReplaceRoots writes the newest roots of the issuer, except for expired ones, into the
 // mounted volume. changed tells whether the files changed, which makes programs reload. The
 // certificate and the key stay, and so does the file of the roots if it has the same roots
-// in another order, or if all roots of the CA have expired. ReplaceRoots ignores a volume
-// that is closed, unfit or not mounted.
+// in another order, or if all roots of the CA have expired. ReplaceRoots also writes key
+// stores again that are damaged or have another password. It ignores a volume that is closed,
+// unfit or not mounted.
 //
 // In a volume with trust only, ReplaceRoots also repairs what Adopt found: there is no renewal
 // that would.
@@ -53,12 +56,11 @@ func (v *Volume) replaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer current.Close()
-	same := false
-	if !repair {
-		if same, err = payload.HasRoots(current, v.attributes.Files.CA, roots); err != nil {
-			return false, err
-		}
+	files, same, err := v.filesWith(current, roots, repair)
+	if err != nil {
+		return false, err
 	}
+	defer wipe(files)
 	if same {
 		// A root can be the CA's no more, and stay as an additional one.
 		own := trust.Same(v.roots.Own, roots.Own)
@@ -81,14 +83,14 @@ func (v *Volume) replaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer root.Close()
-	files, err := payload.EncodeTrust(roots, v.attributes)
-	if err != nil {
-		return false, err
+	a := v.attributes
+	if _, err := root.Lstat(payload.DataLink + "/" + a.Files.KeyStorePassword); v.IsFound() && errors.Is(err, fs.ErrNotExist) {
+		a.Files.KeyStorePassword = "" // the pod has given the password
 	}
 	if err := v.makeRoom(tree, files); err != nil {
 		return false, err
 	}
-	err = payload.Replace(root, files, v.attributes)
+	err = payload.Replace(root, files, a)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil // the file names have changed: a renewal is due
 	}
@@ -103,4 +105,23 @@ func (v *Volume) replaceRoots() (changed bool, err error) {
 		v.renewFirst = err != nil
 	}
 	return true, err
+}
+
+// filesWith returns the files that change with the roots, and whether the volume has them
+// already, unless it is to be repaired. If it has key stores, these are all files: after another process has changed the
+// password's file, all key stores must have the same password again.
+func (v *Volume) filesWith(root *os.Root, roots issuer.Roots, repair bool) (files []payload.File, same bool, err error) {
+	if v.attributes.Files.HasKeyStore() {
+		if files, err := v.encodeMounted(root, roots); err == nil {
+			return files, !repair && payload.Has(root, files), nil
+		}
+		// The password is not known yet, or a renewal repairs the files.
+	}
+	if !repair {
+		if same, err = payload.HasRoots(root, v.attributes.Files.CA, roots); err != nil || same {
+			return nil, same, err
+		}
+	}
+	files, err = payload.EncodeTrust(roots, v.attributes, payload.Password{})
+	return files, false, err
 }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,11 +17,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flexstack/step-csi/test/embeddedca"
 	"github.com/flexstack/step-csi/test/node"
 )
 
 // kept is the set of capabilities that the plugin keeps, in the format of /proc.
-var kept = fmt.Sprintf("%016x", 1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_CHOWN)
+var kept = fmt.Sprintf("%016x", 1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_CHOWN|1<<unix.CAP_DAC_READ_SEARCH|1<<unix.CAP_FOWNER)
 
 const none = "0000000000000000"
 
@@ -74,7 +76,7 @@ func inheriting(t *testing.T, capability int) {
 	node.Must(t, unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(capability), 0, 0))
 }
 
-// Every thread has exactly two capabilities and cannot gain more, whatever the
+// Every thread has exactly these capabilities and cannot gain more, whatever the
 // plugin started with. That includes the threads that calls create.
 func TestHardeningOfEveryThread(t *testing.T) {
 	n := node.New(t, binary, startCA(t))
@@ -100,13 +102,30 @@ func TestHardeningOfEveryThread(t *testing.T) {
 }
 
 // Only root can access the kubelet's directories. All calls work there, and the
-// files get their group.
+// files get their owner and group.
 func TestHardeningAllowsAllCalls(t *testing.T) {
 	t.Parallel()
-	n := node.New(t, binary, startCA(t))
+	ca := startCA(t)
+	t.Run("group", func(t *testing.T) {
+		t.Parallel()
+		testAllCalls(t, ca, node.Pod{Name: "short-0", Group: "2000", Attributes: map[string]string{"duration": "12s", "reuse-private-key": "true"}}, 0o440, 0, 2000)
+	})
+	// Only the owner can read the files, and the plugin.
+	t.Run("owner", func(t *testing.T) {
+		t.Parallel()
+		testAllCalls(t, ca, node.Pod{Name: "short-0", Attributes: map[string]string{
+			"duration": "12s", "reuse-private-key": "true", "owner-uid": "999", "file-mode": "0400",
+		}}, 0o400, 999, 0)
+	})
+}
+
+// testAllCalls publishes the pod's volume, waits for renewals before and after a restart, and
+// unpublishes the volume. The key has the mode, the owner and the group, and stays the same.
+func testAllCalls(t *testing.T, ca *embeddedca.CA, p node.Pod, mode fs.FileMode, uid, gid uint32) {
+	n := node.New(t, binary, ca)
 	node.Must(t, os.Chmod(n.KubeletDir, 0o750))
+	n.RefreshRoots(time.Second)
 	n.Start()
-	p := node.Pod{Name: "short-0", Group: "2000", Attributes: map[string]string{"duration": "12s", "reuse-private-key": "true"}}
 	request := n.MustRequest(p)
 	for _, path := range components(n, p) {
 		if path != n.Target(p) {
@@ -116,6 +135,7 @@ func TestHardeningAllowsAllCalls(t *testing.T) {
 	_, err := n.NodePublishVolume(t.Context(), request)
 	node.Must(t, err)
 	first := read(t, n.Target(p)).leaf()
+	key := first.PublicKey
 	renewed := func() bool { return !read(t, n.Target(p)).leaf().Equal(first) }
 	node.Eventually(t, time.Minute, "a renewal", renewed)
 	n.Kill()
@@ -126,8 +146,11 @@ func TestHardeningAllowsAllCalls(t *testing.T) {
 	node.Eventually(t, time.Minute, "a renewal after a restart", renewed)
 	info, err := os.Stat(filepath.Join(n.Target(p), "tls.key"))
 	node.Must(t, err)
-	if owner := info.Sys().(*syscall.Stat_t); info.Mode() != 0o440 || owner.Uid != 0 || owner.Gid != 2000 {
+	if owner := info.Sys().(*syscall.Stat_t); info.Mode() != mode || owner.Uid != uid || owner.Gid != gid {
 		t.Errorf("the key has mode %v and owner %d:%d", info.Mode(), owner.Uid, owner.Gid)
+	}
+	if now := read(t, n.Target(p)).leaf().PublicKey; !now.(*ecdsa.PublicKey).Equal(key) {
+		t.Error("the key was not read, and so not reused")
 	}
 	n.Unpublish(p)
 	if mounted := n.Mounts(); len(mounted) > 0 {
@@ -232,7 +255,7 @@ func TestHardeningWithoutAdmin(t *testing.T) {
 	}
 }
 
-// A plugin that cannot clear the bounding set still has the two capabilities only.
+// A plugin that cannot clear the bounding set still has these capabilities only.
 func TestHardeningWithoutSetpcap(t *testing.T) {
 	n := node.New(t, binary, startCA(t))
 	withoutBounding(t, unix.CAP_SETPCAP)
@@ -255,20 +278,11 @@ func TestHardeningOfTheAuthority(t *testing.T) {
 	})
 }
 
-// When the hardened process cannot read a file, the error names the file and the
+// When the hardened authority cannot read a file, the error names the file and the
 // change.
 func TestHardeningNamesUnreadableFiles(t *testing.T) {
 	t.Parallel()
-	ca := startCA(t)
-	for _, name := range []string{"step-csi.yaml", "password"} {
-		n := node.New(t, binary, ca)
-		node.Must(t, os.Chown(filepath.Join(filepath.Dir(n.Config), name), 1234, 1234))
-		out, err := binary.Command("node", "--config", n.Config, "--kubelet-dir", n.KubeletDir).CombinedOutput()
-		if err == nil || !strings.Contains(string(out), name+": permission denied: the owner and mode of the file must allow user 0") {
-			t.Errorf("%s: %v: %s", name, err, out)
-		}
-	}
-	r := startAuthority(t, ca, 1, "")
+	r := startAuthority(t, startCA(t), 1, "")
 	for _, name := range []string{"step-csi.yaml", "password"} {
 		replica := r.prepare("127.0.0.1", "")
 		node.Must(t, os.Chown(filepath.Join(filepath.Dir(replica.config), name), 1234, 1234))
