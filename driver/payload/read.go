@@ -14,7 +14,7 @@ import (
 // place of the files. The limits below are far above what this package writes, and keep
 // such a volume from blocking the plugin or using up its memory.
 const (
-	// MaxFile is the largest file to read, in bytes: the size of a new volume.
+	// MaxFile is the largest file to read and to write, in bytes.
 	MaxFile = 1 << 20
 	// maxKey is the largest private key to read. RSA-4096 takes 3.3 KB. Parsing a larger
 	// RSA key takes long.

@@ -24,6 +24,11 @@ const (
 // makeRoom makes the tmpfs large enough for three sets with such files of the roots, and with
 // the usual other files. What a container has put there does not count.
 func (v *Volume) makeRoom(tree *tmpfs.Tree, files []payload.File) error {
+	for _, file := range files {
+		if len(file.Data) > payload.MaxFile {
+			return fmt.Errorf("%s would have %d bytes, and a file in a volume has at most %d: use fewer roots", file.Name, len(file.Data), payload.MaxFile)
+		}
+	}
 	bytes, inodes := payload.Size(files)
 	v.extra.Store(extraMemory(bytes, inodes))
 	bytes, inodes = 3*bytes+tmpfsSize/4, 3*inodes+tmpfsInodes/2

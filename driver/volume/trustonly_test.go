@@ -21,6 +21,7 @@ import (
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
+	"github.com/flexstack/step-csi/test/keystores"
 )
 
 // newTrustFixture is newFixture with a volume that has trust only, whose issuer refuses to
@@ -332,4 +333,54 @@ func jsonOf(t *testing.T, v any) []byte {
 	data, err := json.Marshal(v)
 	must(t, err)
 	return data
+}
+
+// The trust stores of a volume with trust only follow the roots with the same password, also
+// after a restart, and are repaired.
+func TestTrustOnlyStores(t *testing.T) {
+	f := newTrustFixture(t)
+	f.spec.Attributes = map[string]string{"trust-only": "true", "jks-truststore-file": "roots.jks", "pkcs12-truststore-file": "roots.p12"}
+	files := attributes.Files{CA: "ca.crt", JKSTrustStore: "roots.jks", PKCS12TrustStore: "roots.p12", KeyStorePassword: "keystore-password"}
+	check := func(what string, roots ...*x509.Certificate) (password string) {
+		t.Helper()
+		root, err := os.OpenRoot(f.path)
+		must(t, err)
+		defer root.Close()
+		got, err := volume.CheckTrust(root, files)
+		if err != nil || !slices.EqualFunc(got, roots, (*x509.Certificate).Equal) {
+			t.Errorf("%s: %d roots instead of %d: %v", what, len(got), len(roots), err)
+		}
+		if err := keystores.Check(root, files, "", ""); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		text, err := root.ReadFile(files.KeyStorePassword)
+		must(t, err)
+		return string(text)
+	}
+	own := f.signer.ca.Root
+	v := f.create()
+	v.Keep(t.Context())
+	password := check("a new volume", own)
+	a, b := rootUntil(t, time.Now().Add(time.Minute), time.Now().Add(time.Hour)), rootUntil(t, time.Now().Add(2*time.Minute), time.Now().Add(time.Hour))
+	f.answer(own, a)
+	if changed, err := v.ReplaceRoots(); !changed || err != nil {
+		t.Errorf("changed %t, %v", changed, err)
+	}
+	if check("with another root", own, a) != password {
+		t.Error("another password")
+	}
+	f.answer(own, b)
+	found, err := volume.Find(f.node, "mount")
+	must(t, err)
+	found.Keep(t.Context())
+	if check("found", own, b) != password {
+		t.Error("another password after a restart")
+	}
+	f.damage(func(r *os.Root) error { return r.WriteFile("..data/roots.jks", nil, 0o600) })
+	adopted, err := volume.Adopt(t.Context(), f.node, f.spec)
+	must(t, err)
+	adopted.Keep(t.Context())
+	if check("adopted", own, b) != password {
+		t.Error("another password after the repair")
+	}
 }
