@@ -108,8 +108,8 @@ func (v *Volume) replaceRoots() (changed bool, err error) {
 }
 
 // filesWith returns the files that change with the roots, and whether the volume has them
-// already, unless it is to be repaired. If it has key stores, these are all files: after another process has changed the
-// password's file, all key stores must have the same password again.
+// already, unless it is to be repaired. If it has key stores, these are all files: after another
+// process has changed the password's file, all key stores must have the same password again.
 func (v *Volume) filesWith(root *os.Root, roots issuer.Roots, repair bool) (files []payload.File, same bool, err error) {
 	if v.attributes.Files.HasKeyStore() {
 		if files, err := v.encodeMounted(root, roots); err == nil {

@@ -91,6 +91,9 @@ func read(path string, n names) (*x509.Certificate, error) {
 // checkStores checks that the key stores of a set open with the password in the set, and have the
 // contents of the PEM files.
 func checkStores(root *os.Root, set string, n names) error {
+	if !attributes.Files(n).HasKeyStore() {
+		return nil
+	}
 	directory, err := root.OpenRoot(set)
 	if err != nil {
 		return err
