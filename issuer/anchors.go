@@ -66,8 +66,11 @@ func (a *anchors) load() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	known := a.additional.Swap(&roots)
-	return known == nil || !trust.Same(*known, roots), nil
+	if known := a.additional.Load(); known != nil && trust.Same(*known, roots) {
+		return false, nil // the same pointers are compared fast
+	}
+	a.additional.Store(&roots)
+	return true, nil
 }
 
 // follow is load for FollowRoots, with a log. It logs an error once.
