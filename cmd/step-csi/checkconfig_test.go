@@ -45,6 +45,11 @@ func TestCheckConfig(t *testing.T) {
 		"more roots": {"node", strings.Replace(valid, "    duration:", "    additionalRootsFile: root.crt\n    publicRoots: true\n    duration:", 1), []string{
 			"; additional roots from root.crt; public roots: servers that verify clients by ca.crt accept certificates of every public CA\n",
 		}},
+		"subject fields": {"node", strings.Replace(common, "  allowShortNames: true", "  allowSubjectFields: [organizations, countries]\n  allowTemplateData: true\n"+
+			"  validations: [{expression: request.organizations.size() + request.countries.size() + request.templateData.size() < 9}]", 1),
+			[]string{"; the common policy (validations: 1; subject fields: organizations, countries; template data)\n"}},
+		"own subject fields": {"node", strings.Replace(strings.Replace(valid, "request.dnsNames", "request.countries", 1), "    duration:", "    policy: {allowSubjectFields: [countries]}\n    duration:", 1),
+			[]string{"; a policy of its own (validations: 1; subject fields: countries)\n"}},
 		"several URLs": {"node", strings.Replace(valid, "url: https://step-certificates.step-ca.svc.cluster.local", "urls: [https://a, https://b]", 1), []string{
 			"at https://a, https://b;",
 		}},

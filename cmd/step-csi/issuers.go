@@ -43,9 +43,7 @@ type issuerFile struct {
 		CABundleFile string `json:"caBundleFile"`
 	} `json:"roots"`
 	anchorsFile
-	Policy struct {
-		Validations []policy.Validation `json:"validations"`
-	} `json:"policy"`
+	Policy policyFile `json:"policy"`
 }
 
 type provisionerFile struct {

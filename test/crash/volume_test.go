@@ -41,7 +41,7 @@ func (n names) attributes() map[string]string {
 		"bundle-file": n.Bundle, "certificate-der-file": n.CertificateDER, "privatekey-der-file": n.PrivateKeyDER,
 		"jks-file": n.JKS, "jks-truststore-file": n.JKSTrustStore, "keystore-password-file": n.KeyStorePassword,
 		"ca-directory": n.CADirectory,
-		"chain": "leaf",
+		"chain":        "leaf",
 	}
 }
 
