@@ -1,301 +1,135 @@
 package payload_test
 
 import (
-	"bytes"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
-	"errors"
-	"fmt"
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/pavlo-v-chernykh/keystore-go/v4"
-	"software.sslmate.com/src/go-pkcs12"
-
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
-	"github.com/flexstack/step-csi/issuer/trust"
+	"github.com/flexstack/step-csi/test/keystores"
 )
 
-// fileKeys are the attributes that name a file.
-func fileKeys() (keys []string) {
-	for _, key := range attributes.Keys() {
-		if strings.HasSuffix(key, "-file") {
-			keys = append(keys, key)
-		}
-	}
-	return keys
-}
-
-// choices are the values of the other attributes that change the files. The first value means
-// that the attribute is left out.
-var choices = []struct {
+// choice is an attribute with some of its values.
+type choice struct {
 	key    string
 	values []string
-}{
-	{"key-type", []string{"", "ecdsa-p256", "ecdsa-p384", "ecdsa-p521", "ed25519", "rsa-2048", "rsa-3072", "rsa-4096"}},
-	{"key-encoding", []string{"", "pkcs8", "pkcs1", "sec1"}},
-	{"chain", []string{"", "leaf", "full", "full-with-root"}},
-	{"layout", []string{"", "default", "spiffe"}},
-	{"pkcs12-profile", []string{"", "modern", "legacy"}},
-	{"keystore-alias", []string{"", "web server", "~"}},
-	{"owner-uid", []string{"", "0", "999"}},
-	{"fs-group", []string{"", "0", "2000"}},
-	{"file-mode", []string{"", "0400", "0444"}},
-	{"privatekey-mode", []string{"", "0400", "0600"}},
 }
 
-// FuzzFiles combines the attributes that change the files. Every combination that the
-// attributes accept gives files that programs can read, with the same leaf, key and roots. No
-// file contains the private key or the password unless it is for its readers alone.
-//
-// choice has a byte for each of choices. named has a bit for each attribute that names a file.
-// One of these files, by number, has the name, and the others have names of their own.
-func FuzzFiles(f *testing.F) {
-	for i, c := range choices { // each value, with all files and with none
-		for j := range c.values {
-			choice := make([]byte, len(choices))
-			choice[i] = byte(j)
-			f.Add(choice, ^uint32(0), uint8(0), "cert.pem", false)
-			f.Add(choice, uint32(0), uint8(0), "", true)
+// formatChoices are the attributes that decide which files a volume has, and what is in them.
+func formatChoices() []choice {
+	var keyTypes []string
+	for _, keyType := range issuer.KeyTypes() {
+		keyTypes = append(keyTypes, string(keyType))
+	}
+	return []choice{
+		{"key-type", keyTypes},
+		{"key-encoding", []string{"pkcs8", "pkcs1", "sec1"}},
+		{"chain", []string{"leaf", "full", "full-with-root"}},
+		{"certificate-file", []string{"cert.pem", "tls.key"}},
+		{"privatekey-file", []string{"key.pem", "ca.crt"}},
+		{"ca-file", []string{"roots.pem", "keystore-password"}},
+		{"ca-directory", []string{"roots", "ca.crt"}},
+		{"spiffe-bundle-file", []string{"own.pem", "svid.pem"}},
+		{"layout", []string{"default", "spiffe"}},
+		{"trust-only", []string{"false", "true"}},
+		{"bundle-file", []string{"bundle.pem", "tls.crt"}},
+		{"certificate-der-file", []string{"cert.der", "bundle.pem"}},
+		{"privatekey-der-file", []string{"key.der", "cert.der"}},
+		{"pkcs12-file", []string{"keystore.p12", "keystore"}},
+		{"pkcs12-truststore-file", []string{"truststore.p12", "keystore"}},
+		{"jks-file", []string{"keystore.jks", "keystore"}},
+		{"jks-truststore-file", []string{"truststore.jks", "keystore"}},
+		{"pkcs12-profile", []string{"modern", "legacy"}},
+		{"keystore-alias", []string{"web", "a b"}},
+		{"keystore-password-file", []string{"password", "tls.crt"}},
+	}
+}
+
+// The files of each combination of attributes that is accepted are complete, can be read, and
+// are about the same certificate.
+func FuzzFormats(f *testing.F) {
+	choices := formatChoices()
+	for _, key := range attributes.Keys() {
+		if strings.HasSuffix(key, "-file") && !slices.ContainsFunc(choices, func(c choice) bool { return c.key == key }) {
+			f.Errorf("formatChoices lacks %s", key)
 		}
 	}
-	for keyType := range choices[0].values { // each encoding of each key
-		for encoding := range choices[1].values {
-			choice := make([]byte, len(choices))
-			choice[0], choice[1] = byte(keyType), byte(encoding)
-			f.Add(choice, ^uint32(0), uint8(keyType), "a name", true)
-		}
-	}
-	// Not in the fuzz function, which may take ten seconds: an RSA key can take longer.
 	credentials := map[issuer.KeyType]*issuer.Credential{}
 	for _, keyType := range issuer.KeyTypes() {
 		c := newCredential(f, keyType)
 		c.Roots.Federated = newCredential(f, issuer.ECDSAP256).Roots.Own
 		credentials[keyType] = c
 	}
-
-	f.Fuzz(func(t *testing.T, choice []byte, named uint32, number uint8, name string, given bool) {
+	// Each byte chooses a value, or none.
+	usual := make([]byte, len(choices))
+	f.Add(usual)
+	f.Add(slices.Repeat([]byte{1}, len(choices)))
+	for i, c := range choices {
+		for value := range c.values {
+			seed := slices.Clone(usual)
+			seed[i] = byte(value + 1)
+			f.Add(seed)
+			for j, other := range choices {
+				if strings.HasPrefix(other.key, "pkcs12-") || strings.HasPrefix(other.key, "jks-") {
+					seed[j] = max(seed[j], 1)
+				}
+			}
+			f.Add(seed)
+		}
+	}
+	f.Fuzz(func(t *testing.T, chosen []byte) {
 		values := map[string]string{}
 		for i, c := range choices {
-			if i < len(choice) {
-				values[c.key] = c.values[int(choice[i])%len(c.values)]
-			}
-			if values[c.key] == "" {
-				delete(values, c.key)
-			}
-		}
-		for i, key := range fileKeys() {
-			if named&(1<<i) != 0 {
-				values[key] = key + ".name"
-			}
-			if i == int(number)%len(fileKeys()) && name != "" {
-				values[key] = name
+			if i < len(chosen) && chosen[i] > 0 {
+				values[c.key] = c.values[int(chosen[i]-1)%len(c.values)]
 			}
 		}
 		a, err := attributes.Parse(values, issuer.Pod{Namespace: "shop", Name: "web-0", UID: "uid-1", ServiceAccount: "web", Node: "node-1"}, "",
-			attributes.Config{
-				ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("example.org")),
-				Issuers: map[string]issuer.Lifetimes{"default": {}},
-			})
+			attributes.Config{TrustDomain: names.Must(names.ParseTrustDomain("example.org")), Issuers: map[string]issuer.Lifetimes{"default": {}}})
 		if err != nil {
 			return
 		}
-		c := credentials[a.Request.KeyType]
-		if given { // the pod's Secret has the password, and no file gets it
-			a.Files.KeyStorePassword = ""
+		c := credentials[cmp.Or(a.Request.KeyType, issuer.ECDSAP256)]
+		encode := func() ([]payload.File, error) { return payload.Encode(c, a, password()) }
+		if a.TrustOnly {
+			encode = func() ([]payload.File, error) { return payload.EncodeTrust(c.Roots, a, password()) }
 		}
-		all, err := payload.Encode(c, a, password())
+		all, err := encode()
 		if err != nil {
-			t.Fatalf("%q is accepted, and cannot be encoded: %v", values, err)
+			t.Fatalf("%v: %v", values, err)
 		}
 		checkFiles(t, values, a, c, all, "changeit")
+		root := openRoot(t)
+		if err := payload.Write(root, all, payload.AccessOf(a)); err != nil {
+			t.Fatalf("%v: %v", values, err)
+		}
+		if got, want := visibleNames(t, root), slices.Sorted(slices.Values(a.Files.All())); !slices.Equal(got, want) {
+			t.Errorf("%v: the volume has the files %q, want %q", values, got, want)
+		}
+		if a.TrustOnly {
+			if roots, err := volume.CheckTrust(root, a.Files); err != nil || len(roots) != len(c.Roots.All()) {
+				t.Errorf("%v: %d roots, %v", values, len(roots), err)
+			}
+			return
+		}
+		contents, err := volume.Check(root, a.Files)
+		if err != nil || !contents.Leaf.Equal(credentials[a.Request.KeyType].Leaf()) || len(contents.Intermediates) != 1 {
+			t.Fatalf("%v: %v", values, err)
+		}
+		if a.Files.HasKeyStore() {
+			if err := keystores.Check(root, a.Files, a.KeyStoreAlias, "changeit"); err != nil {
+				t.Errorf("%v: %v", values, err)
+			}
+		}
+		for key, value := range values {
+			if strings.HasSuffix(key, "-file") && !slices.Contains(a.Files.All(), value) {
+				t.Errorf("%v: no file %s", values, value)
+			}
+		}
 	})
-}
-
-// checkFiles checks that the files are exactly those that the attributes ask for, and what is
-// in them.
-func checkFiles(t *testing.T, values map[string]string, a attributes.Attributes, c *issuer.Credential, all []payload.File, password string) {
-	t.Helper()
-	chain := map[attributes.ChainLength][]*x509.Certificate{
-		attributes.LeafOnly: c.Chain[:1], attributes.FullChain: c.Chain, attributes.WithRoot: {c.Chain[0], c.Chain[1], c.Roots.Own[1]},
-	}[a.Chain]
-	type kind struct {
-		name   string
-		secret bool
-		check  func([]byte) error
-	}
-	kinds := []kind{
-		{a.Files.Certificate, false, func(data []byte) error { return areCertificates(data, chain) }},
-		{a.Files.PrivateKey, true, func(data []byte) error { return isPEMKey(data, a.KeyEncoding, c, nil) }},
-		{a.Files.CA, false, func(data []byte) error { return areCertificates(data, c.Roots.All()) }},
-		{a.Files.SPIFFEBundle, false, func(data []byte) error { return areCertificates(data, issuer.Roots{Own: c.Roots.Own}.All()) }},
-		{a.Files.Bundle, true, func(data []byte) error { return isPEMKey(data, a.KeyEncoding, c, chain) }},
-		{a.Files.CertificateDER, false, func(data []byte) error { return equal(data, c.Leaf().Raw) }},
-		{a.Files.PrivateKeyDER, true, func(data []byte) error { return isDERKey(data, a.KeyEncoding, c) }},
-		{a.Files.PKCS12, true, func(data []byte) error { return isPKCS12(data, password, c, chain) }},
-		{a.Files.PKCS12TrustStore, false, func(data []byte) error { return isPKCS12TrustStore(data, password, c) }},
-		{a.Files.JKS, true, func(data []byte) error { return isJKS(data, password, a.KeyStoreAlias, c, chain) }},
-		{a.Files.JKSTrustStore, false, func(data []byte) error { return isJKSTrustStore(data, password, c) }},
-		{a.Files.KeyStorePassword, true, func(data []byte) error { return equal(data, []byte(password)) }},
-	}
-	if a.Chain == attributes.LeafOnly {
-		kinds = append(kinds, kind{payload.FullChain, false, func(data []byte) error { return areCertificates(data, c.Chain) }})
-	}
-	kinds = slices.DeleteFunc(kinds, func(k kind) bool { return k.name == "" })
-	if len(all) != len(kinds) {
-		t.Errorf("%q: %d files, want %d", values, len(all), len(kinds))
-	}
-	for _, k := range kinds {
-		i := slices.IndexFunc(all, func(f payload.File) bool { return f.Name == k.name })
-		if i < 0 {
-			t.Errorf("%q: there is no %q", values, k.name)
-			continue
-		}
-		data := all[i].Data
-		if err := k.check(data); err != nil {
-			t.Errorf("%q: %q: %v", values, k.name, err)
-		}
-		leaks := bytes.Contains(data, []byte("PRIVATE KEY")) || bytes.Contains(data, privateBytes(c.Key)) || bytes.Contains(data, []byte(password))
-		if all[i].Secret != k.secret || leaks && !k.secret {
-			t.Errorf("%q: %q is secret: %t, want %t; it contains the key or the password: %t", values, k.name, all[i].Secret, k.secret, leaks)
-		}
-	}
-}
-
-// privateBytes returns what every encoding of the key contains.
-func privateBytes(key issuer.PrivateKey) []byte {
-	switch k := key.Signer.(type) {
-	case *rsa.PrivateKey:
-		return k.Primes[0].Bytes()
-	case *ecdsa.PrivateKey:
-		d, _ := k.Bytes()
-		return d
-	}
-	return key.Signer.(ed25519.PrivateKey).Seed()
-}
-
-func equal(got, want []byte) error {
-	if !bytes.Equal(got, want) {
-		return fmt.Errorf("other contents: %d bytes, want %d", len(got), len(want))
-	}
-	return nil
-}
-
-func areEqual(got, want []*x509.Certificate) error {
-	if !slices.EqualFunc(got, want, (*x509.Certificate).Equal) {
-		return fmt.Errorf("other certificates: %d, want %d", len(got), len(want))
-	}
-	return nil
-}
-
-// areTheRoots compares without the order.
-func areTheRoots(got []*x509.Certificate, c *issuer.Credential) error {
-	if !trust.Same(got, c.Roots.All()) || len(got) != len(c.Roots.All()) {
-		return fmt.Errorf("other roots: %d, want %d", len(got), len(c.Roots.All()))
-	}
-	return nil
-}
-
-// areCertificates checks that there is nothing but the certificates, in PEM.
-func areCertificates(data []byte, want []*x509.Certificate) error {
-	var all []byte
-	for _, certificate := range want {
-		all = append(all, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Raw})...)
-	}
-	return equal(data, all)
-}
-
-// isPEMKey checks that there is nothing but the key and the certificates, in PEM.
-func isPEMKey(data []byte, encoding attributes.KeyEncoding, c *issuer.Credential, followed []*x509.Certificate) error {
-	block, rest := pem.Decode(data)
-	kinds := map[attributes.KeyEncoding]string{attributes.PKCS8: "PRIVATE KEY", attributes.PKCS1: "RSA PRIVATE KEY", attributes.SEC1: "EC PRIVATE KEY"}
-	if block == nil || block.Type != kinds[encoding] || !bytes.Equal(append(pem.EncodeToMemory(block), rest...), data) {
-		return fmt.Errorf("it does not begin with a key in %s", encoding)
-	}
-	return errors.Join(isDERKey(block.Bytes, encoding, c), areCertificates(rest, followed))
-}
-
-func isDERKey(data []byte, encoding attributes.KeyEncoding, c *issuer.Credential) (err error) {
-	var key any
-	switch encoding {
-	case attributes.PKCS8:
-		key, err = x509.ParsePKCS8PrivateKey(data)
-	case attributes.PKCS1:
-		key, err = x509.ParsePKCS1PrivateKey(data)
-	case attributes.SEC1:
-		key, err = x509.ParseECPrivateKey(data)
-	}
-	return matches(key, err, c)
-}
-
-func matches(key any, err error, c *issuer.Credential) error {
-	if err == nil && !isKey(key, c.Key) {
-		err = errors.New("another private key")
-	}
-	return err
-}
-
-func isPKCS12(data []byte, password string, c *issuer.Credential, chain []*x509.Certificate) error {
-	key, leaf, others, err := pkcs12.DecodeChain(data, password)
-	if err != nil {
-		return err
-	}
-	return errors.Join(matches(key, nil, c), areEqual(append([]*x509.Certificate{leaf}, others...), chain))
-}
-
-func isPKCS12TrustStore(data []byte, password string, c *issuer.Credential) error {
-	roots, err := pkcs12.DecodeTrustStore(data, password)
-	if err != nil {
-		return err
-	}
-	return areTheRoots(roots, c)
-}
-
-func isJKS(data []byte, password, alias string, c *issuer.Credential, chain []*x509.Certificate) error {
-	store := keystore.New()
-	if err := store.Load(bytes.NewReader(data), []byte(password)); err != nil {
-		return err
-	}
-	entry, err := store.GetPrivateKeyEntry(alias, []byte(password))
-	if err != nil {
-		return err
-	}
-	key, err := x509.ParsePKCS8PrivateKey(entry.PrivateKey)
-	certificates, chainErr := certificatesOf(entry.CertificateChain...)
-	return errors.Join(matches(key, err, c), chainErr, areEqual(certificates, chain))
-}
-
-func isJKSTrustStore(data []byte, password string, c *issuer.Credential) error {
-	store := keystore.New()
-	if err := store.Load(bytes.NewReader(data), []byte(password)); err != nil {
-		return err
-	}
-	var all []keystore.Certificate
-	for _, alias := range store.Aliases() {
-		entry, err := store.GetTrustedCertificateEntry(alias)
-		if err != nil {
-			return err
-		}
-		all = append(all, entry.Certificate)
-	}
-	roots, err := certificatesOf(all...)
-	return errors.Join(err, areTheRoots(roots, c))
-}
-
-func certificatesOf(all ...keystore.Certificate) (certificates []*x509.Certificate, err error) {
-	for _, one := range all {
-		certificate, err := x509.ParseCertificate(one.Content)
-		if err != nil {
-			return nil, err
-		}
-		certificates = append(certificates, certificate)
-	}
-	return certificates, nil
 }
