@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -113,6 +114,20 @@ var containerAttacks = map[string]func() error{
 		if errors.Is(err, unix.ENOSPC) {
 			err = nil
 		}
+		return err
+	},
+	// The user who owns the files needs no capability for this.
+	"a full volume of their owner": func() (err error) {
+		as(filesOwner, func() {
+			var file *os.File
+			if file, err = os.OpenFile("tls.key", os.O_WRONLY, 0); err == nil {
+				_, err = io.CopyN(file, zeros{}, 2<<20)
+				file.Close()
+			}
+			if errors.Is(err, unix.ENOSPC) {
+				err = os.Chmod("tls.key", 0)
+			}
+		})
 		return err
 	},
 	"a read-only file system": func() error { return unix.Mount("", ".", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") },
@@ -247,7 +262,8 @@ func TestAttackByContainer(t *testing.T) {
 	node.Must(t, err)
 	pods := map[string]node.Pod{}
 	for attack := range containerAttacks {
-		p := node.Pod{Name: strings.ReplaceAll(strings.ReplaceAll(attack, " ", "-"), "'", ""), Attributes: map[string]string{"duration": "6s", "reuse-private-key": "true"}}
+		p := node.Pod{Name: strings.ReplaceAll(strings.ReplaceAll(attack, " ", "-"), "'", ""), Attributes: map[string]string{
+			"owner-uid": strconv.Itoa(filesOwner), "privatekey-mode": "0600", "duration": "6s", "reuse-private-key": "true"}}
 		n.Publish(p)
 		pods[attack] = p
 	}
