@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 )
@@ -90,7 +91,10 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 		known.TakeToken(token)
 	}
 	if managed && known.Same(spec) {
-		return nil
+		if known.Password == spec.Password {
+			return nil
+		}
+		klog.FromContext(ctx).Info("The password of the key stores has changed", known.LogValues()...)
 	}
 	v, err := volume.Adopt(ctx, d.node, spec)
 	if err != nil {
@@ -200,6 +204,7 @@ func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) 
 		MountGroup: capability.GetMount().GetVolumeMountGroup(),
 
 		SELinuxContext: seLinux,
+		Password:       payload.PasswordOf(req.GetSecrets()),
 	}, token, nil
 }
 

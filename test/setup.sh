@@ -11,6 +11,7 @@ case $1 in
 test)
 	need certtool gnutls-bin # checks chains as programs with GnuTLS do
 	need promtool prometheus # promtool tests the alerts
+	need javac openjdk-17-jdk-headless # reads key stores; also has keytool
 	# The servers of test/programs.
 	need /usr/lib/postgresql postgresql
 	need mariadbd mariadb-server
@@ -50,8 +51,11 @@ if [ ! -e $policy ]; then
 	printf '#!/bin/sh\nexit 101\n' >$policy
 	chmod 755 $policy
 fi
-# PostgreSQL's packages make a database for that service.
-mkdir -p /etc/postgresql-common
-[ -e /etc/postgresql-common/createcluster.conf ] || echo create_main_cluster = false >/etc/postgresql-common/createcluster.conf
+case $missing in
+*postgresql*) # whose packages would make a database for that service
+	mkdir -p /etc/postgresql-common
+	[ -e /etc/postgresql-common/createcluster.conf ] || echo create_main_cluster = false >/etc/postgresql-common/createcluster.conf
+	;;
+esac
 # Without recommended packages, which the tests do not need.
 apt-get install -qqy --no-install-recommends $missing >/dev/null

@@ -113,9 +113,16 @@ func (s *site) run(args ...string) {
 	s.process = start(s.t, s.as, s.directory, s.stop, args...)
 }
 
-// documented is a command of the page, with the paths of this server and more arguments.
-func (s *site) documented(command string, more ...string) []string {
-	return append(strings.Fields(strings.ReplaceAll(command, "step-csi-reload ", "step-csi-reload --debounce 100ms ")), more...)
+// shell runs a command of the page, with more arguments.
+func shell(command string, more ...string) []string {
+	command = strings.Replace(strings.TrimSpace(command), "step-csi-reload ", "step-csi-reload --debounce 100ms ", 1)
+	return append([]string{"sh", "-c", "exec " + command + ` "$@"`, "sh"}, more...)
+}
+
+// of is the nth block of the page in that language, for a client. All clients trust the
+// server's CA.
+func (s *site) of(client *volume, page section, language string, n int, oldnew ...string) string {
+	return page.code(language, n, client.path, append(oldnew, "/etc/tls/ca.crt", s.client.file("ca.crt"))...)
 }
 
 func (s *site) waitListening() {
