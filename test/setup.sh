@@ -11,6 +11,10 @@ case $1 in
 test)
 	need certtool gnutls-bin # checks chains as programs with GnuTLS do
 	need promtool prometheus # promtool tests the alerts
+	# The servers of test/programs.
+	need /usr/lib/postgresql postgresql
+	need mariadbd mariadb-server
+	need redis-server redis-server
 	;;
 e2e | load | try)
 	need buildah buildah
@@ -30,5 +34,16 @@ command -v apt-get >/dev/null || { echo "make $1: install$missing" >&2; exit 1; 
 echo "Installing$missing"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null
-# Without recommended packages: no service must run on the machine itself.
+# No service must run on the machine itself: invoke-rc.d(8) and deb-systemd-invoke(1) ask
+# this program.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e $policy ]; then
+	trap 'rm -f $policy' EXIT
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod 755 $policy
+fi
+# PostgreSQL's packages make a database for that service.
+mkdir -p /etc/postgresql-common
+[ -e /etc/postgresql-common/createcluster.conf ] || echo create_main_cluster = false >/etc/postgresql-common/createcluster.conf
+# Without recommended packages, which the tests do not need.
 apt-get install -qqy --no-install-recommends $missing >/dev/null

@@ -1,0 +1,84 @@
+package programs
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/flexstack/step-csi/test/node"
+)
+
+// section is that of a program in docs/programs.md.
+type section struct {
+	t      testing.TB
+	title  string
+	blocks []block
+}
+
+// block is one of its blocks of code.
+type block struct{ language, text string }
+
+// documented returns the section with that heading.
+func documented(t testing.TB, title string) section {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/programs.md")
+	node.Must(t, err)
+	s := section{t: t, title: title}
+	inside, open := false, false
+	for line := range strings.Lines(string(page)) {
+		text := strings.TrimSuffix(line, "\n")
+		language, fence := strings.CutPrefix(text, "```")
+		switch {
+		case !open && strings.HasPrefix(text, "## "):
+			inside = text == "## "+title
+		case !inside:
+		case fence && !open:
+			s.blocks = append(s.blocks, block{language: language})
+			open = true
+		case fence:
+			open = false
+		case open:
+			s.blocks[len(s.blocks)-1].text += line
+		}
+	}
+	if len(s.blocks) == 0 {
+		t.Fatalf("docs/programs.md has no section %q with blocks of code", title)
+	}
+	return s
+}
+
+// attributes returns the volume attributes: those of the nth block that has them, from 0.
+func (s section) attributes(n int) map[string]string {
+	s.t.Helper()
+	for _, b := range s.blocks {
+		var volume struct {
+			VolumeAttributes map[string]string `json:"volumeAttributes"`
+		}
+		if b.language != "yaml" || yaml.Unmarshal([]byte(b.text), &volume) != nil || len(volume.VolumeAttributes) == 0 {
+			continue
+		}
+		if n--; n < 0 {
+			return volume.VolumeAttributes
+		}
+	}
+	s.t.Fatalf("docs/programs.md: %s has too few blocks with volumeAttributes", s.title)
+	return nil
+}
+
+// code returns the nth block in that language, from 0. The page mounts all volumes at
+// /etc/tls, and the test at that path.
+func (s section) code(language string, n int, path string) string {
+	s.t.Helper()
+	for _, b := range s.blocks {
+		if b.language != language {
+			continue
+		}
+		if n--; n < 0 {
+			return strings.ReplaceAll(b.text, "/etc/tls", path)
+		}
+	}
+	s.t.Fatalf("docs/programs.md: %s has too few blocks of %s", s.title, language)
+	return ""
+}
