@@ -47,6 +47,7 @@ def greet(connection, tls):
         with tls.wrap_socket(connection, server_side=True) as secure:
             names = [name for _, name in secure.getpeercert()["subjectAltName"]]
             secure.sendall(f"hello {' '.join(names)}\n".encode())
+            secure.unwrap()  # says goodbye
     except OSError as err:
         print("refused:", err, file=sys.stderr)
 
