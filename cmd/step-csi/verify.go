@@ -12,7 +12,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer/names"
 )
@@ -29,7 +29,7 @@ The line X.509-SVID has the SPIFFE ID, or the reason why the certificate is none
 `
 
 func verify(args []string, stdout, stderr io.Writer) error {
-	var files payload.Names
+	var files attributes.Files
 	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
 	flags.StringVar(&files.Certificate, "certificate-file", "tls.crt", "file `NAME` of the certificate")
 	flags.StringVar(&files.PrivateKey, "privatekey-file", "tls.key", "file `NAME` of the private key")
@@ -42,7 +42,7 @@ func verify(args []string, stdout, stderr io.Writer) error {
 
 // verifyVolume checks the volume, and verifies its certificate as a TLS server and a
 // TLS client would.
-func verifyVolume(stdout io.Writer, directory string, names payload.Names) error {
+func verifyVolume(stdout io.Writer, directory string, names attributes.Files) error {
 	root, err := os.OpenRoot(directory)
 	if err != nil {
 		return err

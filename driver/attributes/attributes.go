@@ -25,12 +25,24 @@
 //	key-type           an issuer.KeyType; "ecdsa-p256"
 //	key-encoding       "pkcs8", "pkcs1" (RSA) or "sec1" (ECDSA); "pkcs8"
 //	reuse-private-key  keep the key at renewal; "false"
+//	chain              what follows the leaf in a file: "leaf" (nothing), "full"
+//	                   (the intermediates) or "full-with-root"; "full"
+//	owner-uid          owner of the files; "0", which is root
+//	fs-group           group of the files; the pod's fsGroup
+//	file-mode          mode of the files; "0440" with a group, else "0444"
+//	privatekey-mode    mode of the files that contain the private key; file-mode.
+//	                   Without both: "0440" with a group, "0400" with an
+//	                   owner-uid, else "0444"
+//	revoke-on-delete   revoke when the pod is deleted; "false"
 //	certificate-file   file of the leaf and its intermediates; "tls.crt"
 //	privatekey-file    file of the private key; "tls.key"
 //	ca-file            file of the roots; "ca.crt"
-//	fs-group           group of the files; the pod's fsGroup
-//	file-mode          mode of the files; "0440" with a group, else "0444"
-//	revoke-on-delete   revoke when the pod is deleted; "false"
+//	bundle-file        file of the private key, the leaf and its intermediates, in
+//	                   this order; none
+//	certificate-der-file
+//	                   file of the leaf in DER; none
+//	privatekey-der-file
+//	                   file of the private key in DER; none
 //
 // Names may contain ${POD_NAME}, ${POD_NAMESPACE}, ${POD_UID},
 // ${SERVICE_ACCOUNT_NAME}, ${NODE_NAME}, ${CLUSTER_DOMAIN} and ${TRUST_DOMAIN}.
@@ -91,13 +103,15 @@ type Attributes struct {
 	RenewBefore     time.Duration
 	KeyEncoding     KeyEncoding
 	ReusePrivateKey bool
-	// The names of the files are distinct and have no directory.
-	CertificateFile, PrivateKeyFile, CAFile string
+	Files           Files
+	Chain           ChainLength
+	// Owner is the user ID of the files' owner.
+	Owner int
 	// Group owns the files. Nil means root's group.
 	Group *int
-	// Mode lets root read and no user write.
-	Mode           fs.FileMode
-	RevokeOnDelete bool
+	// Mode lets the owner read. PrivateKeyMode is that of the files with the private key.
+	Mode, PrivateKeyMode fs.FileMode
+	RevokeOnDelete       bool
 }
 
 // parser is the state of one Parse.
@@ -119,12 +133,11 @@ func Parse(values map[string]string, pod issuer.Pod, mountGroup string, c Config
 		return Attributes{}, fmt.Errorf("the volume attributes have %d bytes as JSON; the limit is %d", len(kept), maxSize)
 	}
 	p := &parser{pod: pod, config: c, spiffe: true, result: Attributes{
-		Issuer:          "default",
-		KeyEncoding:     PKCS8,
-		CertificateFile: "tls.crt",
-		PrivateKeyFile:  "tls.key",
-		CAFile:          "ca.crt",
-		Request:         issuer.Request{KeyType: issuer.ECDSAP256},
+		Issuer:      "default",
+		KeyEncoding: PKCS8,
+		Files:       Files{Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt"},
+		Chain:       FullChain,
+		Request:     issuer.Request{KeyType: issuer.ECDSAP256},
 	}}
 	failed := unknownKeys(values)
 	for _, a := range p.table() {
@@ -207,17 +220,11 @@ func (p *parser) finishLifetime() error {
 }
 
 // finishFiles checks that the files have different names and that the encoding fits
-// the key. It sets the group and the mode if the user has not set them.
+// the key. It sets the group and the modes if the user has not set them.
 func (p *parser) finishFiles(mountGroup string) error {
 	a := &p.result
-	for _, pair := range [][4]string{
-		{"certificate-file", a.CertificateFile, "privatekey-file", a.PrivateKeyFile},
-		{"certificate-file", a.CertificateFile, "ca-file", a.CAFile},
-		{"privatekey-file", a.PrivateKeyFile, "ca-file", a.CAFile},
-	} {
-		if pair[1] == pair[3] {
-			return fmt.Errorf("%s and %s are both %s; give them different names", pair[0], pair[2], names.Quote(pair[1]))
-		}
+	if err := a.Files.checkDistinct(); err != nil {
+		return err
 	}
 	switch family, _, _ := strings.Cut(string(a.Request.KeyType), "-"); {
 	case a.KeyEncoding == PKCS1 && family != "rsa":
@@ -230,12 +237,6 @@ func (p *parser) finishFiles(mountGroup string) error {
 			return fmt.Errorf("volume_mount_group: %w", err)
 		}
 	}
-	switch {
-	case a.Mode != 0:
-	case a.Group != nil:
-		a.Mode = 0o440
-	default:
-		a.Mode = 0o444
-	}
+	a.finishModes()
 	return nil
 }

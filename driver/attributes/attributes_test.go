@@ -218,6 +218,13 @@ func fullRequest() map[string]string {
 		"fs-group":          "3000",
 		"file-mode":         "0400",
 		"revoke-on-delete":  "true",
+
+		"chain":                "full-with-root",
+		"owner-uid":            "1000",
+		"privatekey-mode":      "0600",
+		"bundle-file":          "bundle.pem",
+		"certificate-der-file": "cert.der",
+		"privatekey-der-file":  "key.der",
 	}
 }
 
@@ -237,8 +244,12 @@ func TestAllAttributes(t *testing.T) {
 	want := attributes.Attributes{
 		Issuer: "short", RenewBefore: 90 * time.Second,
 		KeyEncoding: attributes.PKCS1, ReusePrivateKey: true,
-		CertificateFile: "cert.pem", PrivateKeyFile: "key.pem", CAFile: "roots.pem",
-		Group: &group, Mode: 0o400, RevokeOnDelete: true,
+		Files: attributes.Files{
+			Certificate: "cert.pem", PrivateKey: "key.pem", CA: "roots.pem",
+			Bundle: "bundle.pem", CertificateDER: "cert.der", PrivateKeyDER: "key.der",
+		},
+		Chain: attributes.WithRoot,
+		Owner: 1000, Group: &group, Mode: 0o400, PrivateKeyMode: 0o600, RevokeOnDelete: true,
 		Request: issuer.Request{CommonName: commonName("web-0.example"), Duration: 30 * time.Minute, KeyType: issuer.RSA2048},
 	}
 	if got := withoutNames(got); !reflect.DeepEqual(got, want) {
@@ -256,7 +267,8 @@ func TestDefaults(t *testing.T) {
 	}
 	want := attributes.Attributes{
 		Issuer: "default", KeyEncoding: attributes.PKCS8,
-		CertificateFile: "tls.crt", PrivateKeyFile: "tls.key", CAFile: "ca.crt",
+		Files: attributes.Files{Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt"},
+		Chain: attributes.FullChain, PrivateKeyMode: 0o444,
 		Mode:    0o444,
 		Request: issuer.Request{CommonName: commonName(pod.UID), Duration: 24 * time.Hour, KeyType: issuer.ECDSAP256},
 	}
@@ -335,7 +347,8 @@ var otherCases = []struct{ key, value, wrong string }{
 	{"file-mode", "440", ""},
 	{"file-mode", "0444", ""},
 	{"file-mode", "0404", ""},
-	{"file-mode", "0640", `file-mode: "0640" is not an octal mode with read permission for the owner and without write or execute permissions, such as 0440`},
+	{"file-mode", "0640", ""},
+	{"file-mode", "0460", `file-mode: "0460" is not an octal mode with read permission for the owner, without write permission for others, and without execute permissions, such as 0440`},
 	{"file-mode", "0555", "file-mode:"},
 	{"file-mode", "0044", "file-mode:"},
 	{"file-mode", "4440", "file-mode:"},
@@ -343,6 +356,22 @@ var otherCases = []struct{ key, value, wrong string }{
 	{"file-mode", "0449", "file-mode:"},
 	{"file-mode", "u=r", "file-mode:"},
 	{"file-mode", "0", "file-mode:"},
+	{"privatekey-mode", "0600", ""},
+	{"privatekey-mode", "0700", `privatekey-mode: "0700" is not an octal mode`},
+	{"privatekey-mode", "0602", "privatekey-mode:"},
+	{"owner-uid", "0", ""},
+	{"owner-uid", "2147483647", ""},
+	{"owner-uid", "2147483648", `owner-uid: "2147483648" is not a user ID from 0 to 2147483647`},
+	{"owner-uid", "-1", "owner-uid:"},
+	{"owner-uid", "postgres", `owner-uid: "postgres" is not a user ID`},
+	{"owner-uid", "007", "owner-uid:"},
+	{"chain", "leaf", ""},
+	{"chain", "full", ""},
+	{"chain", "root", `chain: "root" is not one of leaf, full, full-with-root`},
+	{"bundle-file", "../a", "bundle-file:"},
+	{"bundle-file", "key.pem", `privatekey-file and bundle-file are both "key.pem"; give them different names`},
+	{"certificate-der-file", "roots.pem", `ca-file and certificate-der-file are both "roots.pem"; give them different names`},
+	{"privatekey-der-file", "..key", `privatekey-der-file: "..key" begins with two dots`},
 }
 
 func TestOtherAttributes(t *testing.T) {
@@ -545,21 +574,29 @@ func TestDefaultCommonName(t *testing.T) {
 	}
 }
 
-func TestGroupAndMode(t *testing.T) {
+func TestOwnerGroupAndModes(t *testing.T) {
 	for _, c := range []struct {
-		mountGroup, attribute, mode string
-		group                       int // -1 if unset
-		want                        os.FileMode
+		mountGroup, group, owner, mode, keyMode string
+		wantGroup, wantOwner                    int // -1 if unset
+		wantMode, wantKeyMode                   os.FileMode
 	}{
-		{"", "", "", -1, 0o444},
-		{"2000", "", "", 2000, 0o440},
-		{"0", "", "", 0, 0o440},
-		{"", "3000", "", 3000, 0o440},
-		{"2000", "3000", "", 3000, 0o440},
-		{"2000", "", "0400", 2000, 0o400},
-		{"", "", "0400", -1, 0o400},
+		{"", "", "", "", "", -1, 0, 0o444, 0o444},
+		{"2000", "", "", "", "", 2000, 0, 0o440, 0o440},
+		{"0", "", "", "", "", 0, 0, 0o440, 0o440},
+		{"", "3000", "", "", "", 3000, 0, 0o440, 0o440},
+		{"2000", "3000", "", "", "", 3000, 0, 0o440, 0o440},
+		{"2000", "", "", "0400", "", 2000, 0, 0o400, 0o400},
+		{"", "", "", "0400", "", -1, 0, 0o400, 0o400},
+		{"", "", "", "0444", "0440", -1, 0, 0o444, 0o440},
+		{"2000", "", "", "", "0400", 2000, 0, 0o440, 0o400},
+		{"", "", "999", "", "", -1, 999, 0o444, 0o400},
+		{"", "", "0", "", "", -1, 0, 0o444, 0o444},
+		{"", "", "999", "", "0600", -1, 999, 0o444, 0o600},
+		{"", "", "999", "0444", "", -1, 999, 0o444, 0o444},
+		{"2000", "", "999", "", "", 2000, 999, 0o440, 0o440},
+		{"2000", "", "999", "0644", "0640", 2000, 999, 0o644, 0o640},
 	} {
-		values := map[string]string{"fs-group": c.attribute, "file-mode": c.mode}
+		values := map[string]string{"fs-group": c.group, "owner-uid": c.owner, "file-mode": c.mode, "privatekey-mode": c.keyMode}
 		maps.DeleteFunc(values, func(_, value string) bool { return value == "" })
 		got, err := attributes.Parse(values, pod, c.mountGroup, config())
 		if err != nil {
@@ -570,8 +607,8 @@ func TestGroupAndMode(t *testing.T) {
 		if got.Group != nil {
 			group = *got.Group
 		}
-		if group != c.group || got.Mode != c.want {
-			t.Errorf("%+v: group %d, mode %o", c, group, got.Mode)
+		if group != c.wantGroup || got.Owner != c.wantOwner || got.Mode != c.wantMode || got.PrivateKeyMode != c.wantKeyMode {
+			t.Errorf("%+v: owner %d, group %d, modes %o and %o", c, got.Owner, group, got.Mode, got.PrivateKeyMode)
 		}
 	}
 	_, err := attributes.Parse(nil, pod, "wheel", config())

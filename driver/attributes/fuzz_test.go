@@ -98,18 +98,20 @@ func checkRest(t *testing.T, a attributes.Attributes, c attributes.Config) {
 	if !known || duration < bounds.Min || duration > bounds.Max || a.RenewBefore < 0 || a.RenewBefore >= duration {
 		t.Errorf("issuer %q, duration %s, renew before %s", a.Issuer, duration, a.RenewBefore)
 	}
-	files := []string{a.CertificateFile, a.PrivateKeyFile, a.CAFile}
+	files := a.Files.All()
 	for _, name := range files {
 		if !filepath.IsLocal(name) || filepath.Base(name) != name || name == "." || strings.HasPrefix(name, "..") || len(name) > 255 {
 			t.Errorf("file %q", name)
 		}
 	}
 	slices.Sort(files)
-	if len(slices.Compact(files)) != 3 {
+	if n := len(files); n < 3 || len(slices.Compact(files)) != n {
 		t.Errorf("two files have the same name: %q", files)
 	}
-	if a.Mode&^fs.FileMode(0o444) != 0 || a.Mode&0o400 == 0 || a.Group != nil && *a.Group < 0 {
-		t.Errorf("mode %o, group %v", a.Mode, a.Group)
+	for _, mode := range []fs.FileMode{a.Mode, a.PrivateKeyMode} {
+		if mode&^fs.FileMode(0o644) != 0 || mode&0o400 == 0 || a.Owner < 0 || a.Group != nil && *a.Group < 0 {
+			t.Errorf("mode %o, owner %d, group %v", mode, a.Owner, a.Group)
+		}
 	}
 	family, _, _ := strings.Cut(string(a.Request.KeyType), "-")
 	want := map[attributes.KeyEncoding]string{attributes.PKCS8: family, attributes.PKCS1: "rsa", attributes.SEC1: "ecdsa"}
@@ -190,11 +192,18 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 		"key-type":          string(r.KeyType),
 		"key-encoding":      string(want.KeyEncoding),
 		"reuse-private-key": fmt.Sprint(want.ReusePrivateKey),
-		"certificate-file":  want.CertificateFile,
-		"privatekey-file":   want.PrivateKeyFile,
-		"ca-file":           want.CAFile,
+		"chain":             string(want.Chain),
+		"owner-uid":         fmt.Sprint(want.Owner),
 		"file-mode":         fmt.Sprintf("%04o", want.Mode),
+		"privatekey-mode":   fmt.Sprintf("%04o", want.PrivateKeyMode),
 		"revoke-on-delete":  fmt.Sprint(want.RevokeOnDelete),
+
+		"certificate-file":     want.Files.Certificate,
+		"privatekey-file":      want.Files.PrivateKey,
+		"ca-file":              want.Files.CA,
+		"bundle-file":          want.Files.Bundle,
+		"certificate-der-file": want.Files.CertificateDER,
+		"privatekey-der-file":  want.Files.PrivateKeyDER,
 	}
 	if want.RenewBefore > 0 {
 		values["renew-before"] = want.RenewBefore.String()

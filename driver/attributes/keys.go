@@ -22,7 +22,7 @@ type attribute struct {
 // table has all attributes, in the order in which errors are reported.
 func (p *parser) table() []attribute {
 	a, r := &p.result, &p.result.Request
-	return []attribute{
+	table := []attribute{
 		{"issuer", func(value string) error { a.Issuer = value; return nil }},
 		{"service-names", set(&p.services, listOf(p, parseServiceName))},
 		{"dns-names", set(&p.dns, listOf(p, parseDNSName))},
@@ -36,13 +36,17 @@ func (p *parser) table() []attribute {
 		{"key-type", set(&r.KeyType, oneOf(issuer.KeyTypes()...))},
 		{"key-encoding", set(&a.KeyEncoding, oneOf(PKCS8, PKCS1, SEC1))},
 		{"reuse-private-key", set(&a.ReusePrivateKey, parseBool)},
-		{"certificate-file", set(&a.CertificateFile, parseFileName)},
-		{"privatekey-file", set(&a.PrivateKeyFile, parseFileName)},
-		{"ca-file", set(&a.CAFile, parseFileName)},
+		{"chain", set(&a.Chain, oneOf(LeafOnly, FullChain, WithRoot))},
+		{"owner-uid", set(&a.Owner, parseID("user"))},
 		{"fs-group", set(&a.Group, parseGroup)},
 		{"file-mode", set(&a.Mode, parseMode)},
+		{"privatekey-mode", set(&a.PrivateKeyMode, parseMode)},
 		{"revoke-on-delete", set(&a.RevokeOnDelete, parseBool)},
 	}
+	for _, file := range a.Files.attributes() {
+		table = append(table, attribute{file.key, set(file.name, parseFileName)})
+	}
+	return table
 }
 
 func set[T any](field *T, parse func(string) (T, error)) func(string) error {

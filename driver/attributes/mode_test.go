@@ -1,6 +1,7 @@
 package attributes_test
 
 import (
+	"maps"
 	"strings"
 	"testing"
 
@@ -10,25 +11,29 @@ import (
 // A mode that keeps the files from the pod's user is warned about, with what to set.
 func TestModeWarning(t *testing.T) {
 	for _, test := range []struct {
-		mode, fsGroup string
-		want          []string // parts of the warning; none means no warning
+		mode, fsGroup, owner, keyMode string
+		want                          []string // parts of the warning; none means no warning
 	}{
-		{"", "", nil},
-		{"", "1000", nil},
-		{"0444", "", nil},
-		{"0404", "", nil},
-		{"0440", "1000", nil},
-		{"0444", "1000", nil},
-		{"0400", "1000", []string{`file-mode: "0400" lets only root read`, "group 1000", `set file-mode: "0440"`}},
+		{"", "", "", "", nil},
+		{"", "1000", "", "", nil},
+		{"0444", "", "", "", nil},
+		{"0404", "", "", "", nil},
+		{"0440", "1000", "", "", nil},
+		{"0444", "1000", "", "", nil},
+		{"0400", "1000", "", "", []string{`file-mode: "0400" lets only root read`, "group 1000", `set file-mode: "0440"`}},
 		// The group's members do not get the permissions of others.
-		{"0404", "1000", []string{`file-mode: "0404" lets only root read`}},
-		{"0400", "", []string{`file-mode: "0400" lets only root read`, "set fsGroup", "or leave out file-mode"}},
-		{"0440", "", []string{`file-mode: "0440" lets only root and the group 0 read`, "set fsGroup"}},
+		{"0404", "1000", "", "", []string{`file-mode: "0404" lets only root read`}},
+		{"0400", "", "", "", []string{`file-mode: "0400" lets only root read`, "set owner-uid to this user, or fsGroup", "or leave out file-mode"}},
+		{"0440", "", "", "", []string{`file-mode: "0440" lets only root and the group 0 read`, "fsGroup in the pod's securityContext"}},
+		{"", "1000", "", "0400", []string{`privatekey-mode: "0400" lets only root read the private key (owner root, group 1000)`, `set privatekey-mode: "0440"`}},
+		{"", "", "", "0440", []string{`privatekey-mode: "0440" lets only root and the group 0 read the private key`}},
+		{"0400", "1000", "1000", "", nil},
+		{"", "", "1000", "", nil},
+		{"", "", "1000", "0600", nil},
+		{"0400", "", "0", "", []string{`file-mode: "0400" lets only root read`}},
 	} {
-		values := map[string]string{}
-		if test.mode != "" {
-			values["file-mode"] = test.mode
-		}
+		values := map[string]string{"file-mode": test.mode, "owner-uid": test.owner, "privatekey-mode": test.keyMode}
+		maps.DeleteFunc(values, func(_, value string) bool { return value == "" })
 		parsed, err := attributes.Parse(values, pod, test.fsGroup, config())
 		if err != nil {
 			t.Fatal(err)

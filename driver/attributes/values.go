@@ -57,22 +57,34 @@ func parseFileName(name string) (string, error) {
 	return name, nil
 }
 
-// parseGroup accepts the range that Kubernetes accepts as an fsGroup. The kernel
-// accepts higher IDs, but no pod can be in such a group.
+// parseID returns a parser of user or group IDs. It accepts the range that Kubernetes accepts
+// as runAsUser and fsGroup. The kernel accepts higher IDs, but no pod can have them.
+func parseID(kind string) func(string) (int, error) {
+	return func(value string) (int, error) {
+		id, err := strconv.Atoi(value)
+		if err != nil || id < 0 || id > math.MaxInt32 || strconv.Itoa(id) != value {
+			return 0, fmt.Errorf("%s is not a %s ID from 0 to %d", names.Quote(value), kind, math.MaxInt32)
+		}
+		return id, nil
+	}
+}
+
 func parseGroup(value string) (*int, error) {
-	group, err := strconv.Atoi(value)
-	if err != nil || group < 0 || group > math.MaxInt32 || strconv.Itoa(group) != value {
-		return nil, fmt.Errorf("%s is not a group ID from 0 to %d", names.Quote(value), math.MaxInt32)
+	group, err := parseID("group")(value)
+	if err != nil {
+		return nil, err
 	}
 	return &group, nil
 }
 
-// parseMode accepts only bits for reading: the volume is read-only, and no file in
-// it is a program.
+// parseMode accepts bits for reading, because no file in the volume is a program. It accepts
+// the owner's permission to write, because 0600 and 0640 are what people write for keys: the
+// mount is read-only.
 func parseMode(value string) (fs.FileMode, error) {
 	mode, err := strconv.ParseUint(value, 8, 32)
-	if err != nil || mode&0o444 != mode || mode&0o400 == 0 {
-		return 0, fmt.Errorf("%s is not an octal mode with read permission for the owner and without write or execute permissions, such as 0440", names.Quote(value))
+	if err != nil || mode&^0o644 != 0 || mode&0o400 == 0 {
+		return 0, fmt.Errorf("%s is not an octal mode with read permission for the owner, without write permission for others, and without execute permissions, such as 0440",
+			names.Quote(value))
 	}
 	return fs.FileMode(mode), nil
 }

@@ -17,33 +17,31 @@ import (
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// Names are the names of a volume's files.
-type Names struct{ Certificate, PrivateKey, CA string }
-
-// NamesOf returns the file names in the attributes.
-func NamesOf(a attributes.Attributes) Names {
-	return Names{a.CertificateFile, a.PrivateKeyFile, a.CAFile}
-}
-
-// All returns all names.
-func (n Names) All() []string { return []string{n.Certificate, n.PrivateKey, n.CA} }
-
-// Encode makes the files of a credential: the chain, leaf first and without the
-// root; the private key; and all roots of the CA. All are PEM (RFC 7468).
+// Encode makes all files of a credential.
 func Encode(c *issuer.Credential, a attributes.Attributes) ([]File, error) {
-	key, err := encodeKey(c.Key, a.KeyEncoding)
-	if err != nil {
-		return nil, fmt.Errorf("encode the private key: %w", err)
-	}
-	return []File{
-		{Name: a.CertificateFile, Data: encodeCertificates(c.Chain)},
-		{Name: a.PrivateKeyFile, Data: key},
-		{Name: a.CAFile, Data: EncodeRoots(c.Roots)},
-	}, nil
+	return encode(contents{c, a}, func(format) bool { return true })
 }
 
-// EncodeRoots returns the contents of the file of the roots.
-func EncodeRoots(roots issuer.Roots) []byte { return encodeCertificates(roots.All()) }
+// EncodeTrust makes the files that depend on the roots alone.
+func EncodeTrust(roots issuer.Roots, a attributes.Attributes) ([]File, error) {
+	return encode(contents{&issuer.Credential{Roots: roots}, a}, func(f format) bool { return f.trust })
+}
+
+func encode(c contents, wanted func(format) bool) ([]File, error) {
+	var files []File
+	for _, f := range formats {
+		name := f.name(c.attributes)
+		if name == "" || !wanted(f) {
+			continue
+		}
+		data, err := f.encode(c)
+		if err != nil {
+			return nil, fmt.Errorf("encode %s: %w", name, err)
+		}
+		files = append(files, File{Name: name, Data: data, Secret: f.secret})
+	}
+	return files, nil
+}
 
 // HasRoots tells whether the file contains these roots in any order, and nothing else. An
 // earlier version may have written the file, in an order of its own.
@@ -75,18 +73,20 @@ func encodeCertificates(certificates []*x509.Certificate) []byte {
 	return b.Bytes()
 }
 
-func encodeKey(key issuer.PrivateKey, encoding attributes.KeyEncoding) ([]byte, error) {
+// encodeKey returns the key in PEM, followed by others.
+func encodeKey(key issuer.PrivateKey, encoding attributes.KeyEncoding, followed []byte) ([]byte, error) {
 	der, kind, err := marshalKey(key.Signer, encoding)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("encode the private key: %w", err)
 	}
 	defer clear(der)
 	// A growing buffer would leave copies of the key in memory. PEM adds a third, a
 	// newline per 64 bytes, and two lines.
-	b := bytes.NewBuffer(make([]byte, 0, 3*len(der)/2+128))
+	b := bytes.NewBuffer(make([]byte, 0, 3*len(der)/2+128+len(followed)))
 	if err := pem.Encode(b, &pem.Block{Type: kind, Bytes: der}); err != nil {
 		return nil, err
 	}
+	b.Write(followed)
 	return b.Bytes(), nil
 }
 

@@ -25,14 +25,14 @@ func TestReadKeyIsTheEncodedOne(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := attributes.Attributes{CertificateFile: "tls.crt", PrivateKeyFile: "tls.key", CAFile: "ca.crt", KeyEncoding: test.encoding}
+		a := attributes.Attributes{Files: attributes.Files{Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt"}, KeyEncoding: test.encoding}
 		all, err := payload.Encode(&issuer.Credential{Key: key}, a)
 		if err != nil {
 			t.Fatal(err)
 		}
 		root := openRoot(t)
 		write(t, root, all)
-		got, err := payload.ReadKey(root, a.PrivateKeyFile)
+		got, err := payload.ReadKey(root, a.Files.PrivateKey)
 		if err != nil || !got.Signer.(interface{ Equal(crypto.PrivateKey) bool }).Equal(key.Signer) {
 			t.Errorf("%s: ReadKey returned another key; error %v", test.keyType, err)
 		}

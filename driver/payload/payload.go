@@ -32,17 +32,23 @@ const (
 type File struct {
 	Name string
 	Data []byte
+	// Secret means that the file contains the private key.
+	Secret bool
 }
 
-// Access defines who may read the files. The owner is root.
+// Access defines who may read the files.
 type Access struct {
-	Mode fs.FileMode
+	Mode, SecretMode fs.FileMode
+	// Owner is the user ID of the owner.
+	Owner int
 	// Group is the group of the files, or nil for root's.
 	Group *int
 }
 
 // AccessOf returns the access in the attributes.
-func AccessOf(a attributes.Attributes) Access { return Access{a.Mode, a.Group} }
+func AccessOf(a attributes.Attributes) Access {
+	return Access{a.Mode, a.PrivateKeyMode, a.Owner, a.Group}
+}
 
 // ErrCleanUp means that the new set is in use, but names of the previous set are left.
 var ErrCleanUp = errors.New("remove the previous file names")
@@ -83,22 +89,27 @@ func Write(root *os.Root, files []File, access Access) error {
 	return nil
 }
 
-// Replace replaces one file of the set. The other names keep their contents.
-func Replace(root *os.Root, file File, names Names, access Access) error {
-	var files []File
-	for _, name := range names.All() {
-		if name == file.Name {
-			files = append(files, file)
+// Replace replaces some files of the set of a volume with the attributes. The other files keep
+// their contents.
+func Replace(root *os.Root, files []File, a attributes.Attributes) error {
+	var all []File
+	for _, f := range formats {
+		name := f.name(a)
+		if name == "" {
 			continue
 		}
-		data, err := ReadFile(root, name)
+		if i := slices.IndexFunc(files, func(file File) bool { return file.Name == name }); i >= 0 {
+			all = append(all, files[i])
+			continue
+		}
+		data, err := ReadFile(root, DataLink+"/"+name)
 		if err != nil {
 			return err
 		}
-		defer clear(data) // one is the key
-		files = append(files, File{name, data})
+		defer clear(data) // it may contain the key
+		all = append(all, File{name, data, f.secret})
 	}
-	return Write(root, files, access)
+	return Write(root, all, AccessOf(a))
 }
 
 // announce touches the files of the previous set, for programs that watch a file itself
@@ -168,16 +179,27 @@ func writeFile(set *os.Root, file File, access Access) error {
 		return err
 	}
 	defer f.Close()
-	if access.Group != nil {
-		if err := f.Chown(0, *access.Group); err != nil {
+	if access.Owner != 0 || access.Group != nil {
+		if err := f.Chown(access.Owner, groupOf(access)); err != nil {
 			return err
 		}
 	}
-	if err := f.Chmod(access.Mode); err != nil {
+	mode := access.Mode
+	if file.Secret {
+		mode = access.SecretMode
+	}
+	if err := f.Chmod(mode); err != nil {
 		return err
 	}
 	_, err = f.Write(file.Data)
 	return err
+}
+
+func groupOf(a Access) int {
+	if a.Group != nil {
+		return *a.Group
+	}
+	return -1 // as it is
 }
 
 func swap(root *os.Root, set string) error {
@@ -201,7 +223,7 @@ func fileNames(files []File) []string {
 	for _, file := range files {
 		names = append(names, file.Name)
 	}
-	return names
+	return visible(names)
 }
 
 // missing returns the names that are not among others.

@@ -55,6 +55,9 @@ func readFile(root *os.Root, name string, limit int64) ([]byte, error) {
 	return data[:n], err
 }
 
+// OpenSet opens the set of files that is in use.
+func OpenSet(root *os.Root) (*os.Root, error) { return OpenDirectory(root, DataLink) }
+
 // OpenDirectory opens a directory. Unlike root.OpenRoot, it does not block on a FIFO.
 func OpenDirectory(root *os.Root, name string) (*os.Root, error) {
 	directory, err := root.OpenFile(name, os.O_RDONLY|syscall.O_DIRECTORY, 0)

@@ -10,7 +10,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/attributes"
-	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
@@ -122,7 +121,7 @@ func (v *Volume) takeCertificate(root *os.Root, record Record) error {
 	if err != nil {
 		return nil // its file names are unknown; the volume is unfit, or renewed at once
 	}
-	contents, err := Check(root, payload.NamesOf(mounted))
+	contents, err := Check(root, mounted.Files)
 	if err != nil {
 		return err
 	}

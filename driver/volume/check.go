@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"go.step.sm/crypto/pemutil"
 	"golang.org/x/sys/unix"
 
+	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/issuer/chain"
 )
@@ -40,7 +42,7 @@ type Contents struct {
 //
 // The error lists all violations; the contents are nil if there is no certificate. In a
 // directory that is not a mount, such as a copy, Check checks only the files.
-func Check(directory *os.Root, names payload.Names) (*Contents, error) {
+func Check(directory *os.Root, names attributes.Files) (*Contents, error) {
 	var problems []error
 	mounted, writable, err := mountOf(directory)
 	if mounted && writable {
@@ -75,7 +77,7 @@ func mountOf(directory *os.Root) (mounted, writable bool, err error) {
 
 // checkNames checks that each name is a link through ..data. It accepts other names: a
 // process that was killed while it changed names leaves some until the next renewal.
-func checkNames(directory *os.Root, names payload.Names) error {
+func checkNames(directory *os.Root, names attributes.Files) error {
 	var problems []error
 	for _, name := range names.All() {
 		link, err := directory.Readlink(name)
@@ -89,9 +91,9 @@ func checkNames(directory *os.Root, names payload.Names) error {
 
 // readContents reads the files, and checks that they belong together. After an error,
 // it returns the part that it could read, or nil without a leaf.
-func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
+func readContents(directory *os.Root, names attributes.Files) (*Contents, error) {
 	// Read all files from one set: a renewal may replace the set at any time.
-	set, err := payload.OpenDirectory(directory, payload.DataLink)
+	set, err := payload.OpenSet(directory)
 	if errors.Is(err, fs.ErrNotExist) {
 		set, err = payload.OpenDirectory(directory, ".")
 	}
@@ -103,7 +105,7 @@ func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
 	if err != nil {
 		return nil, err
 	}
-	certificates, err := readCertificates(set, names.Certificate)
+	certificates, err := readChain(set, names.Certificate)
 	if err != nil {
 		return nil, err
 	}
@@ -114,6 +116,9 @@ func readContents(directory *os.Root, names payload.Names) (*Contents, error) {
 	}
 	if public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(c.Leaf.PublicKey) {
 		return c, fmt.Errorf("%s is the key of another certificate than %s", names.PrivateKey, names.Certificate)
+	}
+	if err := payload.CheckCopies(set, names, c.Leaf, key); err != nil {
+		return c, err
 	}
 	if c.Roots, err = readCertificates(set, names.CA); err != nil {
 		return c, err
@@ -131,6 +136,19 @@ func verify(certificates, roots []*x509.Certificate) (chain.Chain, error) {
 		err = nil
 	}
 	return c, err
+}
+
+// readChain reads the leaf and its intermediates from a set. The file of the certificate may
+// also contain the root, or the leaf alone.
+func readChain(set *os.Root, name string) ([]*x509.Certificate, error) {
+	certificates, err := readCertificates(set, name)
+	if err != nil {
+		return nil, err
+	}
+	if all, err := readCertificates(set, payload.FullChain); err == nil && all[0].Equal(certificates[0]) {
+		certificates = all
+	}
+	return append(certificates[:1], slices.DeleteFunc(certificates[1:], chain.IsSelfSigned)...), nil
 }
 
 func readCertificates(set *os.Root, name string) ([]*x509.Certificate, error) {

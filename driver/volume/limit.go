@@ -57,12 +57,12 @@ func (v *Volume) RenewEarly(ctx context.Context) (due bool) {
 // the chain is valid. An expired root is not in the volume, but it limits the chain. checkChain
 // requires the lock.
 func (v *Volume) checkChain(root *os.Root) error {
-	set, err := payload.OpenDirectory(root, payload.DataLink)
+	set, err := payload.OpenSet(root)
 	if err != nil {
 		return err
 	}
 	defer set.Close()
-	certificates, err := readCertificates(set, v.attributes.CertificateFile)
+	certificates, err := readChain(set, v.attributes.Files.Certificate)
 	if err != nil {
 		return err
 	}

@@ -48,11 +48,16 @@ func (v *Volume) end(last *os.Root) *issuer.Revocation {
 	if last == nil {
 		return r
 	}
-	key, err := payload.ReadKey(last, v.attributes.PrivateKeyFile)
+	set, err := payload.OpenSet(last)
 	if err != nil {
 		return r
 	}
-	chain, err := readCertificates(last, v.attributes.CertificateFile)
+	defer set.Close()
+	key, err := payload.ReadKey(set, v.attributes.Files.PrivateKey)
+	if err != nil {
+		return r
+	}
+	chain, err := readChain(set, v.attributes.Files.Certificate)
 	if err == nil && (r.Unproven || chain[0].SerialNumber.String() == r.Serial) {
 		r.Serial, r.Chain, r.Key = chain[0].SerialNumber.String(), chain, key
 	}

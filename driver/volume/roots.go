@@ -37,7 +37,7 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer current.Close()
-	same, err := payload.HasRoots(current, v.attributes.CAFile, roots)
+	same, err := payload.HasRoots(current, v.attributes.Files.CA, roots)
 	if err != nil {
 		return false, err
 	}
@@ -55,8 +55,11 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer root.Close()
-	file := payload.File{Name: v.attributes.CAFile, Data: payload.EncodeRoots(roots)}
-	err = payload.Replace(root, file, payload.NamesOf(v.attributes), payload.AccessOf(v.attributes))
+	files, err := payload.EncodeTrust(roots, v.attributes)
+	if err != nil {
+		return false, err
+	}
+	err = payload.Replace(root, files, v.attributes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil // the file names have changed: a renewal is due
 	}

@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/textlogger"
 
+	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
@@ -265,8 +266,11 @@ func TestFederatedRootsComeLast(t *testing.T) {
 	a, b := rootUntil(t, now.Add(-2*time.Hour), now.Add(time.Hour)), rootUntil(t, now.Add(-time.Hour), now.Add(time.Hour))
 	want := encoded(own.Root, a, b)
 	for _, federated := range [][]*x509.Certificate{{a, own.Root, b}, {b, a}, {own.Root, b, b, a}} {
-		if got := payload.EncodeRoots(issuer.Roots{Own: []*x509.Certificate{own.Root}, Federated: federated}); !bytes.Equal(got, want) {
-			t.Errorf("%d federated roots:\n%s", len(federated), got)
+		got, err := payload.EncodeTrust(issuer.Roots{Own: []*x509.Certificate{own.Root}, Federated: federated},
+			attributes.Attributes{Files: attributes.Files{CA: "ca.crt"}})
+		must(t, err)
+		if !bytes.Equal(got[0].Data, want) {
+			t.Errorf("%d federated roots:\n%s", len(federated), got[0].Data)
 		}
 	}
 }

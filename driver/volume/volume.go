@@ -318,7 +318,7 @@ func (v *Volume) keptKey() (issuer.PrivateKey, error) {
 		return issuer.PrivateKey{}, err
 	}
 	defer root.Close()
-	key, err := payload.ReadKey(root, v.attributes.PrivateKeyFile)
+	key, err := payload.ReadKey(root, v.attributes.Files.PrivateKey)
 	if err != nil || !v.attributes.Request.KeyType.Matches(key.Signer) {
 		return issuer.PrivateKey{}, nil // unreadable, or the pod wants another type
 	}

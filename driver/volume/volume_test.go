@@ -145,7 +145,7 @@ func (f *fixture) check() *volume.Contents {
 	return contents
 }
 
-var usual = payload.Names{Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt"}
+var usual = attributes.Files{Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt"}
 
 // addRoot adds a root to the CA and makes the issuer learn it.
 func (f *fixture) addRoot() {
@@ -261,7 +261,7 @@ func TestFailedCleanUpKeepsTheRecordRight(t *testing.T) {
 	if err := v.Renew(t.Context()); !errors.Is(err, payload.ErrCleanUp) {
 		t.Error(err)
 	}
-	contents, err := volume.Check(root, payload.Names{Certificate: "server.pem", PrivateKey: "tls.key", CA: "ca.crt"})
+	contents, err := volume.Check(root, attributes.Files{Certificate: "server.pem", PrivateKey: "tls.key", CA: "ca.crt"})
 	if contents == nil {
 		t.Fatal(err)
 	}

@@ -64,7 +64,7 @@ const maxName = 100
 func Describe(c *x509.Certificate) string {
 	kind, name := "certificate", c.Subject.CommonName
 	switch {
-	case selfSigned(c):
+	case IsSelfSigned(c):
 		kind = "root"
 	case c.IsCA:
 		kind = "intermediate"
@@ -203,7 +203,7 @@ func members(sent []*x509.Certificate, paths []path, now time.Time) []*x509.Cert
 			continue
 		}
 		for _, c := range p {
-			if slices.ContainsFunc(sent, c.Equal) && !slices.ContainsFunc(all, c.Equal) && !selfSigned(c) {
+			if slices.ContainsFunc(sent, c.Equal) && !slices.ContainsFunc(all, c.Equal) && !IsSelfSigned(c) {
 				all = append(all, c)
 			}
 		}
@@ -211,6 +211,7 @@ func members(sent []*x509.Certificate, paths []path, now time.Time) []*x509.Cert
 	return all
 }
 
-func selfSigned(c *x509.Certificate) bool {
+// IsSelfSigned tells whether the certificate is signed with its own key, as roots are.
+func IsSelfSigned(c *x509.Certificate) bool {
 	return bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignature(c.SignatureAlgorithm, c.RawTBSCertificate, c.Signature) == nil
 }

@@ -209,7 +209,7 @@ func (n *victim) expectRepaired(o operation, p node.Pod) {
 		return err == nil && leaf != nil
 	})
 	node.Eventually(n.T, time.Minute, "other files are gone", func() bool {
-		_, err := os.Lstat(filepath.Join(n.Target(p), o.whole[0].certificate))
+		_, err := os.Lstat(filepath.Join(n.Target(p), o.whole[0].Certificate))
 		return want == o.whole[0] || errors.Is(err, os.ErrNotExist)
 	})
 	node.Eventually(n.T, time.Minute, "nothing is wrong", func() bool {

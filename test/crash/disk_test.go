@@ -372,7 +372,7 @@ func TestFilesOpenOverUnpublish(t *testing.T) {
 	directory, err := os.Open(n.Target(p))
 	node.Must(t, err)
 	defer directory.Close()
-	file, err := os.Open(filepath.Join(n.Target(p), usual.key))
+	file, err := os.Open(filepath.Join(n.Target(p), usual.PrivateKey))
 	node.Must(t, err)
 	defer file.Close()
 	n.Unpublish(p)

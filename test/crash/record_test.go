@@ -11,7 +11,7 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
-	"github.com/flexstack/step-csi/driver/payload"
+	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/test/logs"
@@ -172,7 +172,7 @@ func (n *victim) recordIsWhole(p node.Pod) bool {
 	root, err := tmpfs.Root(target)
 	node.Must(n.T, err)
 	defer root.Close()
-	contents, err := volume.Check(root, payload.Names{Certificate: usual.certificate, PrivateKey: usual.key, CA: usual.roots})
+	contents, err := volume.Check(root, attributes.Files(usual))
 	node.Must(n.T, err)
 	return r.VolumeID == p.VolumeID() && r.Pod.Name == p.Name && n.KubeletDir+"/"+r.Target == n.Target(p) && maps.Equal(r.Attributes, p.Attributes) &&
 		(r.Serial == "" || r.Fits(contents) == nil)

@@ -8,22 +8,33 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
 )
 
 // names are those of a volume's files.
-type names struct{ certificate, key, roots string }
+type names attributes.Files
 
 var (
-	usual = names{"tls.crt", "tls.key", "ca.crt"}
-	other = names{"server.pem", "server-key.pem", "ca.crt"}
+	usual = names{
+		Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt",
+		Bundle: "bundle.pem", CertificateDER: "tls.crt.der", PrivateKeyDER: "tls.key.der",
+	}
+	other = names{
+		Certificate: "server.pem", PrivateKey: "server-key.pem", CA: "ca.crt",
+		Bundle: "server-bundle.pem", CertificateDER: "server.der", PrivateKeyDER: "server-key.der",
+	}
 )
 
 // attributes of a pod that wants its files so.
 func (n names) attributes() map[string]string {
-	return map[string]string{"certificate-file": n.certificate, "privatekey-file": n.key, "ca-file": n.roots}
+	return map[string]string{
+		"certificate-file": n.Certificate, "privatekey-file": n.PrivateKey, "ca-file": n.CA,
+		"bundle-file": n.Bundle, "certificate-der-file": n.CertificateDER, "privatekey-der-file": n.PrivateKeyDER,
+		"chain": "leaf",
+	}
 }
 
 var errNotMounted = errors.New("not mounted")
@@ -55,7 +66,7 @@ func read(path string, n names) (*x509.Certificate, error) {
 		if err != nil {
 			return nil, err
 		}
-		contents, err := volume.Check(root, payload.Names{Certificate: n.certificate, PrivateKey: n.key, CA: n.roots})
+		contents, err := volume.Check(root, attributes.Files(n))
 		if err == nil {
 			return contents.Leaf, nil
 		}

@@ -59,8 +59,8 @@ var containerAttacks = map[string]func() error{
 	"pipes":          replacing(func(path string) error { return syscall.Mkfifo(path, 0o666) }),
 	"devices":        replacing(func(path string) error { return syscall.Mknod(path, syscall.S_IFCHR|0o666, int(unix.Mkdev(1, 5))) }),
 	"directories":    replacing(func(path string) error { return os.MkdirAll(path+"/full", 0o755) }),
-	"links outside":  replacing(func(path string) error { return os.Symlink("/etc/passwd", path) }),
-	"links upwards":  replacing(func(path string) error { return os.Symlink("../../../../../../../../../../etc/passwd", path) }),
+	"links outside":  replacing(func(path string) error { return os.Symlink("/etc/hosts", path) }),
+	"links upwards":  replacing(func(path string) error { return os.Symlink("../../../../../../../../../../etc/hosts", path) }),
 	"endless links":  replacing(func(path string) error { return os.Symlink(filepath.Base(path), path) }),
 	"a terabyte":     replacing(func(path string) error { return errors.Join(os.WriteFile(path, nil, 0o444), os.Truncate(path, 1<<40)) }),
 	"nothing":        replacing(func(string) error { return nil }),
@@ -243,7 +243,7 @@ func TestAttackByContainer(t *testing.T) {
 			node.Eventually(t, time.Minute, "the honest pod's renewal "+when, func() bool { return certificateOf(t, n, honest) != before })
 		}
 	}
-	passwd, err := os.ReadFile("/etc/passwd")
+	hosts, err := os.ReadFile("/etc/hosts")
 	node.Must(t, err)
 	pods := map[string]node.Pod{}
 	for attack := range containerAttacks {
@@ -275,8 +275,8 @@ func TestAttackByContainer(t *testing.T) {
 	callAll()
 	renewsTwice("after a restart")
 	callAll()
-	if now, err := os.ReadFile("/etc/passwd"); err != nil || string(now) != string(passwd) {
-		t.Errorf("/etc/passwd changed: %v", err)
+	if now, err := os.ReadFile("/etc/hosts"); err != nil || string(now) != string(hosts) {
+		t.Errorf("/etc/hosts changed: %v", err)
 	}
 	if n.Logs.Has("Panic recovered") {
 		t.Error("the plugin panicked")

@@ -109,20 +109,25 @@ func TestModesAndGroups(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, startCA(t))
 	for _, test := range []struct {
-		pod  node.Pod
-		mode fs.FileMode
-		gid  uint32
+		pod           node.Pod
+		mode, keyMode fs.FileMode
+		uid, gid      uint32
 	}{
-		{node.Pod{Name: "plain-0"}, 0o444, 0},
-		{node.Pod{Name: "group-0", Group: "2000"}, 0o440, 2000},
-		{node.Pod{Name: "own-0", Group: "2000", Attributes: map[string]string{"fs-group": "3000", "file-mode": "0400"}}, 0o400, 3000},
+		{node.Pod{Name: "plain-0"}, 0o444, 0o444, 0, 0},
+		{node.Pod{Name: "group-0", Group: "2000"}, 0o440, 0o440, 0, 2000},
+		{node.Pod{Name: "mode-0", Group: "2000", Attributes: map[string]string{"fs-group": "3000", "file-mode": "0400"}}, 0o400, 0o400, 0, 3000},
+		{node.Pod{Name: "owner-0", Attributes: map[string]string{"owner-uid": "999"}}, 0o444, 0o400, 999, 0},
+		{node.Pod{Name: "libpq-0", Attributes: map[string]string{"owner-uid": "999", "privatekey-mode": "0600"}}, 0o444, 0o600, 999, 0},
 	} {
 		n.Publish(test.pod)
 		for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
 			info, err := os.Stat(filepath.Join(n.Target(test.pod), name))
 			node.Must(t, err)
-			owner := info.Sys().(*syscall.Stat_t)
-			if info.Mode() != test.mode || owner.Uid != 0 || owner.Gid != test.gid {
+			owner, mode := info.Sys().(*syscall.Stat_t), test.mode
+			if name == "tls.key" {
+				mode = test.keyMode
+			}
+			if info.Mode() != mode || owner.Uid != test.uid || owner.Gid != test.gid {
 				t.Errorf("%s of %s: %v %d:%d", name, test.pod.Name, info.Mode(), owner.Uid, owner.Gid)
 			}
 		}

@@ -1,0 +1,99 @@
+package payload
+
+import (
+	"crypto/x509"
+	"slices"
+
+	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/issuer"
+)
+
+// FullChain is a file of a set that has no visible name: the leaf and its intermediates, for
+// this program, if no other file has the intermediates. Users cannot choose the name.
+const FullChain = Reserved + "chain.pem"
+
+// contents are what all files of a volume are made from.
+type contents struct {
+	*issuer.Credential
+	attributes attributes.Attributes
+}
+
+// format is a kind of file.
+type format struct {
+	// name returns the name of the file, or an empty string if the pod does not want it.
+	name func(attributes.Attributes) string
+	// secret means that the file contains the private key.
+	secret bool
+	// trust means that the file depends on the roots alone.
+	trust  bool
+	encode func(contents) ([]byte, error)
+}
+
+// formats are all kinds of files. The chain begins with the leaf. What follows is what the
+// attribute chain says.
+var formats = []format{
+	{name: func(a attributes.Attributes) string { return a.Files.Certificate }, encode: contents.pemChain},
+	{name: func(a attributes.Attributes) string { return a.Files.PrivateKey }, secret: true, encode: contents.pemKey},
+	{name: func(a attributes.Attributes) string { return a.Files.CA }, trust: true, encode: contents.pemRoots},
+	{name: func(a attributes.Attributes) string { return a.Files.Bundle }, secret: true, encode: contents.pemBundle},
+	{name: func(a attributes.Attributes) string { return a.Files.CertificateDER }, encode: contents.derLeaf},
+	{name: func(a attributes.Attributes) string { return a.Files.PrivateKeyDER }, secret: true, encode: contents.derKey},
+	{name: nameOfFullChain, encode: contents.pemFullChain},
+}
+
+func nameOfFullChain(a attributes.Attributes) string {
+	if a.Chain == attributes.LeafOnly {
+		return FullChain
+	}
+	return ""
+}
+
+// chain returns the leaf and what follows it.
+func (c contents) chain() []*x509.Certificate {
+	switch c.attributes.Chain {
+	case attributes.LeafOnly:
+		return c.Chain[:1]
+	case attributes.WithRoot:
+		if root := rootOf(c.Chain, c.Roots.Own); root != nil {
+			return append(slices.Clip(c.Chain), root)
+		}
+	}
+	return c.Chain
+}
+
+// rootOf returns the root that signed one of the certificates, or nil. If there are several,
+// it is that of the certificate nearest to the leaf.
+func rootOf(chain, roots []*x509.Certificate) *x509.Certificate {
+	for _, c := range chain {
+		for _, root := range roots {
+			if c.CheckSignatureFrom(root) == nil {
+				return root
+			}
+		}
+	}
+	return nil
+}
+
+// The PEM files are those of RFC 7468.
+
+func (c contents) pemChain() ([]byte, error)     { return encodeCertificates(c.chain()), nil }
+func (c contents) pemFullChain() ([]byte, error) { return encodeCertificates(c.Chain), nil }
+func (c contents) pemRoots() ([]byte, error)     { return encodeCertificates(c.Roots.All()), nil }
+
+func (c contents) pemKey() ([]byte, error) {
+	return encodeKey(c.Key, c.attributes.KeyEncoding, nil)
+}
+
+// pemBundle has the order of the Kubernetes API's credential bundles: PodCertificateProjection
+// in https://pkg.go.dev/k8s.io/api/core/v1.
+func (c contents) pemBundle() ([]byte, error) {
+	return encodeKey(c.Key, c.attributes.KeyEncoding, encodeCertificates(c.chain()))
+}
+
+// derLeaf returns a copy, because the caller overwrites it.
+func (c contents) derLeaf() ([]byte, error) { return slices.Clone(c.Leaf().Raw), nil }
+
+func (c contents) derKey() ([]byte, error) {
+	der, _, err := marshalKey(c.Key.Signer, c.attributes.KeyEncoding)
+	return der, err
+}
