@@ -15,6 +15,14 @@ test)
 	need /usr/lib/postgresql postgresql
 	need mariadbd mariadb-server
 	need redis-server redis-server
+	need nginx nginx-light
+	need haproxy haproxy
+	need nats-server nats-server
+	need /usr/lib/rabbitmq/bin/rabbitmq-server rabbitmq-server
+	need apache2 apache2
+	need mosquitto mosquitto
+	need memcached memcached
+	need curl curl
 	;;
 e2e | load | try)
 	need buildah buildah
@@ -42,8 +50,11 @@ if [ ! -e $policy ]; then
 	printf '#!/bin/sh\nexit 101\n' >$policy
 	chmod 755 $policy
 fi
-# PostgreSQL's packages make a database for that service.
-mkdir -p /etc/postgresql-common
-[ -e /etc/postgresql-common/createcluster.conf ] || echo create_main_cluster = false >/etc/postgresql-common/createcluster.conf
+case $missing in
+*postgresql*) # whose packages would make a database for that service
+	mkdir -p /etc/postgresql-common
+	[ -e /etc/postgresql-common/createcluster.conf ] || echo create_main_cluster = false >/etc/postgresql-common/createcluster.conf
+	;;
+esac
 # Without recommended packages, which the tests do not need.
 apt-get install -qqy --no-install-recommends $missing >/dev/null

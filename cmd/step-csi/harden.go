@@ -57,8 +57,8 @@ func keepCapabilities(keep []cap.Value) error {
 	return kept.SetProc()
 }
 
-// explainDenied adds to a permission error what to change. File modes also apply to
-// root here, because the process has no CAP_DAC_OVERRIDE.
+// explainDenied adds to a permission error what to change. In the registration authority,
+// file modes also apply to root, because it keeps no capability.
 func explainDenied(err error) error {
 	if !errors.Is(err, fs.ErrPermission) {
 		return err

@@ -75,7 +75,10 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	// CAP_DAC_OVERRIDE is not needed: root owns the directories of targets and sockets.
 	c, err := o.start((*configFile).node,
 		cap.SYS_ADMIN, // to mount and unmount, and for the extended attribute trusted.step-csi
-		cap.CHOWN)     // to change the group of files to the pod's fsGroup
+		cap.CHOWN,     // to give files to the attribute owner-uid and to the pod's fsGroup
+		// For files that owner-uid gives to a user of the pod, who alone may read them:
+		cap.DAC_READ_SEARCH, // to read them, after a restart and when the roots change
+		cap.FOWNER)          // to change their mode, and the times by which watchers see a renewal
 	if o.checkConfig {
 		return o.reportCheck(c, err, stdout)
 	}

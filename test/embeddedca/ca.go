@@ -284,6 +284,13 @@ func (ca *CA) SetOthers(others ...provisioner.Interface) error {
 	return ca.Resume()
 }
 
+// SetFederated replaces the roots of the CAs that this CA is federated with, and restarts.
+func (ca *CA) SetFederated(roots ...*x509.Certificate) error {
+	ca.config.Federated = roots
+	ca.Stop()
+	return ca.Resume()
+}
+
 // DisableRenewal sets the provisioner's claim disableRenewal, and loads it as step-ca
 // does: with a restart.
 func (ca *CA) DisableRenewal(disable bool) error {

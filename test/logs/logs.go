@@ -18,6 +18,7 @@ const (
 	Found            = `"Found mounted volumes"`
 	CannotAdopt      = `"Cannot adopt a mounted volume; it is not renewed until the kubelet publishes it again"`
 	Contradicts      = `"The record of a mounted volume contradicts the kubelet; the volume is renewed at once"`
+	Damaged          = `"A mounted volume is damaged; it is renewed at once"`
 	Renewed          = `"Certificate renewed"`
 	RenewalFailed    = `"Renewal failed"`
 	Expiring         = `"Certificate expiring"`

@@ -9,7 +9,9 @@ package programs
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -19,6 +21,15 @@ import (
 
 // binary is the step-csi binary, built once for all tests.
 var binary node.Binary
+
+// buildReload builds step-csi-reload beside it, once for all tests that need it.
+var buildReload = sync.OnceValue(func() error {
+	build := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(string(binary)), "step-csi-reload"), "../../cmd/step-csi-reload")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build step-csi-reload: %w\n%s", err, out)
+	}
+	return nil
+})
 
 func TestMain(m *testing.M) {
 	sandbox.Enter()

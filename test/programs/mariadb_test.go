@@ -1,9 +1,13 @@
 package programs
 
 import (
+	"os/user"
 	"path/filepath"
-	"strings"
+	"strconv"
 	"testing"
+
+	"github.com/flexstack/step-csi/test/loopback"
+	"github.com/flexstack/step-csi/test/node"
 )
 
 func TestMariaDB(t *testing.T) {
@@ -11,34 +15,40 @@ func TestMariaDB(t *testing.T) {
 	page := documented(t, "MySQL and MariaDB")
 	server{
 		section:      "MySQL and MariaDB",
-		as:           account{uid: 999, fsGroup: 999},
+		as:           mysql(t), // MariaDB looks for the user by name
 		volume:       page.attributes(0),
 		clientAs:     account{uid: 10001, fsGroup: 10001},
-		clientVolume: map[string]string{"service-names": "client"},
+		clientVolume: page.attributes(1),
 		start: func(s *site) {
-			data, config, socket := filepath.Join(s.directory, "data"), filepath.Join(s.directory, "my.cnf"), filepath.Join(s.directory, "s")
+			data, config, socket := s.directory+"/data", s.directory+"/my.cnf", s.directory+"/mysqld.sock"
 			write(t, s.as, config, page.code("ini", 0, s.tls.path))
-			mustRun(t, s.as, s.directory, "mariadb-install-db", "--no-defaults", "--datadir="+data, "--skip-test-db", "--auth-root-authentication-method=normal", "--innodb-log-file-size=4M", "--innodb-flush-log-at-trx-commit=0")
-			s.run("mariadbd", "--defaults-file="+config, "--datadir="+data, "--bind-address=127.0.0.1", "--port="+s.port, "--socket="+socket, "--pid-file="+s.directory+"/pid", "--innodb-log-file-size=4M", "--innodb-buffer-pool-size=16M")
+			small := []string{"--innodb-log-file-size=4M", "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0"}
+			mustRun(t, s.as, s.directory, append([]string{"mariadb-install-db", "--no-defaults", "--datadir=" + data, "--skip-test-db",
+				"--auth-root-authentication-method=normal"}, small...)...)
+			s.run(append([]string{"mariadbd", "--defaults-file=" + config, "--datadir=" + data, "--bind-address=" + loopback.IP,
+				"--port=" + s.port, "--socket=" + socket, "--pid-file=" + s.directory + "/pid"}, small...)...)
 			s.waitListening()
-			s.sql(page.code("sql", 0, ""))
+			mustRun(t, s.as, s.directory, "mariadb", "--no-defaults", "--socket="+socket, "--user=root", "--execute="+page.code("sql", 0, ""))
+			start(t, s.as, s.directory, 0, shell(page.code("sh", 0, s.tls.path, "/run/mysqld", s.directory))...)
 		},
 		starttls: "mysql",
-		reload:   func(s *site) { s.sql(page.code("sql", 1, "")) },
 		use: func(s *site, client *volume) error {
-			own := page.code("ini", 1, client.path)
 			file := filepath.Join(s.clientDirectory, "my.cnf")
-			write(t, s.clientAs, file, strings.ReplaceAll(own, client.file("ca.crt"), s.client.file("ca.crt")))
+			write(t, s.clientAs, file, s.of(client, page, "ini", 1))
 			_, err := s.asClient("mariadb", "--defaults-file="+file, "--host="+s.host, "--port="+s.port, "--user=app", "--execute=select current_user()")
 			return err
 		},
-		refusal: cutOff,
-		denial:  "Access denied",
+		refusal:      cutOff,
+		denial:       "Access denied",
+		followsRoots: true,
 	}.test(t)
 }
 
-// sql runs statements of MariaDB as its administrator.
-func (s *site) sql(statements string) {
-	s.t.Helper()
-	mustRun(s.t, s.as, s.directory, "mariadb", "--no-defaults", "--socket="+filepath.Join(s.directory, "s"), "--user=root", "--execute="+statements)
+// mysql is the user mysql of Debian's package, with an fsGroup.
+func mysql(t *testing.T) account {
+	found, err := user.Lookup("mysql")
+	node.Must(t, err)
+	uid, err := strconv.ParseUint(found.Uid, 10, 32)
+	node.Must(t, err)
+	return account{uid: uint32(uid), fsGroup: 999}
 }

@@ -68,15 +68,15 @@ func (s section) attributes(n int) map[string]string {
 }
 
 // code returns the nth block in that language, from 0. The page mounts all volumes at
-// /etc/tls, and the test at that path.
-func (s section) code(language string, n int, path string) string {
+// /etc/tls, and the test at that path. oldnew are other texts to replace, in pairs.
+func (s section) code(language string, n int, path string, oldnew ...string) string {
 	s.t.Helper()
 	for _, b := range s.blocks {
 		if b.language != language {
 			continue
 		}
 		if n--; n < 0 {
-			return strings.ReplaceAll(b.text, "/etc/tls", path)
+			return strings.NewReplacer(append(oldnew, "/etc/tls", path)...).Replace(b.text)
 		}
 	}
 	s.t.Fatalf("docs/programs.md: %s has too few blocks of %s", s.title, language)

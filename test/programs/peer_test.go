@@ -4,13 +4,10 @@ import (
 	"bufio"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -85,7 +82,7 @@ func (p peer) test(t *testing.T) {
 		},
 		refusal: `(?s)` + refused + p.mistrust,
 	}.test(t)
-	s.followsRoots()
+	s.followsRemoval()
 }
 
 // after returns the rest of the line after its prefix.
@@ -157,46 +154,24 @@ func (s *site) greeting(client *volume, sessions tls.ClientSessionCache) (string
 	return bufio.NewReader(connection).ReadString('\n')
 }
 
-// followsRoots checks that the running server admits clients of a second CA as soon as the
+// followsRemoval checks that the running server admits clients of another CA as soon as the
 // volume has its root, and refuses them when the volume no longer has it, also if they
 // resume a session.
-func (s *site) followsRoots() {
+func (s *site) followsRemoval() {
 	s.t.Helper()
-	other, err := pemutil.ReadCertificate(s.stranger.file("ca.crt"))
-	node.Must(s.t, err)
-	waitRoots := func(count int) {
-		s.t.Helper()
-		node.Eventually(s.t, time.Minute, fmt.Sprintf("%s's volume has %d roots", s.section, count), func() bool {
-			roots, err := pemutil.ReadCertificateBundle(s.tls.file("ca.crt"))
-			return err == nil && len(roots) == count
-		})
-	}
-	s.pods.ca.Intercept(func(next http.Handler) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if !strings.HasSuffix(r.URL.Path, "/roots") {
-				next.ServeHTTP(w, r)
-				return
-			}
-			var answer struct {
-				Certificates []string `json:"crts"`
-			}
-			for _, root := range []*x509.Certificate{s.pods.ca.Root(), other} {
-				answer.Certificates = append(answer.Certificates, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: root.Raw})))
-			}
-			w.WriteHeader(http.StatusCreated)
-			_ = json.NewEncoder(w).Encode(answer)
-		})
-	})
-	waitRoots(2)
+	s.tls.trustOther()
 	sessions := tls.NewLRUClientSessionCache(1)
 	for range 2 {
 		if _, err := s.greeting(s.stranger, sessions); err != nil {
-			s.t.Errorf("with both roots, %s refuses a client of the second CA: %v", s.section, err)
+			s.t.Errorf("%s refuses a client of a new root: %v", s.section, err)
 		}
 	}
-	s.pods.ca.Intercept(nil)
-	waitRoots(1)
-	node.Eventually(s.t, 2*time.Minute, s.section+" refuses the client of the second CA, whose root has been removed", func() bool {
+	node.Must(s.t, s.pods.ca.SetFederated())
+	node.Eventually(s.t, time.Minute, s.section+"'s volume has one root again", func() bool {
+		roots, err := pemutil.ReadCertificateBundle(s.tls.file("ca.crt"))
+		return err == nil && len(roots) == 1
+	})
+	node.Eventually(s.t, 2*time.Minute, s.section+" refuses the client of the root that was removed", func() bool {
 		_, err := s.greeting(s.stranger, sessions)
 		return err != nil && matches(refused, err)
 	})

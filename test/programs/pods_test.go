@@ -20,18 +20,16 @@ import (
 // pods is a node with two issuers, "default" and "other", each with a CA of its own. The
 // pods are in the namespace shop.
 type pods struct {
-	t    testing.TB
-	node *node.Node
-	ca   *embeddedca.CA // of the issuer default
+	t         testing.TB
+	node      *node.Node
+	ca, other *embeddedca.CA
 }
 
 func newPods(t testing.TB) *pods {
 	t.Helper()
-	w := &pods{t: t, ca: startCA(t)}
+	w := &pods{t: t, ca: startCA(t), other: startCA(t)}
 	w.node = node.New(t, binary, w.ca)
-	w.node.RefreshRoots(time.Second)
-	other := startCA(t)
-	name, password := other.Provisioner()
+	name, password := w.other.Provisioner()
 	node.Must(t, os.WriteFile(filepath.Join(filepath.Dir(w.node.Config), "other-password"), []byte(password), 0o600))
 	w.node.ChangeConfig("  default:\n", fmt.Sprintf(`  other:
     url: %s
@@ -39,7 +37,8 @@ func newPods(t testing.TB) *pods {
     provisioner: {type: jwk, name: %s, passwordFile: other-password}
     duration: {default: 1h, max: 24h, min: 1s}
   default:
-`, other.URL(), other.Fingerprint(), name))
+    roots: {refresh: 1s, federation: true}
+`, w.other.URL(), w.other.Fingerprint(), name))
 	w.node.Start()
 	return w
 }
@@ -140,6 +139,17 @@ func (v *volume) renew() {
 	v.pod = v.pod.With("renew-before", next)
 	v.pods.node.Publish(v.pod)
 	node.Eventually(v.pods.t, time.Minute, v.pod.Name+"'s certificate is renewed", func() bool { return !v.leaf().Equal(before) })
+}
+
+// trustOther has the issuer default add the root of the other CA to the roots of all its
+// volumes, and waits until this volume has it.
+func (v *volume) trustOther() {
+	v.pods.t.Helper()
+	node.Must(v.pods.t, v.pods.ca.SetFederated(v.pods.other.Root()))
+	node.Eventually(v.pods.t, time.Minute, v.pod.Name+" has the root of the other CA", func() bool {
+		roots, err := pemutil.ReadCertificateBundle(v.file("ca.crt"))
+		return err == nil && slices.ContainsFunc(roots, v.pods.other.Root().Equal)
+	})
 }
 
 // host is the name by which clients connect to the pod's Service.

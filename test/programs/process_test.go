@@ -84,14 +84,15 @@ func mustRun(t testing.TB, as account, directory string, args ...string) (stdout
 	return stdout
 }
 
-// command has an environment without the machine's settings. HOME is the directory.
+// command has an environment without the machine's settings. HOME is the directory, and the
+// PATH has step-csi-reload.
 func command(t testing.TB, as account, directory string, args ...string) *exec.Cmd {
 	t.Helper()
 	addUser(t, as)
-	c := exec.CommandContext(t.Context(), args[0], args[1:]...)
-	c.Cancel = func() error { return nil } // the end of the test stops it
+	node.Must(t, buildReload())
+	c := exec.Command("env", args...) // which looks for the program in this PATH
 	c.Dir = directory
-	c.Env = []string{"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + directory, "TMPDIR=" + directory, "LC_ALL=C.UTF-8"}
+	c.Env = []string{"PATH=" + filepath.Dir(string(binary)) + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "HOME=" + directory, "TMPDIR=" + directory, "LC_ALL=C.UTF-8"}
 	c.SysProcAttr = &syscall.SysProcAttr{Credential: as.credential()}
 	return c
 }

@@ -1,10 +1,6 @@
 package programs
 
-import (
-	"testing"
-
-	"github.com/flexstack/step-csi/test/node"
-)
+import "testing"
 
 func TestRedis(t *testing.T) {
 	t.Parallel()
@@ -14,26 +10,20 @@ func TestRedis(t *testing.T) {
 		as:           account{uid: 999, fsGroup: 999},
 		volume:       page.attributes(0),
 		clientAs:     account{uid: 10001, fsGroup: 10001},
-		clientVolume: map[string]string{"service-names": "client"},
+		clientVolume: page.attributes(1),
 		start: func(s *site) {
 			config := s.directory + "/redis.conf"
-			write(t, s.as, config, page.code("ini", 0, s.tls.path)+"tls-port "+s.port+"\nsave \"\"\n")
+			write(t, s.as, config, page.code("ini", 0, s.tls.path, "6379", s.port, "/run/redis", s.directory)+"bind 127.0.0.1\nsave \"\"\n")
 			s.run("redis-server", config)
-		},
-		reload: func(s *site) {
-			_, err := s.redis(s.client, "config", "set", "tls-cert-file", s.tls.file("tls.crt"))
-			node.Must(t, err)
+			s.waitListening()
+			sidecar := page.code("sh", 0, s.tls.path, "/run/redis", s.directory)
+			start(t, s.as, s.directory, 0, shell(sidecar)...)
 		},
 		use: func(s *site, client *volume) error {
-			_, err := s.redis(client, "set", "key", "value")
+			_, err := s.asClient(shell(s.of(client, page, "sh", 1, s.host, s.host+" -p "+s.port))...)
 			return err
 		},
-		refusal: cutOff,
+		refusal:      cutOff,
+		followsRoots: true,
 	}.test(t)
-}
-
-// redis runs a command of Redis as the client's user.
-func (s *site) redis(client *volume, command ...string) (string, error) {
-	return s.asClient(append([]string{"redis-cli", "-e", "-h", s.host, "-p", s.port, "--tls",
-		"--cacert", s.client.file("ca.crt"), "--cert", client.file("tls.crt"), "--key", client.file("tls.key")}, command...)...)
 }

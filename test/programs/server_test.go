@@ -37,9 +37,14 @@ type server struct {
 	// starttls is the protocol in which the server changes to TLS, as openssl s_client
 	// names it. It is empty if connections begin with TLS.
 	starttls string
+	// shows returns the certificate that the server shows to a client. It is nil if openssl
+	// s_client can find out.
+	shows func(s *site, client *volume) (*x509.Certificate, error)
 	// reload has the server read the files again, as the page says. It is nil if the
-	// server finds new files without help.
+	// server finds new files itself, or through step-csi-reload.
 	reload func(s *site)
+	// followsRoots is true if the server then trusts new roots of its volume, too.
+	followsRoots bool
 	// use does one thing with the server over a new connection, with a client's files. It
 	// checks the server's name, and is an error if the server refuses the client.
 	use func(s *site, client *volume) error
@@ -108,6 +113,18 @@ func (s *site) run(args ...string) {
 	s.process = start(s.t, s.as, s.directory, s.stop, args...)
 }
 
+// shell runs a command of the page, with more arguments.
+func shell(command string, more ...string) []string {
+	command = strings.Replace(strings.TrimSpace(command), "step-csi-reload ", "step-csi-reload --debounce 100ms ", 1)
+	return append([]string{"sh", "-c", "exec " + command + ` "$@"`, "sh"}, more...)
+}
+
+// of is the nth block of the page in that language, for a client. All clients trust the
+// server's CA.
+func (s *site) of(client *volume, page section, language string, n int, oldnew ...string) string {
+	return page.code(language, n, client.path, append(oldnew, "/etc/tls/ca.crt", s.client.file("ca.crt"))...)
+}
+
 func (s *site) waitListening() {
 	s.t.Helper()
 	node.Eventually(s.t, 2*time.Minute, s.section+" listens", func() bool {
@@ -129,9 +146,12 @@ func (s *site) asClient(args ...string) (stdout string, err error) {
 }
 
 // shown returns the certificate that the server shows to a client, as openssl s_client
-// sees it. It is an error if the server's chain or name is wrong.
+// sees it, or shows, if it is set. It is an error if the server's chain or name is wrong.
 func (s *site) shown(client *volume) (*x509.Certificate, error) {
 	s.t.Helper()
+	if s.shows != nil {
+		return s.shows(s, client)
+	}
 	args := []string{"openssl", "s_client", "-connect", net.JoinHostPort(loopback.IP, s.port),
 		"-servername", s.host, "-verify_hostname", s.host, "-verify_return_error", "-CAfile", s.client.file("ca.crt"),
 		"-cert", client.file("tls.crt"), "-cert_chain", client.file("tls.crt"), "-key", client.file("tls.key")}
@@ -204,6 +224,13 @@ func (of server) test(t testing.TB) *site {
 			s.reload(s)
 		}
 		s.serves(when)
+	}
+	if s.followsRoots {
+		s.tls.trustOther()
+		if s.reload != nil {
+			s.reload(s)
+		}
+		node.Eventually(t, 2*time.Minute, s.section+" admits clients of a new root", func() bool { return s.use(s, s.stranger) == nil })
 	}
 	if s.process != nil && !s.process.running() {
 		t.Errorf("%s has ended: %s", s.section, s.process.ProcessState)

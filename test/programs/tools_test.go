@@ -54,7 +54,8 @@ func (of tool) test(t *testing.T) {
 			}
 			return nil
 		},
-		refusal: of.refusal,
+		refusal:      of.refusal,
+		followsRoots: true,
 	}.test(t)
 }
 
