@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer"
 )
@@ -89,7 +90,7 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 	if managed {
 		known.TakeToken(token)
 	}
-	if managed && known.Same(spec) {
+	if managed && known.Same(spec) && known.Password == spec.Password {
 		return nil
 	}
 	v, err := volume.Adopt(ctx, d.node, spec)
@@ -108,6 +109,9 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 		if managed {
 			return nil
 		}
+	}
+	if managed && known.Same(spec) {
+		klog.FromContext(ctx).Info("The password of the key stores has changed", v.LogValues()...)
 	}
 	v.TakeToken(token)
 	d.manage(ctx, v)
@@ -200,6 +204,7 @@ func (d *Driver) parsePublish(req *csi.NodePublishVolumeRequest, target string) 
 		MountGroup: capability.GetMount().GetVolumeMountGroup(),
 
 		SELinuxContext: seLinux,
+		Password:       payload.PasswordOf(req.GetSecrets()),
 	}, token, nil
 }
 

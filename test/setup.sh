@@ -11,6 +11,7 @@ case $1 in
 test)
 	need certtool gnutls-bin # checks chains as programs with GnuTLS do
 	need promtool prometheus # promtool tests the alerts
+	need javac openjdk-17-jdk-headless # reads key stores; also has keytool
 	# The servers of test/programs.
 	need /usr/lib/postgresql postgresql
 	need mariadbd mariadb-server

@@ -72,7 +72,7 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	// CAP_DAC_OVERRIDE is not needed: root owns the directories of targets and sockets.
+	// CAP_DAC_OVERRIDE is not needed, because root owns the directories of targets and sockets.
 	c, err := o.start((*configFile).node,
 		cap.SYS_ADMIN, // to mount and unmount, and for the extended attribute trusted.step-csi
 		cap.CHOWN,     // to give files to the attribute owner-uid and to the pod's fsGroup

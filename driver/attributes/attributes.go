@@ -34,6 +34,8 @@
 //	                   Without both: "0440" with a group, "0400" with an
 //	                   owner-uid, else "0444"
 //	revoke-on-delete   revoke when the pod is deleted; "false"
+//	pkcs12-profile     a keystore.Profile; "modern"
+//	keystore-alias     alias of the private key in key stores; "certificate"
 //	certificate-file   file of the leaf and its intermediates; "tls.crt"
 //	privatekey-file    file of the private key; "tls.key"
 //	ca-file            file of the roots; "ca.crt"
@@ -43,6 +45,15 @@
 //	                   file of the leaf in DER; none
 //	privatekey-der-file
 //	                   file of the private key in DER; none
+//	pkcs12-file        PKCS#12 file of the private key and its chain; none
+//	pkcs12-truststore-file
+//	                   PKCS#12 file of the roots; none
+//	jks-file           JKS file of the private key and its chain; none
+//	jks-truststore-file
+//	                   JKS file of the roots; none
+//	keystore-password-file
+//	                   file of the password of these four files, if the plugin
+//	                   generates it; "keystore-password" if there is one of them
 //
 // Names may contain ${POD_NAME}, ${POD_NAMESPACE}, ${POD_UID},
 // ${SERVICE_ACCOUNT_NAME}, ${NODE_NAME}, ${CLUSTER_DOMAIN} and ${TRUST_DOMAIN}.
@@ -61,6 +72,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/flexstack/step-csi/driver/keystore"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
 )
@@ -112,6 +124,9 @@ type Attributes struct {
 	// Mode lets the owner read. PrivateKeyMode is that of the files with the private key.
 	Mode, PrivateKeyMode fs.FileMode
 	RevokeOnDelete       bool
+	// PKCS12Profile and KeyStoreAlias are empty without a file that they are for.
+	PKCS12Profile keystore.Profile
+	KeyStoreAlias string
 }
 
 // parser is the state of one Parse.
@@ -223,6 +238,9 @@ func (p *parser) finishLifetime() error {
 // the key. It sets the group and the modes if the user has not set them.
 func (p *parser) finishFiles(mountGroup string) error {
 	a := &p.result
+	if err := a.finishKeyStores(); err != nil {
+		return err
+	}
 	if err := a.Files.checkDistinct(); err != nil {
 		return err
 	}
@@ -231,6 +249,9 @@ func (p *parser) finishFiles(mountGroup string) error {
 		return fmt.Errorf("key-encoding: pkcs1 is for RSA keys, and key-type is %s; use pkcs8", a.Request.KeyType)
 	case a.KeyEncoding == SEC1 && family != "ecdsa":
 		return fmt.Errorf("key-encoding: sec1 is for ECDSA keys, and key-type is %s; use pkcs8", a.Request.KeyType)
+	case a.PKCS12Profile == keystore.Legacy && a.Files.PKCS12 != "" && a.Request.KeyType == issuer.Ed25519:
+		return fmt.Errorf("pkcs12-profile: no program that needs %s reads a private key of the type %s; use %s, or another key-type",
+			a.PKCS12Profile, a.Request.KeyType, keystore.Modern)
 	}
 	if a.Group == nil && mountGroup != "" {
 		if err := set(&a.Group, parseGroup)(mountGroup); err != nil {

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/keystore"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
 	"github.com/flexstack/step-csi/issuer/policy"
@@ -225,6 +226,14 @@ func fullRequest() map[string]string {
 		"bundle-file":          "bundle.pem",
 		"certificate-der-file": "cert.der",
 		"privatekey-der-file":  "key.der",
+
+		"pkcs12-file":            "keystore.p12",
+		"pkcs12-truststore-file": "truststore.p12",
+		"pkcs12-profile":         "legacy",
+		"jks-file":               "keystore.jks",
+		"jks-truststore-file":    "truststore.jks",
+		"keystore-alias":         "web server",
+		"keystore-password-file": "password",
 	}
 }
 
@@ -247,7 +256,10 @@ func TestAllAttributes(t *testing.T) {
 		Files: attributes.Files{
 			Certificate: "cert.pem", PrivateKey: "key.pem", CA: "roots.pem",
 			Bundle: "bundle.pem", CertificateDER: "cert.der", PrivateKeyDER: "key.der",
+			PKCS12: "keystore.p12", PKCS12TrustStore: "truststore.p12", JKS: "keystore.jks", JKSTrustStore: "truststore.jks",
+			KeyStorePassword: "password",
 		},
+		PKCS12Profile: keystore.Legacy, KeyStoreAlias: "web server",
 		Chain: attributes.WithRoot,
 		Owner: 1000, Group: &group, Mode: 0o400, PrivateKeyMode: 0o600, RevokeOnDelete: true,
 		Request: issuer.Request{CommonName: commonName("web-0.example"), Duration: 30 * time.Minute, KeyType: issuer.RSA2048},
@@ -369,6 +381,12 @@ var otherCases = []struct{ key, value, wrong string }{
 	{"chain", "full", ""},
 	{"chain", "root", `chain: "root" is not one of leaf, full, full-with-root`},
 	{"bundle-file", "../a", "bundle-file:"},
+	{"pkcs12-file", "keystore.p12", ""},
+	{"pkcs12-file", "password", `pkcs12-file and keystore-password-file are both "password"; give them different names`},
+	{"jks-truststore-file", "cert.pem", `certificate-file and jks-truststore-file are both "cert.pem"`},
+	{"pkcs12-profile", "weak", `pkcs12-profile: "weak" is not one of modern, legacy`},
+	{"keystore-alias", " web", `keystore-alias: " web" is not an alias: use 1 to 64 printable ASCII characters, without a blank at either end`},
+	{"keystore-password-file", "a/b", `keystore-password-file: "a/b" is not a plain file name`},
 	{"bundle-file", "key.pem", `privatekey-file and bundle-file are both "key.pem"; give them different names`},
 	{"certificate-der-file", "roots.pem", `ca-file and certificate-der-file are both "roots.pem"; give them different names`},
 	{"privatekey-der-file", "..key", `privatekey-der-file: "..key" begins with two dots`},

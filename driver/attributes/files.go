@@ -15,6 +15,16 @@ type Files struct {
 	Bundle string
 	// CertificateDER and PrivateKeyDER are the leaf and the private key in DER.
 	CertificateDER, PrivateKeyDER string
+	// PKCS12 and JKS are key stores with the private key and its chain. The trust stores
+	// contain the roots.
+	PKCS12, PKCS12TrustStore, JKS, JKSTrustStore string
+	// KeyStorePassword is the password of all key stores. It is empty without key stores.
+	KeyStorePassword string
+}
+
+// HasKeyStore tells whether one of the files needs a password.
+func (f Files) HasKeyStore() bool {
+	return f.PKCS12 != "" || f.PKCS12TrustStore != "" || f.JKS != "" || f.JKSTrustStore != ""
 }
 
 // fileAttribute is an attribute whose value is the name of a file.
@@ -32,6 +42,11 @@ func (f *Files) attributes() []fileAttribute {
 		{"bundle-file", &f.Bundle},
 		{"certificate-der-file", &f.CertificateDER},
 		{"privatekey-der-file", &f.PrivateKeyDER},
+		{"pkcs12-file", &f.PKCS12},
+		{"pkcs12-truststore-file", &f.PKCS12TrustStore},
+		{"jks-file", &f.JKS},
+		{"jks-truststore-file", &f.JKSTrustStore},
+		{"keystore-password-file", &f.KeyStorePassword},
 	}
 }
 

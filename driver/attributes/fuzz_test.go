@@ -204,6 +204,14 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 		"bundle-file":          want.Files.Bundle,
 		"certificate-der-file": want.Files.CertificateDER,
 		"privatekey-der-file":  want.Files.PrivateKeyDER,
+
+		"pkcs12-file":            want.Files.PKCS12,
+		"pkcs12-truststore-file": want.Files.PKCS12TrustStore,
+		"pkcs12-profile":         string(want.PKCS12Profile),
+		"jks-file":               want.Files.JKS,
+		"jks-truststore-file":    want.Files.JKSTrustStore,
+		"keystore-alias":         want.KeyStoreAlias,
+		"keystore-password-file": want.Files.KeyStorePassword,
 	}
 	if want.RenewBefore > 0 {
 		values["renew-before"] = want.RenewBefore.String()

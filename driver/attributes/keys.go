@@ -9,6 +9,7 @@ import (
 
 	"github.com/agext/levenshtein"
 
+	"github.com/flexstack/step-csi/driver/keystore"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
 )
@@ -42,6 +43,8 @@ func (p *parser) table() []attribute {
 		{"file-mode", set(&a.Mode, parseMode)},
 		{"privatekey-mode", set(&a.PrivateKeyMode, parseMode)},
 		{"revoke-on-delete", set(&a.RevokeOnDelete, parseBool)},
+		{"pkcs12-profile", set(&a.PKCS12Profile, oneOf(keystore.Modern, keystore.Legacy))},
+		{"keystore-alias", set(&a.KeyStoreAlias, parseAlias)},
 	}
 	for _, file := range a.Files.attributes() {
 		table = append(table, attribute{file.key, set(file.name, parseFileName)})
@@ -69,15 +72,31 @@ func Keys() (keys []string) {
 const certManager = "csi.cert-manager.io/"
 
 // unknownKeys rejects keys that the driver does not know. The errors leave out
-// their values: one may be the password of a key store.
+// their values: one may be the password of a key store. One error lists the known keys.
 func unknownKeys(values map[string]string) (failed []error) {
 	known := Keys()
+	list := "; these are: " + strings.Join(known, ", ")
 	for _, key := range slices.Sorted(maps.Keys(values)) {
-		if !slices.Contains(known, key) {
-			failed = append(failed, fmt.Errorf("%s%s", names.Quote(key), suggestion(key, known)))
+		if slices.Contains(known, key) {
+			continue
 		}
+		text := suggestion(key, known)
+		if text == unknown {
+			text += list
+			list = ""
+		}
+		failed = append(failed, fmt.Errorf("%s%s", names.Quote(key), text))
 	}
 	return failed
+}
+
+// unknown is the suggestion for a key that is like none of the known keys.
+const unknown = " is not a volume attribute"
+
+// isPassword tells whether the user probably means a password by the key.
+func isPassword(key string) bool {
+	key = strings.ToLower(key)
+	return strings.Contains(key, "passw") && !strings.Contains(key, "file") || strings.HasSuffix(key, "storepass") || strings.Contains(key, "passphrase")
 }
 
 // suggestion says which of the known keys the user probably meant.
@@ -90,6 +109,12 @@ func suggestion(key string, known []string) string {
 		return ": write issuer"
 	case certManager + "key-algorithm", certManager + "key-size":
 		return ": write key-type"
+	case certManager + "pkcs12-enable", certManager + "pkcs12-filename":
+		return ": write pkcs12-file"
+	}
+	if isPassword(key) {
+		return ": this driver has no such attribute; leave it out, because everybody who can read the pod could read the password: " +
+			"the node plugin generates one and writes it to keystore-password-file, or takes the key keystore-password of the Secret in nodePublishSecretRef"
 	}
 	if strings.HasPrefix(key, certManager) {
 		return ": this driver has no such attribute; leave it out"
@@ -97,7 +122,7 @@ func suggestion(key string, known []string) string {
 	likeness := func(known string) float64 { return levenshtein.Similarity(strings.ToLower(key), known, nil) }
 	nearest := slices.MaxFunc(known, func(a, b string) int { return cmp.Compare(likeness(a), likeness(b)) })
 	if likeness(nearest) >= 0.6 {
-		return fmt.Sprintf(" is not a volume attribute; %s is", nearest)
+		return fmt.Sprintf("%s; %s is", unknown, nearest)
 	}
-	return " is not a volume attribute; these are: " + strings.Join(known, ", ")
+	return unknown
 }

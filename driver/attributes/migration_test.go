@@ -23,7 +23,7 @@ func TestMigrationFromCertManager(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rows := regexp.MustCompile("(?m)^\\| `("+regexp.QuoteMeta(certManager)+"[a-z0-9-]+)` \\| (none|`[a-z-]+`) \\|").FindAllStringSubmatch(string(page), -1)
+	rows := regexp.MustCompile("(?m)^\\| `("+regexp.QuoteMeta(certManager)+"[a-z0-9-]+)` \\| (none|`[a-z0-9-]+`) \\|").FindAllStringSubmatch(string(page), -1)
 	for _, row := range rows {
 		key, ours := row[1], strings.Trim(row[2], "`")
 		want := "write " + ours

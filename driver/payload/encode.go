@@ -11,27 +11,29 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
-// Encode makes all files of a credential.
-func Encode(c *issuer.Credential, a attributes.Attributes) ([]File, error) {
-	return encode(contents{c, a}, func(format) bool { return true })
+// Encode makes all files of a credential. Without a password, it leaves out the key stores.
+func Encode(c *issuer.Credential, a attributes.Attributes, p Password) ([]File, error) {
+	return encode(contents{c, a, p}, func(format) bool { return true })
 }
 
-// EncodeTrust makes the files that depend on the roots alone.
-func EncodeTrust(roots issuer.Roots, a attributes.Attributes) ([]File, error) {
-	return encode(contents{&issuer.Credential{Roots: roots}, a}, func(f format) bool { return f.trust })
+// EncodeTrust makes the files that depend on the roots alone. Without a password, it leaves
+// out the key stores.
+func EncodeTrust(roots issuer.Roots, a attributes.Attributes, p Password) ([]File, error) {
+	return encode(contents{&issuer.Credential{Roots: roots}, a, p}, func(f format) bool { return f.trust })
 }
 
 func encode(c contents, wanted func(format) bool) ([]File, error) {
 	var files []File
 	for _, f := range formats {
 		name := f.name(c.attributes)
-		if name == "" || !wanted(f) {
+		if name == "" || !wanted(f) || f.keyStore && !c.password.Known() {
 			continue
 		}
 		data, err := f.encode(c)
@@ -41,6 +43,15 @@ func encode(c contents, wanted func(format) bool) ([]File, error) {
 		files = append(files, File{Name: name, Data: data, Secret: f.secret})
 	}
 	return files, nil
+}
+
+// Has tells whether the set in use has these files with the same contents.
+func Has(root *os.Root, files []File) bool {
+	return !slices.ContainsFunc(files, func(f File) bool {
+		data, err := ReadFile(root, DataLink+"/"+f.Name)
+		defer clear(data) // it may contain the key
+		return err != nil || !bytes.Equal(data, f.Data)
+	})
 }
 
 // HasRoots tells whether the file contains these roots in any order, and nothing else. An

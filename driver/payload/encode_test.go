@@ -26,7 +26,7 @@ func TestReadKeyIsTheEncodedOne(t *testing.T) {
 			t.Fatal(err)
 		}
 		a := attributes.Attributes{Files: attributes.Files{Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt"}, KeyEncoding: test.encoding}
-		all, err := payload.Encode(&issuer.Credential{Key: key}, a)
+		all, err := payload.Encode(&issuer.Credential{Key: key}, a, payload.Password{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/keystore"
 	"github.com/flexstack/step-csi/issuer"
 )
 
@@ -16,17 +17,20 @@ const FullChain = Reserved + "chain.pem"
 type contents struct {
 	*issuer.Credential
 	attributes attributes.Attributes
+	password   Password
 }
 
 // format is a kind of file.
 type format struct {
 	// name returns the name of the file, or an empty string if the pod does not want it.
 	name func(attributes.Attributes) string
-	// secret means that the file contains the private key.
+	// secret means that the file contains the private key, or the password.
 	secret bool
-	// trust means that the file depends on the roots alone.
-	trust  bool
-	encode func(contents) ([]byte, error)
+	// trust means that the file depends on the roots alone, or is needed to read such a file.
+	trust bool
+	// keyStore means that the file depends on the password.
+	keyStore bool
+	encode   func(contents) ([]byte, error)
 }
 
 // formats are all kinds of files. The chain begins with the leaf. What follows is what the
@@ -38,6 +42,11 @@ var formats = []format{
 	{name: func(a attributes.Attributes) string { return a.Files.Bundle }, secret: true, encode: contents.pemBundle},
 	{name: func(a attributes.Attributes) string { return a.Files.CertificateDER }, encode: contents.derLeaf},
 	{name: func(a attributes.Attributes) string { return a.Files.PrivateKeyDER }, secret: true, encode: contents.derKey},
+	{name: func(a attributes.Attributes) string { return a.Files.PKCS12 }, secret: true, keyStore: true, encode: contents.pkcs12},
+	{name: func(a attributes.Attributes) string { return a.Files.PKCS12TrustStore }, trust: true, keyStore: true, encode: contents.pkcs12Roots},
+	{name: func(a attributes.Attributes) string { return a.Files.JKS }, secret: true, keyStore: true, encode: contents.jks},
+	{name: func(a attributes.Attributes) string { return a.Files.JKSTrustStore }, trust: true, keyStore: true, encode: contents.jksRoots},
+	{name: func(a attributes.Attributes) string { return a.Files.KeyStorePassword }, secret: true, trust: true, keyStore: true, encode: contents.keyStorePassword},
 	{name: nameOfFullChain, encode: contents.pemFullChain},
 }
 
@@ -97,3 +106,21 @@ func (c contents) derKey() ([]byte, error) {
 	der, _, err := marshalKey(c.Key.Signer, c.attributes.KeyEncoding)
 	return der, err
 }
+
+func (c contents) pkcs12() ([]byte, error) {
+	return keystore.PKCS12(c.Key.Signer, c.chain(), c.attributes.KeyStoreAlias, c.password.text, c.attributes.PKCS12Profile)
+}
+
+func (c contents) pkcs12Roots() ([]byte, error) {
+	return keystore.PKCS12TrustStore(c.Roots.All(), c.password.text, c.attributes.PKCS12Profile)
+}
+
+func (c contents) jks() ([]byte, error) {
+	return keystore.JKS(c.Key.Signer, c.chain(), c.attributes.KeyStoreAlias, c.password.text)
+}
+
+func (c contents) jksRoots() ([]byte, error) {
+	return keystore.JKSTrustStore(c.Roots.All(), c.password.text)
+}
+
+func (c contents) keyStorePassword() ([]byte, error) { return []byte(c.password.text), nil }

@@ -17,9 +17,11 @@ import (
 	"go.step.sm/crypto/pemutil"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/keystore"
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/issuer"
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/test/keystores"
 )
 
 // newCredential returns a credential of a CA with an intermediate.
@@ -52,12 +54,19 @@ func newCredential(t *testing.T, keyType issuer.KeyType) *issuer.Credential {
 var allFiles = attributes.Files{
 	Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt",
 	Bundle: "bundle.pem", CertificateDER: "tls.crt.der", PrivateKeyDER: "tls.key.der",
+	PKCS12: "keystore.p12", PKCS12TrustStore: "truststore.p12", JKS: "keystore.jks", JKSTrustStore: "truststore.jks",
+	KeyStorePassword: "keystore-password",
+}
+
+func password() payload.Password {
+	return payload.PasswordOf(map[string]string{"keystore-password": "changeit"})
 }
 
 // encode writes all files of the credential, and returns the directory.
 func encode(t *testing.T, c *issuer.Credential, a attributes.Attributes) *os.Root {
 	t.Helper()
-	all, err := payload.Encode(c, a)
+	a.PKCS12Profile, a.KeyStoreAlias = keystore.Modern, "certificate"
+	all, err := payload.Encode(c, a, password())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,12 +167,15 @@ func TestChainLength(t *testing.T) {
 		if got := read(t, root, "tls.crt.der"); !bytes.Equal(got, c.Leaf().Raw) {
 			t.Errorf("chain %s: the DER file has another certificate", length)
 		}
+		if err := keystores.Check(root, allFiles, "certificate", "changeit"); err != nil {
+			t.Errorf("chain %s: %v", length, err)
+		}
 		if !slices.Equal(slices.Sorted(slices.Values(allFiles.All())), visibleNames(t, root)) {
 			t.Errorf("chain %s: the volume has the names %q", length, visibleNames(t, root))
 		}
 	}
 	// The credential is unchanged, although the caller overwrites the files.
-	all, err := payload.Encode(c, attributes.Attributes{Files: allFiles, Chain: attributes.FullChain, KeyEncoding: attributes.PKCS8})
+	all, err := payload.Encode(c, attributes.Attributes{Files: allFiles, Chain: attributes.FullChain, KeyEncoding: attributes.PKCS8}, password())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +251,7 @@ func TestOwnerAndModes(t *testing.T) {
 		Files: allFiles, Chain: attributes.FullChain, KeyEncoding: attributes.PKCS8,
 		Owner: 999, Group: &group, Mode: 0o444, PrivateKeyMode: 0o600,
 	})
-	secret := []string{"tls.key", "bundle.pem", "tls.key.der"}
+	secret := []string{"tls.key", "bundle.pem", "tls.key.der", "keystore.p12", "keystore.jks", "keystore-password"}
 	for _, name := range allFiles.All() {
 		info, err := root.Stat(name)
 		if err != nil {
@@ -261,7 +273,8 @@ func TestReplaceTrust(t *testing.T) {
 	a := attributes.Attributes{Files: allFiles, Chain: attributes.LeafOnly, KeyEncoding: attributes.PKCS8, Mode: 0o444, PrivateKeyMode: 0o400}
 	root := encode(t, c, a)
 	before := visible(t, root)
-	files, err := payload.EncodeTrust(other.Roots, a)
+	a.PKCS12Profile = keystore.Modern
+	files, err := payload.EncodeTrust(other.Roots, a, password())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +283,7 @@ func TestReplaceTrust(t *testing.T) {
 	}
 	after := visible(t, root)
 	for name := range before {
-		if changed := before[name] != after[name]; changed != (name == "ca.crt") {
+		if changed := before[name] != after[name]; changed != slices.Contains([]string{"ca.crt", "truststore.p12", "truststore.jks"}, name) {
 			t.Errorf("%s: changed is %t", name, changed)
 		}
 	}

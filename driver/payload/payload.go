@@ -32,7 +32,7 @@ const (
 type File struct {
 	Name string
 	Data []byte
-	// Secret means that the file contains the private key.
+	// Secret means that the file contains the private key, or the password of key stores.
 	Secret bool
 }
 
@@ -179,17 +179,17 @@ func writeFile(set *os.Root, file File, access Access) error {
 		return err
 	}
 	defer f.Close()
-	if access.Owner != 0 || access.Group != nil {
-		if err := f.Chown(access.Owner, groupOf(access)); err != nil {
-			return err
-		}
-	}
 	mode := access.Mode
 	if file.Secret {
 		mode = access.SecretMode
 	}
-	if err := f.Chmod(mode); err != nil {
+	if err := f.Chmod(mode); err != nil { // before Chown: the owner may
 		return err
+	}
+	if access.Owner != 0 || access.Group != nil {
+		if err := f.Chown(access.Owner, groupOf(access)); err != nil {
+			return err
+		}
 	}
 	_, err = f.Write(file.Data)
 	return err

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/flexstack/step-csi/driver/attributes"
+	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/issuer"
 )
@@ -25,9 +26,12 @@ type Spec struct {
 	// SELinuxContext is the context of all files, or empty. The kernel keeps it with the
 	// mount: it is neither in the record nor changed later.
 	SELinuxContext string `json:"-"`
+	// Password is that of the pod's Secret. It is only in memory.
+	Password payload.Password `json:"-"`
 }
 
-// Same tells whether both specs request the same certificate in the same files.
+// Same tells whether both specs request the same certificate in the same files, whatever the
+// password.
 func (s Spec) Same(other Spec) bool {
 	return s.Pod == other.Pod && s.MountGroup == other.MountGroup && maps.Equal(s.Attributes, other.Attributes)
 }

@@ -3,17 +3,20 @@ package volume
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"time"
 
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
+	"github.com/flexstack/step-csi/issuer"
 )
 
 // ReplaceRoots writes the newest roots of the issuer, except for expired ones, into the
 // mounted volume. changed tells whether the files changed, which makes programs reload. The
 // certificate and the key stay, and so does the file of the roots if it has the same roots
-// in another order, or if all roots of the CA have expired. ReplaceRoots ignores a volume
-// that is closed, unfit or not mounted.
+// in another order, or if all roots of the CA have expired. ReplaceRoots also writes key
+// stores again that are damaged or have another password. It ignores a volume that is closed,
+// unfit or not mounted.
 func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -37,10 +40,11 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer current.Close()
-	same, err := payload.HasRoots(current, v.attributes.Files.CA, roots)
+	files, same, err := v.filesWith(current, roots)
 	if err != nil {
 		return false, err
 	}
+	defer wipe(files)
 	if same {
 		v.roots = roots
 		return false, nil
@@ -55,11 +59,11 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 		return false, err
 	}
 	defer root.Close()
-	files, err := payload.EncodeTrust(roots, v.attributes)
-	if err != nil {
-		return false, err
+	a := v.attributes
+	if _, err := root.Lstat(payload.DataLink + "/" + a.Files.KeyStorePassword); v.IsFound() && errors.Is(err, fs.ErrNotExist) {
+		a.Files.KeyStorePassword = "" // the pod has given the password
 	}
-	err = payload.Replace(root, files, v.attributes)
+	err = payload.Replace(root, files, a)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil // the file names have changed: a renewal is due
 	}
@@ -68,4 +72,21 @@ func (v *Volume) ReplaceRoots() (changed bool, err error) {
 	}
 	v.roots = roots
 	return true, v.checkChain(root)
+}
+
+// filesWith returns the files that change with the roots, and whether the volume has them
+// already. If it has key stores, these are all files: after another process has changed the
+// password's file, all key stores must have the same password again.
+func (v *Volume) filesWith(root *os.Root, roots issuer.Roots) (files []payload.File, same bool, err error) {
+	if v.attributes.Files.HasKeyStore() {
+		if files, err := v.encodeMounted(root, roots); err == nil {
+			return files, payload.Has(root, files), nil
+		}
+		// The password is not known yet, or a renewal repairs the files.
+	}
+	if same, err = payload.HasRoots(root, v.attributes.Files.CA, roots); err != nil || same {
+		return nil, same, err
+	}
+	files, err = payload.EncodeTrust(roots, v.attributes, payload.Password{})
+	return files, false, err
 }

@@ -267,7 +267,7 @@ func TestFederatedRootsComeLast(t *testing.T) {
 	want := encoded(own.Root, a, b)
 	for _, federated := range [][]*x509.Certificate{{a, own.Root, b}, {b, a}, {own.Root, b, b, a}} {
 		got, err := payload.EncodeTrust(issuer.Roots{Own: []*x509.Certificate{own.Root}, Federated: federated},
-			attributes.Attributes{Files: attributes.Files{CA: "ca.crt"}})
+			attributes.Attributes{Files: attributes.Files{CA: "ca.crt"}}, payload.Password{})
 		must(t, err)
 		if !bytes.Equal(got[0].Data, want) {
 			t.Errorf("%d federated roots:\n%s", len(federated), got[0].Data)

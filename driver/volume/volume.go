@@ -111,14 +111,27 @@ type Volume struct {
 	rootless error
 }
 
-// newVolume makes a volume that does not know its mount yet. If the attributes are
-// invalid, the volume is unfit.
+// newVolume makes a volume that does not know its mount yet. If the attributes or the password
+// are invalid, the volume is unfit.
 func newVolume(n *Node, s Spec) *Volume {
 	v := &Volume{Spec: s, node: n}
-	if v.attributes, v.unfit = attributes.Parse(s.Attributes, s.Pod, s.MountGroup, n.Attributes); v.unfit == nil {
+	if v.attributes, v.unfit = parse(n, s); v.unfit == nil {
 		v.issuer = n.Issuers[v.attributes.Issuer]
 	}
 	return v
+}
+
+// parse parses the attributes. A password that the pod has given gets no file.
+func parse(n *Node, s Spec) (attributes.Attributes, error) {
+	a, err := attributes.Parse(s.Attributes, s.Pod, s.MountGroup, n.Attributes)
+	if err != nil || !a.Files.HasKeyStore() || !s.Password.Given() {
+		return a, err
+	}
+	if err := s.Password.Check(); err != nil {
+		return attributes.Attributes{}, err
+	}
+	a.Files.KeyStorePassword = ""
+	return a, nil
 }
 
 // Create makes a volume and mounts it. After an error, nothing is mounted. The error
@@ -133,6 +146,9 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 	}
 	if v.attributes.RevokeOnDelete && !v.issuer.CanRevoke() {
 		return nil, fmt.Errorf("%w: revoke-on-delete: the issuer %s cannot revoke; leave it out", ErrInvalid, v.issuer.Name)
+	}
+	if err := v.checkPassword(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	v.token.Store(&token)
 
@@ -268,16 +284,16 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 		return err
 	}
 	c.Roots = roots.Current(now)
-	files, err := payload.Encode(c, v.attributes)
-	if err != nil {
-		return err
-	}
-	defer wipe(files)
 	root, err := tree.Root()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
+	files, err := payload.Encode(c, v.attributes, v.keyStorePassword(root))
+	if err != nil {
+		return err
+	}
+	defer wipe(files)
 	cleanUp := payload.Write(root, files, payload.AccessOf(v.attributes))
 	if cleanUp != nil && !errors.Is(cleanUp, payload.ErrCleanUp) {
 		return fmt.Errorf("write the files: %w", cleanUp)
@@ -295,7 +311,7 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 	return cleanUp
 }
 
-// wipe overwrites the encoded key, which is in one of the files.
+// wipe overwrites the encoded key and the password, which are in some of the files.
 func wipe(files []payload.File) {
 	for _, file := range files {
 		clear(file.Data)

@@ -12,19 +12,23 @@ import (
 	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
+	"github.com/flexstack/step-csi/test/keystores"
 )
 
-// names are those of a volume's files.
+// names are those of a volume's files. PKCS#12 is not among them: reading it takes
+// milliseconds, which leaves less time for kills.
 type names attributes.Files
 
 var (
 	usual = names{
 		Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt",
 		Bundle: "bundle.pem", CertificateDER: "tls.crt.der", PrivateKeyDER: "tls.key.der",
+		JKS: "keystore.jks", JKSTrustStore: "truststore.jks", KeyStorePassword: "keystore-password",
 	}
 	other = names{
 		Certificate: "server.pem", PrivateKey: "server-key.pem", CA: "ca.crt",
 		Bundle: "server-bundle.pem", CertificateDER: "server.der", PrivateKeyDER: "server-key.der",
+		JKS: "server.jks", JKSTrustStore: "ca.jks", KeyStorePassword: "password",
 	}
 )
 
@@ -33,6 +37,7 @@ func (n names) attributes() map[string]string {
 	return map[string]string{
 		"certificate-file": n.Certificate, "privatekey-file": n.PrivateKey, "ca-file": n.CA,
 		"bundle-file": n.Bundle, "certificate-der-file": n.CertificateDER, "privatekey-der-file": n.PrivateKeyDER,
+		"jks-file": n.JKS, "jks-truststore-file": n.JKSTrustStore, "keystore-password-file": n.KeyStorePassword,
 		"chain": "leaf",
 	}
 }
@@ -68,6 +73,9 @@ func read(path string, n names) (*x509.Certificate, error) {
 		}
 		contents, err := volume.Check(root, attributes.Files(n))
 		if err == nil {
+			err = checkStores(root, set, n)
+		}
+		if err == nil {
 			return contents.Leaf, nil
 		}
 		// More than one rotation while the files were read: the set is gone.
@@ -75,6 +83,17 @@ func read(path string, n names) (*x509.Certificate, error) {
 			return nil, err
 		}
 	}
+}
+
+// checkStores checks that the key stores of a set open with the password in the set, and have the
+// contents of the PEM files.
+func checkStores(root *os.Root, set string, n names) error {
+	directory, err := root.OpenRoot(set)
+	if err != nil {
+		return err
+	}
+	defer directory.Close()
+	return keystores.Check(directory, attributes.Files(n), "certificate", "")
 }
 
 // readAll checks a volume that has one of the sets of names.

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flexstack/step-csi/test/embeddedca"
 	"github.com/flexstack/step-csi/test/node"
 )
 
@@ -100,13 +102,30 @@ func TestHardeningOfEveryThread(t *testing.T) {
 }
 
 // Only root can access the kubelet's directories. All calls work there, and the
-// files get their group.
+// files get their owner and group.
 func TestHardeningAllowsAllCalls(t *testing.T) {
 	t.Parallel()
-	n := node.New(t, binary, startCA(t))
+	ca := startCA(t)
+	t.Run("group", func(t *testing.T) {
+		t.Parallel()
+		testAllCalls(t, ca, node.Pod{Name: "short-0", Group: "2000", Attributes: map[string]string{"duration": "12s", "reuse-private-key": "true"}}, 0o440, 0, 2000)
+	})
+	// Only the owner can read the files, and the plugin.
+	t.Run("owner", func(t *testing.T) {
+		t.Parallel()
+		testAllCalls(t, ca, node.Pod{Name: "short-0", Attributes: map[string]string{
+			"duration": "12s", "reuse-private-key": "true", "owner-uid": "999", "file-mode": "0400",
+		}}, 0o400, 999, 0)
+	})
+}
+
+// testAllCalls publishes the pod's volume, waits for renewals before and after a restart, and
+// unpublishes the volume. The key has the mode, the owner and the group, and stays the same.
+func testAllCalls(t *testing.T, ca *embeddedca.CA, p node.Pod, mode fs.FileMode, uid, gid uint32) {
+	n := node.New(t, binary, ca)
 	node.Must(t, os.Chmod(n.KubeletDir, 0o750))
+	n.RefreshRoots(time.Second)
 	n.Start()
-	p := node.Pod{Name: "short-0", Group: "2000", Attributes: map[string]string{"duration": "12s", "reuse-private-key": "true"}}
 	request := n.MustRequest(p)
 	for _, path := range components(n, p) {
 		if path != n.Target(p) {
@@ -116,6 +135,7 @@ func TestHardeningAllowsAllCalls(t *testing.T) {
 	_, err := n.NodePublishVolume(t.Context(), request)
 	node.Must(t, err)
 	first := read(t, n.Target(p)).leaf()
+	key := first.PublicKey
 	renewed := func() bool { return !read(t, n.Target(p)).leaf().Equal(first) }
 	node.Eventually(t, time.Minute, "a renewal", renewed)
 	n.Kill()
@@ -126,8 +146,11 @@ func TestHardeningAllowsAllCalls(t *testing.T) {
 	node.Eventually(t, time.Minute, "a renewal after a restart", renewed)
 	info, err := os.Stat(filepath.Join(n.Target(p), "tls.key"))
 	node.Must(t, err)
-	if owner := info.Sys().(*syscall.Stat_t); info.Mode() != 0o440 || owner.Uid != 0 || owner.Gid != 2000 {
+	if owner := info.Sys().(*syscall.Stat_t); info.Mode() != mode || owner.Uid != uid || owner.Gid != gid {
 		t.Errorf("the key has mode %v and owner %d:%d", info.Mode(), owner.Uid, owner.Gid)
+	}
+	if now := read(t, n.Target(p)).leaf().PublicKey; !now.(*ecdsa.PublicKey).Equal(key) {
+		t.Error("the key was not read, and so not reused")
 	}
 	n.Unpublish(p)
 	if mounted := n.Mounts(); len(mounted) > 0 {

@@ -143,8 +143,10 @@ func (k *Kubelet) Request(p Pod) (*csi.NodePublishVolumeRequest, error) {
 		},
 		VolumeContext: volumeContext,
 	}
+	request.Secrets = maps.Clone(p.Secret)
 	if k.Tokens != nil {
 		request.Secrets = Secrets(k.Tokens(p))
+		maps.Copy(request.Secrets, p.Secret)
 	}
 	return request, nil
 }

@@ -14,6 +14,7 @@ type Pod struct {
 	UID        string            // "uid-" and the name, if empty
 	Attributes map[string]string // of the volume
 	Group      string            // fsGroup
+	Secret     map[string]string // that nodePublishSecretRef names
 }
 
 // With returns the pod with another attribute.
