@@ -90,11 +90,8 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 	if managed {
 		known.TakeToken(token)
 	}
-	if managed && known.Same(spec) {
-		if known.Password == spec.Password {
-			return nil
-		}
-		klog.FromContext(ctx).Info("The password of the key stores has changed", known.LogValues()...)
+	if managed && known.Same(spec) && known.Password == spec.Password {
+		return nil
 	}
 	v, err := volume.Adopt(ctx, d.node, spec)
 	if err != nil {
@@ -112,6 +109,9 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 		if managed {
 			return nil
 		}
+	}
+	if managed && known.Same(spec) {
+		klog.FromContext(ctx).Info("The password of the key stores has changed", v.LogValues()...)
 	}
 	v.TakeToken(token)
 	d.manage(ctx, v)

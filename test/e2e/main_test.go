@@ -45,6 +45,7 @@ func TestE2E(t *testing.T) {
 			{"mtls", exampleMTLS},
 			{"shapes", shapes},
 			{"validation", validation},
+			{"keystores", keyStores},
 			{"nginx", exampleNginx},
 			{"nats", exampleNATS},
 			{"spiffe", spiffe},
