@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -17,23 +16,24 @@ import (
 
 func TestHAProxy(t *testing.T) {
 	t.Parallel()
-	haproxy(t, func(s *site) { node.Must(s.t, s.process.Process.Signal(syscall.SIGUSR2)) }, true)
+	haproxy(t, true, nil)
 }
 
 // TestHAProxyRuntimeAPI does not replace the roots: HAProxy 2.6.12 crashes at the second
 // "commit ssl ca-file".
 func TestHAProxyRuntimeAPI(t *testing.T) {
 	t.Parallel()
-	haproxy(t, func(s *site) {
+	haproxy(t, false, func(s *site) {
 		path := s.tls.file("bundle.pem")
 		bundle, err := os.ReadFile(path)
 		node.Must(s.t, err)
 		s.haproxyAPI(fmt.Sprintf("set ssl cert %s <<\n%s\n", path, bundle), "Transaction created for")
 		s.haproxyAPI(fmt.Sprintf("commit ssl cert %s\n", path), "Success!")
-	}, false)
+	})
 }
 
-func haproxy(t *testing.T, reload func(*site), followsRoots bool) {
+// haproxy tests HAProxy below step-csi-reload, or alone, with reload.
+func haproxy(t *testing.T, withReload bool, reload func(*site)) {
 	t.Helper()
 	page := documented(t, "HAProxy")
 	server{
@@ -48,12 +48,16 @@ func haproxy(t *testing.T, reload func(*site), followsRoots bool) {
 				"defaults\n timeout connect 1m\n timeout client 1m\n timeout server 1m\n"+
 				strings.Replace(page.code("haproxy", 0, s.tls.path), "bind :8443", "bind 127.0.0.1:"+s.port, 1)+
 				"backend app\n mode http\n http-request return status 200\n")
-			s.run("haproxy", "-W", "-db", "-f", path)
+			command := page.code("sh", 0, s.tls.path, "/usr/local/etc/haproxy/haproxy.cfg", path)
+			if !withReload {
+				_, command, _ = strings.Cut(command, " -- ") // without step-csi-reload
+			}
+			s.run(shell(command)...)
 		},
 		reload:       reload,
 		use:          (*site).curl,
 		refusal:      cutOff,
-		followsRoots: followsRoots,
+		followsRoots: withReload,
 	}.test(t)
 }
 
