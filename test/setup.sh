@@ -25,6 +25,8 @@ test)
 	need mosquitto mosquitto
 	need memcached memcached
 	need curl curl
+	need /usr/bin/python3 python3-minimal
+	need node nodejs
 	;;
 e2e | load | try)
 	need buildah buildah
