@@ -14,7 +14,8 @@ test)
 	need javac openjdk-17-jdk-headless # reads key stores; also has keytool
 	# The servers of test/programs.
 	need /usr/lib/postgresql postgresql
-	need mariadbd mariadb-server
+	need mariadbd mariadb-server-core
+	need mariadb mariadb-client-core
 	need redis-server redis-server
 	need nginx nginx-light
 	need haproxy haproxy
@@ -24,6 +25,8 @@ test)
 	need mosquitto mosquitto
 	need memcached memcached
 	need curl curl
+	need /usr/bin/python3 python3-minimal
+	need node nodejs
 	;;
 e2e | load | try)
 	need buildah buildah

@@ -2,6 +2,7 @@ package programs
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -13,6 +14,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,11 +62,12 @@ func (p peer) test(t *testing.T) {
 		start: func(s *site) {
 			s.run(slices.Concat(program, []string{"server", s.tls.path}, p.files, []string{s.port})...)
 		},
+		shows: func(s *site, client *volume) (*x509.Certificate, error) { return s.greeted(client, nil) },
 		use: func(s *site, client *volume) error {
 			asks := func(name string) (string, error) {
 				return s.asClient(slices.Concat(program, []string{"client", client.path}, p.files, []string{s.port, name})...)
 			}
-			_, admitted := s.greeting(client, nil)
+			_, admitted := s.greeted(client, nil)
 			answer, err := asks(s.host)
 			if (err == nil) != (admitted == nil) {
 				return fmt.Errorf("one of both clients is refused: %w", errors.Join(admitted, err))
@@ -82,6 +86,7 @@ func (p peer) test(t *testing.T) {
 		},
 		refusal: `(?s)` + refused + p.mistrust,
 	}.test(t)
+	s.neverRefuses()
 	s.followsRemoval()
 }
 
@@ -131,14 +136,18 @@ func (s section) shows(language, source string) {
 	}
 }
 
-// greeting connects as a client in Go with the volume's certificate, which it sends
-// whichever CAs the server names, and returns what the server says.
-func (s *site) greeting(client *volume, sessions tls.ClientSessionCache) (string, error) {
-	s.t.Helper()
+// greeted connects as a client in Go with the volume's certificate, which it sends
+// whichever CAs the server names. It returns the server's certificate. It is an error if
+// the server does not greet the client.
+func (s *site) greeted(client *volume, sessions tls.ClientSessionCache) (*x509.Certificate, error) {
 	pair, err := tls.LoadX509KeyPair(client.file("tls.crt"), client.file("tls.key"))
-	node.Must(s.t, err)
+	if err != nil {
+		return nil, err
+	}
 	roots, err := os.ReadFile(s.client.file("ca.crt"))
-	node.Must(s.t, err)
+	if err != nil {
+		return nil, err
+	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(roots)
 	dialer := &net.Dialer{Timeout: time.Minute}
@@ -147,11 +156,43 @@ func (s *site) greeting(client *volume, sessions tls.ClientSessionCache) (string
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil },
 	})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer connection.Close()
-	node.Must(s.t, connection.SetDeadline(time.Now().Add(time.Minute)))
-	return bufio.NewReader(connection).ReadString('\n')
+	if err := connection.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		return nil, err
+	}
+	greeting, err := bufio.NewReader(connection).ReadString('\n')
+	if err == nil && !strings.HasPrefix(greeting, "hello ") {
+		err = fmt.Errorf("the greeting is %q", greeting)
+	}
+	return connection.ConnectionState().PeerCertificates[0], err
+}
+
+// neverRefuses renews the server's certificate again and again while clients connect.
+func (s *site) neverRefuses() {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var clients sync.WaitGroup
+	var greetings atomic.Int64
+	for range 2 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := s.greeted(s.client, nil); err != nil {
+					s.t.Errorf("during renewals, %s refuses a client: %v", s.section, err)
+					return
+				}
+				greetings.Add(1)
+			}
+		})
+	}
+	defer clients.Wait()
+	defer cancel()
+	for range 10 {
+		s.tls.renew()
+		enough := greetings.Load() + 4
+		node.Eventually(s.t, time.Minute, s.section+" greets clients", func() bool { return s.t.Failed() || greetings.Load() >= enough })
+	}
 }
 
 // followsRemoval checks that the running server admits clients of another CA as soon as the
@@ -162,7 +203,7 @@ func (s *site) followsRemoval() {
 	s.tls.trustOther()
 	sessions := tls.NewLRUClientSessionCache(1)
 	for range 2 {
-		if _, err := s.greeting(s.stranger, sessions); err != nil {
+		if _, err := s.greeted(s.stranger, sessions); err != nil {
 			s.t.Errorf("%s refuses a client of a new root: %v", s.section, err)
 		}
 	}
@@ -172,7 +213,7 @@ func (s *site) followsRemoval() {
 		return err == nil && len(roots) == 1
 	})
 	node.Eventually(s.t, 2*time.Minute, s.section+" refuses the client of the root that was removed", func() bool {
-		_, err := s.greeting(s.stranger, sessions)
+		_, err := s.greeted(s.stranger, sessions)
 		return err != nil && matches(refused, err)
 	})
 	if !s.process.running() {

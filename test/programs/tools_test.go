@@ -63,12 +63,12 @@ func (of tool) test(t *testing.T) {
 func (of tool) ask(s *site, client string) error {
 	s.t.Helper()
 	c := command(s.t, s.clientAs, s.clientDirectory, "sh", "-c", "exec "+client)
-	c.Cancel = func() error { return c.Process.Kill() }
 	var out node.Log
 	c.Stdout, c.Stderr = &out, &out
 	stdin, err := c.StdinPipe()
 	node.Must(s.t, err)
 	node.Must(s.t, c.Start())
+	defer c.Process.Kill()
 	ended := make(chan error, 1)
 	go func() { ended <- c.Wait() }()
 	_, _ = io.WriteString(stdin, of.send) // the client may have ended

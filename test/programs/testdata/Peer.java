@@ -10,15 +10,17 @@ import java.security.cert.X509Certificate;
 import javax.net.ssl.*;
 
 /**
- * A TLS server and client with the keystores of a volume. KEYSTORE and TRUSTSTORE are names of
- * files in the directory; Java detects whether they are PKCS#12 or JKS.
+ * A TLS server and client with the key stores of a volume. KEYSTORE and TRUSTSTORE are names of
+ * files in the directory. Java detects whether they are PKCS#12 or JKS.
  *
  * <p>java Peer.java server DIRECTORY KEYSTORE TRUSTSTORE PORT<br>
  * java Peer.java client DIRECTORY KEYSTORE TRUSTSTORE PORT SERVER-NAME
  */
 public class Peer {
     public static void main(String[] args) throws Exception {
-        SSLContext context = context(Path.of(args[1]), args[2], args[3]);
+        Path directory = Path.of(args[1]);
+        char[] password = Files.readString(directory.resolve("keystore-password")).toCharArray();
+        SSLContext context = context(directory, args[2], args[3], password);
         int port = Integer.parseInt(args[4]);
         if (args[0].equals("server")) {
             serve(context, port);
@@ -27,28 +29,30 @@ public class Peer {
         }
     }
 
-    /** Returns a context that uses the newest keystores for each handshake. */
-    static SSLContext context(Path directory, String keystore, String truststore) throws GeneralSecurityException {
-        KeyManagerFactory keys = KeyManagerFactory.getInstance("NewSunX509");
-        keys.init(new KeyStoreBuilderParameters(new VolumeStore(directory, keystore)));
-        TrustManager trust = new VolumeTrust(new VolumeStore(directory, truststore));
+    /** Returns a context that uses the newest key stores for each handshake. */
+    static SSLContext context(Path directory, String keystore, String truststore, char[] password)
+            throws GeneralSecurityException {
+        KeyManagerFactory keys = KeyManagerFactory.getInstance("NewSunX509"); // asks the builder each time
+        keys.init(new KeyStoreBuilderParameters(new VolumeStore(directory, keystore, password)));
+        TrustManager trust = new VolumeTrust(new VolumeStore(directory, truststore, password));
         SSLContext context = SSLContext.getInstance("TLS");
         context.init(keys.getKeyManagers(), new TrustManager[] {trust}, null);
-        context.getServerSessionContext().setSessionTimeout(1); // a resumed session does not check certificates again
+        context.getServerSessionContext().setSessionTimeout(1); // resumed sessions do not check certificates again
         return context;
     }
 
-    /** A keystore of a volume. It is read again when the volume has new files. */
+    /** A key store of a volume. It is read again when the volume has new files. */
     static class VolumeStore extends KeyStore.Builder {
         private final Path directory;
         private final String name;
+        private final char[] password;
         private Path version;
         private KeyStore store;
-        private char[] password;
 
-        VolumeStore(Path directory, String name) {
+        VolumeStore(Path directory, String name, char[] password) {
             this.directory = directory;
             this.name = name;
+            this.password = password;
         }
 
         @Override
@@ -56,23 +60,20 @@ public class Peer {
             try {
                 Path newest = Files.readSymbolicLink(directory.resolve("..data"));
                 if (!newest.equals(version)) {
-                    Path files = directory.resolve(newest);
-                    char[] secret = Files.readString(files.resolve("keystore-password")).toCharArray();
-                    store = KeyStore.getInstance(files.resolve(name).toFile(), secret);
-                    password = secret;
+                    store = KeyStore.getInstance(directory.resolve(newest).resolve(name).toFile(), password);
                     version = newest;
                 }
             } catch (IOException | GeneralSecurityException e) {
                 if (store == null) {
                     throw new KeyStoreException("read " + directory.resolve(name), e);
                 }
-                System.err.println("keeping the previous keystore: " + e);
+                System.err.println("keeping the previous key store: " + e);
             }
             return store;
         }
 
         @Override
-        public synchronized KeyStore.ProtectionParameter getProtectionParameter(String alias) {
+        public KeyStore.ProtectionParameter getProtectionParameter(String alias) {
             return new KeyStore.PasswordProtection(password);
         }
     }
