@@ -25,6 +25,7 @@ test)
 	need mosquitto mosquitto
 	need memcached memcached
 	need etcd etcd-server
+	need socat socat
 	need curl curl
 	need /usr/bin/python3 python3-minimal
 	need node nodejs
