@@ -25,13 +25,12 @@ func TestAttackByOwner(t *testing.T) {
 	n := newNode(t, startCA(t))
 	n.Publish(honest)
 	p := node.Pod{Name: "owner-0", Attributes: map[string]string{
-		"owner-uid": strconv.Itoa(filesOwner), "file-mode": "0600", "duration": "6s", "reuse-private-key": "true"}}
+		"owner-uid": strconv.Itoa(filesOwner), "file-mode": "0600", "pkcs12-file": "keystore.p12", "duration": "6s", "reuse-private-key": "true"}}
 	n.Publish(p)
 	volume, err := os.Open(n.Target(p))
 	node.Must(t, err)
 	defer volume.Close()
 	set := fmt.Sprintf("/proc/self/fd/%d/..data/", volume.Fd())
-	leased := []string{"tls.crt", "tls.key", "ca.crt"}
 	as(filesOwner, func() {
 		for what, change := range map[string]func(path string) error{
 			"write":     func(path string) error { return os.WriteFile(path, nil, 0) },
@@ -47,7 +46,7 @@ func TestAttackByOwner(t *testing.T) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
-		for _, name := range leased {
+		for _, name := range attackedFiles {
 			file, err := os.Open(set + name)
 			if err != nil {
 				t.Error(err)

@@ -29,6 +29,9 @@ import (
 // CAP_SYS_ADMIN, which attacks the volume in its working directory.
 const containerAttack = "STEP_CSI_TEST_CONTAINER"
 
+// attackedFiles are those of a volume that is attacked.
+var attackedFiles = []string{"tls.crt", "tls.key", "ca.crt", "keystore.p12", "keystore-password"}
+
 // containerAttacks change a volume that is mounted writable in the working directory.
 var containerAttacks = map[string]func() error{
 	"another pod's record": func() error {
@@ -125,7 +128,7 @@ var containerAttacks = map[string]func() error{
 				file.Close()
 			}
 			if errors.Is(err, unix.ENOSPC) {
-				err = os.Chmod("tls.key", 0)
+				err = errors.Join(os.Chmod("tls.key", 0), os.WriteFile("keystore-password", []byte("\x00\n"), 0))
 			}
 		})
 		return err
@@ -133,7 +136,7 @@ var containerAttacks = map[string]func() error{
 	"a read-only file system": func() error { return unix.Mount("", ".", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") },
 	// A process that opens a file with a lease waits for the holder of the lease.
 	"leases": func() error {
-		for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
+		for _, name := range attackedFiles {
 			file, err := os.OpenFile(name, os.O_RDWR, 0)
 			if err != nil {
 				return err
@@ -172,7 +175,7 @@ func setRecord(text string) error { return unix.Setxattr(".", "trusted.step-csi"
 // replacing replaces all files of the set in use.
 func replacing(put func(path string) error) func() error {
 	return func() (err error) {
-		for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
+		for _, name := range attackedFiles {
 			path := "..data/" + name
 			err = errors.Join(err, os.Remove(path), put(path))
 		}
@@ -263,7 +266,7 @@ func TestAttackByContainer(t *testing.T) {
 	pods := map[string]node.Pod{}
 	for attack := range containerAttacks {
 		p := node.Pod{Name: strings.ReplaceAll(strings.ReplaceAll(attack, " ", "-"), "'", ""), Attributes: map[string]string{
-			"owner-uid": strconv.Itoa(filesOwner), "privatekey-mode": "0600", "duration": "6s", "reuse-private-key": "true"}}
+			"owner-uid": strconv.Itoa(filesOwner), "privatekey-mode": "0600", "pkcs12-file": "keystore.p12", "duration": "6s", "reuse-private-key": "true"}}
 		n.Publish(p)
 		pods[attack] = p
 	}
