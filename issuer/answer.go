@@ -47,6 +47,40 @@ func (c changes) err() error {
 		strings.Join(shown, ", "))
 }
 
+// errNoSubject is the advice about a template that ignores what the pod requests.
+var errNoSubject = errors.New("step-ca's default template ignores subject fields: give the provisioner the template of docs/subject.md")
+
+// checkSubject requires exactly the requested subject fields if the pod requests any, or has
+// data for the template, which could become subject fields. Otherwise, the template alone
+// decides: an administrator may have written an organization into it.
+func checkSubject(leaf *x509.Certificate, req Request) error {
+	values := req.Subject.Values()
+	if len(values) == 0 && req.TemplateData == (TemplateData{}) {
+		return nil
+	}
+	var c changes
+	missing := len(values) > 0
+	known := 0
+	for _, field := range names.SubjectFields() {
+		got := field.In(leaf.Subject)
+		c.compare(field.Name, got, names.Texts(*field.Of(&req.Subject)))
+		known += len(got)
+		missing = missing && len(got) == 0
+	}
+	if leaf.Subject.CommonName != "" {
+		known++
+	}
+	// A second common name counts too: others may read another one than crypto/x509 does.
+	if others := len(leaf.Subject.Names) - known; others > 0 {
+		c.add("added %d subject fields that cannot be requested", others)
+	}
+	err := c.err()
+	if missing {
+		err = fmt.Errorf("%w (%w)", err, errNoSubject)
+	}
+	return err
+}
+
 // checkNames requires exactly the requested names. The common name may be
 // missing, because a template at the CA can leave it out, but not differ.
 func checkNames(leaf *x509.Certificate, req Request) error {
@@ -77,6 +111,18 @@ func checkNames(leaf *x509.Certificate, req Request) error {
 		}
 	}
 	return c.err()
+}
+
+// checkOtherSubject rejects a leaf with the subject of a certificate of the CA: programs find
+// issuers, and lists of revoked certificates, by their subject.
+func checkOtherSubject(leaf *x509.Certificate, ofCA []*x509.Certificate) error {
+	subject := leaf.Subject.String()
+	for _, c := range ofCA {
+		if subject != "" && c.IsCA && strings.EqualFold(c.Subject.String(), subject) {
+			return fmt.Errorf("the certificate has the subject %s of a certificate of the CA; request another common name or other subject fields", names.Quote(subject))
+		}
+	}
+	return nil
 }
 
 // checkUsage rejects what could sign certificates.

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/flexstack/step-csi/issuer/chain"
@@ -25,6 +26,8 @@ func check(answer, roots []*x509.Certificate, req Request, public crypto.PublicK
 	if err := errors.Join(
 		checkKey(leaf, public),
 		checkNames(leaf, req),
+		checkSubject(leaf, req),
+		checkOtherSubject(leaf, slices.Concat(answer[1:], roots)),
 		checkUsage(leaf),
 	); err != nil {
 		return chain.Chain{}, err

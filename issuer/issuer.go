@@ -51,6 +51,10 @@ type Request struct {
 	IPAddresses    []names.IP
 	URIs           []names.URI
 	EmailAddresses []names.EmailAddress
+	// Subject has the subject's fields besides the common name. They and TemplateData are
+	// not in the CSR: the X.509 template of the CA's provisioner reads them.
+	Subject      names.Subject
+	TemplateData TemplateData
 	// Duration is the requested lifetime, counted from the moment of signing. Zero means
 	// the issuer's default.
 	Duration time.Duration

@@ -253,6 +253,98 @@ func TestEveryChainIsVerified(t *testing.T) {
 	}
 }
 
+// A pod that requests subject fields, or has template data, gets exactly the fields that it
+// requests.
+func TestHostileSubjectsAreRefused(t *testing.T) {
+	subject := func(r *issuer.Request) {
+		r.Subject.Organizations = names.Must(names.ParseAll(names.ParseOrganization, "Acme", "Shop"))
+		r.Subject.Countries = names.Must(names.ParseAll(names.ParseCountry, "DE"))
+	}
+	data := func(r *issuer.Request) { r.TemplateData = names.Must(issuer.ParseTemplateData(`{"team": "shop"}`)) }
+	granted := func(c *x509.Certificate) {
+		c.Subject.Organization, c.Subject.Country = []string{"Shop", "Acme"}, []string{"DE"}
+	}
+	extra := func(id ...int) func(*x509.Certificate) {
+		return func(c *x509.Certificate) {
+			granted(c)
+			c.Subject.ExtraNames = append(c.Subject.ExtraNames, pkix.AttributeTypeAndValue{Type: id, Value: "admin"})
+		}
+	}
+	for name, test := range map[string]struct {
+		request func(*issuer.Request)
+		spoil   func(*x509.Certificate)
+		want    string // "" if it is accepted
+	}{
+		"as requested": {subject, granted, ""},
+		"no common name": {subject, func(c *x509.Certificate) {
+			granted(c)
+			c.Subject.CommonName = ""
+		}, ""},
+		"nothing, with template data": {data, func(*x509.Certificate) {}, ""},
+		"ignored":                     {subject, func(*x509.Certificate) {}, `removed organization "Acme", removed organization "Shop", removed country "DE"; a certificate must have exactly`},
+		"one removed": {subject, func(c *x509.Certificate) {
+			granted(c)
+			c.Subject.Organization = []string{"Acme"}
+		}, `template removed organization "Shop"; a`},
+		"one changed": {subject, func(c *x509.Certificate) {
+			granted(c)
+			c.Subject.Organization = []string{"Acme", "system:masters"}
+		}, `template added organization "system:masters", removed organization "Shop"; a`},
+		"other case": {subject, func(c *x509.Certificate) {
+			granted(c)
+			c.Subject.Organization = []string{"acme", "Shop"}
+		}, `added organization "acme"`},
+		"another field": {subject, func(c *x509.Certificate) {
+			granted(c)
+			c.Subject.OrganizationalUnit = []string{"Web"}
+		}, `added organizational unit "Web"`},
+		"in another field": {subject, func(c *x509.Certificate) {
+			c.Subject.OrganizationalUnit, c.Subject.Country = []string{"Acme", "Shop"}, []string{"DE"}
+		}, `removed organization "Acme"`},
+		"a serial number": {subject, func(c *x509.Certificate) {
+			granted(c)
+			c.Subject.SerialNumber = "1"
+		}, "added 1 subject fields that cannot be requested"},
+		"a user ID":           {subject, extra(0, 9, 2342, 19200300, 100, 1, 1), "added 1 subject fields that cannot be requested"},
+		"an e-mail address":   {subject, extra(1, 2, 840, 113549, 1, 9, 1), "added 1 subject fields that cannot be requested"},
+		"second common name":  {subject, extra(2, 5, 4, 3), "common name"},
+		"through the data":    {data, granted, `added organization "Acme", added organization "Shop", added country "DE"`},
+		"serial by the data":  {data, func(c *x509.Certificate) { c.Subject.SerialNumber = "1" }, "added 1 subject fields"},
+		"without any request": {func(*issuer.Request) {}, granted, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSigner(t)
+			s.spoil = test.spoil
+			i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := request()
+			test.request(&r)
+			_, err = i.Issue(t.Context(), issuer.Applicant{}, r, issuer.PrivateKey{})
+			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+// No pod gets the subject of a certificate of the CA, also not in another spelling.
+func TestSubjectsOfTheCAAreRefused(t *testing.T) {
+	s := newSigner(t)
+	for _, c := range []*x509.Certificate{s.ca.Intermediate, s.ca.Root} {
+		i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := request()
+		r.CommonName = names.Must(names.ParseCommonName(strings.ToUpper(c.Subject.CommonName)))
+		if _, err = i.Issue(t.Context(), issuer.Applicant{}, r, issuer.PrivateKey{}); err == nil || !strings.Contains(err.Error(), "of a certificate of the CA; request another common name") {
+			t.Errorf("%s: %v", c.Subject, err)
+		}
+	}
+}
+
 // Certificates outside the chain do not reach the pod, and harmless differences from
 // the request pass.
 func TestAcceptableAnswers(t *testing.T) {

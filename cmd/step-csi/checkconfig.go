@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra/server"
 )
 
@@ -88,7 +87,7 @@ func (c *config) summary() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "driver %s, cluster domain %s, trust domain %s\n", c.driverName, c.clusterDomain, c.trustDomain.Name())
 	for _, name := range slices.Sorted(maps.Keys(c.issuers)) {
-		fmt.Fprintf(&b, "issuer %s: %s\n", name, c.issuers[name].file.summary(c.validations))
+		fmt.Fprintf(&b, "issuer %s: %s\n", name, c.issuers[name].file.summary(c.common))
 	}
 	if a := c.authority; a.Plugin != "" {
 		fmt.Fprintf(&b, "registration authority: its certificate is from the issuer %s; its callers are the node plugins of the service account %s\n", a.Issuer, a.Plugin)
@@ -98,17 +97,29 @@ func (c *config) summary() string {
 
 // summary says who signs and by which policy. common is the policy of issuers without one
 // of their own.
-func (f issuerFile) summary(common []policy.Validation) string {
+func (f issuerFile) summary(common policyFile) string {
 	at := cmp.Or(f.URL, strings.Join(f.URLs, ", "))
 	if f.Provisioner.Type == typeRA {
 		return "the registration authority at " + at + ", which has the policy"
 	}
 	rules := "the default policy"
-	switch own := len(f.Policy.Validations); {
-	case own > 0:
-		rules = fmt.Sprintf("a policy of its own (validations: %d)", own)
-	case len(common) > 0:
-		rules = fmt.Sprintf("the common policy (validations: %d)", len(common))
+	switch effective := common.of(f.Policy); {
+	case !f.Policy.isEmpty():
+		rules = "a policy of its own" + effective.summary()
+	case !common.isEmpty():
+		rules = "the common policy" + effective.summary()
 	}
 	return fmt.Sprintf("%s provisioner %q at %s; %s", strings.ToUpper(f.Provisioner.Type), f.Provisioner.Name, at, rules)
+}
+
+// summary says what the policy has, in parentheses.
+func (f policyFile) summary() string {
+	parts := []string{fmt.Sprintf("validations: %d", len(f.Validations))}
+	if len(f.AllowSubjectFields) > 0 {
+		parts = append(parts, "subject fields: "+strings.Join(f.AllowSubjectFields, ", "))
+	}
+	if f.AllowTemplateData {
+		parts = append(parts, "template data")
+	}
+	return " (" + strings.Join(parts, "; ") + ")"
 }

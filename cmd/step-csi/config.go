@@ -30,8 +30,8 @@ type configFile struct {
 	TrustDomain   string                `json:"trustDomain"`
 	Issuers       map[string]issuerFile `json:"issuers"`
 	Policy        struct {
-		AllowShortNames bool                `json:"allowShortNames"`
-		Validations     []policy.Validation `json:"validations"`
+		AllowShortNames bool `json:"allowShortNames"`
+		policyFile
 	} `json:"policy"`
 	Metrics struct {
 		PerVolume bool `json:"perVolume"`
@@ -46,6 +46,33 @@ type configFile struct {
 		VolumesPerPod  *int `json:"volumesPerPod"`
 		VolumesPerNode int  `json:"volumesPerNode"`
 	} `json:"limits"`
+}
+
+// policyFile is a policy: that of all issuers, or an issuer's own.
+type policyFile struct {
+	// The validations decide about these subject fields, and about template data. All others
+	// are denied.
+	AllowSubjectFields []string            `json:"allowSubjectFields"`
+	AllowTemplateData  bool                `json:"allowTemplateData"`
+	Validations        []policy.Validation `json:"validations"`
+}
+
+// isEmpty tells whether an issuer has no policy of its own.
+func (f policyFile) isEmpty() bool {
+	return len(f.Validations) == 0 && len(f.AllowSubjectFields) == 0 && !f.AllowTemplateData
+}
+
+// of returns an issuer's policy: its own, or this one. An own policy without validations has
+// those of this one. It inherits nothing else: what this one's validations restrict, its own
+// validations may know nothing about.
+func (f policyFile) of(own policyFile) policyFile {
+	if own.isEmpty() {
+		return f
+	}
+	if len(own.Validations) == 0 {
+		own.Validations = f.Validations
+	}
+	return own
 }
 
 // authorityFile is the part for the registration authority alone.
@@ -82,7 +109,7 @@ type config struct {
 	reserved        *policy.Reserved
 	allowShortNames bool
 	issuers         map[string]configured
-	validations     []policy.Validation // of issuers without a policy of their own
+	common          policyFile // the policy of issuers without one of their own
 
 	// Only a node plugin has these.
 	minInterval                   time.Duration
@@ -203,7 +230,7 @@ func (f *configFile) ra(directory string) (*config, error) {
 // check checks what both have in common. refresh is the default of roots.refresh. The error
 // has a line for each issuer that is wrong, and one for the policy.
 func (f *configFile) check(directory string, refresh time.Duration) (*config, error) {
-	c := &config{allowShortNames: f.Policy.AllowShortNames, issuers: map[string]configured{}, validations: f.Policy.Validations}
+	c := &config{allowShortNames: f.Policy.AllowShortNames, issuers: map[string]configured{}, common: f.Policy.policyFile}
 	if len(f.Issuers) == 0 {
 		return c, errors.New("issuers: there is none; add at least one, such as default")
 	}
@@ -212,7 +239,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 	}
 	var wrong []error
 	// The policy is compiled even if no issuer uses it, to report errors in it.
-	_, policyErr := c.policy("", f.Policy.Validations)
+	_, policyErr := c.policy("", c.common)
 	if policyErr != nil {
 		wrong = append(wrong, fmt.Errorf("policy: %w", policyErr))
 	}
@@ -223,9 +250,9 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 		for _, err := range each(err) {
 			wrong = append(wrong, fmt.Errorf("issuers.%s.%w", name, err))
 		}
-		if policyErr == nil || len(i.Policy.Validations) > 0 {
+		if policyErr == nil || !i.Policy.isEmpty() {
 			var policyErr error
-			if made.allow, policyErr = f.allow(name, i, c); policyErr != nil {
+			if made.allow, policyErr = c.allow(name, i); policyErr != nil {
 				wrong = append(wrong, fmt.Errorf("issuers.%s.policy: %w", name, policyErr))
 			}
 		}
@@ -322,27 +349,26 @@ func kubernetesHost() string { return os.Getenv("KUBERNETES_SERVICE_HOST") }
 
 // allow returns the issuer's own policy, or the common one. For an issuer at the
 // registration authority, the authority's policy decides.
-func (f *configFile) allow(name string, i issuerFile, c *config) (issuer.Policy, error) {
-	own := len(i.Policy.Validations) > 0
+func (c *config) allow(name string, i issuerFile) (issuer.Policy, error) {
 	switch {
-	case i.Provisioner.Type == typeRA && own:
-		return nil, errors.New("the registration authority decides which names a pod may have; move the validations to its configuration")
+	case i.Provisioner.Type == typeRA && !i.Policy.isEmpty():
+		return nil, errors.New("the registration authority decides what a pod may have; move this policy to its configuration")
 	case i.Provisioner.Type == typeRA:
 		return func(context.Context, issuer.Pod, issuer.Request) error { return nil }, nil
-	case own:
-		return c.policy(name, i.Policy.Validations)
 	}
-	return c.policy(name, f.Policy.Validations)
+	return c.policy(name, c.common.of(i.Policy))
 }
 
-func (c *config) policy(name string, validations []policy.Validation) (issuer.Policy, error) {
+func (c *config) policy(name string, f policyFile) (issuer.Policy, error) {
 	p, err := policy.New(policy.Config{
-		ClusterDomain:   c.clusterDomain,
-		TrustDomain:     c.trustDomain,
-		AllowShortNames: c.allowShortNames,
-		Issuer:          name,
-		Reserved:        c.reserved,
-		Validations:     validations,
+		ClusterDomain:      c.clusterDomain,
+		TrustDomain:        c.trustDomain,
+		AllowShortNames:    c.allowShortNames,
+		AllowSubjectFields: f.AllowSubjectFields,
+		AllowTemplateData:  f.AllowTemplateData,
+		Issuer:             name,
+		Reserved:           c.reserved,
+		Validations:        f.Validations,
 	})
 	if err != nil {
 		return nil, err

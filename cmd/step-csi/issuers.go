@@ -42,9 +42,7 @@ type issuerFile struct {
 		Fingerprint  string `json:"fingerprint"`
 		CABundleFile string `json:"caBundleFile"`
 	} `json:"roots"`
-	Policy struct {
-		Validations []policy.Validation `json:"validations"`
-	} `json:"policy"`
+	Policy policyFile `json:"policy"`
 }
 
 type provisionerFile struct {

@@ -113,6 +113,7 @@ func TestInvalidConfigurations(t *testing.T) {
 		"wrong case":            {"clusterDomain", "clusterdomain", `"clusterdomain"`},
 		"key twice":             {"policy:", "driverName: x\npolicy:", `"driverName" already`},
 		"wrong type":            {"allowShortNames: true", "allowShortNames: perhaps", "policy.allowShortNames"},
+		"unknown subject field": {"  allowShortNames: true", "  allowSubjectFields: [organization]", `policy: allowSubjectFields[0]: "organization" is not a subject field; these are: organizations, `},
 		"driver name":           {"csi.step-ca.io", "Csi_Step", "driverName"},
 		"cluster domain":        {"clusterDomain: cluster.local", "clusterDomain: cluster..local", "clusterDomain"},
 		"trailing dot":          {"clusterDomain: cluster.local", "clusterDomain: cluster.local.", "clusterDomain"},
@@ -392,6 +393,8 @@ func TestIssuerOfTypeRA(t *testing.T) {
 		"password as well":    {"{type: ra, tokenFile: password, passwordFile: password}", "provisioner.passwordFile"},
 		"unused token":        {"{type: jwk, name: admin, passwordFile: password, tokenFile: password}", "provisioner.tokenFile"},
 		"policy at the node":  {"{type: ra, tokenFile: password}\n    policy: {validations: [{expression: 'true'}]}", "issuers.default.policy"},
+		"fields at the node":  {"{type: ra, tokenFile: password}\n    policy: {allowSubjectFields: [organizations]}", "issuers.default.policy: the registration authority decides what a pod may have; move this policy"},
+		"data at the node":    {"{type: ra, tokenFile: password}\n    policy: {allowTemplateData: true}", "issuers.default.policy"},
 		"authority at a node": {"{type: ra, tokenFile: password}", "authority: is for step-csi ra"},
 		"several URLs":        {"{type: ra, tokenFile: password}\n    urls: [https://ca]", "issuers.default.urls: is for a CA"},
 		"server's roots":      {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the registration authority calls the CA"},
@@ -477,6 +480,50 @@ func TestPolicyOfAnIssuer(t *testing.T) {
 	}
 }
 
+// Subject fields and template data are allowed by the policy whose validations decide about
+// them: an issuer with a policy of its own inherits neither from the common one.
+func TestSubjectsOfAnIssuer(t *testing.T) {
+	const mayHaveO, mayHaveData = "O", "data"
+	pod := issuer.Pod{Namespace: "shop", Name: "x-0", UID: "uid", ServiceAccount: "x", Node: "node-1"}
+	plain := issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, "x.shop"))}
+	withO, withData := plain, plain
+	withO.Subject.Organizations = names.Must(names.ParseAll(names.ParseOrganization, "shop"))
+	withData.TemplateData = names.Must(issuer.ParseTemplateData("{}"))
+	const anyO, anyData = "{expression: request.organizations.size() < 9}", "{expression: request.templateData.size() < 9}"
+	const both = ", validations: [" + anyO + ", " + anyData + "]"
+	for _, test := range []struct{ common, own, want string }{
+		{"", "", ""},
+		{"allowSubjectFields: [organizations]" + both, "", mayHaveO},
+		{"allowTemplateData: true" + both, "", mayHaveData},
+		{"allowSubjectFields: [organizations], allowTemplateData: true" + both, "", mayHaveO + mayHaveData},
+		{"allowSubjectFields: [], allowTemplateData: false" + both, "", ""},
+		{"", "allowSubjectFields: [organizations]" + both, mayHaveO},
+		{"", "allowTemplateData: true" + both, mayHaveData},
+		{"allowTemplateData: true" + both, "allowSubjectFields: [organizations]", mayHaveO},
+		{"allowSubjectFields: [organizations], allowTemplateData: true" + both, "validations: [{expression: 'true'}]", ""},
+		// Without validations of its own, those of the common policy decide.
+		{"validations: [{expression: 'request.organizations.size() == 0'}]", "allowSubjectFields: [organizations]", ""},
+		{"validations: [{expression: 'false'}]", "allowSubjectFields: [organizations]" + both, mayHaveO},
+	} {
+		text := strings.Replace(valid, "    duration:", "    policy: {"+test.own+"}\n    duration:", 1)
+		before, _, _ := strings.Cut(text, "policy:\n  allowShortNames")
+		c, err := loadConfig(write(t, before+"policy: {"+test.common+"}\n"), (*configFile).node)
+		if err != nil {
+			t.Fatalf("%+v: %v", test, err)
+		}
+		got := ""
+		if c.issuers["default"].allow(t.Context(), pod, withO) == nil {
+			got += mayHaveO
+		}
+		if c.issuers["default"].allow(t.Context(), pod, withData) == nil {
+			got += mayHaveData
+		}
+		if got != test.want {
+			t.Errorf("common {%s}, own {%s}: the pod may have %q, want %q", test.common, test.own, got, test.want)
+		}
+	}
+}
+
 // The configurations in the documentation are valid, its policy allows and denies
 // what the text says, and it describes every attribute.
 func TestDocumentation(t *testing.T) {
@@ -543,6 +590,61 @@ func TestDocumentation(t *testing.T) {
 	for _, key := range attributes.Keys() {
 		if !strings.Contains(page("volume-attributes.md"), "\n| `"+key+"` |") {
 			t.Errorf("docs/volume-attributes.md does not describe the attribute %s", key)
+		}
+	}
+}
+
+// The examples of subject fields do what the pages say, added to the default policy.
+func TestDocumentationOfSubjects(t *testing.T) {
+	const beginning, end = "```yaml\npolicy:\n  allowSubjectFields:", "```"
+	var blocks []string
+	for _, name := range []string{"policy.md", "subject.md"} {
+		page, err := os.ReadFile("../../docs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, block, _ := strings.Cut(string(page), beginning)
+		block, _, _ = strings.Cut(block, end)
+		blocks = append(blocks, block)
+	}
+	for i, block := range blocks {
+		file, err := parseConfigFile([]byte(strings.TrimPrefix(beginning, "```yaml\n") + block))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := policy.New(policy.Config{
+			ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
+			AllowSubjectFields: file.Policy.AllowSubjectFields, AllowTemplateData: file.Policy.AllowTemplateData,
+			Validations: append(policy.Default(), file.Policy.Validations...),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range []struct {
+			organizations, units string
+			allowed              bool
+		}{
+			{"shop", "", true},
+			{"pay", "", false},
+			{"shop,pay", "", false},
+			{"shop", "backend", i == 1},
+			{"shop", "backend,other", false},
+		} {
+			values := map[string]string{"service-names": "web", "organizations": test.organizations}
+			if test.units != "" {
+				values["organizational-units"] = test.units
+			}
+			pod := issuer.Pod{Namespace: "shop", Name: "web-0", UID: "uid-0", ServiceAccount: "web", Node: "node-1"}
+			a, err := attributes.Parse(values, pod, "", attributes.Config{
+				ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
+				Issuers: map[string]issuer.Lifetimes{"default": {}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Check(t.Context(), pod, a.Request); (err == nil) != test.allowed {
+				t.Errorf("%+v: %v", test, err)
+			}
 		}
 	}
 }

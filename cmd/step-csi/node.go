@@ -46,8 +46,11 @@ The configuration, with its defaults where there are any:
       roots: {refresh: 5m, federation: false, pinned: false}
   policy:
     allowShortNames: false             # service-names: s also gives the short name s
-    validations: []                    # CEL; replaces the default policy. An issuer's own
-                                       # policy.validations replaces this list
+    allowSubjectFields: []             # such as [organizations]: the validations decide about
+                                       # these subject fields; all others are denied
+    allowTemplateData: false           # the same for the attribute template-data
+    validations: []                    # CEL; replaces the default policy. An issuer's own policy
+                                       # replaces all of these but allowShortNames
   renewal:
     minInterval: 1m                    # shortest time between two renewals of a volume, but at most half a lifetime
   limits:

@@ -19,6 +19,15 @@
 //	                   64 bytes. If all DNS names are longer, the pod's name if a
 //	                   controller made it. Otherwise, and without a DNS name, the
 //	                   pod's UID
+//	organizations      comma-separated values of the subject's field
+//	organizational-units
+//	                   the same
+//	countries          the same, such as DE
+//	provinces          the same
+//	localities         the same
+//	street-addresses   the same
+//	postal-codes       the same
+//	template-data      a JSON object for the X.509 template of the CA's provisioner
 //	duration           the lifetime; the issuer's default, or the CA's
 //	renew-before       how long before expiry to renew, at most nine tenths of the
 //	                   lifetime; a third of the lifetime

@@ -200,6 +200,15 @@ func wantError(t *testing.T, what string, err error, want string) {
 // fullRequest sets every attribute to a value that is not the default.
 func fullRequest() map[string]string {
 	return map[string]string{
+		"organizations":        "Acme, ${POD_NAMESPACE}",
+		"organizational-units": "Web",
+		"countries":            "DE",
+		"provinces":            "Bayern",
+		"localities":           "München",
+		"street-addresses":     "Ring 1",
+		"postal-codes":         "80331",
+		"template-data":        `{"team": "shop"}`,
+
 		"issuer":            "short",
 		"service-names":     "web",
 		"dns-names":         "www.example.com",
@@ -264,6 +273,8 @@ func TestAllAttributes(t *testing.T) {
 		Owner: 1000, Group: &group, Mode: 0o400, PrivateKeyMode: 0o600, RevokeOnDelete: true,
 		Request: issuer.Request{CommonName: commonName("web-0.example"), Duration: 30 * time.Minute, KeyType: issuer.RSA2048},
 	}
+	want.Request.Subject = fullSubject()
+	want.Request.TemplateData = templateData(`{"team":"shop"}`)
 	if got := withoutNames(got); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

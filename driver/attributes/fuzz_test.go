@@ -35,6 +35,9 @@ func FuzzParse(f *testing.F) {
 	for _, c := range nameCases {
 		add(map[string]string{c.key: c.value})
 	}
+	for _, c := range subjectCases {
+		add(map[string]string{c.key: c.value})
+	}
 	add(fullRequest())
 	for _, c := range otherCases {
 		values := fullRequest()
@@ -69,6 +72,7 @@ func FuzzParse(f *testing.F) {
 		}
 		checkRest(t, got, c)
 		checkTypedNames(t, got.Request)
+		checkSubject(t, got.Request)
 		checkSorting(t, got.Request)
 		checkCSR(t, got.Request, issuer.PrivateKey{Signer: key})
 		checkIdempotence(t, got, p, c)
@@ -172,6 +176,7 @@ func checkCSR(t *testing.T, r issuer.Request, key issuer.PrivateKey) {
 		return
 	}
 	_, read, err := issuer.ReadCSR(csr.Raw, r.Duration)
+	read.Subject, read.TemplateData = r.Subject, r.TemplateData // not in the CSR
 	if read.KeyType = r.KeyType; err != nil || !reflect.DeepEqual(read, r) {
 		t.Errorf("the CSR of %+v is read as %+v, %v", r, read, err)
 	}
@@ -188,6 +193,7 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 		"email-sans":        strings.Join(names.Texts(r.EmailAddresses), ","),
 		"spiffe":            "false",
 		"common-name":       r.CommonName.String(),
+		"template-data":     r.TemplateData.String(),
 		"duration":          r.Duration.String(),
 		"key-type":          string(r.KeyType),
 		"key-encoding":      string(want.KeyEncoding),
@@ -212,6 +218,9 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 		"jks-truststore-file":    want.Files.JKSTrustStore,
 		"keystore-alias":         want.KeyStoreAlias,
 		"keystore-password-file": want.Files.KeyStorePassword,
+	}
+	for key, list := range subjectAttributes(r.Subject) {
+		values[key] = strings.Join(names.Texts(list), ",")
 	}
 	if want.RenewBefore > 0 {
 		values["renew-before"] = want.RenewBefore.String()

@@ -32,6 +32,14 @@ func (p *parser) table() []attribute {
 		{"email-sans", set(&r.EmailAddresses, listOf(p, names.ParseEmailAddress))},
 		{"spiffe", set(&p.spiffe, parseBool)},
 		{"common-name", set(&r.CommonName, p.parseCommonName)},
+		{"organizations", set(&r.Subject.Organizations, listOf(p, names.ParseOrganization))},
+		{"organizational-units", set(&r.Subject.OrganizationalUnits, listOf(p, names.ParseOrganization))},
+		{"countries", set(&r.Subject.Countries, listOf(p, names.ParseCountry))},
+		{"provinces", set(&r.Subject.Provinces, listOf(p, names.ParseProvince))},
+		{"localities", set(&r.Subject.Localities, listOf(p, names.ParseLocality))},
+		{"street-addresses", set(&r.Subject.StreetAddresses, listOf(p, names.ParseStreetAddress))},
+		{"postal-codes", set(&r.Subject.PostalCodes, listOf(p, names.ParsePostalCode))},
+		{"template-data", set(&r.TemplateData, issuer.ParseTemplateData)},
 		{"duration", set(&r.Duration, parseDuration)},
 		{"renew-before", set(&a.RenewBefore, parseDuration)},
 		{"key-type", set(&r.KeyType, oneOf(issuer.KeyTypes()...))},
@@ -107,6 +115,12 @@ func suggestion(key string, known []string) string {
 	switch key {
 	case certManager + "issuer-name":
 		return ": write issuer"
+	case certManager + "organizationalunits":
+		return ": write organizational-units"
+	case certManager + "streetaddresses":
+		return ": write street-addresses"
+	case certManager + "postalcodes":
+		return ": write postal-codes"
 	case certManager + "key-algorithm", certManager + "key-size":
 		return ": write key-type"
 	case certManager + "pkcs12-enable", certManager + "pkcs12-filename":

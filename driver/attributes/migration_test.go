@@ -11,7 +11,8 @@ import (
 // certManagerKeys are the attributes of cert-manager's csi-driver, without the prefix. See
 // https://cert-manager.io/docs/usage/csi-driver/#supported-volume-attributes.
 var certManagerKeys = []string{
-	"issuer-name", "issuer-kind", "issuer-group", "common-name", "literal-subject", "organizations", "dns-names", "ip-sans", "uri-sans",
+	"issuer-name", "issuer-kind", "issuer-group", "common-name", "literal-subject", "dns-names", "ip-sans", "uri-sans",
+	"organizations", "organizationalunits", "countries", "provinces", "localities", "streetaddresses", "postalcodes", "serialnumber",
 	"duration", "renew-before", "is-ca", "key-usages", "key-encoding", "key-algorithm", "key-size", "reuse-private-key",
 	"certificate-file", "privatekey-file", "ca-file", "fs-group", "pkcs12-enable", "pkcs12-filename", "pkcs12-password",
 }

@@ -102,7 +102,10 @@ func (p *parser) finishNames() error {
 	if len(all) == 0 {
 		return errors.New(`spiffe: "false" leaves the certificate without a subject alternative name, and a common name alone is not one: add service-names or dns-names, or leave out spiffe`)
 	}
-	return names.CheckTotal(all)
+	if err := names.CheckTotal(all); err != nil {
+		return err
+	}
+	return r.Subject.Check()
 }
 
 // serviceNames returns the names that the cluster's DNS gives the Services. In a namespace

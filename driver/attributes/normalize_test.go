@@ -27,6 +27,10 @@ func TestNormalize(t *testing.T) {
 		{"email-sans", " a@example.com", "a@example.com"},
 		{"dns-names", "a.shop,,a.shop", "a.shop,,a.shop"}, // Parse rejects these
 		{"dns-names", " ", " "},
+		{"organizations", " Acme GmbH,Acme GmbH ,Shop", "Acme GmbH,Shop"},
+		{"template-data", `{ "b": 1.0, "a": [ ] }`, `{"a":[],"b":1}`},
+		{"template-data", `{"n":1e15}`, `{"n":1e15}`}, // would become longer
+		{"template-data", ` {"a": 1, "a": 1}`, ` {"a": 1, "a": 1}`},
 		{"duration", "60m", "1h0m0s"},
 		{"renew-before", "0.5h", "30m0s"},
 		{"duration", "1d", "1d"},

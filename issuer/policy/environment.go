@@ -24,6 +24,15 @@ type request struct {
 	Duration       time.Duration `json:"duration"`
 	KeyType        string        `json:"keyType"`
 	Issuer         string        `json:"issuer"`
+
+	Organizations       []string       `json:"organizations"`
+	OrganizationalUnits []string       `json:"organizationalUnits"`
+	Countries           []string       `json:"countries"`
+	Provinces           []string       `json:"provinces"`
+	Localities          []string       `json:"localities"`
+	StreetAddresses     []string       `json:"streetAddresses"`
+	PostalCodes         []string       `json:"postalCodes"`
+	TemplateData        map[string]any `json:"templateData"`
 }
 
 // settings are the parts of a Config that expressions see.
@@ -44,6 +53,15 @@ func (p *Policy) variables(pod issuer.Pod, req issuer.Request) map[string]any {
 		Duration:       req.Duration,
 		KeyType:        string(req.KeyType),
 		Issuer:         p.issuer,
+
+		Organizations:       names.Texts(req.Subject.Organizations),
+		OrganizationalUnits: names.Texts(req.Subject.OrganizationalUnits),
+		Countries:           names.Texts(req.Subject.Countries),
+		Provinces:           names.Texts(req.Subject.Provinces),
+		Localities:          names.Texts(req.Subject.Localities),
+		StreetAddresses:     names.Texts(req.Subject.StreetAddresses),
+		PostalCodes:         names.Texts(req.Subject.PostalCodes),
+		TemplateData:        req.TemplateData.Object(),
 	}}
 }
 
@@ -64,7 +82,7 @@ func newEnvironment() (*cel.Env, error) {
 	)
 }
 
-// sizes gives CEL's cost estimate the limits of package names.
+// sizes gives CEL's cost estimate the limits of package names and of template data.
 type sizes struct{}
 
 var _ cost.Estimator = sizes{}
@@ -73,6 +91,8 @@ func (sizes) EstimateSize(node cost.AstNode) *cost.SizeEstimate {
 	switch path := node.Path(); {
 	case len(path) == 0:
 		return nil
+	case slices.Contains(path, "templateData"):
+		return &cost.SizeEstimate{Max: issuer.MaxTemplateData}
 	case node.Type().Kind() == types.ListKind:
 		return &cost.SizeEstimate{Max: names.MaxNames}
 	case slices.Contains(path, "uris"):

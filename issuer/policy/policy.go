@@ -15,6 +15,11 @@
 //	request.duration          google.protobuf.Duration
 //	request.keyType           string, such as "ecdsa-p256"
 //	request.issuer            string, the issuer's name in the configuration
+//	request.organizations, request.organizationalUnits, request.countries,
+//	request.provinces, request.localities, request.streetAddresses,
+//	request.postalCodes       list(string), other fields of the subject
+//	request.templateData      map(string, dyn), a JSON object for the X.509 template of
+//	                          the CA's provisioner; numbers are doubles
 //	config.clusterDomain      string, such as "cluster.local"
 //	config.trustDomain        string
 //	config.allowShortNames    bool
@@ -22,7 +27,9 @@
 // Besides standard CEL there are the string, set and network (ip, cidr)
 // functions, as in Kubernetes.
 //
-// Two rules hold whatever the expressions say. No pod may have the name of a CA, of the
+// Three rules hold whatever the expressions say. Subject fields and template data are denied
+// unless the configuration allows them and a validation mentions them (see Config): a policy
+// that says nothing about them does not allow them. No pod may have the name of a CA, of the
 // registration authority, of the API server or of the local machine, or an address that is
 // another host in each network: it could impersonate them (see Reserved). And every name is
 // in the one spelling that package names defines, with at most 100 names in a
@@ -70,6 +77,13 @@ type Config struct {
 	TrustDomain   spiffeid.TrustDomain
 	// AllowShortNames makes the default list allow names without a dot.
 	AllowShortNames bool
+	// AllowSubjectFields are the keys of the subject fields that the validations decide
+	// about, such as "organizations" (see names.SubjectField). A validation must mention
+	// each. All others are denied.
+	AllowSubjectFields []string
+	// AllowTemplateData lets the validations decide about template data, which one must
+	// mention. Otherwise, it is denied.
+	AllowTemplateData bool
 	// Issuer is the name of the issuer that the policy is for.
 	Issuer string
 	// Reserved are the hosts that no pod gets, in any form, nor a wildcard that covers
@@ -84,6 +98,7 @@ type Policy struct {
 	settings    settings
 	issuer      string
 	reserved    *Reserved
+	subject     subjectRules
 	validations []validation
 }
 
@@ -107,6 +122,9 @@ func New(c Config) (*Policy, error) {
 		p.reserved = NewReserved(c.ClusterDomain)
 	}
 	var failed []error
+	if p.subject, err = newSubjectRules(c); err != nil {
+		failed = append(failed, err)
+	}
 	for i, v := range c.Validations {
 		compiled, err := v.compile(env, fmt.Sprintf("validations[%d]", i))
 		compiled.decision = decision(v, c.Issuer, c.AllowShortNames)
@@ -143,6 +161,9 @@ func decision(v Validation, issuer string, shortNames bool) string {
 // ctx.
 func (p *Policy) Check(ctx context.Context, pod issuer.Pod, req issuer.Request) error {
 	if err := errors.Join(checkPod(pod), names.CheckTotal(req.AlternativeNames()), p.reserved.check(req)); err != nil {
+		return fmt.Errorf("%w: %w", issuer.Denied, err)
+	}
+	if err := p.subject.check(req); err != nil {
 		return fmt.Errorf("%w: %w", issuer.Denied, err)
 	}
 	vars := p.variables(pod, req)

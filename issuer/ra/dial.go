@@ -21,8 +21,8 @@ import (
 
 const (
 	// MaxRequest bounds requests, in bytes. The largest is a CSR with an RSA-4096 key
-	// and a hundred DNS names of 253 bytes (27 KiB) and the pod's token (16 KiB at most,
-	// 1.5 KiB in practice). A revocation has a chain with such a leaf (27 KiB) and its
+	// and a hundred DNS names of 253 bytes (27 KiB), subject fields (4 KiB), template data
+	// (4 KiB), and the pod's token (16 KiB at most, 1.5 KiB in practice). A revocation has a chain with such a leaf (27 KiB) and its
 	// intermediates (1 to 2 KiB each).
 	MaxRequest = 56 << 10
 	// maxResponse bounds responses, in bytes: a chain, and the roots of the CA and of

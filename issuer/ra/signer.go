@@ -183,6 +183,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 			Namespace: pod.Namespace, Name: pod.Name, Uid: pod.UID, ServiceAccount: pod.ServiceAccount, Node: pod.Node,
 		},
 	}
+	setSubject(request, req.Request)
 	var chain []*x509.Certificate
 	err := s.call(ctx, callSign, func(ctx context.Context, options ...grpc.CallOption) error {
 		s.awaitReplica(ctx)
@@ -190,6 +191,9 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) ([]*x509.C
 		answer, err := s.client.Sign(ctx, request, options...)
 		if err != nil {
 			return err
+		}
+		if (request.Subject != nil || request.TemplateData != "") && !answer.GetSubjectRead() {
+			return errSubjectIgnored
 		}
 		if chain, err = certificates(answer.GetChain()); err != nil {
 			return err

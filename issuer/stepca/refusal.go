@@ -16,6 +16,10 @@ const (
 	brokenTemplate    = "error applying certificate template"
 )
 
+// failedInput follows an internal error of the CA for a request with input of the pod.
+const failedInput = " (the provisioner's X.509 template may fail for the pod's subject fields or template data: the reason is in the CA's log. " +
+	"Change them, or correct the template)"
+
 // isTooLong tells whether the CA refuses the requested lifetime because it is too long.
 func isTooLong(err error) bool {
 	if statusOf(err) != http.StatusForbidden {

@@ -197,7 +197,7 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		SANs:         req.Request.AlternativeNames(),
 		Confirmation: &confirmation{base64.RawURLEncoding.EncodeToString(fingerprint[:])},
 	}
-	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR)}
+	body := &api.SignRequest{CsrPEM: api.NewCertificateRequest(req.CSR), TemplateData: req.Request.TemplateInput()}
 	// Relative to the CA's clock: the clock here may differ.
 	body.NotAfter.SetDuration(req.Request.Duration)
 	shortened := ""
@@ -225,6 +225,10 @@ func (s *Signer) Sign(ctx context.Context, req issuer.SigningRequest) (chain []*
 		// is shorter.
 		body.NotAfter = api.TimeDuration{}
 		err = s.authorized(ctx, "sign", req.Request.CommonName.String(), claims, call)
+	}
+	if statusOf(err) == http.StatusInternalServerError && body.TemplateData != nil {
+		// No outage: a pod could otherwise keep the others from their certificates.
+		return nil, fmt.Errorf("%s: sign: %w: %w%s", s.name(), issuer.InvalidAnswer, plain(err), failedInput)
 	}
 	if statusOf(err) == http.StatusForbidden {
 		return nil, fmt.Errorf("%w%s", s.explain(ctx, "sign", err), shortened)

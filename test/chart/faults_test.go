@@ -201,6 +201,12 @@ func TestFaults(t *testing.T) {
 		{`issuers: {default: {policy: {validations: [{expression: ""}]}}}`, []string{
 			`issuers.default.policy.validations[0].expression: "" is not a CEL expression`,
 		}},
+		{`policy: {allowSubjectFields: [organizations, organizational-units]}`, []string{
+			`policy.allowSubjectFields[1]: "organizational-units" is not organizations, organizationalUnits, countries, provinces, localities, streetAddresses or postalCodes`,
+		}},
+		{`issuers: {default: {policy: {allowSubjectFields: [O]}}}`, []string{
+			`issuers.default.policy.allowSubjectFields[0]: "O" is not organizations, organizationalUnits, countries, provinces, localities, streetAddresses or postalCodes`,
+		}},
 		{`issuers: {default: null}`, []string{
 			`issuers: there is none; configure at least one issuer`,
 		}},

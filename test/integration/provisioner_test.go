@@ -28,7 +28,7 @@ import (
 	"github.com/flexstack/step-csi/test/realca"
 )
 
-// atTheCA runs shell blocks of docs/provisioner.md, as at the CA.
+// atTheCA runs shell blocks of docs/provisioner.md and docs/subject.md, as at the CA.
 type atTheCA struct {
 	t         *testing.T
 	ca        *realca.CA
@@ -52,16 +52,22 @@ func newAtTheCA(t *testing.T, ca *realca.CA) *atTheCA {
 		"PATH="+directory+":"+os.Getenv("PATH"), "HOME="+directory, "STEPPATH="+path)}
 }
 
-// run runs the first shell block below the heading.
+// run runs the first shell block below the heading of docs/provisioner.md.
 func (a *atTheCA) run(heading string) {
 	a.t.Helper()
-	page, err := os.ReadFile("../../docs/provisioner.md")
+	a.runOf("provisioner.md", heading)
+}
+
+// runOf runs the first shell block below the heading of a page.
+func (a *atTheCA) runOf(name, heading string) {
+	a.t.Helper()
+	page, err := os.ReadFile("../../docs/" + name)
 	node.Must(a.t, err)
 	_, section, found := strings.Cut(string(page), "\n## "+heading+"\n")
 	_, block, opened := strings.Cut(section, "```sh\n")
 	block, _, closed := strings.Cut(block, "\n```")
 	if !found || !opened || !closed {
-		a.t.Fatalf("docs/provisioner.md has no shell block below %q", heading)
+		a.t.Fatalf("docs/%s has no shell block below %q", name, heading)
 	}
 	command := exec.Command("sh", "-euc", block)
 	command.Dir, command.Env = a.directory, a.env

@@ -71,8 +71,13 @@ type SignRequest struct {
 	// No lifetime was requested: the registration authority decides, whatever
 	// duration_seconds says. That is for a registration authority of an earlier version.
 	DefaultLifetime bool `protobuf:"varint,6,opt,name=default_lifetime,json=defaultLifetime,proto3" json:"default_lifetime,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The subject fields besides the common name. They are not in the CSR.
+	Subject *Subject `protobuf:"bytes,7,opt,name=subject,proto3" json:"subject,omitempty"`
+	// A JSON object for the X.509 template of the CA's provisioner, without the key "subject".
+	// Empty if there is none.
+	TemplateData  string `protobuf:"bytes,8,opt,name=template_data,json=templateData,proto3" json:"template_data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SignRequest) Reset() {
@@ -147,6 +152,113 @@ func (x *SignRequest) GetDefaultLifetime() bool {
 	return false
 }
 
+func (x *SignRequest) GetSubject() *Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+func (x *SignRequest) GetTemplateData() string {
+	if x != nil {
+		return x.TemplateData
+	}
+	return ""
+}
+
+// Subject has the fields of a certificate's subject besides the common name.
+type Subject struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Organizations       []string               `protobuf:"bytes,1,rep,name=organizations,proto3" json:"organizations,omitempty"`
+	OrganizationalUnits []string               `protobuf:"bytes,2,rep,name=organizational_units,json=organizationalUnits,proto3" json:"organizational_units,omitempty"`
+	Countries           []string               `protobuf:"bytes,3,rep,name=countries,proto3" json:"countries,omitempty"`
+	Provinces           []string               `protobuf:"bytes,4,rep,name=provinces,proto3" json:"provinces,omitempty"`
+	Localities          []string               `protobuf:"bytes,5,rep,name=localities,proto3" json:"localities,omitempty"`
+	StreetAddresses     []string               `protobuf:"bytes,6,rep,name=street_addresses,json=streetAddresses,proto3" json:"street_addresses,omitempty"`
+	PostalCodes         []string               `protobuf:"bytes,7,rep,name=postal_codes,json=postalCodes,proto3" json:"postal_codes,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *Subject) Reset() {
+	*x = Subject{}
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Subject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Subject) ProtoMessage() {}
+
+func (x *Subject) ProtoReflect() protoreflect.Message {
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Subject.ProtoReflect.Descriptor instead.
+func (*Subject) Descriptor() ([]byte, []int) {
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Subject) GetOrganizations() []string {
+	if x != nil {
+		return x.Organizations
+	}
+	return nil
+}
+
+func (x *Subject) GetOrganizationalUnits() []string {
+	if x != nil {
+		return x.OrganizationalUnits
+	}
+	return nil
+}
+
+func (x *Subject) GetCountries() []string {
+	if x != nil {
+		return x.Countries
+	}
+	return nil
+}
+
+func (x *Subject) GetProvinces() []string {
+	if x != nil {
+		return x.Provinces
+	}
+	return nil
+}
+
+func (x *Subject) GetLocalities() []string {
+	if x != nil {
+		return x.Localities
+	}
+	return nil
+}
+
+func (x *Subject) GetStreetAddresses() []string {
+	if x != nil {
+		return x.StreetAddresses
+	}
+	return nil
+}
+
+func (x *Subject) GetPostalCodes() []string {
+	if x != nil {
+		return x.PostalCodes
+	}
+	return nil
+}
+
 // Pod is the identity of a pod.
 type Pod struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -161,7 +273,7 @@ type Pod struct {
 
 func (x *Pod) Reset() {
 	*x = Pod{}
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[1]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -173,7 +285,7 @@ func (x *Pod) String() string {
 func (*Pod) ProtoMessage() {}
 
 func (x *Pod) ProtoReflect() protoreflect.Message {
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[1]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -186,7 +298,7 @@ func (x *Pod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pod.ProtoReflect.Descriptor instead.
 func (*Pod) Descriptor() ([]byte, []int) {
-	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{1}
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Pod) GetNamespace() string {
@@ -238,13 +350,16 @@ type SignResponse struct {
 	// responses, the one whose roots were asked for later has the newer roots. Authorities
 	// of an earlier version send no age.
 	RootsAgeMilliseconds uint32 `protobuf:"varint,4,opt,name=roots_age_milliseconds,json=rootsAgeMilliseconds,proto3" json:"roots_age_milliseconds,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// The registration authority has read subject and template_data. Authorities of an
+	// earlier version ignore them, and do not say so.
+	SubjectRead   bool `protobuf:"varint,5,opt,name=subject_read,json=subjectRead,proto3" json:"subject_read,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SignResponse) Reset() {
 	*x = SignResponse{}
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[2]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +371,7 @@ func (x *SignResponse) String() string {
 func (*SignResponse) ProtoMessage() {}
 
 func (x *SignResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[2]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +384,7 @@ func (x *SignResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignResponse.ProtoReflect.Descriptor instead.
 func (*SignResponse) Descriptor() ([]byte, []int) {
-	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{2}
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SignResponse) GetChain() [][]byte {
@@ -300,6 +415,13 @@ func (x *SignResponse) GetRootsAgeMilliseconds() uint32 {
 	return 0
 }
 
+func (x *SignResponse) GetSubjectRead() bool {
+	if x != nil {
+		return x.SubjectRead
+	}
+	return false
+}
+
 type RootsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name of the issuer in the authority's configuration.
@@ -310,7 +432,7 @@ type RootsRequest struct {
 
 func (x *RootsRequest) Reset() {
 	*x = RootsRequest{}
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[3]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +444,7 @@ func (x *RootsRequest) String() string {
 func (*RootsRequest) ProtoMessage() {}
 
 func (x *RootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[3]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +457,7 @@ func (x *RootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootsRequest.ProtoReflect.Descriptor instead.
 func (*RootsRequest) Descriptor() ([]byte, []int) {
-	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{3}
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RootsRequest) GetIssuer() string {
@@ -369,7 +491,7 @@ type RootsResponse struct {
 
 func (x *RootsResponse) Reset() {
 	*x = RootsResponse{}
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[4]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -381,7 +503,7 @@ func (x *RootsResponse) String() string {
 func (*RootsResponse) ProtoMessage() {}
 
 func (x *RootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[4]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -394,7 +516,7 @@ func (x *RootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootsResponse.ProtoReflect.Descriptor instead.
 func (*RootsResponse) Descriptor() ([]byte, []int) {
-	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{4}
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RootsResponse) GetRoots() [][]byte {
@@ -460,7 +582,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[5]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +594,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[5]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +607,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{5}
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RevokeRequest) GetIssuer() string {
@@ -531,7 +653,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[6]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +665,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[6]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +678,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{6}
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{7}
 }
 
 type ReportRequest struct {
@@ -576,7 +698,7 @@ type ReportRequest struct {
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[7]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +710,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[7]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +723,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{7}
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReportRequest) GetPodToken() string {
@@ -640,7 +762,7 @@ type ReportResponse struct {
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[8]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +774,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[8]
+	mi := &file_issuer_ra_rapb_ra_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,32 +787,45 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{8}
+	return file_issuer_ra_rapb_ra_proto_rawDescGZIP(), []int{9}
 }
 
 var File_issuer_ra_rapb_ra_proto protoreflect.FileDescriptor
 
 const file_issuer_ra_rapb_ra_proto_rawDesc = "" +
 	"\n" +
-	"\x17issuer/ra/rapb/ra.proto\x12\rstepcsi.ra.v1\"\xd0\x01\n" +
+	"\x17issuer/ra/rapb/ra.proto\x12\rstepcsi.ra.v1\"\xa7\x02\n" +
 	"\vSignRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12)\n" +
 	"\x10duration_seconds\x18\x03 \x01(\x03R\x0fdurationSeconds\x12\x1b\n" +
 	"\tpod_token\x18\x04 \x01(\tR\bpodToken\x12$\n" +
 	"\x03pod\x18\x05 \x01(\v2\x12.stepcsi.ra.v1.PodR\x03pod\x12)\n" +
-	"\x10default_lifetime\x18\x06 \x01(\bR\x0fdefaultLifetime\"\x86\x01\n" +
+	"\x10default_lifetime\x18\x06 \x01(\bR\x0fdefaultLifetime\x120\n" +
+	"\asubject\x18\a \x01(\v2\x16.stepcsi.ra.v1.SubjectR\asubject\x12#\n" +
+	"\rtemplate_data\x18\b \x01(\tR\ftemplateData\"\x8c\x02\n" +
+	"\aSubject\x12$\n" +
+	"\rorganizations\x18\x01 \x03(\tR\rorganizations\x121\n" +
+	"\x14organizational_units\x18\x02 \x03(\tR\x13organizationalUnits\x12\x1c\n" +
+	"\tcountries\x18\x03 \x03(\tR\tcountries\x12\x1c\n" +
+	"\tprovinces\x18\x04 \x03(\tR\tprovinces\x12\x1e\n" +
+	"\n" +
+	"localities\x18\x05 \x03(\tR\n" +
+	"localities\x12)\n" +
+	"\x10street_addresses\x18\x06 \x03(\tR\x0fstreetAddresses\x12!\n" +
+	"\fpostal_codes\x18\a \x03(\tR\vpostalCodes\"\x86\x01\n" +
 	"\x03Pod\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\tR\x03uid\x12'\n" +
 	"\x0fservice_account\x18\x04 \x01(\tR\x0eserviceAccount\x12\x12\n" +
-	"\x04node\x18\x05 \x01(\tR\x04node\"\x99\x01\n" +
+	"\x04node\x18\x05 \x01(\tR\x04node\"\xbc\x01\n" +
 	"\fSignResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x12'\n" +
 	"\x0ffederated_roots\x18\x03 \x03(\fR\x0efederatedRoots\x124\n" +
-	"\x16roots_age_milliseconds\x18\x04 \x01(\rR\x14rootsAgeMilliseconds\"&\n" +
+	"\x16roots_age_milliseconds\x18\x04 \x01(\rR\x14rootsAgeMilliseconds\x12!\n" +
+	"\fsubject_read\x18\x05 \x01(\bR\vsubjectRead\"&\n" +
 	"\fRootsRequest\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\"\x9c\x02\n" +
 	"\rRootsResponse\x12\x14\n" +
@@ -731,33 +866,35 @@ func file_issuer_ra_rapb_ra_proto_rawDescGZIP() []byte {
 	return file_issuer_ra_rapb_ra_proto_rawDescData
 }
 
-var file_issuer_ra_rapb_ra_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_issuer_ra_rapb_ra_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_issuer_ra_rapb_ra_proto_goTypes = []any{
 	(*SignRequest)(nil),    // 0: stepcsi.ra.v1.SignRequest
-	(*Pod)(nil),            // 1: stepcsi.ra.v1.Pod
-	(*SignResponse)(nil),   // 2: stepcsi.ra.v1.SignResponse
-	(*RootsRequest)(nil),   // 3: stepcsi.ra.v1.RootsRequest
-	(*RootsResponse)(nil),  // 4: stepcsi.ra.v1.RootsResponse
-	(*RevokeRequest)(nil),  // 5: stepcsi.ra.v1.RevokeRequest
-	(*RevokeResponse)(nil), // 6: stepcsi.ra.v1.RevokeResponse
-	(*ReportRequest)(nil),  // 7: stepcsi.ra.v1.ReportRequest
-	(*ReportResponse)(nil), // 8: stepcsi.ra.v1.ReportResponse
+	(*Subject)(nil),        // 1: stepcsi.ra.v1.Subject
+	(*Pod)(nil),            // 2: stepcsi.ra.v1.Pod
+	(*SignResponse)(nil),   // 3: stepcsi.ra.v1.SignResponse
+	(*RootsRequest)(nil),   // 4: stepcsi.ra.v1.RootsRequest
+	(*RootsResponse)(nil),  // 5: stepcsi.ra.v1.RootsResponse
+	(*RevokeRequest)(nil),  // 6: stepcsi.ra.v1.RevokeRequest
+	(*RevokeResponse)(nil), // 7: stepcsi.ra.v1.RevokeResponse
+	(*ReportRequest)(nil),  // 8: stepcsi.ra.v1.ReportRequest
+	(*ReportResponse)(nil), // 9: stepcsi.ra.v1.ReportResponse
 }
 var file_issuer_ra_rapb_ra_proto_depIdxs = []int32{
-	1, // 0: stepcsi.ra.v1.SignRequest.pod:type_name -> stepcsi.ra.v1.Pod
-	0, // 1: stepcsi.ra.v1.RegistrationAuthority.Sign:input_type -> stepcsi.ra.v1.SignRequest
-	3, // 2: stepcsi.ra.v1.RegistrationAuthority.Roots:input_type -> stepcsi.ra.v1.RootsRequest
-	5, // 3: stepcsi.ra.v1.RegistrationAuthority.Revoke:input_type -> stepcsi.ra.v1.RevokeRequest
-	7, // 4: stepcsi.ra.v1.RegistrationAuthority.Report:input_type -> stepcsi.ra.v1.ReportRequest
-	2, // 5: stepcsi.ra.v1.RegistrationAuthority.Sign:output_type -> stepcsi.ra.v1.SignResponse
-	4, // 6: stepcsi.ra.v1.RegistrationAuthority.Roots:output_type -> stepcsi.ra.v1.RootsResponse
-	6, // 7: stepcsi.ra.v1.RegistrationAuthority.Revoke:output_type -> stepcsi.ra.v1.RevokeResponse
-	8, // 8: stepcsi.ra.v1.RegistrationAuthority.Report:output_type -> stepcsi.ra.v1.ReportResponse
-	5, // [5:9] is the sub-list for method output_type
-	1, // [1:5] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	2, // 0: stepcsi.ra.v1.SignRequest.pod:type_name -> stepcsi.ra.v1.Pod
+	1, // 1: stepcsi.ra.v1.SignRequest.subject:type_name -> stepcsi.ra.v1.Subject
+	0, // 2: stepcsi.ra.v1.RegistrationAuthority.Sign:input_type -> stepcsi.ra.v1.SignRequest
+	4, // 3: stepcsi.ra.v1.RegistrationAuthority.Roots:input_type -> stepcsi.ra.v1.RootsRequest
+	6, // 4: stepcsi.ra.v1.RegistrationAuthority.Revoke:input_type -> stepcsi.ra.v1.RevokeRequest
+	8, // 5: stepcsi.ra.v1.RegistrationAuthority.Report:input_type -> stepcsi.ra.v1.ReportRequest
+	3, // 6: stepcsi.ra.v1.RegistrationAuthority.Sign:output_type -> stepcsi.ra.v1.SignResponse
+	5, // 7: stepcsi.ra.v1.RegistrationAuthority.Roots:output_type -> stepcsi.ra.v1.RootsResponse
+	7, // 8: stepcsi.ra.v1.RegistrationAuthority.Revoke:output_type -> stepcsi.ra.v1.RevokeResponse
+	9, // 9: stepcsi.ra.v1.RegistrationAuthority.Report:output_type -> stepcsi.ra.v1.ReportResponse
+	6, // [6:10] is the sub-list for method output_type
+	2, // [2:6] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_issuer_ra_rapb_ra_proto_init() }
@@ -771,7 +908,7 @@ func file_issuer_ra_rapb_ra_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_issuer_ra_rapb_ra_proto_rawDesc), len(file_issuer_ra_rapb_ra_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

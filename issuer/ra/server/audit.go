@@ -42,6 +42,14 @@ func (e *auditEntry) addRequest(r issuer.Request) {
 	if len(r.EmailAddresses) > 0 {
 		e.add("emailAddresses", names.Texts(r.EmailAddresses))
 	}
+	for _, field := range names.SubjectFields() {
+		if values := *field.Of(&r.Subject); len(values) > 0 {
+			e.add(field.Key, names.Texts(values))
+		}
+	}
+	if data := r.TemplateData.String(); data != "" {
+		e.add("templateData", clip(data, maxLoggedName))
+	}
 	duration := "default"
 	if r.Duration > 0 {
 		duration = r.Duration.String()

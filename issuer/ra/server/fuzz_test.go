@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/url"
@@ -69,6 +70,12 @@ func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 		ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")),
 		TrustDomain:   names.Must(names.ParseTrustDomain("cluster.local")),
 		Reserved:      policy.NewReserved(names.Must(names.ParseClusterDomain("cluster.local")), names.Must(names.ParseHost("ra.shop.svc"))),
+
+		AllowSubjectFields: []string{"organizations"}, AllowTemplateData: true,
+		Validations: append(policy.Default(),
+			policy.Validation{Expression: "request.organizations.all(o, o == pod.namespace || o.startsWith(pod.namespace + '-'))"},
+			policy.Validation{Expression: "request.templateData.size() == 0 || request.templateData.team == pod.namespace"},
+		),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -89,6 +96,28 @@ func newFuzzed(t testing.TB, s issuer.Signer) *Server {
 		t.Fatal(err)
 	}
 	return a
+}
+
+// subjects are subject fields and template data of requests: the policy of newFuzzed allows
+// the organizations shop and <namespace>-<x>, and template data whose team is the namespace.
+var subjects = []struct {
+	fields *rapb.Subject
+	data   string
+}{
+	{&rapb.Subject{Organizations: []string{"shop", "shop-web"}}, ""},
+	{&rapb.Subject{Organizations: []string{"shop"}}, `{"team": "shop"}`},
+	{nil, `{"team": "shop", "deep": [[{"a": 1e3}]]}`},
+	{&rapb.Subject{}, ""},
+	{&rapb.Subject{Organizations: []string{"other"}}, ""},
+	{&rapb.Subject{Organizations: []string{"system:masters"}}, ""},
+	{&rapb.Subject{Organizations: []string{" shop"}}, ""},
+	{&rapb.Subject{Organizations: slices.Repeat([]string{"shop"}, 40)}, ""},
+	{&rapb.Subject{OrganizationalUnits: []string{"Web"}}, ""},
+	{&rapb.Subject{Countries: []string{"DE"}, PostalCodes: []string{"1"}}, ""},
+	{nil, `{"team": "pay"}`},
+	{nil, `{"team": "shop", "team": "pay"}`},
+	{nil, `{"team": "shop", "subject": {"organization": ["root"]}}`},
+	{nil, `{"team": "shop", "n": 1e999}`},
 }
 
 // FuzzSign takes a request in wire format: whatever it contains, the CA receives
@@ -113,6 +142,16 @@ func FuzzSign(f *testing.F) {
 		csr, err := x509.CreateCertificateRequest(rand.Reader, template, key.Signer)
 		if err != nil {
 			f.Fatal(err)
+		}
+		for _, subject := range subjects {
+			wire, err := proto.Marshal(&rapb.SignRequest{
+				Issuer: "default", Csr: csr, DurationSeconds: 3600, PodToken: "a.web.c", Subject: subject.fields, TemplateData: subject.data,
+				Pod: &rapb.Pod{Namespace: web.Namespace, Name: web.Name, Uid: web.UID, ServiceAccount: web.ServiceAccount, Node: web.Node},
+			})
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(wire)
 		}
 		for _, usual := range []bool{false, true} {
 			wire, err := proto.Marshal(&rapb.SignRequest{
@@ -167,6 +206,24 @@ func checkAsked(t *testing.T, asked issuer.SigningRequest, req *rapb.SignRequest
 		if !own || strings.ToLower(name) != name || slices.Contains([]string{"ra.shop", "ra.shop.svc", "ra.shop.svc.cluster.local", "*.shop.svc", "*.shop.svc.cluster.local"}, name) {
 			t.Fatalf("the request has the DNS name %q", name)
 		}
+	}
+	for _, o := range asked.Request.Subject.Organizations {
+		if text := o.String(); text != "shop" && !strings.HasPrefix(text, "shop-") {
+			t.Fatalf("the request has the organization %q", text)
+		}
+	}
+	if len(asked.Request.Subject.Values()) != len(req.GetSubject().GetOrganizations()) || len(asked.Request.Subject.Organizations) != len(req.GetSubject().GetOrganizations()) {
+		t.Fatalf("the request has the subject %+v, the message %v", asked.Request.Subject, req.GetSubject())
+	}
+	var read map[string]any
+	if input := asked.Request.TemplateInput(); input != nil && json.Unmarshal(input, &read) != nil {
+		t.Fatalf("the template reads %s", input)
+	}
+	if _, has := read["subject"]; has != (len(asked.Request.Subject.Organizations) > 0) {
+		t.Fatalf("the template reads %v", read)
+	}
+	if delete(read, "subject"); len(read) > 0 && read["team"] != "shop" {
+		t.Fatalf("the template reads %v", read)
 	}
 	for _, uri := range csr.URIs {
 		if uri.String() != "spiffe://cluster.local/ns/shop/sa/web" {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -228,6 +229,8 @@ func TestLargestRequestFits(t *testing.T) {
 	}
 	req := webRequest(t, "a."+strings.Repeat("b", maxToken-4)+".c")
 	req.Csr = csr.Raw
+	req.TemplateData = strings.Repeat(" ", issuer.MaxTemplateData)
+	req.Subject = &rapb.Subject{StreetAddresses: slices.Repeat([]string{strings.Repeat("s", 128)}, names.MaxSubjectValues)}
 	client := serveFuzzed(t, func(*Server) {}).client("127.0.0.1")
 	if _, err := client.Sign(as(t, pluginToken), req); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "token of the pod") {
 		t.Errorf("the largest request: %v", err)

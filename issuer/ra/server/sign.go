@@ -33,7 +33,7 @@ func (s *Server) Sign(ctx context.Context, req *rapb.SignRequest) (*rapb.SignRes
 	klog.FromContext(ctx).Info("Certificate signed", *entry...)
 	return &rapb.SignResponse{
 		Chain: ra.Raw(credential.Chain), Roots: ra.Raw(credential.Roots.Own), FederatedRoots: ra.Raw(credential.Roots.Federated),
-		RootsAgeMilliseconds: ageMilliseconds(credential.Roots),
+		RootsAgeMilliseconds: ageMilliseconds(credential.Roots), SubjectRead: true,
 	}, nil
 }
 
@@ -65,6 +65,9 @@ func (s *Server) sign(ctx context.Context, req *rapb.SignRequest, entry *auditEn
 	}
 	csr, wanted, err := issuer.ReadCSR(req.GetCsr(), duration)
 	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errMalformed, err)
+	}
+	if err := ra.ReadSubject(req, &wanted); err != nil {
 		return nil, fmt.Errorf("%w: %w", errMalformed, err)
 	}
 	entry.addRequest(wanted)

@@ -40,6 +40,7 @@ these read well. */}}
   (list "ra.extraArgs" $v.ra.extraArgs "flag")
   (list "proxy.noProxy" $v.proxy.noProxy "host")
   (list "networkPolicy.nodeCIDRs" $v.networkPolicy.nodeCIDRs "cidr")
+  (list "policy.allowSubjectFields" $v.policy.allowSubjectFields "subjectField")
 }}
 {{- $path := index . 0 }}
 {{- $kind := index . 2 }}
@@ -138,6 +139,9 @@ networkPolicy.{{ $path }}: the list is empty; with restrictEgress, it would allo
 {{- define "step-csi.issuerChecks" -}}
 {{- $checks := list }}
 {{- $path := printf "issuers.%s" .name }}
+{{- range $i, $field := (.issuer.policy | default dict).allowSubjectFields }}
+{{- $checks = append $checks (list (printf "%s.policy.allowSubjectFields[%d]" $path $i) $field "subjectField") }}
+{{- end }}
 {{- range $i, $validation := (.issuer.policy | default dict).validations }}
 {{- $checks = append $checks (list (printf "%s.policy.validations[%d].expression" $path $i) $validation.expression "expression") }}
 {{- end }}
@@ -386,6 +390,9 @@ cidr:
 flag:
   pattern: ^--?[a-z]
   expected: a flag, such as --v=4
+subjectField:
+  pattern: ^(organizations|organizationalUnits|countries|provinces|localities|streetAddresses|postalCodes)$
+  expected: organizations, organizationalUnits, countries, provinces, localities, streetAddresses or postalCodes
 expression:
   pattern: .
   expected: a CEL expression

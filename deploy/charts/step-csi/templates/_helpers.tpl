@@ -172,7 +172,7 @@ issuers:
 policy:
   allowShortNames: {{ .Values.policy.allowShortNames }}
   {{- if eq .Values.mode "node" }}
-  {{- with include "step-csi.validations" .Values.policy }}{{ nindent 2 . }}{{ end }}
+  {{- with include "step-csi.policy" .Values.policy }}{{ nindent 2 . }}{{ end }}
   {{- end }}
 renewal:
   minInterval: {{ .Values.renewal.minInterval }}
@@ -190,7 +190,7 @@ issuers:
   {{- include "step-csi.issuers" . | trim | nindent 2 }}
 policy:
   allowShortNames: {{ .Values.policy.allowShortNames }}
-  {{- with include "step-csi.validations" .Values.policy }}{{ nindent 2 . }}{{ end }}
+  {{- with include "step-csi.policy" .Values.policy }}{{ nindent 2 . }}{{ end }}
 authority:
   # Node plugins call the first one.
   names:
@@ -235,7 +235,7 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
     {{- end }}
   {{- with include "step-csi.issuerDuration" $issuer }}{{ nindent 2 . }}{{ end }}
   {{- with include "step-csi.issuerRoots" (dict "mode" $.Values.mode "roots" $issuer.roots) }}{{ nindent 2 . }}{{ end }}
-  {{- with include "step-csi.validations" ($issuer.policy | default dict) }}
+  {{- with include "step-csi.policy" ($issuer.policy | default dict) }}
   policy:
     {{- nindent 4 . }}
   {{- end }}
@@ -328,11 +328,13 @@ roots:
 {{- end }}
 {{- end }}
 
-{{- define "step-csi.validations" -}}
-{{- with .validations -}}
-validations:
-  {{- toYaml . | nindent 2 }}
+{{/* What a policy sets, besides allowShortNames. */}}
+{{- define "step-csi.policy" -}}
+{{- $set := dict }}
+{{- range $key := list "allowSubjectFields" "allowTemplateData" "validations" }}
+{{- with get $ $key }}{{ $_ := set $set $key . }}{{ end }}
 {{- end }}
+{{- with $set }}{{ toYaml . }}{{ end }}
 {{- end }}
 
 {{/* The issuer that signs the registration authority's own certificate. */}}
