@@ -24,6 +24,8 @@ test)
 	need apache2 apache2
 	need mosquitto mosquitto
 	need memcached memcached
+	need etcd etcd-server
+	need socat socat
 	need curl curl
 	need /usr/bin/python3 python3-minimal
 	need node nodejs

@@ -237,9 +237,3 @@ func (of server) test(t testing.TB) *site {
 	}
 	return s
 }
-
-// hangUp reloads a server by SIGHUP.
-func hangUp(s *site) {
-	s.t.Helper()
-	node.Must(s.t, s.process.Process.Signal(syscall.SIGHUP))
-}
