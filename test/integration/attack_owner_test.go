@@ -3,9 +3,13 @@ package integration
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"math"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -85,4 +89,23 @@ func as(uid int, f func()) {
 		f()
 	}()
 	<-done
+}
+
+// The smallest and the largest IDs that a pod can have own the files, with the modes asked for.
+func TestSmallestAndLargestIDs(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, startCA(t))
+	for i, id := range []int{0, math.MaxInt32} {
+		p := node.Pod{Name: fmt.Sprint("web-", i), Attributes: map[string]string{
+			"owner-uid": strconv.Itoa(id), "fs-group": strconv.Itoa(id), "file-mode": "0640", "privatekey-mode": "0400"}}
+		n.Publish(p)
+		for name, mode := range map[string]fs.FileMode{"tls.crt": 0o640, "ca.crt": 0o640, "tls.key": 0o400} {
+			info, err := os.Stat(filepath.Join(n.Target(p), name))
+			node.Must(t, err)
+			if owner := info.Sys().(*syscall.Stat_t); info.Mode() != mode || int(owner.Uid) != id || int(owner.Gid) != id {
+				t.Errorf("%s has mode %v and owner %d:%d, want %v and %d", name, info.Mode(), owner.Uid, owner.Gid, mode, id)
+			}
+		}
+		n.Unpublish(p)
+	}
 }
