@@ -62,9 +62,10 @@ spec:
   automountServiceAccountToken: false
   securityContext: {runAsNonRoot: true, runAsUser: 4711, runAsGroup: 4711, fsGroup: 4712, seccompProfile: {type: RuntimeDefault}}
   containers:
-    - {name: app, image: "docker.io/library/busybox:1.37", imagePullPolicy: IfNotPresent, command: [sleep, "100000"], securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}, volumeMounts: [{name: tls, mountPath: /etc/tls}]}
+    - {name: app, image: "docker.io/library/busybox:1.37", imagePullPolicy: IfNotPresent, command: [sleep, "100000"], securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}, volumeMounts: [{name: tls, mountPath: /etc/tls}, {name: owned, mountPath: /etc/owned}]}
   volumes:
     - {name: tls, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {duration: 2m, renew-before: 1m48s}}}
+    - {name: owned, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {owner-uid: "4711", privatekey-mode: "0400"}}}
 ---
 apiVersion: batch/v1
 kind: Job
@@ -166,18 +167,18 @@ func jobEnds(t *testing.T) {
 	})
 }
 
-// The pod is in a user namespace, and its files have the mode and the group that they
+// The pod is in a user namespace, and its files have the modes, owners and groups that they
 // have in other pods.
 func ownUsers(t *testing.T, p pod) {
 	t.Helper()
-	out, err := p.exec("sh", "-c", "stat -L -c '%a %u %g' /etc/tls/tls.key; cat /proc/self/uid_map")
+	out, err := p.exec("sh", "-euc", "stat -L -c '%a %u %g' /etc/tls/tls.key /etc/owned/tls.crt /etc/owned/tls.key; cat /proc/self/uid_map; grep -c PRIVATE /etc/owned/tls.key")
 	must(t, err)
 	lines := strings.Split(strings.TrimSpace(out), "\n")
-	if lines[0] != "440 0 4712" {
-		t.Errorf("mode, owner and group are %q", lines[0])
+	if got, want := strings.Join(lines[:3], ", "), "440 0 4712, 440 4711 4712, 400 4711 4712"; got != want {
+		t.Errorf("modes, owners and groups are %q, want %q", got, want)
 	}
-	if users := strings.Fields(lines[1]); len(users) != 3 || users[0] != "0" || users[1] == "0" {
-		t.Errorf("the pod has the user namespace of the node: %q", lines[1:])
+	if users := strings.Fields(lines[3]); len(users) != 3 || users[0] != "0" || users[1] == "0" {
+		t.Errorf("the pod has the user namespace of the node: %q", lines[3:])
 	}
 }
 
