@@ -42,6 +42,9 @@ func TestCheckConfig(t *testing.T) {
 		}},
 		"default policy": {"node", common, []string{"; the default policy\n"}},
 		"own policy":     {"node", strings.Replace(valid, "    duration:", "    policy: {validations: [{expression: 'true', message: m}]}\n    duration:", 1), []string{"a policy of its own (validations: 1)"}},
+		"more roots": {"node", strings.Replace(valid, "    duration:", "    additionalRootsFile: root.crt\n    publicRoots: true\n    duration:", 1), []string{
+			"; additional roots from root.crt; public roots: servers that verify clients by ca.crt accept certificates of every public CA\n",
+		}},
 		"several URLs": {"node", strings.Replace(valid, "url: https://step-certificates.step-ca.svc.cluster.local", "urls: [https://a, https://b]", 1), []string{
 			"at https://a, https://b;",
 		}},

@@ -24,11 +24,13 @@ var (
 		Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt",
 		Bundle: "bundle.pem", CertificateDER: "tls.crt.der", PrivateKeyDER: "tls.key.der",
 		JKS: "keystore.jks", JKSTrustStore: "truststore.jks", KeyStorePassword: "keystore-password",
+		CADirectory: "certs",
 	}
 	other = names{
 		Certificate: "server.pem", PrivateKey: "server-key.pem", CA: "ca.crt",
 		Bundle: "server-bundle.pem", CertificateDER: "server.der", PrivateKeyDER: "server-key.der",
 		JKS: "server.jks", JKSTrustStore: "ca.jks", KeyStorePassword: "password",
+		CADirectory: "server-certs",
 	}
 )
 
@@ -38,6 +40,7 @@ func (n names) attributes() map[string]string {
 		"certificate-file": n.Certificate, "privatekey-file": n.PrivateKey, "ca-file": n.CA,
 		"bundle-file": n.Bundle, "certificate-der-file": n.CertificateDER, "privatekey-der-file": n.PrivateKeyDER,
 		"jks-file": n.JKS, "jks-truststore-file": n.JKSTrustStore, "keystore-password-file": n.KeyStorePassword,
+		"ca-directory": n.CADirectory,
 		"chain": "leaf",
 	}
 }
