@@ -102,8 +102,9 @@ bench: bin/step-csi-cluster ## Compare publishing a volume with a bare sign by t
 	@$(SUDO) test/bench/run.sh $(GO) test -tags $(TAGS) -run '^$$' -bench . -benchtime 3000x ./test/bench
 
 .PHONY: fuzz
-fuzz: ## Fuzz the parsers of users' and nodes' input, one minute each
+fuzz: ## Fuzz the parsers of users' and nodes' input, and the combinations of formats, one minute each
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzParse -fuzztime 60s ./driver/attributes
+	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzFormats -fuzztime 60s ./driver/payload
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/policy
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzSign -fuzztime 60s ./issuer/ra/server
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzReport -fuzztime 60s ./issuer/ra/server

@@ -58,7 +58,7 @@ func newCollector(d *Driver) *collector {
 		issuers:   d.issuers,
 		volumes:   d.snapshots,
 		unread:    func() int { return d.volumes.countUnread() + d.leftBehind.countUnread() },
-		count:     volumes("", "Mounted volumes."),
+		count:     volumes("", "Mounted volumes, also those with trust only."),
 		backoff:   volumes("_backoff", "Volumes whose last renewal failed, and that wait for a retry, and volumes that are not renewed."),
 		overdue:   volumes("_overdue", "Volumes whose renewal is due and has not succeeded, and volumes that are not renewed."),
 		expiring:  volumes("_expiring", "Volumes whose certificate has less than a fifth of its lifetime left, and whose renewal fails or is overdue."),
@@ -68,7 +68,7 @@ func newCollector(d *Driver) *collector {
 		firstIssued: volumes("_earliest_issued_timestamp_seconds",
 			"Time at which the oldest certificate was asked for, by the node's clock; 0 if unknown."),
 		waiting:        describe("signings_waiting", "First certificates that wait for other calls to the issuer.", "issuer"),
-		rootExpiration: describe("root_expiration_timestamp_seconds", "Expiry of a root of the issuer, or of a CA that its CA is federated with.", "issuer", "fingerprint"),
+		rootExpiration: describe("root_expiration_timestamp_seconds", "Expiry of a root of the issuer, of a CA that its CA is federated with, or of an additional root.", "issuer", "fingerprint"),
 	}
 	if d.config.MetricsPerVolume {
 		volume := func(name, help string) *prometheus.Desc {
@@ -106,7 +106,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	for name, i := range c.issuers {
 		send(c.waiting, float64(i.Scheduler.Waiting()), name)
-		for _, root := range nextToExpire(i.LatestRoots().All(), time.Now()) {
+		roots := i.LatestRoots()
+		roots.Public = nil // nobody here can replace them
+		for _, root := range nextToExpire(roots.All(), time.Now()) {
 			send(c.rootExpiration, seconds(root.NotAfter), name, trust.Fingerprint(root))
 		}
 	}
@@ -121,7 +123,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	newest := map[volumeLabels]volumeSnapshot{}
 	for v := range c.volumes {
 		group(v.group()).add(v, now)
-		if c.perVolume == nil {
+		if c.perVolume == nil || v.trustOnly { // the series are about its certificate
 			continue
 		}
 		// A pod that was deleted by force may still run beside a new pod of the same
@@ -133,7 +135,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	}
 	if n := c.unread(); n > 0 {
 		g := group(groupLabels{})
-		g.backoff, g.overdue, g.unmanaged = g.backoff+n, g.overdue+n, g.unmanaged+n
+		g.certificates, g.backoff, g.overdue, g.unmanaged = g.certificates+n, g.backoff+n, g.overdue+n, g.unmanaged+n
 	}
 	for l, g := range groups {
 		send(c.count, float64(g.all), l.namespace, l.issuer)
@@ -141,6 +143,9 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		send(c.overdue, float64(g.overdue), l.namespace, l.issuer)
 		send(c.expiring, float64(g.expiring), l.namespace, l.issuer)
 		send(c.unmanaged, float64(g.unmanaged), l.namespace, l.issuer)
+		if g.certificates == 0 {
+			continue
+		}
 		send(c.firstExpiration, seconds(g.firstExpiration), l.namespace, l.issuer)
 		send(c.firstIssued, seconds(g.firstIssued), l.namespace, l.issuer)
 	}
@@ -241,18 +246,22 @@ func nameInPod(target string) string {
 // volumeGroup is the aggregate of the volumes of a namespace and issuer.
 type volumeGroup struct {
 	all, backoff, overdue, expiring, unmanaged int
+	certificates                               int // volumes that are not trust only
 	firstExpiration, firstIssued               time.Time
 }
 
 func (g *volumeGroup) add(v volumeSnapshot, now time.Time) {
 	g.all++
+	if !v.trustOnly {
+		g.certificates++
+	}
 	if v.unmanaged != nil {
 		g.unmanaged++
 	}
 	if v.failures() > 0 {
 		g.backoff++
 	}
-	if v.failures() > 0 || now.After(v.state.Validity.Due()) {
+	if v.failures() > 0 || v.isDue(now) {
 		g.overdue++
 	}
 	if v.expiring(now) {

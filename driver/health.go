@@ -37,7 +37,7 @@ func (d *Driver) NodeGetVolumeStats(_ context.Context, req *csi.NodeGetVolumeSta
 
 // NodeGetVolumeHealth implements csi.NodeServer. It replaces the volume condition of
 // NodeGetVolumeStats, since version 1.13 of the specification. A volume is degraded
-// when its certificate has expired or cannot be renewed.
+// when its certificate has expired or cannot be renewed, or its roots are not up to date.
 func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
 	if req.GetVolumeId() == "" {
 		return nil, fmt.Errorf("%w: volume_id is missing", errInvalid)
@@ -58,7 +58,7 @@ func (d *Driver) NodeGetVolumeHealth(_ context.Context, req *csi.NodeGetVolumeHe
 		return nil, err
 	}
 	target.Close()
-	if reason, message := trouble(v.State(), time.Now()); reason != "" {
+	if reason, message := troubleOf(v, v.State(), time.Now()); reason != "" {
 		degraded(reason, message)
 	}
 	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, nil
@@ -90,7 +90,20 @@ func (d *Driver) openVolume(id, path string) (*volume.Volume, *os.File, error) {
 	return v, target, err
 }
 
-// trouble describes an unhealthy volume. For a healthy volume, both texts are empty.
+// troubleOf describes an unhealthy volume in the state. For a healthy volume, both texts are
+// empty.
+func troubleOf(v *volume.Volume, s schedule.State, now time.Time) (reason, message string) {
+	switch {
+	case !v.TrustOnly():
+		return trouble(s, now)
+	case s.Err == nil:
+		return "", ""
+	}
+	return reasonFailing, fmt.Sprintf("the roots in the volume do not follow those of the issuer: %v", s.Err)
+}
+
+// trouble describes an unhealthy volume with a certificate. For a healthy volume, both texts
+// are empty.
 func trouble(s schedule.State, now time.Time) (reason, message string) {
 	expiry := s.Validity.NotAfter.UTC().Format(time.RFC3339)
 	switch {

@@ -39,17 +39,17 @@ func newIssuerState(name string, i Issuer, m *metrics) *issuerState {
 }
 
 // followRoots writes the issuer's newest roots into all of its volumes whenever the
-// roots change, until ctx ends. It issues no certificates.
+// roots change, until ctx ends: those of the CA, and additional ones, which change also
+// while the CA is down. It issues no certificates.
 func (d *Driver) followRoots(ctx context.Context, i *issuerState) {
 	logger := klog.FromContext(ctx).WithValues("issuer", i.Name)
 	ctx = klog.NewContext(ctx, logger)
 	i.FollowRoots(ctx, i.rootsRefresh, func(_ issuer.Roots, err error) {
 		d.metrics.called(i.Name, callRoots, issuer.OutcomeOf(err))
 		d.readiness.ObserveRoots(i.Name, err)
-		if err != nil {
-			return // the known roots stay
+		if err == nil {
+			d.trust.mayHaveChanged()
 		}
-		d.trust.mayHaveChanged()
 		changed, early := 0, 0
 		for _, v := range d.volumes.all() {
 			if v.Issuer() != i.Issuer {

@@ -56,6 +56,9 @@ type quota struct {
 type volumeCount struct {
 	ofPod, mounted, publishing int
 	inherited                  int64 // memory of the volumes of earlier processes, in bytes
+	// extra is the memory of the mounted volumes beyond the usual one, in bytes, and beginning
+	// that of the volumes that are being published, with the one that asks.
+	extra, beginning int64
 }
 
 func newQuota(c Config, refused func(limit string)) quota {
@@ -97,7 +100,7 @@ func (d *Driver) admit(ctx context.Context, s volume.Spec) (done func(), err err
 			klog.FromContext(ctx).Error(err, "Cannot read the node plugin's memory usage; volumes are not limited by it")
 		}
 	}
-	limit, err := d.volumes.reserve(s.VolumeID, s.Pod.UID, func(n volumeCount) (string, error) {
+	limit, err := d.volumes.reserve(s.VolumeID, place{s.Pod.UID, volume.ExtraMemory(d.node, s)}, func(n volumeCount) (string, error) {
 		if !limited {
 			return d.quota.check(s.Pod, n, nil)
 		}
@@ -124,6 +127,11 @@ func (q quota) check(pod issuer.Pod, n volumeCount, usage *cgroup.Usage) (limit 
 	case usage == nil:
 		return "", nil
 	}
+	extra := n.extra + n.beginning
+	if room := roomIn(usage.Limit); extra > 0 && int64(all+1)*volumeMemory+extra > room {
+		return limitMemory, fmt.Errorf("the node has %d volumes of this driver, and %s of their files are roots beyond a usual number; the node plugin's memory limit of %s has room for %s in all: "+
+			"move pods to other nodes, add fewer roots, or raise resources.limits.memory in the chart's values", all, mebibytes(extra), mebibytes(usage.Limit), mebibytes(room))
+	}
 	if most := volumesIn(usage.Limit); all >= most {
 		return limitMemory, fmt.Errorf("the node has %d volumes of this driver; the node plugin's memory limit of %s has room for %d: "+
 			"move pods to other nodes, or raise resources.limits.memory in the chart's values", all, mebibytes(usage.Limit), most)
@@ -131,7 +139,7 @@ func (q quota) check(pod issuer.Pod, n volumeCount, usage *cgroup.Usage) (limit 
 	if q.blind {
 		usage.Used += n.inherited
 	}
-	reserved := usage.Limit/8 + int64(n.mounted)*renewalMemory + int64(n.publishing+1)*volumeMemory
+	reserved := usage.Limit/8 + int64(n.mounted)*renewalMemory + n.extra/2 + int64(n.publishing+1)*volumeMemory + n.beginning
 	if usage.Free() < reserved {
 		return limitMemory, fmt.Errorf("the node plugin uses %s of its memory limit of %s, and keeps %s free for the renewals of %d volumes: "+
 			"move pods to other nodes, or raise resources.limits.memory in the chart's values",
@@ -143,8 +151,9 @@ func (q quota) check(pod issuer.Pod, n volumeCount, usage *cgroup.Usage) (limit 
 // volumesIn returns how many volumes a memory limit has room for, beside the process and a
 // reserve of an eighth. It counts all volumes: those of an earlier container of the pod
 // are charged to the pod, which the process often cannot see.
-func volumesIn(limit int64) int {
-	return int((limit - limit/8 - min(mostProcessMemory, limit/4)) / volumeMemory)
-}
+func volumesIn(limit int64) int { return int(roomIn(limit) / volumeMemory) }
+
+// roomIn returns how much of a memory limit is for volumes.
+func roomIn(limit int64) int64 { return limit - limit/8 - min(mostProcessMemory, limit/4) }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1fMi", float64(n)/(1<<20)) }

@@ -40,7 +40,11 @@ func TestQuota(t *testing.T) {
 		"a limit that is too low": {volumeCount{}, &cgroup.Usage{Limit: 8 * mib, Used: 20 * mib}, limitMemory, "uses 20.0Mi of its memory limit of 8.0Mi"},
 		// The volumes of an earlier container are charged elsewhere.
 		"the last that fits": {volumeCount{mounted: 639}, &cgroup.Usage{Limit: 64 * mib, Used: 10 * mib}, "", ""},
-		"one too many":       {volumeCount{mounted: 640}, &cgroup.Usage{Limit: 64 * mib, Used: 10 * mib}, limitMemory, "the node has 640 volumes of this driver; the node plugin's memory limit of 64.0Mi has room for 640"},
+		"large ones":         {volumeCount{mounted: 99, extra: 90 * 400 << 10, beginning: 400 << 10}, &cgroup.Usage{Limit: 128 * mib, Used: 60 * mib}, "", ""},
+		"too many large ones": {volumeCount{mounted: 199, extra: 190 * 400 << 10, beginning: 400 << 10}, &cgroup.Usage{Limit: 128 * mib, Used: 10 * mib}, limitMemory,
+			"the node has 199 volumes of this driver, and 74.6Mi of their files are roots beyond a usual number; the node plugin's memory limit of 128.0Mi has room for 80.0Mi in all: move pods to other nodes, add fewer roots, or raise"},
+		"large ones of little memory": {volumeCount{mounted: 99, extra: 90 * 400 << 10, beginning: 10 * 400 << 10}, &cgroup.Usage{Limit: 128 * mib, Used: 90 * mib}, limitMemory, "keeps 40.6Mi free for the renewals of 99 volumes"},
+		"one too many":                {volumeCount{mounted: 640}, &cgroup.Usage{Limit: 64 * mib, Used: 10 * mib}, limitMemory, "the node has 640 volumes of this driver; the node plugin's memory limit of 64.0Mi has room for 640"},
 	} {
 		limit, err := q.check(pod, test.count, test.usage)
 		if limit != test.limit || (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
@@ -62,7 +66,7 @@ func TestQuota(t *testing.T) {
 			t.Errorf("with volumes of an earlier container: blind %v, limit %q, error %v", blind, limit, err)
 		}
 	}
-	if _, err := (quota{}).check(pod, volumeCount{1e6, 1e6, 1e6, 1e9}, nil); err != nil {
+	if _, err := (quota{}).check(pod, volumeCount{ofPod: 1e6, mounted: 1e6, publishing: 1e6, inherited: 1e9, extra: 1e9, beginning: 1e9}, nil); err != nil {
 		t.Errorf("without limits: %v", err)
 	}
 }

@@ -221,15 +221,16 @@ func (due dueReport) urgency() int {
 
 // about returns what there is to report about a volume.
 func (r *reports) about(v reportedVolume, now time.Time) (all []issuer.Report) {
-	condition, text := trouble(v.state, now)
+	condition, text := troubleOf(v.Volume, v.state, now)
 	reason := issuer.Reason(condition)
 	switch {
 	case reason == "" && r.troubled[v.Target]:
-		all = append(all, issuer.Report{
-			Reason: issuer.CertificateRenewed,
-			Text:   "the certificate was renewed, and is valid until " + v.state.Validity.NotAfter.UTC().Format(time.RFC3339),
-		})
-	case reason != "" && concernsPod(v.state, now):
+		text := "the roots in the volume follow those of the issuer again"
+		if !v.trustOnly {
+			text = "the certificate was renewed, and is valid until " + v.state.Validity.NotAfter.UTC().Format(time.RFC3339)
+		}
+		all = append(all, issuer.Report{Reason: issuer.CertificateRenewed, Text: text})
+	case reason != "" && v.concernsPod(now):
 		if v.removed {
 			reason = issuer.IssuerRemoved
 		}
@@ -239,6 +240,15 @@ func (r *reports) about(v reportedVolume, now time.Time) (all []issuer.Report) {
 		all = append(all, issuer.Report{Reason: issuer.FilesUnreadable, Text: v.modeWarning})
 	}
 	return all
+}
+
+// concernsPod tells whether trouble is worth an event. The roots of a volume with trust only are
+// not urgent.
+func (v reportedVolume) concernsPod(now time.Time) bool {
+	if v.trustOnly {
+		return !errors.Is(v.state.Err, volume.ErrGone) && (v.unmanaged != nil || v.state.Failures >= troubleFailures)
+	}
+	return concernsPod(v.state, now)
 }
 
 // concernsPod tells whether trouble is worth an event. An outage of the CA concerns all

@@ -14,6 +14,7 @@ type volumeSnapshot struct {
 	issuer    string // the label "issuer"
 	state     schedule.State
 	unmanaged error // why the volume is not renewed
+	trustOnly bool  // there is no certificate
 }
 
 // snapshots yields the state of the mounted volumes that could be read, with those of
@@ -21,14 +22,14 @@ type volumeSnapshot struct {
 func (d *Driver) snapshots(yield func(volumeSnapshot) bool) {
 	issuerLabel := d.issuerLabels()
 	for _, v := range d.volumes.all() {
-		if !yield(volumeSnapshot{v, d.config.Name, issuerLabel(v), v.State(), v.Unmanaged()}) {
+		if !yield(volumeSnapshot{v, d.config.Name, issuerLabel(v), v.State(), v.Unmanaged(), v.TrustOnly()}) {
 			return
 		}
 	}
 	for _, v := range d.leftBehind.all() {
 		state := v.State()
 		state.Err = v.reason
-		if !yield(volumeSnapshot{v.Volume, v.driver, issuerLabel(v.Volume), state, v.reason}) {
+		if !yield(volumeSnapshot{v.Volume, v.driver, issuerLabel(v.Volume), state, v.reason, v.TrustOnly()}) {
 			return
 		}
 	}
@@ -46,7 +47,7 @@ func (v volumeSnapshot) failures() int {
 // expiring tells whether the certificate is about to expire, or has expired, because its
 // renewal fails, is overdue, or is never attempted.
 func (v volumeSnapshot) expiring(now time.Time) bool {
-	if v.failures() == 0 && !v.overdue(now) {
+	if v.trustOnly || v.failures() == 0 && !v.overdue(now) {
 		return false
 	}
 	validity := v.state.Validity
@@ -54,4 +55,11 @@ func (v volumeSnapshot) expiring(now time.Time) bool {
 }
 
 // overdue tells whether the renewal is later than the wait for others explains.
-func (v volumeSnapshot) overdue(now time.Time) bool { return now.Sub(v.state.Next) >= overdueAfter }
+func (v volumeSnapshot) overdue(now time.Time) bool {
+	return !v.trustOnly && now.Sub(v.state.Next) >= overdueAfter
+}
+
+// isDue tells whether a renewal is due.
+func (v volumeSnapshot) isDue(now time.Time) bool {
+	return !v.trustOnly && now.After(v.state.Validity.Due())
+}

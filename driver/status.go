@@ -25,7 +25,8 @@ type Status struct {
 	Issuers    []issuer.Status `json:"issuers"`
 	// OtherDrivers are other driver names with volumes that nothing renews.
 	OtherDrivers []OtherDriver `json:"otherDrivers,omitempty"`
-	// Volumes are the mounted volumes, those that expire first at the beginning.
+	// Volumes are the mounted volumes, those that expire first at the beginning, and those with
+	// trust only at the end.
 	Volumes []VolumeStatus `json:"volumes"`
 }
 
@@ -41,6 +42,8 @@ type VolumeStatus struct {
 	Path   string `json:"path"`
 	Driver string `json:"driver"`
 	Issuer string `json:"issuer,omitempty"`
+	// TrustOnly means that the volume has only roots, and no certificate.
+	TrustOnly bool `json:"trustOnly,omitempty"`
 	// Names are the first names that were requested, and MoreNames counts the others.
 	Names     []string `json:"names,omitempty"`
 	MoreNames int      `json:"moreNames,omitempty"`
@@ -121,9 +124,16 @@ func (d *Driver) Status() Status {
 		})
 	}
 	slices.SortFunc(s.Volumes, func(a, b VolumeStatus) int {
-		return cmp.Or(a.NotAfter.Compare(b.NotAfter), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Path, b.Path))
+		return cmp.Or(order(a.TrustOnly)-order(b.TrustOnly), a.NotAfter.Compare(b.NotAfter), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Path, b.Path))
 	})
 	return s
+}
+
+func order(last bool) int {
+	if last {
+		return 1
+	}
+	return 0
 }
 
 // status returns the state for people.
@@ -131,11 +141,11 @@ func (v volumeSnapshot) status(now time.Time) VolumeStatus {
 	validity := v.state.Validity
 	s := VolumeStatus{
 		Namespace: v.Pod.Namespace, Pod: v.Pod.Name, PodUID: v.Pod.UID, Volume: nameInPod(v.Target), VolumeID: v.VolumeID, Path: v.Target,
-		Driver: v.driver, Issuer: label(v.IssuerName()), Serial: v.Serial(),
+		Driver: v.driver, Issuer: label(v.IssuerName()), TrustOnly: v.trustOnly, Serial: v.Serial(),
 		Issued: validity.Issued.UTC(), NotAfter: validity.NotAfter.UTC(), LimitedBy: validity.LimitedBy,
 		Failures: v.failures(), State: v.condition(now),
 	}
-	if v.unmanaged == nil {
+	if v.unmanaged == nil && !s.TrustOnly {
 		s.Renewal = v.state.Next.UTC()
 	}
 	all := v.Names()

@@ -47,9 +47,14 @@ func (d *Driver) logUnmanagedOnce(ctx context.Context, logged map[string]time.Ti
 		klog.FromContext(ctx).Error(reason, "Renewal failed", append(values, "target", target)...)
 	}
 	for v := range d.collector.volumes {
-		if v.unmanaged != nil {
-			log(v.Target, v.unmanaged, append(v.LogValues(), "issuer", label(v.IssuerName()), "notAfter", v.state.Validity.NotAfter.UTC().Format(time.RFC3339))...)
+		if v.unmanaged == nil {
+			continue
 		}
+		values := append(v.LogValues(), "issuer", label(v.IssuerName()))
+		if !v.trustOnly {
+			values = append(values, "notAfter", v.state.Validity.NotAfter.UTC().Format(time.RFC3339))
+		}
+		log(v.Target, v.unmanaged, values...)
 	}
 	for target, reason := range d.volumes.allUnread() {
 		log(target, reason)

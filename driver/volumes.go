@@ -29,10 +29,16 @@ type volumes struct {
 	// target path, and inAll is its sum.
 	inherited map[string]int64
 	inAll     int64
-	// publishing has the UIDs of the pods whose volumes are being published, by volume id.
-	publishing map[string]string
+	// publishing are the volumes that are being published, by volume id.
+	publishing map[string]place
 	// ofPod is the number of volumes in byID and in publishing, by the pod's UID.
 	ofPod map[string]int
+}
+
+// place is that of a volume that is being published.
+type place struct {
+	uid   string // of the pod
+	extra int64  // memory in bytes beyond that of a usual volume
 }
 
 func (r *volumes) get(id string) *volume.Volume {
@@ -104,17 +110,23 @@ func (r *volumes) remove(id, target string) {
 	delete(r.inherited, target)
 }
 
-// reserve reserves a place for another volume of the pod if check allows it. Either put
-// or release ends the reservation.
-func (r *volumes) reserve(id, uid string, check func(volumeCount) (limit string, err error)) (limit string, err error) {
+// reserve reserves a place for another volume if check allows it. Either put or release ends
+// the reservation.
+func (r *volumes) reserve(id string, p place, check func(volumeCount) (limit string, err error)) (limit string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := volumeCount{ofPod: r.ofPod[uid], mounted: len(r.byTarget) + len(r.unread), publishing: len(r.publishing), inherited: r.inAll}
+	n := volumeCount{ofPod: r.ofPod[p.uid], mounted: len(r.byTarget) + len(r.unread), publishing: len(r.publishing), inherited: r.inAll, beginning: p.extra}
+	for _, other := range r.publishing {
+		n.beginning += other.extra
+	}
+	for _, v := range r.byTarget {
+		n.extra += v.ExtraMemory()
+	}
 	if limit, err = check(n); err != nil {
 		return limit, err
 	}
-	set(&r.publishing, id, uid)
-	r.count(uid)
+	set(&r.publishing, id, p)
+	r.count(p.uid)
 	return "", nil
 }
 
@@ -125,9 +137,9 @@ func (r *volumes) release(id string) {
 }
 
 func (r *volumes) unreserve(id string) {
-	if uid, found := r.publishing[id]; found {
+	if p, found := r.publishing[id]; found {
 		delete(r.publishing, id)
-		r.uncount(uid)
+		r.uncount(p.uid)
 	}
 }
 

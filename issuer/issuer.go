@@ -178,6 +178,11 @@ type Config struct {
 	RequireDisableRenewal bool
 	// Lifetimes are the configured ones. Where they are zero, the CA decides.
 	Lifetimes Lifetimes
+	// AdditionalRoots reads more roots for pods, as ParseAdditionalRoots returns them; nil if
+	// there are none. New calls it, and FollowRoots before each request.
+	AdditionalRoots func() ([]*x509.Certificate, error)
+	// PublicRoots are publicly trusted roots for pods, or empty.
+	PublicRoots []*x509.Certificate
 }
 
 // Issuer makes credentials: the policy, the key, the CSR, the signer, and the check
@@ -192,6 +197,7 @@ type Issuer struct {
 	shortened       sync.Once
 
 	roots      latestRoots
+	anchors    anchors
 	followed   atomic.Pointer[Roots] // what FollowRoots announced last
 	otherRoots chan struct{}         // an answer showed roots or a chain that are not followed
 	expired    expiredRoots          // of FollowRoots
@@ -208,6 +214,11 @@ func New(c Config) (*Issuer, error) {
 		c.Keys = NewKeyGenerator()
 	}
 	i := &Issuer{signer: c.Signer, policy: c.Policy, keys: c.Keys, lifetimes: c.Lifetimes, otherRoots: make(chan struct{}, 1)}
+	i.roots.known = make(chan struct{})
+	i.anchors.read, i.anchors.public = c.AdditionalRoots, c.PublicRoots
+	if _, err := i.anchors.load(); err != nil {
+		return nil, err
+	}
 	if c.RequireDisableRenewal {
 		var err error
 		if i.requireDisabled, err = requireDisabled(c.Signer); err != nil {

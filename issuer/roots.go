@@ -3,6 +3,7 @@ package issuer
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -24,6 +25,10 @@ type Roots struct {
 	// Federated are the roots of CAs that this CA is federated with, if the issuer is
 	// configured to include them. They never verify what this CA itself signs.
 	Federated []*x509.Certificate
+	// Additional and Public are what the administrator adds for pods: the roots of
+	// additionalRootsFile, and publicly trusted ones. They verify neither what this CA signs
+	// nor its server. Only LatestRoots returns them.
+	Additional, Public []*x509.Certificate
 	// Ignored are the roots that the CA answered and the configuration does not allow,
 	// with roots.pinned.
 	Ignored []*x509.Certificate
@@ -32,12 +37,16 @@ type Roots struct {
 	Asked time.Time
 }
 
-// All returns the roots of both kinds, without duplicates. Roots are a set: All orders them
+// All returns the roots of all kinds, without duplicates. Roots are a set: All orders them
 // by themselves and not as the CA answered them, because its order can change when nothing
 // else does, such as that of federated roots with each restart of step-ca. The CA's own
-// roots come first, for programs that read only the first certificate of a file.
-func (r Roots) All() []*x509.Certificate {
-	return trust.Union(trust.Sorted(r.Own), trust.Sorted(r.Federated))
+// roots come first, for programs that read only the first certificate of a file; then
+// federated, additional and public ones.
+func (r Roots) All() (all []*x509.Certificate) {
+	for _, kind := range [][]*x509.Certificate{r.Own, r.Federated, r.Additional, r.Public} {
+		all = trust.Union(all, trust.Sorted(kind))
+	}
+	return all
 }
 
 // Current returns the roots without those that have expired at that time. Verifiers reject
@@ -45,7 +54,9 @@ func (r Roots) All() []*x509.Certificate {
 // yet stays: verifiers do not use it before it is, and pods that read their files once must
 // have it then.
 func (r Roots) Current(now time.Time) Roots {
-	r.Own, r.Federated = trust.Unexpired(r.Own, now), trust.Unexpired(r.Federated, now)
+	for _, kind := range []*[]*x509.Certificate{&r.Own, &r.Federated, &r.Additional, &r.Public} {
+		*kind = trust.Unexpired(*kind, now)
+	}
 	return r
 }
 
@@ -61,7 +72,8 @@ func (r Roots) CheckExpiry(now time.Time) error {
 
 // Same tells whether both have the same certificates, in any order.
 func (r Roots) Same(other Roots) bool {
-	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated) && trust.Same(r.Ignored, other.Ignored)
+	return trust.Same(r.Own, other.Own) && trust.Same(r.Federated, other.Federated) && trust.Same(r.Ignored, other.Ignored) &&
+		trust.Same(r.Additional, other.Additional) && trust.Same(r.Public, other.Public)
 }
 
 // Accept returns the roots that the pins allow. If they allow none of the CA's own roots,
@@ -79,24 +91,80 @@ func (r Roots) Accept(p trust.Pins) (Roots, error) {
 // latestRoots holds the newest roots that the CA answered. Answers can arrive in another
 // order than their requests: the latest request counts.
 type latestRoots struct {
+	known chan struct{} // closed when there are roots
+	once  sync.Once     // closes it
+
 	mu    sync.Mutex
 	roots Roots
+	err   error // of the last request that failed while there were none
 }
 
 func (l *latestRoots) store(roots Roots) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !roots.Asked.Before(l.roots.Asked) {
-		l.roots = roots
+	if roots.Asked.Before(l.roots.Asked) {
+		return
+	}
+	if len(roots.Own) > 0 {
+		l.once.Do(func() { close(l.known) })
+	}
+	l.roots, l.err = roots, nil
+}
+
+// fail notes why a request failed.
+func (l *latestRoots) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.roots.Own) == 0 {
+		l.err = err
 	}
 }
 
-// LatestRoots returns the newest roots that this issuer knows, without a request. There
-// are none before the first certificate and the first result of FollowRoots.
-func (i *Issuer) LatestRoots() Roots {
-	i.roots.mu.Lock()
-	defer i.roots.mu.Unlock()
-	return i.roots.roots
+func (l *latestRoots) failure() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+func (l *latestRoots) load() Roots {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.roots
+}
+
+// LatestRoots returns the newest roots that this issuer knows, without a request, and those
+// that the administrator adds for pods. The CA's own are not known before the first
+// certificate and the first result of FollowRoots.
+func (i *Issuer) LatestRoots() Roots { return i.anchors.join(i.roots.load()) }
+
+// rootsWait limits how long AwaitRoots waits. It is longer than a call to a CA that does not
+// answer.
+const rootsWait = 30 * time.Second
+
+// AwaitRoots waits until FollowRoots has got the roots of the CA for the first time, and makes
+// it request them soon. If there are none after half a minute, or when ctx ends, the error has
+// the outcome of the last request.
+func (i *Issuer) AwaitRoots(ctx context.Context) error {
+	if len(i.roots.load().Own) > 0 {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, rootsWait)
+	defer cancel()
+	i.refreshSoon()
+	select {
+	case <-i.roots.known:
+		return nil
+	case <-limited.Done():
+	}
+	err := i.roots.failure()
+	switch {
+	case err != nil:
+	case ctx.Err() != nil:
+		err = Ended(ctx).Because(ctx.Err())
+	default:
+		err = Unavailable.Because(errors.New("the request is not answered"))
+	}
+	return fmt.Errorf("wait for the roots of the CA: %w", err)
 }
 
 // rootsDebounce delays a refresh that a new root in an answer triggers: more answers
@@ -106,7 +174,8 @@ const rootsDebounce = time.Second
 // FollowRoots requests the roots until ctx ends: at once, then at the interval every
 // with a jitter of 10 %, and when an answer of the CA shows that there are other roots.
 // Before the first success it retries with backoff, and logs no errors that are normal
-// during the startup: Watch logs their reasons. observe gets the result of every request.
+// during the startup: Watch logs their reasons. observe gets the result of every request;
+// the additional roots may have changed even if it failed.
 func (i *Issuer) FollowRoots(ctx context.Context, every time.Duration, observe func(Roots, error)) {
 	logger := klog.FromContext(ctx)
 	retry := backoff.Backoff{First: time.Second, Max: every}
@@ -155,6 +224,7 @@ func (i *Issuer) waitForRoots(ctx context.Context, wait time.Duration) bool {
 
 func (i *Issuer) followRoots(ctx context.Context, observe func(Roots, error)) (err error) {
 	defer panics.Recover(ctx, "replace the roots", &err)
+	i.anchors.follow(klog.FromContext(ctx))
 	roots, err := i.refreshRoots(ctx)
 	if ctx.Err() == nil {
 		observe(roots, err)
@@ -167,10 +237,11 @@ func (i *Issuer) followRoots(ctx context.Context, observe func(Roots, error)) (e
 func (i *Issuer) refreshRoots(ctx context.Context) (roots Roots, err error) {
 	defer panics.Recover(ctx, "refresh the roots", &err)
 	if roots, err = i.signer.RefreshRoots(ctx); err != nil {
+		i.roots.fail(err)
 		return Roots{}, err
 	}
 	i.roots.store(roots)
-	i.expired.report(klog.FromContext(ctx), roots, time.Now())
+	i.expired.report(klog.FromContext(ctx), i.LatestRoots(), time.Now())
 	i.refreshIntermediates(ctx, roots)
 	if known := i.followed.Swap(&roots); known == nil || !known.Same(roots) {
 		logger := klog.FromContext(ctx)

@@ -235,3 +235,43 @@ func (s *failingRoots) RefreshRoots(ctx context.Context) (issuer.Roots, error) {
 	}
 	return s.changingSigner.RefreshRoots(ctx)
 }
+
+// AwaitRoots returns as soon as the roots are known. Before that, it makes FollowRoots try
+// again soon, and its error is that of the last request.
+func TestAwaitRoots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &failingRoots{changingSigner: newChangingSigner(t)}
+		i, err := issuer.New(issuer.Config{Signer: s, Policy: allowAll})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := i.AwaitRoots(t.Context()); issuer.OutcomeOf(err) != issuer.Unavailable || !strings.Contains(err.Error(), "wait for the roots of the CA: ") {
+			t.Errorf("without an answer: %v", err)
+		}
+		refused := error(issuer.CallerRejected.Because(errors.New("the token is of another cluster")))
+		s.err.Store(&refused)
+		ctx, stop := context.WithCancel(klog.NewContext(t.Context(), logr.Discard()))
+		defer stop()
+		go i.FollowRoots(ctx, 5*time.Minute, func(issuer.Roots, error) {})
+		pass(time.Hour)
+		if err := i.AwaitRoots(t.Context()); issuer.OutcomeOf(err) != issuer.CallerRejected || !strings.Contains(err.Error(), "another cluster") {
+			t.Errorf("with an error: %v", err)
+		}
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := i.AwaitRoots(short); issuer.OutcomeOf(err) != issuer.CallerRejected {
+			t.Errorf("with an early end: %v", err)
+		}
+		pass(10 * time.Minute) // the retries are at long intervals
+		var none error
+		s.err.Store(&none)
+		began := time.Now()
+		if err := i.AwaitRoots(t.Context()); err != nil || time.Since(began) > 5*time.Second {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+		asked := len(s.asked.all())
+		if err := i.AwaitRoots(t.Context()); err != nil || len(s.asked.all()) != asked {
+			t.Errorf("known roots: %v, %d requests", err, len(s.asked.all())-asked)
+		}
+	})
+}

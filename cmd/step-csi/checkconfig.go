@@ -95,9 +95,13 @@ func (c *config) summary() string {
 	return b.String()
 }
 
-// summary says who signs and by which policy. common is the policy of issuers without one
-// of their own.
+// summary says who signs and by which policy, and which roots are added. common is the policy
+// of issuers without one of their own.
 func (f issuerFile) summary(common policyFile) string {
+	return f.signs(common) + f.anchorsFile.summary()
+}
+
+func (f issuerFile) signs(common policyFile) string {
 	at := cmp.Or(f.URL, strings.Join(f.URLs, ", "))
 	if f.Provisioner.Type == typeRA {
 		return "the registration authority at " + at + ", which has the policy"

@@ -42,6 +42,9 @@ func TestCheckConfig(t *testing.T) {
 		}},
 		"default policy": {"node", common, []string{"; the default policy\n"}},
 		"own policy":     {"node", strings.Replace(valid, "    duration:", "    policy: {validations: [{expression: 'true', message: m}]}\n    duration:", 1), []string{"a policy of its own (validations: 1)"}},
+		"more roots": {"node", strings.Replace(valid, "    duration:", "    additionalRootsFile: root.crt\n    publicRoots: true\n    duration:", 1), []string{
+			"; additional roots from root.crt; public roots: servers that verify clients by ca.crt accept certificates of every public CA\n",
+		}},
 		"subject fields": {"node", strings.Replace(common, "  allowShortNames: true", "  allowSubjectFields: [organizations, countries]\n  allowTemplateData: true\n"+
 			"  validations: [{expression: request.organizations.size() + request.countries.size() + request.templateData.size() < 9}]", 1),
 			[]string{"; the common policy (validations: 1; subject fields: organizations, countries; template data)\n"}},

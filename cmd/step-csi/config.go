@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -129,6 +131,8 @@ type configured struct {
 	allow        issuer.Policy
 	lifetimes    issuer.Lifetimes
 	rootsRefresh time.Duration
+	// additionalRoots reads the additional roots; nil if there are none.
+	additionalRoots func() ([]*x509.Certificate, error)
 }
 
 // loadConfig reads and checks the configuration, without network access. The errors
@@ -214,6 +218,9 @@ func (f *configFile) ra(directory string) (*config, error) {
 		if i.Provisioner.Type == typeRA {
 			return nil, fmt.Errorf("issuers.%s.provisioner.type: must be %s or %s, because a registration authority has the CA sign directly", name, typeJWK, typeX5C)
 		}
+		if i.anchorsFile != (anchorsFile{}) {
+			return nil, fmt.Errorf("issuers.%s: additionalRootsFile and publicRoots are for step-csi node; a registration authority has no volumes", name)
+		}
 	}
 	c, err := f.check(directory, refreshRootsRA)
 	if err != nil {
@@ -243,7 +250,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 	if policyErr != nil {
 		wrong = append(wrong, fmt.Errorf("policy: %w", policyErr))
 	}
-	keys := issuer.NewKeyGenerator()
+	keys, public := issuer.NewKeyGenerator(), sync.OnceValues(publicRoots)
 	for _, name := range slices.Sorted(maps.Keys(f.Issuers)) {
 		i := f.Issuers[name]
 		made, err := i.configure(name, directory, refresh, c.reserved)
@@ -259,9 +266,16 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 		if len(wrong) > 0 {
 			continue
 		}
-		if made.issuer, err = issuer.New(issuer.Config{
+		own := issuer.Config{
 			Signer: made.signer, Policy: made.allow, Keys: keys, RequireDisableRenewal: i.Provisioner.RequireDisableRenewal, Lifetimes: made.lifetimes,
-		}); err != nil {
+			AdditionalRoots: made.additionalRoots,
+		}
+		if i.PublicRoots {
+			if own.PublicRoots, err = public(); err != nil {
+				wrong = append(wrong, fmt.Errorf("issuers.%s.publicRoots: %w", name, err))
+			}
+		}
+		if made.issuer, err = issuer.New(own); err != nil {
 			wrong = append(wrong, fmt.Errorf("issuers.%s: %w", name, err))
 		}
 		c.issuers[name] = made

@@ -42,6 +42,7 @@ type issuerFile struct {
 		Fingerprint  string `json:"fingerprint"`
 		CABundleFile string `json:"caBundleFile"`
 	} `json:"roots"`
+	anchorsFile
 	Policy policyFile `json:"policy"`
 }
 
@@ -80,6 +81,9 @@ func (f issuerFile) configure(name, directory string, otherwise time.Duration, r
 		return c, err
 	}
 	if c.rootsRefresh, err = parseDuration("roots.refresh", f.Roots.Refresh, otherwise); err != nil {
+		return c, err
+	}
+	if c.additionalRoots, err = f.additionalRoots(directory); err != nil {
 		return c, err
 	}
 	bundle, err := readBundle(directory, f.CABundleFile)

@@ -44,6 +44,10 @@ The configuration, with its defaults where there are any:
       # duration: {default: 8h, max: 24h, min: 5m}     by default, those of the CA's provisioner
       # how often to fetch the CA's roots; add federated roots; never use a root that is not configured here
       roots: {refresh: 5m, federation: false, pinned: false}
+      # more roots for the pods' ca.crt, which never verify the CA: those of a file, which is read
+      # again at the interval roots.refresh; and those that Mozilla trusts
+      # additionalRootsFile: /etc/step-csi/additional.crt
+      # publicRoots: false
   policy:
     allowShortNames: false             # service-names: s also gives the short name s
     allowSubjectFields: []             # such as [organizations]: the validations decide about
@@ -100,6 +104,7 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", c.driverName, "node", o.nodeName, "selinux", configured.SELinux)
+	c.warnPublicRoots(ctx)
 	err = o.serve(ctx, d, registry, d.Run)
 	klog.FromContext(ctx).Info("Stopped; mounted volumes stay as they are")
 	return err

@@ -195,6 +195,9 @@ func printStatus(stdout io.Writer, s driver.Status, wide bool) error {
 	fmt.Fprintln(table, strings.Join(append(header, "STATUS"), "\t"))
 	for _, v := range s.Volumes {
 		row := []string{podCell(v), v.Volume, v.Issuer, namesOf(v, wide), when(v.NotAfter, s.Time), renews(v.Renewal, s.Time)}
+		if v.TrustOnly {
+			row[3], row[5] = "trust only", ""
+		}
 		if wide {
 			row = append(row, when(v.Issued, s.Time), v.Serial, v.Driver, v.Path)
 		}

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/driver/volume"
 	"github.com/flexstack/step-csi/issuer/names"
+	"github.com/flexstack/step-csi/issuer/trust"
 )
 
 const verifyUsage = `Usage: step-csi verify [flags] DIRECTORY
@@ -26,6 +29,9 @@ It prints the fields of the certificate, and exits with status 1 if a check fail
 The line "limited to" is about an intermediate or a root that expires before the
 certificate: peers reject the certificate from then on.
 The line X.509-SVID has the SPIFFE ID, or the reason why the certificate is none.
+
+With --trust-only, for a volume that has only roots, it checks the mount and the roots,
+and prints them.
 `
 
 func verify(args []string, stdout, stderr io.Writer) error {
@@ -34,10 +40,36 @@ func verify(args []string, stdout, stderr io.Writer) error {
 	flags.StringVar(&files.Certificate, "certificate-file", "tls.crt", "file `NAME` of the certificate")
 	flags.StringVar(&files.PrivateKey, "privatekey-file", "tls.key", "file `NAME` of the private key")
 	flags.StringVar(&files.CA, "ca-file", "ca.crt", "file `NAME` of the roots")
+	flags.StringVar(&files.CADirectory, "ca-directory", "", "`NAME` of the directory of roots, if the volume has one")
+	trustOnly := flags.Bool("trust-only", false, "the volume has only roots, and no certificate")
 	if err := parseFlags(flags, 1, verifyUsage, args, stdout, stderr); err != nil {
 		return err
 	}
+	if *trustOnly {
+		return verifyTrust(stdout, flags.Arg(0), attributes.Files{CA: files.CA, CADirectory: files.CADirectory})
+	}
 	return verifyVolume(stdout, flags.Arg(0), files)
+}
+
+// verifyTrust checks a volume with trust only, and prints its roots. Expired ones are no error:
+// programs do not use them.
+func verifyTrust(stdout io.Writer, directory string, names attributes.Files) error {
+	root, err := os.OpenRoot(directory)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	roots, err := volume.CheckTrust(root, names)
+	now := time.Now()
+	for _, c := range roots {
+		fmt.Fprintf(stdout, "%-13s %s\n%-13s SHA-256 %s; not after %s, %s\n", "root", cmp.Or(printable(c.Subject.String()), "-"),
+			"", trust.Fingerprint(c), c.NotAfter.UTC().Format(time.RFC3339), remaining(c.NotAfter.Sub(now)))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", directory, err)
+	}
+	fmt.Fprintf(stdout, "%-13s %d roots in %s\n", "verified", len(roots), filepath.Join(directory, names.CA))
+	return nil
 }
 
 // verifyVolume checks the volume, and verifies its certificate as a TLS server and a
@@ -49,6 +81,11 @@ func verifyVolume(stdout io.Writer, directory string, names attributes.Files) er
 	}
 	defer root.Close()
 	contents, err := volume.Check(root, names)
+	if _, missing := root.Stat(names.Certificate); errors.Is(missing, fs.ErrNotExist) {
+		if _, roots := root.Stat(names.CA); roots == nil {
+			err = fmt.Errorf("%w; if the volume has only roots, add --trust-only", err)
+		}
+	}
 	if contents != nil {
 		describe(stdout, contents, time.Now())
 	}

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"net"
@@ -218,5 +220,38 @@ func TestVerifyTheChain(t *testing.T) {
 				t.Errorf("output:\n%s", &out)
 			}
 		})
+	}
+}
+
+// A copy of a volume with trust only is verified with --trust-only. Without it, the error names
+// the flag.
+func TestVerifyTrustOnly(t *testing.T) {
+	ca, err := minica.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	directory := t.TempDir()
+	put(t, directory, "roots.pem", encodeCertificate(ca.Root))
+	verifyFiles := func(args ...string) (string, error) {
+		var out bytes.Buffer
+		err := verify(append(args, "--ca-file=roots.pem", directory), &out, &out)
+		return out.String(), err
+	}
+	out, err := verifyFiles("--trust-only")
+	sum := sha256.Sum256(ca.Root.Raw)
+	for _, want := range []string{"root          CN=MiniCA Root CA\n", "SHA-256 " + hex.EncodeToString(sum[:]) + "; not after ", "verified      1 roots in " + directory + "/roots.pem\n"} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("%v\n%s\nwant %s", err, out, want)
+		}
+	}
+	if _, err := verifyFiles(); err == nil || !strings.HasSuffix(err.Error(), "; if the volume has only roots, add --trust-only") {
+		t.Errorf("without the flag: %v", err)
+	}
+	if _, err := verifyFiles("--trust-only", "--ca-directory=certs"); err == nil || !strings.Contains(err.Error(), "certs: no such file") {
+		t.Errorf("without the directory: %v", err)
+	}
+	put(t, directory, "roots.pem", "")
+	if _, err := verifyFiles("--trust-only"); err == nil || !strings.Contains(err.Error(), "roots.pem: the file contains no certificate") {
+		t.Errorf("an empty file: %v", err)
 	}
 }

@@ -43,6 +43,8 @@
 //	                   Without both: "0440" with a group, "0400" with an
 //	                   owner-uid, else "0444"
 //	revoke-on-delete   revoke when the pod is deleted; "false"
+//	trust-only         only the files of the roots: no certificate and no private
+//	                   key; "false"
 //	pkcs12-profile     a keystore.Profile; "modern"
 //	keystore-alias     alias of the private key in key stores; "certificate"
 //	certificate-file   file of the leaf and its intermediates; "tls.crt"
@@ -54,6 +56,8 @@
 //	                   file of the leaf in DER; none
 //	privatekey-der-file
 //	                   file of the private key in DER; none
+//	ca-directory       directory with a file of each root, in PEM, under the names by
+//	                   which OpenSSL searches for them; none
 //	pkcs12-file        PKCS#12 file of the private key and its chain; none
 //	pkcs12-truststore-file
 //	                   PKCS#12 file of the roots; none
@@ -133,6 +137,9 @@ type Attributes struct {
 	// Mode lets the owner read. PrivateKeyMode is that of the files with the private key.
 	Mode, PrivateKeyMode fs.FileMode
 	RevokeOnDelete       bool
+	// TrustOnly means that the volume has no certificate and no private key: only the names of
+	// the files of the roots are set, and the Request is empty.
+	TrustOnly bool
 	// PKCS12Profile and KeyStoreAlias are empty without a file that they are for.
 	PKCS12Profile keystore.Profile
 	KeyStoreAlias string
@@ -178,11 +185,19 @@ func Parse(values map[string]string, pod issuer.Pod, mountGroup string, c Config
 	if len(failed) > 0 {
 		return Attributes{}, joined(failed)
 	}
+	if p.result.TrustOnly {
+		if err := p.finishTrustOnly(values); err != nil {
+			return Attributes{}, err
+		}
+	}
 	if err := p.finishLifetime(); err != nil {
 		return Attributes{}, err
 	}
 	if err := p.finishFiles(mountGroup); err != nil {
 		return Attributes{}, err
+	}
+	if p.result.TrustOnly {
+		return p.result, nil // without names
 	}
 	if err := p.finishNames(); err != nil {
 		return Attributes{}, err
@@ -225,7 +240,7 @@ func (p *parser) finishLifetime() error {
 	}
 	duration := cmp.Or(p.result.Request.Duration, allowed.Default)
 	switch {
-	case duration == 0:
+	case duration == 0 || p.result.TrustOnly:
 		return nil
 	case allowed.Min > 0 && allowed.Max > 0 && (duration < allowed.Min || duration > allowed.Max):
 		return fmt.Errorf("duration: %q is not between %s and %s, which the plugin's configuration allows for the issuer %s",

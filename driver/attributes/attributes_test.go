@@ -235,6 +235,8 @@ func fullRequest() map[string]string {
 		"bundle-file":          "bundle.pem",
 		"certificate-der-file": "cert.der",
 		"privatekey-der-file":  "key.der",
+		"ca-directory":         "roots",
+		"trust-only":           "false",
 
 		"pkcs12-file":            "keystore.p12",
 		"pkcs12-truststore-file": "truststore.p12",
@@ -264,7 +266,7 @@ func TestAllAttributes(t *testing.T) {
 		KeyEncoding: attributes.PKCS1, ReusePrivateKey: true,
 		Files: attributes.Files{
 			Certificate: "cert.pem", PrivateKey: "key.pem", CA: "roots.pem",
-			Bundle: "bundle.pem", CertificateDER: "cert.der", PrivateKeyDER: "key.der",
+			Bundle: "bundle.pem", CertificateDER: "cert.der", PrivateKeyDER: "key.der", CADirectory: "roots",
 			PKCS12: "keystore.p12", PKCS12TrustStore: "truststore.p12", JKS: "keystore.jks", JKSTrustStore: "truststore.jks",
 			KeyStorePassword: "password",
 		},
@@ -400,6 +402,12 @@ var otherCases = []struct{ key, value, wrong string }{
 	{"keystore-password-file", "a/b", `keystore-password-file: "a/b" is not a plain file name`},
 	{"bundle-file", "key.pem", `privatekey-file and bundle-file are both "key.pem"; give them different names`},
 	{"certificate-der-file", "roots.pem", `ca-file and certificate-der-file are both "roots.pem"; give them different names`},
+	{"ca-directory", "certs", ""},
+	{"ca-directory", "roots.pem", `ca-file and ca-directory are both "roots.pem"; give them different names`},
+	{"ca-directory", "a/b", `ca-directory: "a/b" is not a plain file name`},
+	{"ca-directory", "..data", `ca-directory: "..data" begins with two dots`},
+	{"trust-only", "yes", "trust-only:"},
+	{"trust-only", "true", "trust-only: a volume with trust only has no certificate and no private key, so that bundle-file, certificate-der-file,"},
 	{"privatekey-der-file", "..key", `privatekey-der-file: "..key" begins with two dots`},
 }
 

@@ -8,13 +8,16 @@ import (
 )
 
 // Files are the names of a volume's files. They are distinct, and have no directory. The
-// first three are always set. An empty name means that the pod does not want the file.
+// first three are always set, except with trust only, which has the third. An empty name
+// means that the pod does not want the file.
 type Files struct {
 	Certificate, PrivateKey, CA string
 	// Bundle is the private key, the leaf and the intermediates in one file.
 	Bundle string
 	// CertificateDER and PrivateKeyDER are the leaf and the private key in DER.
 	CertificateDER, PrivateKeyDER string
+	// CADirectory is a directory with a file of each root.
+	CADirectory string
 	// PKCS12 and JKS are key stores with the private key and its chain. The trust stores
 	// contain the roots.
 	PKCS12, PKCS12TrustStore, JKS, JKSTrustStore string
@@ -42,6 +45,7 @@ func (f *Files) attributes() []fileAttribute {
 		{"bundle-file", &f.Bundle},
 		{"certificate-der-file", &f.CertificateDER},
 		{"privatekey-der-file", &f.PrivateKeyDER},
+		{"ca-directory", &f.CADirectory},
 		{"pkcs12-file", &f.PKCS12},
 		{"pkcs12-truststore-file", &f.PKCS12TrustStore},
 		{"jks-file", &f.JKS},

@@ -44,6 +44,7 @@ func FuzzParse(f *testing.F) {
 		values[c.key] = c.value
 		add(values)
 	}
+	add(trustOnly())
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
 
 	f.Fuzz(func(t *testing.T, lines, namespace, name, mountGroup string, short bool) {
@@ -71,10 +72,12 @@ func FuzzParse(f *testing.F) {
 			return // Parse never gets such a pod.
 		}
 		checkRest(t, got, c)
-		checkTypedNames(t, got.Request)
-		checkSubject(t, got.Request)
-		checkSorting(t, got.Request)
-		checkCSR(t, got.Request, issuer.PrivateKey{Signer: key})
+		if !got.TrustOnly {
+			checkTypedNames(t, got.Request)
+			checkSubject(t, got.Request)
+			checkSorting(t, got.Request)
+			checkCSR(t, got.Request, issuer.PrivateKey{Signer: key})
+		}
 		checkIdempotence(t, got, p, c)
 	})
 }
@@ -97,25 +100,17 @@ func checkMessage(t *testing.T, text string) {
 }
 
 func checkRest(t *testing.T, a attributes.Attributes, c attributes.Config) {
+	checkFiles(t, a)
+	if a.TrustOnly {
+		if !reflect.DeepEqual(a.Request, issuer.Request{}) || a.RevokeOnDelete || a.ReusePrivateKey || a.RenewBefore != 0 {
+			t.Errorf("trust only, and %+v", a)
+		}
+		return
+	}
 	bounds, known := c.Issuers[a.Issuer]
 	duration := a.Request.Duration
 	if !known || duration < bounds.Min || duration > bounds.Max || a.RenewBefore < 0 || a.RenewBefore >= duration {
 		t.Errorf("issuer %q, duration %s, renew before %s", a.Issuer, duration, a.RenewBefore)
-	}
-	files := a.Files.All()
-	for _, name := range files {
-		if !filepath.IsLocal(name) || filepath.Base(name) != name || name == "." || strings.HasPrefix(name, "..") || len(name) > 255 {
-			t.Errorf("file %q", name)
-		}
-	}
-	slices.Sort(files)
-	if n := len(files); n < 3 || len(slices.Compact(files)) != n {
-		t.Errorf("two files have the same name: %q", files)
-	}
-	for _, mode := range []fs.FileMode{a.Mode, a.PrivateKeyMode} {
-		if mode&^fs.FileMode(0o644) != 0 || mode&0o400 == 0 || a.Owner < 0 || a.Group != nil && *a.Group < 0 {
-			t.Errorf("mode %o, owner %d, group %v", mode, a.Owner, a.Group)
-		}
 	}
 	family, _, _ := strings.Cut(string(a.Request.KeyType), "-")
 	want := map[attributes.KeyEncoding]string{attributes.PKCS8: family, attributes.PKCS1: "rsa", attributes.SEC1: "ecdsa"}
@@ -124,6 +119,30 @@ func checkRest(t *testing.T, a attributes.Attributes, c attributes.Config) {
 	}
 	if cn := a.Request.CommonName.String(); cn == "" || len(cn) > 64 || !utf8.ValidString(cn) || strings.ContainsAny(cn, "\x00\n\r") {
 		t.Errorf("common name %q", cn)
+	}
+}
+
+func checkFiles(t *testing.T, a attributes.Attributes) {
+	files, fewest := a.Files.All(), 3
+	if a.TrustOnly {
+		fewest = 1
+		if a.Files.Certificate != "" || a.Files.PrivateKey != "" || a.Files.CA == "" {
+			t.Errorf("trust only, and the files %+v", a.Files)
+		}
+	}
+	for _, name := range files {
+		if !filepath.IsLocal(name) || filepath.Base(name) != name || name == "." || strings.HasPrefix(name, "..") || len(name) > 255 {
+			t.Errorf("file %q", name)
+		}
+	}
+	slices.Sort(files)
+	if n := len(files); n < fewest || len(slices.Compact(files)) != n {
+		t.Errorf("two files have the same name: %q", files)
+	}
+	for _, mode := range []fs.FileMode{a.Mode, a.PrivateKeyMode} {
+		if mode&^fs.FileMode(0o644) != 0 || mode&0o400 == 0 || a.Owner < 0 || a.Group != nil && *a.Group < 0 {
+			t.Errorf("mode %o, owner %d, group %v", mode, a.Owner, a.Group)
+		}
 	}
 }
 
@@ -210,6 +229,8 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 		"bundle-file":          want.Files.Bundle,
 		"certificate-der-file": want.Files.CertificateDER,
 		"privatekey-der-file":  want.Files.PrivateKeyDER,
+		"ca-directory":         want.Files.CADirectory,
+		"trust-only":           fmt.Sprint(want.TrustOnly),
 
 		"pkcs12-file":            want.Files.PKCS12,
 		"pkcs12-truststore-file": want.Files.PKCS12TrustStore,
@@ -221,6 +242,9 @@ func checkIdempotence(t *testing.T, want attributes.Attributes, p issuer.Pod, c 
 	}
 	for key, list := range subjectAttributes(r.Subject) {
 		values[key] = strings.Join(names.Texts(list), ",")
+	}
+	if want.TrustOnly {
+		maps.DeleteFunc(values, func(key, _ string) bool { return trustOnly()[key] == "" })
 	}
 	if want.RenewBefore > 0 {
 		values["renew-before"] = want.RenewBefore.String()

@@ -51,6 +51,7 @@ func (p *parser) table() []attribute {
 		{"file-mode", set(&a.Mode, parseMode)},
 		{"privatekey-mode", set(&a.PrivateKeyMode, parseMode)},
 		{"revoke-on-delete", set(&a.RevokeOnDelete, parseBool)},
+		{"trust-only", set(&a.TrustOnly, parseBool)},
 		{"pkcs12-profile", set(&a.PKCS12Profile, oneOf(keystore.Modern, keystore.Legacy))},
 		{"keystore-alias", set(&a.KeyStoreAlias, parseAlias)},
 	}

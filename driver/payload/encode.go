@@ -36,13 +36,22 @@ func encode(c contents, wanted func(format) bool) ([]File, error) {
 		if name == "" || !wanted(f) || f.keyStore && !c.password.Known() {
 			continue
 		}
-		data, err := f.encode(c)
+		made, err := f.files(c, name)
 		if err != nil {
 			return nil, fmt.Errorf("encode %s: %w", name, err)
 		}
-		files = append(files, File{Name: name, Data: data, Secret: f.secret})
+		files = append(files, made...)
 	}
 	return files, nil
+}
+
+// files makes the file, or the files in the directory.
+func (f format) files(c contents, name string) ([]File, error) {
+	if f.directory != nil {
+		return f.directory(c, name)
+	}
+	data, err := f.encode(c)
+	return []File{{Name: name, Data: data, Secret: f.secret}}, err
 }
 
 // Has tells whether the set in use has these files with the same contents.

@@ -31,6 +31,8 @@ type format struct {
 	// keyStore means that the file depends on the password.
 	keyStore bool
 	encode   func(contents) ([]byte, error)
+	// directory makes a directory of that name instead of a file: the files in it.
+	directory func(c contents, name string) ([]File, error)
 }
 
 // formats are all kinds of files. The chain begins with the leaf. What follows is what the
@@ -42,6 +44,7 @@ var formats = []format{
 	{name: func(a attributes.Attributes) string { return a.Files.Bundle }, secret: true, encode: contents.pemBundle},
 	{name: func(a attributes.Attributes) string { return a.Files.CertificateDER }, encode: contents.derLeaf},
 	{name: func(a attributes.Attributes) string { return a.Files.PrivateKeyDER }, secret: true, encode: contents.derKey},
+	{name: func(a attributes.Attributes) string { return a.Files.CADirectory }, trust: true, directory: contents.rootsDirectory},
 	{name: func(a attributes.Attributes) string { return a.Files.PKCS12 }, secret: true, keyStore: true, encode: contents.pkcs12},
 	{name: func(a attributes.Attributes) string { return a.Files.PKCS12TrustStore }, trust: true, keyStore: true, encode: contents.pkcs12Roots},
 	{name: func(a attributes.Attributes) string { return a.Files.JKS }, secret: true, keyStore: true, encode: contents.jks},

@@ -25,7 +25,7 @@ import (
 )
 
 // newCredential returns a credential of a CA with an intermediate.
-func newCredential(t *testing.T, keyType issuer.KeyType) *issuer.Credential {
+func newCredential(t testing.TB, keyType issuer.KeyType) *issuer.Credential {
 	t.Helper()
 	ca, err := minica.New()
 	if err != nil {

@@ -30,6 +30,8 @@ const (
 
 // File is one file of a set.
 type File struct {
+	// Name is the file's name, or that of a directory and that of the file in it, with a slash
+	// between them.
 	Name string
 	Data []byte
 	// Secret means that the file contains the private key, or the password of key stores.
@@ -58,7 +60,7 @@ var ErrCleanUp = errors.New("remove the previous file names")
 // an interrupted Write. After an error, the previous set is in use, unless the error is
 // ErrCleanUp.
 func Write(root *os.Root, files []File, access Access) error {
-	names, err := list(root, ".")
+	names, err := list(root, ".", maxNames)
 	if err != nil {
 		return err
 	}
@@ -98,8 +100,9 @@ func Replace(root *os.Root, files []File, a attributes.Attributes) error {
 		if name == "" {
 			continue
 		}
-		if i := slices.IndexFunc(files, func(file File) bool { return file.Name == name }); i >= 0 {
-			all = append(all, files[i])
+		replaced := slices.DeleteFunc(slices.Clone(files), func(file File) bool { return file.visibleName() != name })
+		if len(replaced) > 0 {
+			all = append(all, replaced...)
 			continue
 		}
 		data, err := ReadFile(root, DataLink+"/"+name)
@@ -153,11 +156,7 @@ func setName(now time.Time) string {
 }
 
 func writeSet(root *os.Root, name string, files []File, access Access) error {
-	if err := root.Mkdir(name, 0o755); err != nil {
-		return err
-	}
-	// The process's umask must not restrict the mode.
-	if err := root.Chmod(name, 0o755); err != nil {
+	if err := makeDirectory(root, name); err != nil {
 		return err
 	}
 	set, err := OpenDirectory(root, name)
@@ -173,7 +172,24 @@ func writeSet(root *os.Root, name string, files []File, access Access) error {
 	return nil
 }
 
+// makeDirectory makes a directory, unless it exists.
+func makeDirectory(root *os.Root, name string) error {
+	err := root.Mkdir(name, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return root.Chmod(name, 0o755) // the process's umask must not restrict the mode
+}
+
 func writeFile(set *os.Root, file File, access Access) error {
+	if directory := file.visibleName(); directory != file.Name {
+		if err := makeDirectory(set, directory); err != nil {
+			return err
+		}
+	}
 	f, err := set.OpenFile(file.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -221,9 +237,37 @@ func visible(names []string) []string {
 func fileNames(files []File) []string {
 	var names []string
 	for _, file := range files {
-		names = append(names, file.Name)
+		names = append(names, file.visibleName())
 	}
-	return visible(names)
+	return slices.Compact(visible(names))
+}
+
+// Size returns how much of a tmpfs a set of these files takes: whole pages of memory, and inodes
+// of files and directories.
+func Size(files []File) (bytes int64, inodes int) {
+	inodes = 1
+	directory := ""
+	for _, file := range files {
+		bytes += pages(len(file.Data))
+		inodes++
+		if name := file.visibleName(); name != file.Name && name != directory {
+			directory = name
+			inodes++
+		}
+	}
+	return bytes, inodes
+}
+
+// pages returns the memory that a file of so many bytes takes.
+func pages(bytes int) int64 {
+	const page = 4 << 10
+	return (int64(bytes) + page - 1) / page * page
+}
+
+// visibleName returns the name in the volume: that of the file, or that of its directory.
+func (f File) visibleName() string {
+	name, _, _ := strings.Cut(f.Name, "/")
+	return name
 }
 
 // missing returns the names that are not among others.

@@ -14,7 +14,7 @@ import (
 // place of the files. The limits below are far above what this package writes, and keep
 // such a volume from blocking the plugin or using up its memory.
 const (
-	// MaxFile is the largest file to read, in bytes: the size of a new volume.
+	// MaxFile is the largest file to read and to write, in bytes.
 	MaxFile = 1 << 20
 	// maxKey is the largest private key to read. RSA-4096 takes 3.3 KB. Parsing a larger
 	// RSA key takes long.
@@ -68,44 +68,51 @@ func OpenDirectory(root *os.Root, name string) (*os.Root, error) {
 	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", directory.Fd()))
 }
 
-// list returns the names in the directory.
-func list(root *os.Root, directory string) ([]string, error) {
+// list returns the names in the directory, at most so many.
+func list(root *os.Root, directory string, most int) ([]string, error) {
 	file, err := root.OpenFile(directory, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	names, err := file.Readdirnames(maxNames + 1)
+	names, err := file.Readdirnames(most + 1)
 	if errors.Is(err, io.EOF) {
 		return nil, nil // the directory is empty
 	}
-	if err == nil && len(names) > maxNames {
-		err = fmt.Errorf("%w: %s contains more than %d names", ErrForeign, directory, maxNames)
+	if err == nil && len(names) > most {
+		err = fmt.Errorf("%w: %s contains more than %d names", ErrForeign, directory, most)
 	}
 	return names, err
 }
 
-// removeSet removes a directory of files, or anything else with that name. It does not
-// remove directories inside the directory: no set has any.
+// removeSet removes a directory of files, or anything else with that name. A set may have
+// directories of files, and no directories in these.
 func removeSet(root *os.Root, name string) error {
-	info, err := root.Lstat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	return removeDirectory(root, name, maxNames, func(name string) error {
+		return removeDirectory(root, name, maxDirectory, func(name string) error { return remove(root, name) })
+	})
+}
+
+// removeDirectory removes what has that name. If it is a directory with at most so many names,
+// removeDirectory first removes them with the function.
+func removeDirectory(root *os.Root, name string, most int, removeName func(string) error) error {
+	if err := remove(root, name); !errors.Is(err, syscall.ENOTEMPTY) {
+		return err
 	}
+	names, err := list(root, name, most)
 	if err != nil {
 		return err
 	}
-	if info.IsDir() {
-		files, err := list(root, name)
-		if err != nil {
+	for _, file := range names {
+		if err := removeName(path.Join(name, file)); err != nil {
 			return err
 		}
-		for _, file := range files {
-			if err := root.Remove(path.Join(name, file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
 	}
+	return remove(root, name)
+}
+
+// remove removes a file or an empty directory, if it exists.
+func remove(root *os.Root, name string) error {
 	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

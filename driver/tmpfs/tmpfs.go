@@ -107,6 +107,26 @@ func Clone(target *os.File) (*Tree, error) {
 	return t, nil
 }
 
+// Grow makes the file system at least as large as given. It keeps all other options. The limit
+// alone uses no memory.
+func (t *Tree) Grow(size int64, inodes int) error {
+	usage, err := Stat(t.file)
+	if err != nil || usage.Bytes >= size && usage.Inodes >= int64(inodes) {
+		return err
+	}
+	context, err := unix.Fspick(int(t.file.Fd()), "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("fspick", err)
+	}
+	defer unix.Close(context)
+	for key, value := range map[string]int64{"size": max(size, usage.Bytes), "nr_inodes": max(int64(inodes), usage.Inodes)} {
+		if err := unix.FsconfigSetString(context, key, strconv.FormatInt(value, 10)); err != nil {
+			return fmt.Errorf("fsconfig %s=%d: %w", key, value, err)
+		}
+	}
+	return os.NewSyscallError("fsconfig", unix.FsconfigReconfigure(context))
+}
+
 func (t *Tree) setAttributes(a *unix.MountAttr) error {
 	return os.NewSyscallError("mount_setattr", unix.MountSetattr(int(t.file.Fd()), "", unix.AT_EMPTY_PATH, a))
 }

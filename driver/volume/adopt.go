@@ -40,6 +40,10 @@ func Find(n *Node, path string) (*Volume, error) {
 	}
 	v := newVolume(n, record.Spec)
 	v.certificate, v.found = record.certificate, time.Now()
+	if v.TrustOnly() {
+		v.certificate = certificate{}
+	}
+	v.extra.Store(v.estimate())
 	if v.device, err = tmpfs.Device(target); err != nil {
 		return nil, err
 	}
@@ -89,6 +93,10 @@ func Adopt(ctx context.Context, n *Node, wanted Spec) (*Volume, error) {
 	if broken := v.takeCertificate(root, record); damage == nil {
 		damage = broken
 	}
+	if v.TrustOnly() {
+		v.certificate = certificate{}
+	}
+	v.extra.Store(v.estimate())
 	v.renewFirst = damage != nil || !record.Same(wanted)
 	logger := klog.FromContext(ctx)
 	switch {
@@ -120,6 +128,10 @@ func (v *Volume) takeCertificate(root *os.Root, record Record) error {
 	mounted, err := attributes.Parse(record.Attributes, record.Pod, record.MountGroup, v.node.Attributes)
 	if err != nil {
 		return nil // its file names are unknown; the volume is unfit, or renewed at once
+	}
+	if mounted.TrustOnly {
+		_, err := CheckTrust(root, mounted.Files)
+		return err
 	}
 	mounted.Files.KeyStorePassword = "" // not all volumes have it, and ReplaceRoots repairs it
 	contents, err := Check(root, mounted.Files)

@@ -43,6 +43,39 @@ type Contents struct {
 // The error lists all violations; the contents are nil if there is no certificate. In a
 // directory that is not a mount, such as a copy, Check checks only the files.
 func Check(directory *os.Root, names attributes.Files) (*Contents, error) {
+	err := checkMount(directory, names)
+	contents, wrong := readContents(directory, names)
+	return contents, errors.Join(err, wrong)
+}
+
+// CheckTrust checks the invariants of a volume with trust only, and returns the roots: the
+// first two of Check, and that each root is in each of the files.
+func CheckTrust(directory *os.Root, names attributes.Files) ([]*x509.Certificate, error) {
+	err := checkMount(directory, names)
+	roots, wrong := readTrust(directory, names)
+	return roots, errors.Join(err, wrong)
+}
+
+func readTrust(directory *os.Root, names attributes.Files) ([]*x509.Certificate, error) {
+	set, err := openSet(directory)
+	if err != nil {
+		return nil, err
+	}
+	defer set.Close()
+	return readRoots(set, names)
+}
+
+// readRoots reads the roots from the file of a set, and checks the other files of the roots.
+func readRoots(set *os.Root, names attributes.Files) ([]*x509.Certificate, error) {
+	roots, err := readCertificates(set, names.CA)
+	if err == nil && names.CADirectory != "" {
+		err = payload.CheckRootsDirectory(set, names.CADirectory, roots)
+	}
+	return roots, err
+}
+
+// checkMount checks that the mount is read-only, and that all names are links through ..data.
+func checkMount(directory *os.Root, names attributes.Files) error {
 	var problems []error
 	mounted, writable, err := mountOf(directory)
 	if mounted && writable {
@@ -52,8 +85,16 @@ func Check(directory *os.Root, names attributes.Files) (*Contents, error) {
 	if _, err := directory.Lstat(payload.DataLink); mounted || err == nil {
 		problems = append(problems, err, checkNames(directory, names))
 	}
-	contents, err := readContents(directory, names)
-	return contents, errors.Join(append(problems, err)...)
+	return errors.Join(problems...)
+}
+
+// openSet opens the set that is in use, or the directory itself if it is a copy of one.
+func openSet(directory *os.Root) (*os.Root, error) {
+	set, err := payload.OpenSet(directory)
+	if errors.Is(err, fs.ErrNotExist) {
+		set, err = payload.OpenDirectory(directory, ".")
+	}
+	return set, err
 }
 
 // mountOf tells whether the directory is the root of a mount, and whether its file
@@ -93,10 +134,7 @@ func checkNames(directory *os.Root, names attributes.Files) error {
 // it returns the part that it could read, or nil without a leaf.
 func readContents(directory *os.Root, names attributes.Files) (*Contents, error) {
 	// Read all files from one set: a renewal may replace the set at any time.
-	set, err := payload.OpenSet(directory)
-	if errors.Is(err, fs.ErrNotExist) {
-		set, err = payload.OpenDirectory(directory, ".")
-	}
+	set, err := openSet(directory)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +158,7 @@ func readContents(directory *os.Root, names attributes.Files) (*Contents, error)
 	if err := payload.CheckCopies(set, names, c.Leaf, key); err != nil {
 		return c, err
 	}
-	if c.Roots, err = readCertificates(set, names.CA); err != nil {
+	if c.Roots, err = readRoots(set, names); err != nil {
 		return c, err
 	}
 	if c.Chain, err = verify(certificates, c.Roots); err != nil {

@@ -40,12 +40,15 @@ func (v *Volume) keyStorePassword(root *os.Root) payload.Password {
 // knows after a restart.
 var errUnknownPassword = errors.New("the password of the key stores is not known until the kubelet publishes the volume again")
 
-// encodeMounted encodes the mounted certificate again, with these roots.
+// encodeMounted encodes the mounted certificate again, if there is one, with these roots.
 func (v *Volume) encodeMounted(root *os.Root, roots issuer.Roots) ([]payload.File, error) {
 	if v.IsFound() {
 		if _, err := payload.ReadPassword(root, v.attributes.Files.KeyStorePassword); err != nil {
 			return nil, errUnknownPassword
 		}
+	}
+	if v.attributes.TrustOnly {
+		return payload.EncodeTrust(roots, v.attributes, v.keyStorePassword(root))
 	}
 	set, err := payload.OpenSet(root)
 	if err != nil {

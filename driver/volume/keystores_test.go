@@ -139,9 +139,9 @@ func TestRestartChangesNoKeyStore(t *testing.T) {
 		}
 		f.create()
 		before, _ := f.set("keystore.p12")
-		v := f.adoptManaged()
-		if changed, err := v.ReplaceRoots(); changed || err != nil {
-			t.Errorf("changed %v, error %v", changed, err)
+		v, damaged := f.adopt()
+		if changed, err := v.ReplaceRoots(); changed || err != nil || damaged {
+			t.Errorf("changed %v, damaged %v, error %v", changed, damaged, err)
 		}
 		if after, _ := f.set("keystore.p12"); after != before {
 			t.Error("the files were written again")

@@ -6,15 +6,62 @@ import (
 	"io/fs"
 	"os"
 
+	"github.com/flexstack/step-csi/driver/payload"
 	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
 // A volume's tmpfs holds two sets of a few files of some KiB each, and a third set during
-// a write. The tmpfs uses memory only for its contents.
+// a write. The tmpfs uses memory only for its contents. It grows for sets that need more, such
+// as those with public roots, up to the limits.
 const (
 	tmpfsSize   = 1 << 20
 	tmpfsInodes = 128
+
+	largestSize   = 32 << 20
+	largestInodes = 8 << 10
 )
+
+// makeRoom makes the tmpfs large enough for three sets with such files of the roots, and with
+// the usual other files. What a container has put there does not count.
+func (v *Volume) makeRoom(tree *tmpfs.Tree, files []payload.File) error {
+	for _, file := range files {
+		if len(file.Data) > payload.MaxFile {
+			return fmt.Errorf("%s would have %d bytes, and a file in a volume has at most %d: use fewer roots", file.Name, len(file.Data), payload.MaxFile)
+		}
+	}
+	bytes, inodes := payload.Size(files)
+	v.extra.Store(extraMemory(bytes, inodes))
+	bytes, inodes = 3*bytes+tmpfsSize/4, 3*inodes+tmpfsInodes/2
+	switch {
+	case bytes <= tmpfsSize && inodes <= tmpfsInodes:
+		return nil
+	case bytes > largestSize || inodes > largestInodes:
+		return fmt.Errorf("three sets of the files need %d bytes and %d inodes, and a volume has at most %d and %d: use fewer roots, or fewer formats of them",
+			bytes, inodes, largestSize, largestInodes)
+	}
+	return tree.Grow(bytes, inodes)
+}
+
+// extraMemory is how much more memory than usual two sets of such a size take, with what the
+// kernel keeps for each file.
+func extraMemory(bytes int64, inodes int) int64 {
+	const usual, inode = 64 << 10, 1 << 10
+	return max(0, 2*(bytes+int64(inodes)*inode)-usual)
+}
+
+// ExtraMemory estimates how much more memory than a usual volume a new one will take, in bytes,
+// because of its roots.
+func ExtraMemory(n *Node, s Spec) int64 { return newVolume(n, s).estimate() }
+
+// ExtraMemory returns how much more memory the volume takes than a usual one, in bytes.
+func (v *Volume) ExtraMemory() int64 { return v.extra.Load() }
+
+func (v *Volume) estimate() int64 {
+	if v.unfit != nil {
+		return 0
+	}
+	return extraMemory(payload.TrustSize(v.issuer.LatestRoots().All(), v.attributes))
+}
 
 // IsMounted tells whether a volume is mounted at the path.
 func IsMounted(n *Node, path string) (bool, error) {

@@ -95,6 +95,7 @@ type Volume struct {
 
 	token atomic.Pointer[issuer.Token]   // the newest, or nil; only in memory
 	entry atomic.Pointer[schedule.Entry] // once Keep was called; nil if unfit
+	extra atomic.Int64                   // memory in bytes beyond that of a usual volume
 	gone  atomic.Bool                    // a renewal found that the volume is not mounted
 	// renewFirst means that the mounted files are damaged, or do not match the spec.
 	renewFirst bool
@@ -109,6 +110,9 @@ type Volume struct {
 	early  time.Time    // the expiry of the chain for which RenewEarly made the renewal due
 	// rootless is why the mounted certificate leads to none of the newest roots.
 	rootless error
+	// unwritten is why the newest roots are not in the mount, after so many attempts in a row.
+	unwritten error
+	attempts  int
 }
 
 // newVolume makes a volume that does not know its mount yet. If the attributes or the password
@@ -173,7 +177,11 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 		target.Abandon()
 		return nil, err
 	}
-	v.logIssued(ctx, "Certificate issued")
+	if v.attributes.TrustOnly {
+		klog.FromContext(ctx).Info("Roots mounted", append(v.LogValues(), "issuer", v.issuer.Name, "count", len(v.roots.All()))...)
+	} else {
+		v.logIssued(ctx, "Certificate issued")
+	}
 	v.logNoSVID(ctx)
 	if warning := v.attributes.ModeWarning(); warning != "" {
 		klog.FromContext(ctx).Info("Warning: the application may not be able to read the files", append(v.LogValues(), "reason", warning)...)
@@ -182,9 +190,15 @@ func Create(ctx context.Context, n *Node, s Spec, token issuer.Token) (*Volume, 
 }
 
 // first gets the first certificate and mounts it. If the certificate cannot be mounted,
-// first revokes it.
+// first revokes it. With trust only, first mounts the roots.
 func (v *Volume) first(ctx context.Context, tree *tmpfs.Tree, target *tmpfs.Target) error {
-	credential, err := v.issue(ctx, schedule.Publish, issuer.PrivateKey{})
+	var credential *issuer.Credential
+	var err error
+	if v.attributes.TrustOnly {
+		credential, err = v.onlyRoots(ctx)
+	} else {
+		credential, err = v.issue(ctx, schedule.Publish, issuer.PrivateKey{})
+	}
 	if err != nil {
 		return err
 	}
@@ -294,16 +308,21 @@ func (v *Volume) write(tree *tmpfs.Tree, c *issuer.Credential) error {
 		return err
 	}
 	defer wipe(files)
+	if err := v.makeRoom(tree, files); err != nil {
+		return fmt.Errorf("write the files: %w", err)
+	}
 	cleanUp := payload.Write(root, files, payload.AccessOf(v.attributes))
 	if cleanUp != nil && !errors.Is(cleanUp, payload.ErrCleanUp) {
 		return fmt.Errorf("write the files: %w", cleanUp)
 	}
 	// From here on, the new certificate is mounted, even if a later step fails.
-	leaf := c.Leaf()
-	v.certificate = certificate{Issued: c.Asked, NotAfter: leaf.NotAfter, Serial: leaf.SerialNumber.String()}
-	v.certificate.limit(c.LimitedBy(), c.NotAfter())
-	v.rootless = nil
-	v.issued = true
+	if !v.attributes.TrustOnly {
+		leaf := c.Leaf()
+		v.certificate = certificate{Issued: c.Asked, NotAfter: leaf.NotAfter, Serial: leaf.SerialNumber.String()}
+		v.certificate.limit(c.LimitedBy(), c.NotAfter())
+		v.rootless = nil
+		v.issued = true
+	}
 	if err := writeRecord(tree, v.record()); err != nil {
 		return err
 	}
@@ -341,14 +360,14 @@ func (v *Volume) keptKey() (issuer.PrivateKey, error) {
 	return key, nil
 }
 
-// Keep renews the volume whenever it is due, until Stop or Close, unless Find made it. The
-// caller must have registered the volume, so that later changes of the roots reach it.
+// Keep renews the volume whenever it is due, until Stop or Close, unless Find made it, or it
+// has trust only. The caller must have registered the volume, so that later changes of the roots reach it.
 // Keep writes the changes from before that.
 func (v *Volume) Keep(ctx context.Context) {
 	if v.unfit != nil {
 		return // neither the issuer nor the request is known
 	}
-	if !v.IsFound() {
+	if !v.IsFound() && !v.attributes.TrustOnly {
 		v.mu.Lock() // a change of the roots may change the expiry
 		entry := v.issuer.Scheduler.Add(v.Pod.UID, v.validityLocked(), v.renewDue)
 		v.entry.Store(entry)
@@ -454,8 +473,12 @@ func (v *Volume) SharesMount(other *Volume) bool {
 	return v.device == other.device && v.Target != other.Target
 }
 
-// State returns the state of the renewals.
+// State returns the state of the renewals. Of a volume with trust only, it is that of the
+// roots.
 func (v *Volume) State() schedule.State {
+	if v.TrustOnly() {
+		return v.trustState()
+	}
 	entry := v.entry.Load()
 	if entry == nil {
 		s := schedule.State{Validity: v.validity(), Err: v.Unmanaged()}

@@ -11,6 +11,7 @@ var values = map[string]string{
 	"authority.limits.pod":        "ra.limits.pod",
 	"caBundleFile":                "caBundle",
 	"serverTLSBundleFile":         "serverTLSBundle",
+	"additionalRootsFile":         "additionalRoots",
 	"roots.caBundleFile":          "caBundle",
 	"provisioner.passwordFile":    "passwordSecret",
 	"provisioner.keyFile":         "keySecret",

@@ -24,7 +24,7 @@ func TestFilesAreNamedByTheirValues(t *testing.T) {
 			t.Errorf("the chart fills %s, and errors name %q, which is no value of the chart", key, chartvalue.Beside(key))
 		}
 	}
-	for _, key := range []string{"caBundleFile", "serverTLSBundleFile", "provisioner.passwordFile", "provisioner.keyFile", "provisioner.certificateFile", "provisioner.privateKeyFile"} {
+	for _, key := range []string{"caBundleFile", "serverTLSBundleFile", "additionalRootsFile", "provisioner.passwordFile", "provisioner.keyFile", "provisioner.certificateFile", "provisioner.privateKeyFile"} {
 		if !found[key] {
 			t.Errorf("the templates have no %s", key)
 		}

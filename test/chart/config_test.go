@@ -131,7 +131,7 @@ func configFiles(t *testing.T, objects map[string]object, workload string) strin
 			switch filepath.Base(path) {
 			case "step-csi.yaml":
 				content = configContent(t, objects, workload, source)
-			case "ca.crt", "server.crt":
+			case "ca.crt", "server.crt", "additional.crt":
 				content = read(t, "testdata/root_ca.crt")
 			}
 			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {

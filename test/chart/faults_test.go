@@ -276,6 +276,13 @@ func TestFaults(t *testing.T) {
 		{`issuers: {default: {serverTLSBundle: {key: ""}}}`, []string{
 			`issuers.default.serverTLSBundle.key: "" is not a key of a ConfigMap or Secret: letters, digits, "-", "_" and "."`,
 		}},
+		{`issuers: {default: {additionalRoots: {configMap: My_Roots, key: "a/b"}}}`, []string{
+			`issuers.default.additionalRoots.configMap: "My_Roots" is not the name of a Kubernetes object; write it in lower case`,
+			`issuers.default.additionalRoots.key: "a/b" is not a key of a ConfigMap or Secret: letters, digits, "-", "_" and "."`,
+		}},
+		{`issuers: {own: {url: "https://ca", fingerprint: ` + fingerprint + `, provisioner: {type: jwk, name: p, passwordSecret: {name: s, key: k}}, additionalRoots: {key: ca.crt}}}`, []string{
+			`issuers.own.additionalRoots.configMap: name the ConfigMap with the roots to add, or remove additionalRoots`,
+		}},
 		{`issuers: {default: {duration: {max: "24"}}}`, []string{
 			`issuers.default.duration.max: "24" is not a duration, such as 24h, 90m or 1h30m; add the unit: h, m or s`,
 		}},

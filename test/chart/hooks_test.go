@@ -124,7 +124,7 @@ func checkFiles(t *testing.T, job object, container string, exists func(source a
 			}
 			for _, item := range items(source) {
 				content := "secret\n"
-				if base := filepath.Base(item.path); base == "ca.crt" || base == "server.crt" {
+				if base := filepath.Base(item.path); base == "ca.crt" || base == "server.crt" || base == "additional.crt" {
 					content = read(t, "testdata/root_ca.crt")
 				}
 				put(item.path, content)
@@ -205,6 +205,8 @@ func TestCheckFails(t *testing.T) {
 			`there is no key tls.crt in the Secret c of the namespace step-ca (in the chart: issuers.default.provisioner.certificateSecret)`},
 		"no roots of an ingress": {"issuers.default.serverTLS=bundle", "ra", without("step-csi-server-roots"),
 			`(in the chart: issuers.default.serverTLSBundle)`},
+		"no additional roots": {"issuers.default.additionalRoots.configMap=trust-manager", "node", without("trust-manager"),
+			`there is no key ca.crt in the ConfigMap trust-manager of the namespace step-ca (in the chart: issuers.default.additionalRoots)`},
 		"CEL":              {"policy.validations[0].expression=request.dnsName", "ra", all, "undefined field 'dnsName'"},
 		"CEL, mode node":   {"mode=node,policy.validations[0].expression=request.dnsName", "node", all, "undefined field 'dnsName'"},
 		"a flag":           {"ra.extraArgs[0]=--verbose", "ra", all, "-verbose"},

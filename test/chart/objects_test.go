@@ -359,8 +359,9 @@ func notesOf(t *testing.T, release string, args ...string) string {
 // the metrics.
 func TestNotes(t *testing.T) {
 	for args, want := range map[string][]string{
-		"mode=ra":   {"in mode ra", "step-csi-ra holds the password", "rollout status deployment/step-csi-ra", "app.kubernetes.io/name=step-csi-ra,"},
-		"mode=node": {"in mode node", "WARNING: every node holds the password"},
+		"mode=ra":                          {"in mode ra", "step-csi-ra holds the password", "rollout status deployment/step-csi-ra", "app.kubernetes.io/name=step-csi-ra,"},
+		"mode=node":                        {"in mode node", "WARNING: every node holds the password"},
+		"issuers.default.publicRoots=true": {"WARNING: issuers.default.publicRoots is true"},
 		"ra.runOn=control-plane,monitoring.podMonitor.enabled=true": {"networkPolicy.from", "kubernetes.io/metadata.name: monitoring"},
 	} {
 		got := notes(t, "--set", args)

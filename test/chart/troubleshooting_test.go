@@ -11,7 +11,7 @@ import (
 // notOurs are messages in docs/troubleshooting.md that other programs print, and names.
 var notOurs = map[string][]string{
 	"Kubernetes": {
-		"not found in the list of registered CSI drivers", "MountVolume.SetUp failed for volume", "references non-existent secret key",
+		"not found in the list of registered CSI drivers", "MountVolume.SetUp failed for volume", "references non-existent secret key", "fetching NodePublishSecretRef default/orders-keystore failed",
 		"not found", "hostPath type check failed", `is mounted on "/" but it is not a shared mount`, "cannot unmarshal bool",
 		"insufficient quota to match these scopes", "violates PodSecurity", "would violate PodSecurity",
 	},

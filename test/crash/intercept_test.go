@@ -27,6 +27,7 @@ var calls = map[uintptr]call{
 	unix.SYS_FSOPEN:        {name: "fsopen", changes: true},
 	unix.SYS_FSCONFIG:      {name: "fsconfig", changes: true, descriptor: true},
 	unix.SYS_FSMOUNT:       {name: "fsmount", changes: true},
+	unix.SYS_FSPICK:        {name: "fspick", changes: true},
 	unix.SYS_OPEN_TREE:     {name: "open_tree", changes: true},
 	unix.SYS_MOUNT_SETATTR: {name: "mount_setattr", changes: true},
 	unix.SYS_MOVE_MOUNT:    {name: "move_mount", changes: true},

@@ -1,8 +1,16 @@
 package crash
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -134,6 +142,27 @@ func (g *controlGroup) usage() int {
 	return usage
 }
 
+// plain are the names of the files without further formats.
+var plain = names{Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt"}
+
+// manyRoots returns roots as large as those of public CAs.
+func manyRoots(t *testing.T, count int) (all []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	node.Must(t, err)
+	for i := range count {
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(int64(i) + 1), Subject: pkix.Name{CommonName: fmt.Sprint("Root ", i)}, IsCA: true, BasicConstraintsValid: true,
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+			ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: make([]byte, 600)}},
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		node.Must(t, err)
+		all = append(all, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	return all
+}
+
 // manyNames are the longest and most names that a volume can ask for.
 func manyNames() string {
 	var all []string
@@ -149,20 +178,30 @@ func manyNames() string {
 // renews them, and still refuses new ones.
 func TestMemoryLimit(t *testing.T) {
 	t.Parallel()
-	for name, attributes := range map[string]map[string]string{
-		"usual":   {"service-names": "web", "duration": "15s"},
-		"largest": {"dns-names": manyNames(), "duration": "15s"},
+	for name, test := range map[string]struct {
+		attributes map[string]string
+		roots      int // additional ones
+		least      int // so many volumes fit
+	}{
+		"usual":      {map[string]string{"service-names": "web", "duration": "15s"}, 0, 200},
+		"largest":    {map[string]string{"dns-names": manyNames(), "duration": "15s"}, 0, 200},
+		"many roots": {map[string]string{"service-names": "web", "duration": "15s"}, 120, 50},
 	} {
+		attributes := test.attributes
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ca := startCA(t)
 			g := newControlGroup(t, 64<<20)
 			n := node.New(t, binary, ca)
+			if test.roots > 0 {
+				node.Must(t, os.WriteFile(filepath.Join(filepath.Dir(n.Config), "additional.crt"), manyRoots(t, test.roots), 0o600))
+				n.ChangeConfig("    duration:", "    additionalRootsFile: additional.crt\n    duration:")
+			}
 			g.start(n)
 			process := n.Process.Process.Pid
 			before := g.usage()
 			pods := fill(t, n, "web", attributes)
-			if len(pods) < 200 {
+			if len(pods) < test.least {
 				t.Errorf("only %d volumes", len(pods))
 			}
 			full := g.usage()
@@ -235,7 +274,7 @@ func expectRenewals(t *testing.T, n *node.Node, pods []node.Pod) {
 	t.Helper()
 	serials := map[string]string{}
 	for _, p := range pods {
-		leaf, err := read(n.Target(p), usual)
+		leaf, err := read(n.Target(p), plain)
 		node.Must(t, err)
 		serials[p.Name] = leaf.SerialNumber.String()
 	}
@@ -244,7 +283,7 @@ func expectRenewals(t *testing.T, n *node.Node, pods []node.Pod) {
 			if serials[p.Name] == "" {
 				continue
 			}
-			if leaf, err := read(n.Target(p), usual); err != nil || leaf.SerialNumber.String() == serials[p.Name] {
+			if leaf, err := read(n.Target(p), plain); err != nil || leaf.SerialNumber.String() == serials[p.Name] {
 				return false
 			}
 			delete(serials, p.Name)

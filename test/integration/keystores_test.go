@@ -19,11 +19,12 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// podWithStores wants all key stores.
+// podWithStores wants all key stores, for another user than the plugin's.
 func podWithStores(name string) node.Pod {
 	return node.Pod{Name: name, Attributes: map[string]string{
 		"service-names": "orders", "pkcs12-file": "keystore.p12", "pkcs12-truststore-file": "truststore.p12",
 		"jks-file": "keystore.jks", "jks-truststore-file": "truststore.jks", "keystore-alias": "orders", "duration": "20s",
+		"owner-uid": "999",
 	}}
 }
 

@@ -11,24 +11,24 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// A server and a client in Java use both kinds of key stores, and find new files without a
-// restart.
+// A server and a client in Java use both kinds of key stores, with each kind of key, and
+// find new files without a restart.
 func TestJava(t *testing.T) {
 	t.Parallel()
 	page := documented(t, "Java")
-	legacy := node.Pod{Attributes: page.attributes(0)}.With("pkcs12-profile", "legacy").Attributes
+	pkcs12, jks := node.Pod{Attributes: page.attributes(0)}, node.Pod{Attributes: page.attributes(1)}
 	for name, test := range map[string]struct {
-		volume map[string]string
+		volume node.Pod
 		files  []string
 	}{
-		"pkcs12": {page.attributes(0), []string{"keystore.p12", "truststore.p12"}},
-		"legacy": {legacy, []string{"keystore.p12", "truststore.p12"}},
-		"jks":    {page.attributes(1), []string{"keystore.jks", "truststore.jks"}},
+		"pkcs12": {pkcs12, []string{"keystore.p12", "truststore.p12"}},
+		"legacy": {pkcs12.With("pkcs12-profile", "legacy").With("key-type", "rsa-2048"), []string{"keystore.p12", "truststore.p12"}},
+		"jks":    {jks.With("key-type", "ed25519"), []string{"keystore.jks", "truststore.jks"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			peer{
 				section: "Java", language: "java", source: "Peer.java",
-				program: java, files: test.files, volume: test.volume,
+				program: java, files: test.files, volume: test.volume.Attributes,
 				mistrust: "PKIX path (?:building|validation) failed", misnamed: "No subject alternative DNS name matching",
 			}.test(t)
 		})

@@ -78,7 +78,7 @@ public class Peer {
         }
     }
 
-    /** Trusts the certificates of a truststore, as the newest one is. */
+    /** Trusts the roots in a trust store of a volume, as they are now. */
     static class VolumeTrust extends X509ExtendedTrustManager {
         private final KeyStore.Builder builder;
         private KeyStore store;

@@ -16,7 +16,7 @@ function files(directory) {
 
 // useNewest makes a tls, https or http2 server use the newest files for each handshake.
 function useNewest(server, directory) {
-  let current = fs.readlinkSync(path.join(directory, '..data'));
+  let current;
   server.prependListener('connection', () => { // before the handshake
     try {
       const version = fs.readlinkSync(path.join(directory, '..data'));

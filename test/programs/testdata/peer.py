@@ -47,7 +47,7 @@ def greet(connection, tls):
         with tls.wrap_socket(connection, server_side=True) as secure:
             names = [name for _, name in secure.getpeercert()["subjectAltName"]]
             secure.sendall(f"hello {' '.join(names)}\n".encode())
-            secure.unwrap()  # says goodbye
+            secure.unwrap()  # sends close_notify
     except OSError as err:
         print("refused:", err, file=sys.stderr)
 

@@ -35,11 +35,21 @@ keep their own configuration, also when a later upgrade has failed. */}}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- range $name, $issuer := .Values.issuers }}
+{{- $additional := $issuer.additionalRoots | default dict }}
+{{- with $additional.configMap }}
+- configMap:
+    name: {{ . }}
+    items:
+      - key: {{ $additional.key | default "ca.crt" }}
+        path: issuers/{{ $name }}/additional.crt
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* Arguments by which --check-config names the Secret or ConfigMap of a missing file. */}}
 {{- define "step-csi.fileSources" -}}
-{{- $settings := dict "ca.crt" "caBundle" "server.crt" "serverTLSBundle" "password" "provisioner.passwordSecret"
+{{- $settings := dict "ca.crt" "caBundle" "server.crt" "serverTLSBundle" "additional.crt" "additionalRoots" "password" "provisioner.passwordSecret"
   "key" "provisioner.keySecret" "tls.crt" "provisioner.certificateSecret" "tls.key" "provisioner.certificateSecret" }}
 {{- range $kind, $source := .source }}
 {{- range $source.items }}

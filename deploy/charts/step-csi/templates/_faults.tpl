@@ -158,6 +158,7 @@ networkPolicy.{{ $path }}: the list is empty; with restrictEgress, it would allo
 {{- $sections := dict
   "caBundle" .issuer.caBundle
   "serverTLSBundle" .issuer.serverTLSBundle
+  "additionalRoots" .issuer.additionalRoots
   "provisioner.passwordSecret" $provisioner.passwordSecret
   "provisioner.keySecret" $provisioner.keySecret
   "provisioner.certificateSecret" $provisioner.certificateSecret
@@ -191,6 +192,10 @@ networkPolicy.{{ $path }}: the list is empty; with restrictEgress, it would allo
 {{- end }}
 {{- if and (eq (.issuer.serverTLS | default "") "bundle") (not (.issuer.serverTLSBundle | default dict).configMap) }}
 {{ $path }}.serverTLSBundle.configMap: name the ConfigMap with the roots that verify the server
+{{- end }}
+{{- $additional := .issuer.additionalRoots | default dict }}
+{{- if and $own $additional (not $additional.configMap) }}
+{{ $path }}.additionalRoots.configMap: name the ConfigMap with the roots to add, or remove additionalRoots
 {{- end }}
 {{- $provisioner := .issuer.provisioner | default dict }}
 {{- $password := $provisioner.passwordSecret | default dict }}

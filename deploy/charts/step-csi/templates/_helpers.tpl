@@ -167,6 +167,7 @@ issuers:
       tokenFile: token
     {{- with include "step-csi.issuerDuration" $own }}{{ nindent 4 . }}{{ end }}
     {{- with include "step-csi.raIssuerRoots" (dict "name" $name "authority" $issuer "issuer" $own) }}{{ nindent 4 . }}{{ end }}
+    {{- with include "step-csi.issuerAnchors" (dict "name" $name "issuer" $own) }}{{ nindent 4 . }}{{ end }}
 {{- end }}
 {{- end }}
 policy:
@@ -235,6 +236,9 @@ trustDomain: {{ default .Values.clusterDomain .Values.trustDomain }}
     {{- end }}
   {{- with include "step-csi.issuerDuration" $issuer }}{{ nindent 2 . }}{{ end }}
   {{- with include "step-csi.issuerRoots" (dict "mode" $.Values.mode "roots" $issuer.roots) }}{{ nindent 2 . }}{{ end }}
+  {{- if eq $.Values.mode "node" }}
+  {{- with include "step-csi.issuerAnchors" (dict "name" $name "issuer" $issuer) }}{{ nindent 2 . }}{{ end }}
+  {{- end }}
   {{- with include "step-csi.policy" ($issuer.policy | default dict) }}
   policy:
     {{- nindent 4 . }}
@@ -325,6 +329,16 @@ an interval of its own. */}}
 {{- with $roots -}}
 roots:
   {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What the node plugin adds to the roots of an issuer, in the volumes of pods. */}}
+{{- define "step-csi.issuerAnchors" -}}
+{{- if (.issuer.additionalRoots | default dict).configMap }}
+additionalRootsFile: issuers/{{ .name }}/additional.crt
+{{- end }}
+{{- if .issuer.publicRoots }}
+publicRoots: true
 {{- end }}
 {{- end }}
 
