@@ -23,9 +23,9 @@ demo: build ## Run the plugin with a real step-ca and two mTLS peers, 15 s (need
 	@$(SUDO) bin/step-csi-demo
 
 # -count 1: the test cache does not notice changes of binaries that tests build and run.
-# -p 1: each of these packages keeps two cores busy, and has certificates that live for
-# seconds.
-BUSY = ./test/crash ./test/integration
+# -p 1: each of these packages keeps two cores busy. Some have certificates that live for
+# seconds, and test/programs gives servers ports that no other package may take.
+BUSY = ./test/crash ./test/integration ./test/programs
 .PHONY: test
 test: ## Run every test (needs root for mounts)
 	@$(SUDO) test/setup.sh test

@@ -14,7 +14,8 @@ test)
 	need javac openjdk-17-jdk-headless # reads key stores; also has keytool
 	# The servers of test/programs.
 	need /usr/lib/postgresql postgresql
-	need mariadbd mariadb-server
+	need mariadbd mariadb-server-core
+	need mariadb mariadb-client-core
 	need redis-server redis-server
 	need nginx nginx-light
 	need haproxy haproxy
@@ -23,7 +24,11 @@ test)
 	need apache2 apache2
 	need mosquitto mosquitto
 	need memcached memcached
+	need etcd etcd-server
+	need socat socat
 	need curl curl
+	need /usr/bin/python3 python3-minimal
+	need node nodejs
 	;;
 e2e | load | try)
 	need buildah buildah
@@ -46,8 +51,10 @@ apt-get update -q >/dev/null
 # No service must run on the machine itself: invoke-rc.d(8) and deb-systemd-invoke(1) ask
 # this program.
 policy=/usr/sbin/policy-rc.d
+begin=$(mktemp)
+trap 'rm -f "$begin"' EXIT
 if [ ! -e $policy ]; then
-	trap 'rm -f $policy' EXIT
+	trap 'rm -f "$begin" $policy' EXIT
 	printf '#!/bin/sh\nexit 101\n' >$policy
 	chmod 755 $policy
 fi
@@ -59,3 +66,7 @@ case $missing in
 esac
 # Without recommended packages, which the tests do not need.
 apt-get install -qqy --no-install-recommends $missing >/dev/null
+# The machine does not start the new services when it boots, either.
+if [ -d /etc/systemd/system ]; then
+	find /etc/systemd/system -path '*.wants/*' -type l -newer "$begin" -delete
+fi

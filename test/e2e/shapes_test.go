@@ -3,18 +3,24 @@
 package e2e
 
 import (
+	"bytes"
+	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pavlo-v-chernykh/keystore-go/v4"
+	"software.sslmate.com/src/go-pkcs12"
 )
 
-// shapeObjects are a pod with all kinds of containers, a pod with volumes of two issuers,
-// a pod with a subPath, a pod in its own user namespace with a read-only root file system,
-// and a job.
+// shapeObjects are a pod with all kinds of containers, a pod with volumes of two issuers
+// and of several formats, a pod with a subPath, a pod in its own user namespace with a
+// read-only root file system, and a job.
 const shapeObjects = `
 apiVersion: v1
 kind: Pod
@@ -32,15 +38,16 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
-metadata: {name: issuers, namespace: shapes}
+metadata: {name: volumes, namespace: shapes}
 spec:
   terminationGracePeriodSeconds: 1
   automountServiceAccountToken: false
   containers:
-    - {name: app, image: "docker.io/library/busybox:1.37", imagePullPolicy: IfNotPresent, command: [sleep, "100000"], volumeMounts: [{name: default, mountPath: /etc/tls}, {name: other, mountPath: /etc/other}]}
+    - {name: app, image: "docker.io/library/busybox:1.37", imagePullPolicy: IfNotPresent, command: [sleep, "100000"], volumeMounts: [{name: default, mountPath: /etc/tls}, {name: other, mountPath: /etc/other}, {name: trust, mountPath: /etc/trust}]}
   volumes:
-    - {name: default, csi: {driver: csi.step-ca.io, volumeAttributes: {duration: 2h}}}
-    - {name: other, csi: {driver: csi.step-ca.io, volumeAttributes: {issuer: other}}}
+    - {name: default, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {duration: 2m, renew-before: 1m48s, bundle-file: bundle.pem, pkcs12-file: keystore.p12, jks-file: keystore.jks}}}
+    - {name: other, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {issuer: other, certificate-der-file: tls.der, owner-uid: "4711", privatekey-mode: "0400"}}}
+    - {name: trust, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {trust-only: "true", ca-directory: certs}}}
 ---
 apiVersion: v1
 kind: Pod
@@ -62,9 +69,10 @@ spec:
   automountServiceAccountToken: false
   securityContext: {runAsNonRoot: true, runAsUser: 4711, runAsGroup: 4711, fsGroup: 4712, seccompProfile: {type: RuntimeDefault}}
   containers:
-    - {name: app, image: "docker.io/library/busybox:1.37", imagePullPolicy: IfNotPresent, command: [sleep, "100000"], securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}, volumeMounts: [{name: tls, mountPath: /etc/tls}]}
+    - {name: app, image: "docker.io/library/busybox:1.37", imagePullPolicy: IfNotPresent, command: [sleep, "100000"], securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}, volumeMounts: [{name: tls, mountPath: /etc/tls}, {name: owned, mountPath: /etc/owned}]}
   volumes:
     - {name: tls, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {duration: 2m, renew-before: 1m48s}}}
+    - {name: owned, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {owner-uid: "4711", privatekey-mode: "0400"}}}
 ---
 apiVersion: batch/v1
 kind: Job
@@ -93,7 +101,10 @@ func shapes(t *testing.T) {
 		first[p.name] = p.files(t)
 	}
 	attachEphemeral(t, containers)
-	differentIssuers(t, shape("issuers"))
+	volumes := shape("volumes")
+	differentIssuers(t, volumes)
+	differentFormats(t, volumes)
+	leaf, password := formats(t, volumes)
 	jobEnds(t)
 	ownUsers(t, own)
 
@@ -101,6 +112,10 @@ func shapes(t *testing.T) {
 	third := subPath.waitRotation(t, second, 90*time.Second)
 	for _, p := range []pod{containers, own} {
 		p.waitRotation(t, first[p.name], 90*time.Second)
+	}
+	volumes.waitRotation(t, leaf, 90*time.Second)
+	if _, now := formats(t, volumes); now != password {
+		t.Error("the password of the key stores has changed at a renewal")
 	}
 	for _, container := range []string{"app", "sidecar", "ephemeral"} {
 		if certificateAt(t, containers, container, "/etc/tls/tls.crt").Equal(first[containers.name]) {
@@ -143,12 +158,69 @@ func attachEphemeral(t *testing.T, p pod) {
 func differentIssuers(t *testing.T, p pod) {
 	t.Helper()
 	p.waitReady(t)
-	for path, want := range map[string]time.Duration{"/etc/tls/tls.crt": 2 * time.Hour, "/etc/other/tls.crt": time.Hour} {
+	for path, want := range map[string]time.Duration{"/etc/tls/tls.crt": 2 * time.Minute, "/etc/other/tls.crt": time.Hour} {
 		leaf := certificateAt(t, p, "app", path)
 		// The CA backdates certificates by a minute.
 		if lifetime := leaf.NotAfter.Sub(leaf.NotBefore); lifetime < want || lifetime > want+2*time.Minute {
 			t.Errorf("%s is valid for %s, want %s", path, lifetime, want)
 		}
+	}
+}
+
+// formats returns the certificate of the first volume, and the password of its key stores.
+// It checks that all formats are of this certificate.
+func formats(t *testing.T, p pod) (leaf *x509.Certificate, password string) {
+	t.Helper()
+	out, err := p.exec("sh", "-euc", "cd /etc/tls/..data/; for f in tls.crt bundle.pem keystore.p12 keystore.jks keystore-password; do base64 $f | tr -d '\\n'; echo; done")
+	must(t, err)
+	var files [][]byte
+	for line := range strings.Lines(out) {
+		file, err := base64.StdEncoding.DecodeString(strings.TrimSpace(line))
+		must(t, err)
+		files = append(files, file)
+	}
+	block, _ := pem.Decode(files[0])
+	leaf, err = x509.ParseCertificate(block.Bytes)
+	must(t, err)
+	bundle, err := tls.X509KeyPair(files[1], files[1])
+	must(t, err)
+	password = string(files[4])
+	_, certificate, _, err := pkcs12.DecodeChain(files[2], password)
+	must(t, err)
+	jks := keystore.New()
+	must(t, jks.Load(bytes.NewReader(files[3]), files[4]))
+	entry, err := jks.GetPrivateKeyEntry("certificate", []byte(password))
+	must(t, err)
+	for format, got := range map[string][]byte{
+		"bundle-file": bundle.Certificate[0], "pkcs12-file": certificate.Raw, "jks-file": entry.CertificateChain[0].Content,
+	} {
+		if !bytes.Equal(got, leaf.Raw) {
+			t.Errorf("%s has another certificate than tls.crt", format)
+		}
+	}
+	return leaf, password
+}
+
+// differentFormats checks the formats and owners of the second and the third volume.
+func differentFormats(t *testing.T, p pod) {
+	t.Helper()
+	out, err := p.exec("sh", "-euc", "stat -L -c '%a %u' /etc/other/tls.key; base64 /etc/other/tls.der | tr -d '\\n'; echo; ls /etc/trust; echo ===; cat /etc/trust/certs/*.0")
+	must(t, err)
+	lines := strings.SplitN(out, "\n", 3)
+	if lines[0] != "400 4711" {
+		t.Errorf("mode and owner are %q, want %q", lines[0], "400 4711")
+	}
+	der, err := base64.StdEncoding.DecodeString(lines[1])
+	must(t, err)
+	if !bytes.Equal(der, certificateAt(t, p, "app", "/etc/other/tls.crt").Raw) {
+		t.Error("certificate-der-file has another certificate than tls.crt")
+	}
+	names, root, _ := strings.Cut(lines[2], "===\n")
+	if names != "ca.crt\ncerts\n" {
+		t.Errorf("the volume with trust only has the files %q", names)
+	}
+	if ca, err := p.exec("cat", "/etc/tls/ca.crt"); err != nil || root != ca {
+		t.Errorf("the directory of roots has another root than ca.crt: %v", err)
 	}
 }
 
@@ -166,18 +238,18 @@ func jobEnds(t *testing.T) {
 	})
 }
 
-// The pod is in a user namespace, and its files have the mode and the group that they
+// The pod is in a user namespace, and its files have the modes, owners and groups that they
 // have in other pods.
 func ownUsers(t *testing.T, p pod) {
 	t.Helper()
-	out, err := p.exec("sh", "-c", "stat -L -c '%a %u %g' /etc/tls/tls.key; cat /proc/self/uid_map")
+	out, err := p.exec("sh", "-euc", "stat -L -c '%a %u %g' /etc/tls/tls.key /etc/owned/tls.crt /etc/owned/tls.key; cat /proc/self/uid_map; grep -c PRIVATE /etc/owned/tls.key")
 	must(t, err)
 	lines := strings.Split(strings.TrimSpace(out), "\n")
-	if lines[0] != "440 0 4712" {
-		t.Errorf("mode, owner and group are %q", lines[0])
+	if got, want := strings.Join(lines[:3], ", "), "440 0 4712, 440 4711 4712, 400 4711 4712"; got != want {
+		t.Errorf("modes, owners and groups are %q, want %q", got, want)
 	}
-	if users := strings.Fields(lines[1]); len(users) != 3 || users[0] != "0" || users[1] == "0" {
-		t.Errorf("the pod has the user namespace of the node: %q", lines[1:])
+	if users := strings.Fields(lines[3]); len(users) != 3 || users[0] != "0" || users[1] == "0" {
+		t.Errorf("the pod has the user namespace of the node: %q", lines[3:])
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,9 @@ import (
 // containerAttack is the variable that makes the test binary a container with
 // CAP_SYS_ADMIN, which attacks the volume in its working directory.
 const containerAttack = "STEP_CSI_TEST_CONTAINER"
+
+// attackedFiles are those of a volume that is attacked.
+var attackedFiles = []string{"tls.crt", "tls.key", "ca.crt", "keystore.p12", "keystore-password"}
 
 // containerAttacks change a volume that is mounted writable in the working directory.
 var containerAttacks = map[string]func() error{
@@ -115,10 +119,24 @@ var containerAttacks = map[string]func() error{
 		}
 		return err
 	},
+	// The user who owns the files needs no capability for this.
+	"a full volume of their owner": func() (err error) {
+		as(filesOwner, func() {
+			var file *os.File
+			if file, err = os.OpenFile("tls.key", os.O_WRONLY, 0); err == nil {
+				_, err = io.CopyN(file, zeros{}, 2<<20)
+				file.Close()
+			}
+			if errors.Is(err, unix.ENOSPC) {
+				err = errors.Join(os.Chmod("tls.key", 0), os.WriteFile("keystore-password", []byte("\x00\n"), 0))
+			}
+		})
+		return err
+	},
 	"a read-only file system": func() error { return unix.Mount("", ".", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") },
 	// A process that opens a file with a lease waits for the holder of the lease.
 	"leases": func() error {
-		for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
+		for _, name := range attackedFiles {
 			file, err := os.OpenFile(name, os.O_RDWR, 0)
 			if err != nil {
 				return err
@@ -157,7 +175,7 @@ func setRecord(text string) error { return unix.Setxattr(".", "trusted.step-csi"
 // replacing replaces all files of the set in use.
 func replacing(put func(path string) error) func() error {
 	return func() (err error) {
-		for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
+		for _, name := range attackedFiles {
 			path := "..data/" + name
 			err = errors.Join(err, os.Remove(path), put(path))
 		}
@@ -247,7 +265,8 @@ func TestAttackByContainer(t *testing.T) {
 	node.Must(t, err)
 	pods := map[string]node.Pod{}
 	for attack := range containerAttacks {
-		p := node.Pod{Name: strings.ReplaceAll(strings.ReplaceAll(attack, " ", "-"), "'", ""), Attributes: map[string]string{"duration": "6s", "reuse-private-key": "true"}}
+		p := node.Pod{Name: strings.ReplaceAll(strings.ReplaceAll(attack, " ", "-"), "'", ""), Attributes: map[string]string{
+			"owner-uid": strconv.Itoa(filesOwner), "privatekey-mode": "0600", "pkcs12-file": "keystore.p12", "duration": "6s", "reuse-private-key": "true"}}
 		n.Publish(p)
 		pods[attack] = p
 	}

@@ -1,42 +1,29 @@
 package programs
 
 import (
-	"bytes"
-	"fmt"
-	"io"
-	"net"
-	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
-
-	"github.com/flexstack/step-csi/test/node"
 )
 
 func TestHAProxy(t *testing.T) {
 	t.Parallel()
-	haproxy(t, func(s *site) { node.Must(s.t, s.process.Process.Signal(syscall.SIGUSR2)) }, true)
+	haproxy(documented(t, "HAProxy"), nil).test(t)
 }
 
 // TestHAProxyRuntimeAPI does not replace the roots: HAProxy 2.6.12 crashes at the second
 // "commit ssl ca-file".
 func TestHAProxyRuntimeAPI(t *testing.T) {
 	t.Parallel()
-	haproxy(t, func(s *site) {
-		path := s.tls.file("bundle.pem")
-		bundle, err := os.ReadFile(path)
-		node.Must(s.t, err)
-		s.haproxyAPI(fmt.Sprintf("set ssl cert %s <<\n%s\n", path, bundle), "Transaction created for")
-		s.haproxyAPI(fmt.Sprintf("commit ssl cert %s\n", path), "Success!")
-	}, false)
+	page := documented(t, "HAProxy")
+	haproxy(page, func(s *site) {
+		mustRun(t, s.as, s.directory, "sh", "-ec", page.code("sh", 1, s.tls.path, "/run/haproxy/admin.sock", s.haproxyAPI()))
+	}).test(t)
 }
 
-func haproxy(t *testing.T, reload func(*site), followsRoots bool) {
-	t.Helper()
-	page := documented(t, "HAProxy")
-	server{
+// haproxy is HAProxy below step-csi-reload, or if reload is not nil, alone.
+func haproxy(page section, reload func(*site)) server {
+	return server{
 		section:      "HAProxy",
 		as:           account{uid: 99, fsGroup: 99},
 		volume:       page.attributes(0),
@@ -44,34 +31,22 @@ func haproxy(t *testing.T, reload func(*site), followsRoots bool) {
 		clientVolume: map[string]string{"service-names": "client"},
 		start: func(s *site) {
 			path := filepath.Join(s.directory, "haproxy.cfg")
-			write(t, s.as, path, "global\n stats socket "+s.haproxySocket()+" level admin\n"+
+			write(s.t, s.as, path, "global\n stats socket "+s.haproxyAPI()+" level admin\n"+
 				"defaults\n timeout connect 1m\n timeout client 1m\n timeout server 1m\n"+
-				strings.Replace(page.code("haproxy", 0, s.tls.path), "bind :8443", "bind 127.0.0.1:"+s.port, 1)+
+				page.code("haproxy", 0, s.tls.path, "bind :8443", "bind 127.0.0.1:"+s.port)+
 				"backend app\n mode http\n http-request return status 200\n")
-			s.run("haproxy", "-W", "-db", "-f", path)
+			command := page.code("sh", 0, s.tls.path, "/usr/local/etc/haproxy/haproxy.cfg", path)
+			if reload != nil {
+				_, command, _ = strings.Cut(command, " -- ") // without step-csi-reload
+			}
+			s.run(shell(command)...)
 		},
 		reload:       reload,
 		use:          (*site).curl,
 		refusal:      cutOff,
-		followsRoots: followsRoots,
-	}.test(t)
-}
-
-func (s *site) haproxySocket() string { return filepath.Join(s.directory, "api") }
-
-// haproxyAPI sends a command to the runtime API. The response must contain the text.
-func (s *site) haproxyAPI(command, text string) {
-	s.t.Helper()
-	connection, err := net.Dial("unix", s.haproxySocket())
-	node.Must(s.t, err)
-	defer connection.Close()
-	node.Must(s.t, connection.SetDeadline(time.Now().Add(time.Minute)))
-	_, err = io.WriteString(connection, command)
-	node.Must(s.t, err)
-	response, err := io.ReadAll(connection)
-	node.Must(s.t, err)
-	if !bytes.Contains(response, []byte(text)) {
-		first, _, _ := strings.Cut(command, "\n")
-		s.t.Fatalf("HAProxy responds to %q: %s", first, response)
+		followsRoots: reload == nil,
 	}
 }
+
+// haproxyAPI is the socket of the runtime API.
+func (s *site) haproxyAPI() string { return filepath.Join(s.directory, "api") }

@@ -3,10 +3,7 @@ package programs
 import (
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-
-	"github.com/flexstack/step-csi/test/node"
 )
 
 func TestHTTPD(t *testing.T) {
@@ -27,9 +24,9 @@ func TestHTTPD(t *testing.T) {
 				strings.Replace(page.code("apacheconf", 0, s.tls.path), "Listen 8443", "Listen 127.0.0.1:"+s.port, 1))
 			path := filepath.Join(s.directory, "httpd.conf")
 			write(t, s.as, path, config.String())
-			s.run("apache2", "-D", "FOREGROUND", "-d", s.directory, "-f", path)
+			// Debian's name of httpd is apache2.
+			s.run(shell(page.code("sh", 0, s.tls.path, " httpd ", " apache2 ", "/etc/httpd/httpd.conf", path), "-d", s.directory)...)
 		},
-		reload:       func(s *site) { node.Must(s.t, s.process.Process.Signal(syscall.SIGUSR1)) },
 		use:          (*site).curl,
 		refusal:      cutOff,
 		followsRoots: true,

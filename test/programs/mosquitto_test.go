@@ -18,9 +18,8 @@ func TestMosquitto(t *testing.T) {
 		start: func(s *site) {
 			path := filepath.Join(s.directory, "mosquitto.conf")
 			write(t, s.as, path, strings.Replace(page.code("text", 0, s.tls.path), "listener 8883", "listener "+s.port+" 127.0.0.1", 1))
-			s.run("mosquitto", "-c", path)
+			s.run(shell(page.code("sh", 0, s.tls.path, "/mosquitto/config/mosquitto.conf", path))...)
 		},
-		reload: hangUp,
 		use: func(s *site, client *volume) error {
 			// CONNECT with the client ID "c", and CONNACK with the code for success:
 			// https://docs.oasis-open.org/mqtt/mqtt/v3.1.1/os/mqtt-v3.1.1-os.html

@@ -21,7 +21,7 @@ func TestNATS(t *testing.T) {
 		start: func(s *site) {
 			path := filepath.Join(s.directory, "nats.conf")
 			write(t, s.as, path, "listen: \"127.0.0.1:"+s.port+"\"\n"+page.code("text", 0, s.tls.path))
-			s.run("nats-server", "--config", path)
+			s.run(shell(page.code("sh", 0, s.tls.path, "/etc/nats/nats.conf", path))...)
 		},
 		shows: func(s *site, client *volume) (*x509.Certificate, error) {
 			connection, _, err := s.dialNATS(client)
@@ -31,7 +31,6 @@ func TestNATS(t *testing.T) {
 			defer connection.Close()
 			return connection.ConnectionState().PeerCertificates[0], nil
 		},
-		reload: hangUp,
 		use: func(s *site, client *volume) error {
 			connection, responses, err := s.dialNATS(client)
 			if err != nil {

@@ -30,16 +30,15 @@ func nginx(t *testing.T, as account, n int) {
 		clientVolume: map[string]string{"service-names": "client"},
 		start: func(s *site) {
 			var config strings.Builder
-			config.WriteString("daemon off;\npid " + s.directory + "/pid;\nevents {}\nhttp {\naccess_log off;\n")
+			config.WriteString("pid " + s.directory + "/pid;\nevents {}\nhttp {\naccess_log off;\n")
 			for _, of := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
 				config.WriteString(of + "_temp_path " + s.directory + "/" + of + ";\n")
 			}
 			config.WriteString(strings.Replace(page.code("nginx", 0, s.tls.path), "listen 8443", "listen 127.0.0.1:"+s.port, 1) + "}\n")
 			path := filepath.Join(s.directory, "nginx.conf")
 			write(t, s.as, path, config.String())
-			s.run("nginx", "-e", "stderr", "-c", path)
+			s.run(shell(page.code("sh", 0, s.tls.path), "-e", "stderr", "-c", path)...)
 		},
-		reload:       hangUp,
 		use:          (*site).curl,
 		refusal:      "returned error: 400",
 		followsRoots: true,

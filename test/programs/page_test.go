@@ -2,6 +2,9 @@ package programs
 
 import (
 	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,4 +84,51 @@ func (s section) code(language string, n int, path string, oldnew ...string) str
 	}
 	s.t.Fatalf("docs/programs.md: %s has too few blocks of %s", s.title, language)
 	return ""
+}
+
+var (
+	row  = regexp.MustCompile(`^\| \[([^]]+)\]\(#[^)]+\) \|.*\| ([^|]+) \|$`)
+	test = regexp.MustCompile(`\bTest[A-Z]\w*`)
+)
+
+// Each program has a row and a section. The row names the tests of the program, or the section
+// says that there are none.
+func TestPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/programs.md")
+	node.Must(t, err)
+	var rows, sections []string
+	testedBy, text := map[string]string{}, map[string]string{}
+	for line := range strings.Lines(string(page)) {
+		line = strings.TrimSuffix(line, "\n")
+		if found := row.FindStringSubmatch(line); found != nil {
+			rows = append(rows, found[1])
+			testedBy[found[1]] = found[2]
+		} else if title, ok := strings.CutPrefix(line, "## "); ok {
+			sections = append(sections, title)
+		} else if len(sections) > 0 {
+			text[sections[len(sections)-1]] += line + "\n"
+		}
+	}
+	if len(rows) == 0 || !slices.Equal(rows, sections) {
+		t.Errorf("the table has the programs %q, and the sections are %q", rows, sections)
+	}
+	var code strings.Builder
+	files, err := filepath.Glob("*_test.go")
+	node.Must(t, err)
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		node.Must(t, err)
+		code.Write(content)
+	}
+	for _, program := range sections {
+		tests := test.FindAllString(testedBy[program], -1)
+		if none := strings.Contains(text[program], "Not tested here"); none != (testedBy[program] == "no") || none == (len(tests) > 0) {
+			t.Errorf("%s: the table says tested by %q, and the section says not tested: %v", program, testedBy[program], none)
+		}
+		for _, name := range append(tests, test.FindAllString(text[program], -1)...) {
+			if !strings.Contains(code.String(), "\nfunc "+name+"(t *testing.T) {\n") {
+				t.Errorf("%s: there is no %s", program, name)
+			}
+		}
+	}
 }

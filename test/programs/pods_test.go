@@ -79,7 +79,8 @@ type volume struct {
 	pods *pods
 	pod  node.Pod
 	// path is where the volume is mounted for the container.
-	path string
+	path     string
+	renewals int
 }
 
 // publish publishes the pod's volume and mounts it for its container, which may enter the
@@ -128,15 +129,13 @@ func (v *volume) leaf() *x509.Certificate {
 }
 
 // renew has the plugin renew the certificate at once. The kubelet's next call has another
-// attribute, which makes no difference to the files.
+// value of an attribute, which makes no difference to the files. Each value is a new one: the
+// plugin may still write the record of the previous renewal.
 func (v *volume) renew() {
 	v.pods.t.Helper()
 	before := v.leaf()
-	next := "20m"
-	if v.pod.Attributes["renew-before"] == next {
-		next = "21m"
-	}
-	v.pod = v.pod.With("renew-before", next)
+	v.renewals++
+	v.pod = v.pod.With("renew-before", fmt.Sprintf("20m%ds", v.renewals))
 	v.pods.node.Publish(v.pod)
 	node.Eventually(v.pods.t, time.Minute, v.pod.Name+"'s certificate is renewed", func() bool { return !v.leaf().Equal(before) })
 }

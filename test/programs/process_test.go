@@ -64,13 +64,18 @@ func (p *process) running() bool {
 	}
 }
 
-// run runs a program in the directory as that user, to its end. The error has its output.
+// run runs a program in the directory as that user, to its end, or kills it
+// after two minutes. The error has its output.
 func run(t testing.TB, as account, directory string, args ...string) (stdout string, err error) {
 	t.Helper()
 	c := command(t, as, directory, args...)
 	var out, all bytes.Buffer
 	c.Stdout, c.Stderr = &out, &all
-	if err := c.Run(); err != nil {
+	c.WaitDelay = 10 * time.Second // for children that have its output
+	node.Must(t, c.Start())
+	late := time.AfterFunc(2*time.Minute, func() { _ = c.Process.Kill() })
+	defer late.Stop()
+	if err := c.Wait(); err != nil {
 		return out.String(), fmt.Errorf("%q: %w\n%s%s", args, err, out.String(), all.String())
 	}
 	return out.String(), nil

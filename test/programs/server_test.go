@@ -201,14 +201,18 @@ func (s *site) refuses(when string, client *volume, matching string) {
 	switch err := s.use(s, client); {
 	case err == nil:
 		s.t.Errorf("%s, %s admits %s, which has the names %q of %q", when, s.section, client.pod.Name, client.leaf().DNSNames, client.leaf().Issuer)
-	case !regexp.MustCompile(matching).MatchString(err.Error()):
+	case !matches(matching, err):
 		s.t.Errorf("%s, the error of %s does not match %q: %v", when, client.pod.Name, matching, err)
 	}
 }
 
+func matches(pattern string, err error) bool {
+	return regexp.MustCompile(pattern).MatchString(err.Error())
+}
+
 // test starts the server, connects, renews all certificates, and connects again. The
 // process stays the same.
-func (of server) test(t testing.TB) {
+func (of server) test(t testing.TB) *site {
 	t.Helper()
 	s := newSite(t, of)
 	s.serves("at the start")
@@ -231,10 +235,5 @@ func (of server) test(t testing.TB) {
 	if s.process != nil && !s.process.running() {
 		t.Errorf("%s has ended: %s", s.section, s.process.ProcessState)
 	}
-}
-
-// hangUp reloads a server by SIGHUP.
-func hangUp(s *site) {
-	s.t.Helper()
-	node.Must(s.t, s.process.Process.Signal(syscall.SIGHUP))
+	return s
 }
