@@ -112,7 +112,7 @@ func (p pod) openStores(password string) error {
 
 // binary returns a file of the pod.
 func (p pod) binary(path string) ([]byte, error) {
-	text, err := p.exec("busybox", "base64", "-w0", path)
+	text, err := p.exec("base64", "-w0", path)
 	if err != nil {
 		return nil, err
 	}

@@ -70,7 +70,7 @@ var images = []image{
 }
 
 // applets are the commands that busybox provides.
-var applets = strings.Fields("sh mount ls cat sleep id stat wc sha256sum wget env readlink date true touch mkdir rm head tail sort grep ps kill test cp seq")
+var applets = strings.Fields("sh mount ls cat sleep id stat wc sha256sum wget env readlink date true touch mkdir rm head tail sort grep ps kill test cp seq base64")
 
 func main() {
 	archive, err := build(time.Now())
