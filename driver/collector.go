@@ -107,7 +107,7 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for name, i := range c.issuers {
 		send(c.waiting, float64(i.Scheduler.Waiting()), name)
 		roots := i.LatestRoots()
-		roots.Public = nil // nobody here can replace them
+		roots.Public = nil // the administrator cannot replace them
 		for _, root := range nextToExpire(roots.All(), time.Now()) {
 			send(c.rootExpiration, seconds(root.NotAfter), name, trust.Fingerprint(root))
 		}

@@ -19,26 +19,27 @@ const (
 	// preparedTime is how long after its last use a size counts as used. Then its keys are
 	// dropped.
 	preparedTime = time.Hour
-	// quietTime is how long nobody must have asked for a key before one is prepared: the pods
-	// that have got their keys need the cores for the rest of their publish.
+	// quietTime is how long after the last request for a key the next one is prepared: the
+	// pods that have got their keys need the cores for the rest of their publish.
 	quietTime = time.Second
 	// mostUses is how many uses of a size are remembered.
 	mostUses = 32
 )
 
-// preparedKeys are RSA keys that nobody has asked for yet, so that a pod that starts does
+// preparedKeys are RSA keys that no pod has asked for yet, so that a pod that starts does
 // not wait for one. A size has as many ready keys as it had uses within preparedTime, but at
 // most mostPrepared. So there are no keys, and no goroutine, where pods use no RSA keys, and
 // no more than one unused key for each used one.
 //
-// Keys are prepared one at a time, a second after the last use, while nobody generates an RSA
-// key or waits for one, and on half of a core at most. A key in progress cannot be interrupted: a request that arrives
-// does not wait for it, but shares the cores with it until it is ready.
+// Keys are prepared one at a time, a second after the last use, while no pod's RSA key is
+// generated or awaited, and on half of a core at most. A key in progress cannot be
+// interrupted: a request that arrives does not wait for it, but shares the cores with it until
+// it is ready.
 type preparedKeys struct {
 	// background runs the goroutine. Nothing is prepared if it is nil.
 	background func(func(context.Context))
 	generate   func(KeyType) (PrivateKey, error)
-	// busy tells whether somebody generates an RSA key or waits for one.
+	// busy tells whether a pod's RSA key is generated or awaited.
 	busy func() bool
 	// wake has an element after something changed.
 	wake chan struct{}
@@ -150,7 +151,7 @@ func pause(ctx context.Context, d time.Duration, wake <-chan struct{}) {
 
 // next drops the sizes that are not used any more. It returns a size that lacks a key, if
 // there is one: the one with the fewest ready keys, and of several the fastest to generate.
-// Otherwise, wait is when that can change, from now, if nobody uses a key. It is zero if no
+// Otherwise, wait is when that can change, from now, if no pod uses a key. It is zero if no
 // size is used.
 func (p *preparedKeys) next(now time.Time) (t KeyType, wait time.Duration) {
 	p.mu.Lock()
@@ -200,7 +201,7 @@ func (p *preparedKeys) forget() {
 }
 
 // use remembers a use. If there are too many, it forgets the first use of the namespace with
-// the most, and there of the pod with the most, so that nobody makes the others forgotten.
+// the most, and there of the pod with the most, so that no pod makes the others forgotten.
 func (s *preparedSize) use(o fair.Owner, now time.Time) {
 	s.expire(now)
 	s.uses = append(s.uses, keyUse{o, now})

@@ -234,7 +234,7 @@ func TestKeysArePreparedOnlyWhereNeeded(t *testing.T) {
 }
 
 // A size that nobody uses for an hour has no keys any more, while others stay. In the end,
-// there is no goroutine. The next use begins anew.
+// there is no goroutine. The next use starts it again.
 func TestUnusedPreparedKeysAreDropped(t *testing.T) {
 	virtualKeys(t, func(t *testing.T, k *slowKeys) {
 		for range 2 {

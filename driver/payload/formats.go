@@ -93,8 +93,8 @@ func (c contents) pemChain() ([]byte, error)     { return encodeCertificates(c.c
 func (c contents) pemFullChain() ([]byte, error) { return encodeCertificates(c.Chain), nil }
 func (c contents) pemRoots() ([]byte, error)     { return encodeCertificates(c.Roots.All()), nil }
 
-// pemSPIFFEBundle has no roots of other trust domains: whoever verifies with them would take
-// the identities of these domains for those of the pod's own one.
+// pemSPIFFEBundle has no roots of other trust domains: a program that verifies with them would
+// take the identities of these domains for those of the pod's own one.
 func (c contents) pemSPIFFEBundle() ([]byte, error) {
 	return encodeCertificates(ownRoots(c.Roots).All()), nil
 }

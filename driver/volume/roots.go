@@ -62,7 +62,7 @@ func (v *Volume) replaceRoots() (changed bool, err error) {
 	}
 	defer wipe(files)
 	if same {
-		// A root can be the CA's no more, and stay as an additional one.
+		// A root that the CA has removed can stay as an additional one.
 		own := trust.Same(v.roots.Own, roots.Own)
 		v.roots = roots
 		if !own && !v.attributes.TrustOnly {

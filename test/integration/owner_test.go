@@ -15,7 +15,7 @@ import (
 	"github.com/flexstack/step-csi/test/node"
 )
 
-// A user of the pod owns the files, and nobody else may read the key. The hardened plugin
+// A user of the pod owns the files, and no other user may read the key. The hardened plugin
 // still does everything that it does with files that root owns.
 func TestFilesOfAnotherOwner(t *testing.T) {
 	t.Parallel()

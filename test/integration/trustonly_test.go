@@ -20,7 +20,7 @@ import (
 
 // A volume with trust only follows a rotation of the CA's roots and the additional roots, also
 // over a restart of the plugin, before the kubelet publishes it again. It needs no token of
-// its pod, and nobody signs anything for it. Its directory is one by which OpenSSL verifies.
+// its pod, and no certificate is signed for it. Its directory is one by which OpenSSL verifies.
 func TestTrustOnly(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"node", "ra"} {
