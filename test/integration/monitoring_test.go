@@ -141,9 +141,9 @@ func TestAlertsThroughAnOutage(t *testing.T) {
 	}
 	prometheus.expectVolumes(n, address, long, short)
 	prometheus.waitFiring(30 * time.Second)
-	if root := prometheus.query(`ALERTS{alertname="StepCSIRootExpiring",issuer="default",fingerprint="` + ca.Fingerprint() + `"}`); len(root) != 1 {
-		t.Errorf("alerts about the root: %v", root)
-	}
+	node.Eventually(t, time.Minute, "an alert about the root", func() bool {
+		return len(prometheus.query(`ALERTS{alertname="StepCSIRootExpiring",issuer="default",fingerprint="`+ca.Fingerprint()+`"}`)) == 1
+	})
 
 	ca.Stop()
 	prometheus.waitFiring(90*time.Second, "StepCSICAUnreachable", "StepCSICertificateExpiring", "StepCSIRenewalFailing")
