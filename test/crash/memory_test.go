@@ -186,6 +186,11 @@ func TestMemoryLimit(t *testing.T) {
 		"usual":      {map[string]string{"service-names": "web", "duration": "15s"}, 0, 200},
 		"largest":    {map[string]string{"dns-names": manyNames(), "duration": "15s"}, 0, 200},
 		"many roots": {map[string]string{"service-names": "web", "duration": "15s"}, 120, 50},
+		"all formats": {map[string]string{
+			"service-names": "web", "duration": "15s", "chain": "leaf", "ca-directory": "certs", "spiffe-bundle-file": "own.crt",
+			"bundle-file": "bundle.pem", "certificate-der-file": "tls.crt.der", "privatekey-der-file": "tls.key.der",
+			"pkcs12-file": "keystore.p12", "pkcs12-truststore-file": "truststore.p12", "jks-file": "keystore.jks", "jks-truststore-file": "truststore.jks",
+		}, 0, 100},
 	} {
 		attributes := test.attributes
 		t.Run(name, func(t *testing.T) {
