@@ -253,7 +253,7 @@ func toolArgs(args ...string) []string {
 
 // installCA runs the commands of the README's quick start, with a CA that is kept when its
 // pod is deleted. Then it allows lifetimes of 5 seconds and more, and adds a provisioner for
-// a second issuer, as installPlugin does.
+// a second issuer, and additional roots, as installPlugin does.
 func installCA() error {
 	for _, mark := range []string{"**1. A step-ca", "**2. A namespace"} {
 		_, err := shellBlock("README.md", mark, func(script string) string {
@@ -273,6 +273,10 @@ func installCA() error {
 		return err
 	}
 	_, err = command("kubectl", "-n", plugin, "create", "secret", "generic", "other-provisioner", "--from-literal=password=other-password")
+	if err != nil {
+		return err
+	}
+	_, err = setAdditionalRoots()
 	return err
 }
 
@@ -291,6 +295,7 @@ func installPlugin(values ...string) error {
 		"--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=3s,issuers.default.duration.min=5s",
 		"--set", "issuers.other.url=https://step-ca.flexstack-identity.svc.cluster.local:9000,issuers.other.caBundle.configMap=step-csi-ca-root,issuers.other.caBundle.key=root_ca.crt",
 		"--set", "issuers.other.provisioner.type=jwk,issuers.other.provisioner.name=other,issuers.other.provisioner.passwordSecret.name=other-provisioner,issuers.other.provisioner.passwordSecret.key=password",
+		"--set", "issuers.other.additionalRoots.configMap=additional-roots,issuers.other.roots.refresh=2s",
 	}, values...)...)
 }
 

