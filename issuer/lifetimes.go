@@ -15,6 +15,49 @@ import (
 // value is not configured, or not known.
 type Lifetimes struct{ Default, Min, Max time.Duration }
 
+// LifetimeTexts are Lifetimes as configuration files have them. An empty text is not
+// configured.
+type LifetimeTexts struct {
+	Default string `json:"default"`
+	Max     string `json:"max"`
+	Min     string `json:"min"`
+}
+
+// Parse returns what is configured. The errors name the key below the issuer.
+func (t LifetimeTexts) Parse() (l Lifetimes, err error) {
+	if l.Max, err = ParseDuration("duration.max", t.Max, 0); err != nil {
+		return l, err
+	}
+	if l.Min, err = ParseDuration("duration.min", t.Min, 0); err != nil {
+		return l, err
+	}
+	if l.Default, err = ParseDuration("duration.default", t.Default, 0); err != nil {
+		return l, err
+	}
+	switch {
+	case l.Max > 0 && l.Min > l.Max:
+		return l, fmt.Errorf("duration.min: %s is longer than duration.max, %s", l.Min, l.Max)
+	case l.Default > 0 && l.Default < l.Min:
+		return l, fmt.Errorf("duration.default: %s is shorter than duration.min, %s", l.Default, l.Min)
+	case l.Max > 0 && l.Default > l.Max:
+		return l, fmt.Errorf("duration.default: %s is longer than duration.max, %s", l.Default, l.Max)
+	}
+	return l, nil
+}
+
+// ParseDuration parses a duration of a configuration file, of at least a second. The key is
+// for the error. An empty text means otherwise.
+func ParseDuration(key, text string, otherwise time.Duration) (time.Duration, error) {
+	if text == "" {
+		return otherwise, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Second {
+		return 0, fmt.Errorf("%s: %q is not a duration of at least a second, such as 24h or 90m", key, text)
+	}
+	return d, nil
+}
+
 // ProvisionerClaims are the claims of a provisioner about the lifetimes of certificates.
 // step-ca does not show the claims that a provisioner inherits from the whole CA: they
 // are zero.
@@ -52,6 +95,12 @@ func (i *Issuer) DefaultLifetime() time.Duration {
 	return 0
 }
 
+// WithoutClaims returns the lifetime that the policy sees if the pod requests none, while
+// the claims of the CA's provisioner are not known.
+func (l Lifetimes) WithoutClaims() time.Duration {
+	return cmp.Or(l.Default, l.within(stepCALifetime))
+}
+
 // within returns the lifetime that is nearest to d.
 func (l Lifetimes) within(d time.Duration) time.Duration {
 	if l.Max > 0 {
@@ -68,7 +117,7 @@ func (i *Issuer) withDefaultLifetime(req SigningRequest) SigningRequest {
 	req.DefaultLifetime = i.lifetimes.Default == 0
 	req.Request.Duration = i.DefaultLifetime()
 	if _, ok := i.signer.(LifetimeClaims); ok && req.Request.Duration == 0 {
-		req.Request.Duration = i.lifetimes.within(stepCALifetime) // until withClaimedLifetime
+		req.Request.Duration = i.lifetimes.WithoutClaims() // until withClaimedLifetime
 	}
 	return req
 }

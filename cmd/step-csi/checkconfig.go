@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/flexstack/step-csi/issuer/policy"
 	"github.com/flexstack/step-csi/issuer/ra/server"
 )
 
@@ -97,32 +98,32 @@ func (c *config) summary() string {
 
 // summary says who signs and by which policy, and which roots are added. common is the policy
 // of issuers without one of their own.
-func (f issuerFile) summary(common policyFile) string {
+func (f issuerFile) summary(common policy.Rules) string {
 	return f.signs(common) + f.anchorsFile.summary()
 }
 
-func (f issuerFile) signs(common policyFile) string {
+func (f issuerFile) signs(common policy.Rules) string {
 	at := cmp.Or(f.URL, strings.Join(f.URLs, ", "))
 	if f.Provisioner.Type == typeRA {
 		return "the registration authority at " + at + ", which has the policy"
 	}
 	rules := "the default policy"
-	switch effective := common.of(f.Policy); {
-	case !f.Policy.isEmpty():
-		rules = "a policy of its own" + effective.summary()
-	case !common.isEmpty():
-		rules = "the common policy" + effective.summary()
+	switch effective := common.Of(f.Policy); {
+	case !f.Policy.IsEmpty():
+		rules = "a policy of its own" + summarize(effective)
+	case !common.IsEmpty():
+		rules = "the common policy" + summarize(effective)
 	}
 	return fmt.Sprintf("%s provisioner %q at %s; %s", strings.ToUpper(f.Provisioner.Type), f.Provisioner.Name, at, rules)
 }
 
-// summary says what the policy has, in parentheses.
-func (f policyFile) summary() string {
-	parts := []string{fmt.Sprintf("validations: %d", len(f.Validations))}
-	if len(f.AllowSubjectFields) > 0 {
-		parts = append(parts, "subject fields: "+strings.Join(f.AllowSubjectFields, ", "))
+// summarize says what the policy has, in parentheses.
+func summarize(r policy.Rules) string {
+	parts := []string{fmt.Sprintf("validations: %d", len(r.Validations))}
+	if len(r.AllowSubjectFields) > 0 {
+		parts = append(parts, "subject fields: "+strings.Join(r.AllowSubjectFields, ", "))
 	}
-	if f.AllowTemplateData {
+	if r.AllowTemplateData {
 		parts = append(parts, "template data")
 	}
 	return " (" + strings.Join(parts, "; ") + ")"

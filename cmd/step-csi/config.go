@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -33,7 +31,7 @@ type configFile struct {
 	Issuers       map[string]issuerFile `json:"issuers"`
 	Policy        struct {
 		AllowShortNames bool `json:"allowShortNames"`
-		policyFile
+		policy.Rules
 	} `json:"policy"`
 	Metrics struct {
 		PerVolume bool `json:"perVolume"`
@@ -48,33 +46,6 @@ type configFile struct {
 		VolumesPerPod  *int `json:"volumesPerPod"`
 		VolumesPerNode int  `json:"volumesPerNode"`
 	} `json:"limits"`
-}
-
-// policyFile is a policy: that of all issuers, or an issuer's own.
-type policyFile struct {
-	// The validations decide about these subject fields, and about template data. All others
-	// are denied.
-	AllowSubjectFields []string            `json:"allowSubjectFields"`
-	AllowTemplateData  bool                `json:"allowTemplateData"`
-	Validations        []policy.Validation `json:"validations"`
-}
-
-// isEmpty tells whether an issuer has no policy of its own.
-func (f policyFile) isEmpty() bool {
-	return len(f.Validations) == 0 && len(f.AllowSubjectFields) == 0 && !f.AllowTemplateData
-}
-
-// of returns an issuer's policy: its own, or this one. An own policy without validations has
-// those of this one. It inherits nothing else: what this one's validations restrict, its own
-// validations may know nothing about.
-func (f policyFile) of(own policyFile) policyFile {
-	if own.isEmpty() {
-		return f
-	}
-	if len(own.Validations) == 0 {
-		own.Validations = f.Validations
-	}
-	return own
 }
 
 // authorityFile is the part for the registration authority alone.
@@ -111,7 +82,7 @@ type config struct {
 	reserved        *policy.Reserved
 	allowShortNames bool
 	issuers         map[string]configured
-	common          policyFile // the policy of issuers without one of their own
+	common          policy.Rules // the policy of issuers without one of their own
 
 	// Only a node plugin has these.
 	minInterval                   time.Duration
@@ -181,7 +152,7 @@ func (f *configFile) node(directory string) (*config, error) {
 func (f *configFile) parseLimits(c *config) (err error) {
 	c.minInterval, c.volumesPerPod = time.Minute, 32
 	if f.Renewal != nil {
-		if c.minInterval, err = parseDuration("renewal.minInterval", f.Renewal.MinInterval, c.minInterval); err != nil {
+		if c.minInterval, err = issuer.ParseDuration("renewal.minInterval", f.Renewal.MinInterval, c.minInterval); err != nil {
 			return err
 		}
 	}
@@ -237,7 +208,7 @@ func (f *configFile) ra(directory string) (*config, error) {
 // check checks what both have in common. refresh is the default of roots.refresh. The error
 // has a line for each issuer that is wrong, and one for the policy.
 func (f *configFile) check(directory string, refresh time.Duration) (*config, error) {
-	c := &config{allowShortNames: f.Policy.AllowShortNames, issuers: map[string]configured{}, common: f.Policy.policyFile}
+	c := &config{allowShortNames: f.Policy.AllowShortNames, issuers: map[string]configured{}, common: f.Policy.Rules}
 	if len(f.Issuers) == 0 {
 		return c, errors.New("issuers: there is none; add at least one, such as default")
 	}
@@ -257,7 +228,7 @@ func (f *configFile) check(directory string, refresh time.Duration) (*config, er
 		for _, err := range each(err) {
 			wrong = append(wrong, fmt.Errorf("issuers.%s.%w", name, err))
 		}
-		if policyErr == nil || !i.Policy.isEmpty() {
+		if policyErr == nil || !i.Policy.IsEmpty() {
 			var policyErr error
 			if made.allow, policyErr = c.allow(name, i); policyErr != nil {
 				wrong = append(wrong, fmt.Errorf("issuers.%s.policy: %w", name, policyErr))
@@ -342,15 +313,7 @@ func (f *configFile) reserve(c *config) (*policy.Reserved, error) {
 	if f.Authority != nil {
 		urls = append(urls, f.Authority.Kubernetes.URL)
 	}
-	for _, text := range urls {
-		u, err := url.Parse(strings.TrimSpace(text))
-		if err != nil {
-			continue // the code that uses the URL rejects it
-		}
-		if host, err := names.ParseHost(u.Hostname()); err == nil {
-			hosts = append(hosts, host)
-		}
-	}
+	hosts = append(hosts, policy.HostsOf(urls...)...)
 	if host, err := names.ParseHost(kubernetesHost()); err == nil {
 		hosts = append(hosts, host)
 	}
@@ -365,24 +328,24 @@ func kubernetesHost() string { return os.Getenv("KUBERNETES_SERVICE_HOST") }
 // registration authority, the authority's policy decides.
 func (c *config) allow(name string, i issuerFile) (issuer.Policy, error) {
 	switch {
-	case i.Provisioner.Type == typeRA && !i.Policy.isEmpty():
+	case i.Provisioner.Type == typeRA && !i.Policy.IsEmpty():
 		return nil, errors.New("the registration authority decides what a pod may have; move this policy to its configuration")
 	case i.Provisioner.Type == typeRA:
 		return func(context.Context, issuer.Pod, issuer.Request) error { return nil }, nil
 	}
-	return c.policy(name, c.common.of(i.Policy))
+	return c.policy(name, c.common.Of(i.Policy))
 }
 
-func (c *config) policy(name string, f policyFile) (issuer.Policy, error) {
+func (c *config) policy(name string, r policy.Rules) (issuer.Policy, error) {
 	p, err := policy.New(policy.Config{
 		ClusterDomain:      c.clusterDomain,
 		TrustDomain:        c.trustDomain,
 		AllowShortNames:    c.allowShortNames,
-		AllowSubjectFields: f.AllowSubjectFields,
-		AllowTemplateData:  f.AllowTemplateData,
+		AllowSubjectFields: r.AllowSubjectFields,
+		AllowTemplateData:  r.AllowTemplateData,
 		Issuer:             name,
 		Reserved:           c.reserved,
-		Validations:        f.Validations,
+		Validations:        r.Validations,
 	})
 	if err != nil {
 		return nil, err

@@ -27,15 +27,11 @@ type issuerFile struct {
 	URL  string   `json:"url"`
 	URLs []string `json:"urls"` // of one CA, in the order of preference, instead of URL
 	serverTLSFile
-	Fingerprint  string          `json:"fingerprint"`
-	CABundleFile string          `json:"caBundleFile"`
-	Provisioner  provisionerFile `json:"provisioner"`
-	Duration     struct {
-		Default string `json:"default"`
-		Max     string `json:"max"`
-		Min     string `json:"min"`
-	} `json:"duration"`
-	Roots struct {
+	Fingerprint  string               `json:"fingerprint"`
+	CABundleFile string               `json:"caBundleFile"`
+	Provisioner  provisionerFile      `json:"provisioner"`
+	Duration     issuer.LifetimeTexts `json:"duration"`
+	Roots        struct {
 		Refresh      string `json:"refresh"`
 		Federation   bool   `json:"federation"`
 		Pinned       bool   `json:"pinned"`
@@ -43,7 +39,7 @@ type issuerFile struct {
 		CABundleFile string `json:"caBundleFile"`
 	} `json:"roots"`
 	anchorsFile
-	Policy policyFile `json:"policy"`
+	Policy policy.Rules `json:"policy"`
 }
 
 type provisionerFile struct {
@@ -77,10 +73,10 @@ type closingSigner interface {
 // as the file says, or as otherwise says. The signer adds the CA's names to reserved.
 func (f issuerFile) configure(name, directory string, otherwise time.Duration, reserved *policy.Reserved) (c configured, err error) {
 	c.file = f
-	if c.lifetimes, err = f.lifetimes(); err != nil {
+	if c.lifetimes, err = f.Duration.Parse(); err != nil {
 		return c, err
 	}
-	if c.rootsRefresh, err = parseDuration("roots.refresh", f.Roots.Refresh, otherwise); err != nil {
+	if c.rootsRefresh, err = issuer.ParseDuration("roots.refresh", f.Roots.Refresh, otherwise); err != nil {
 		return c, err
 	}
 	if c.additionalRoots, err = f.additionalRoots(directory); err != nil {
@@ -276,37 +272,4 @@ func secretFile(path string) func() ([]byte, error) {
 		}
 		return bytes.TrimRight(secret, "\r\n"), nil
 	}
-}
-
-// lifetimes returns what is configured. Where nothing is, the CA's provisioner decides.
-func (f issuerFile) lifetimes() (l issuer.Lifetimes, err error) {
-	if l.Max, err = parseDuration("duration.max", f.Duration.Max, 0); err != nil {
-		return l, err
-	}
-	if l.Min, err = parseDuration("duration.min", f.Duration.Min, 0); err != nil {
-		return l, err
-	}
-	if l.Default, err = parseDuration("duration.default", f.Duration.Default, 0); err != nil {
-		return l, err
-	}
-	switch {
-	case l.Max > 0 && l.Min > l.Max:
-		return l, fmt.Errorf("duration.min: %s is longer than duration.max, %s", l.Min, l.Max)
-	case l.Default > 0 && l.Default < l.Min:
-		return l, fmt.Errorf("duration.default: %s is shorter than duration.min, %s", l.Default, l.Min)
-	case l.Max > 0 && l.Default > l.Max:
-		return l, fmt.Errorf("duration.default: %s is longer than duration.max, %s", l.Default, l.Max)
-	}
-	return l, nil
-}
-
-func parseDuration(key, text string, otherwise time.Duration) (time.Duration, error) {
-	if text == "" {
-		return otherwise, nil
-	}
-	d, err := time.ParseDuration(text)
-	if err != nil || d < time.Second {
-		return 0, fmt.Errorf("%s: %q is not a duration of at least a second, such as 24h or 90m", key, text)
-	}
-	return d, nil
 }

@@ -156,20 +156,13 @@ func decision(v Validation, issuer string, shortNames bool) string {
 }
 
 // Check decides whether the pod may have what it requests. A denial wraps
-// issuer.Denied and has the message of the first validation that does not hold.
+// issuer.Denied and has the message of the first rule that does not hold.
 // A validation that cannot be evaluated denies, too. Any other error is that of
 // ctx.
 func (p *Policy) Check(ctx context.Context, pod issuer.Pod, req issuer.Request) error {
-	if err := errors.Join(checkPod(pod), names.CheckTotal(req.AlternativeNames()), p.reserved.check(req)); err != nil {
-		return fmt.Errorf("%w: %w", issuer.Denied, err)
-	}
-	if err := p.subject.check(req); err != nil {
-		return fmt.Errorf("%w: %w", issuer.Denied, err)
-	}
-	vars := p.variables(pod, req)
-	for _, v := range p.validations {
-		if err := v.check(ctx, vars); err != nil {
-			return err
+	for result := range p.Results(ctx, pod, req) {
+		if result.Err != nil {
+			return result.Err
 		}
 	}
 	return nil

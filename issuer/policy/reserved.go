@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,6 +51,21 @@ func NewReserved(domain names.ClusterDomain, hosts ...names.Host) *Reserved {
 		r.fixed.add(text, domain)
 	}
 	return r
+}
+
+// HostsOf returns the hosts of the URLs of CAs and others. It leaves out a text that is not a
+// URL with a host, which the code that uses the URL rejects.
+func HostsOf(urls ...string) (hosts []names.Host) {
+	for _, text := range urls {
+		u, err := url.Parse(strings.TrimSpace(text))
+		if err != nil {
+			continue
+		}
+		if host, err := names.ParseHost(u.Hostname()); err == nil {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
 }
 
 // Learn adds the names of a certificate that a CA or a registration authority has shown

@@ -41,6 +41,8 @@ func (v Validation) same(other Validation) bool {
 // validation is a compiled Validation.
 type validation struct {
 	name string
+	// text is the expression as configured.
+	text string
 	// decision says who decides, after the message of a denial.
 	decision   string
 	expression cel.Program
@@ -50,7 +52,7 @@ type validation struct {
 }
 
 func (v Validation) compile(env *cel.Env, name string) (compiled validation, err error) {
-	compiled = validation{name: name, message: v.Message}
+	compiled = validation{name: name, text: v.Expression, message: v.Message}
 	if v.Message == "" {
 		compiled.message = "failed expression: " + strings.TrimSpace(v.Expression)
 	}
