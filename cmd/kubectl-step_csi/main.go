@@ -30,6 +30,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"convert", "rewrite manifests for cert-manager or autocert for step-csi", convert},
+		{"policy test", "evaluate a policy for a pod, offline", testPolicy},
 		{"version", "print the version", printVersion},
 	}
 }
@@ -65,6 +66,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return 0
 		case errors.Is(err, errUsage):
 			return 2
+		case errors.Is(err, errDenied):
+			return 1
 		}
 		fmt.Fprintf(stderr, "kubectl step-csi %s: %v\n", c.name, err)
 		return 1

@@ -62,6 +62,21 @@ func Identity(volumeContext map[string]string, node string) (pod issuer.Pod, use
 	return pod, user, nil
 }
 
+// VolumeContext returns the context that the kubelet makes for a volume of the pod with the
+// user's attributes: what Identity splits. User keys of the kubelet are overwritten.
+func VolumeContext(pod issuer.Pod, user map[string]string) map[string]string {
+	made := maps.Clone(user)
+	if made == nil {
+		made = map[string]string{}
+	}
+	made[kubeletPrefix+"pod.namespace"] = pod.Namespace
+	made[kubeletPrefix+"pod.name"] = pod.Name
+	made[kubeletPrefix+"pod.uid"] = pod.UID
+	made[kubeletPrefix+"serviceAccount.name"] = pod.ServiceAccount
+	made[kubeletPrefix+"ephemeral"] = "true"
+	return made
+}
+
 // tokensKey holds the pod's service-account tokens, by audience.
 // See https://kubernetes-csi.github.io/docs/token-requests.html.
 const tokensKey = kubeletPrefix + "serviceAccount.tokens"
