@@ -23,11 +23,12 @@ calls neither the cluster nor a CA.
       --service-names orders --dns-names orders.example.com
   kubectl step-csi policy test -f values.yaml --pod deployment.yaml
 
-The flags of the request are the volume attributes of the pod. With --pod, the request is that
-of each volume of the driver in the manifests.
+The flags named like volume attributes, and --attribute, describe the pod's request.
+With --pod, the manifests have them: each volume of the driver is a request. The file - is the
+standard input.
 
-The names in the certificate that the CA shows, and the address of the API server, are
-reserved, too, but not known here.
+Three things are not known here: the names in the certificate that the CA shows and the address
+of the API server, which no pod gets, and the default lifetime of the CA's provisioner.
 
 The exit status is 0 if the policy allows all requests, 1 if it denies one, and 2 if a flag or
 a file is wrong, such as a policy that does not compile.
@@ -37,18 +38,18 @@ a file is wrong, such as a policy that does not compile.
 // status is 1.
 var errDenied = errors.New("denied")
 
-// shorthands are the attributes that have a flag of their own.
-var shorthands = []struct{ key, value, text string }{
-	{"issuer", "NAME", "issuer of the configuration"},
-	{"service-names", "LIST", "names of Services, separated by commas"},
-	{"dns-names", "LIST", "DNS names"},
-	{"ip-sans", "LIST", "IP addresses"},
-	{"uri-sans", "LIST", "URIs"},
-	{"email-sans", "LIST", "e-mail addresses"},
-	{"spiffe", "BOOL", "false: without the SPIFFE ID of the service account"},
-	{"common-name", "NAME", "common name"},
-	{"organizations", "LIST", "organizations"},
-	{"duration", "DURATION", "lifetime"},
+// shorthands are the attributes that have a flag of their own, with its help.
+var shorthands = []struct{ key, usage string }{
+	{"issuer", "`NAME` of the issuer"},
+	{"service-names", "`LIST` of names of Services, separated by commas"},
+	{"dns-names", "`LIST` of DNS names"},
+	{"ip-sans", "`LIST` of IP addresses"},
+	{"uri-sans", "`LIST` of URIs"},
+	{"email-sans", "`LIST` of e-mail addresses"},
+	{"spiffe", "false leaves out the SPIFFE ID of the service account, `BOOL`"},
+	{"common-name", "common name, `TEXT`"},
+	{"organizations", "`LIST` of organizations"},
+	{"duration", "lifetime, a `DURATION` such as 8h"},
 }
 
 // policyTestFlags are the flags.
@@ -84,28 +85,28 @@ func testPolicy(ctx context.Context, args []string, stdin io.Reader, stdout, std
 func parsePolicyTest(args []string, stdout, stderr io.Writer) (policyTestFlags, error) {
 	o := policyTestFlags{Options: policytest.Options{Attributes: map[string]string{}}}
 	flags := flag.NewFlagSet("policy test", flag.ContinueOnError)
-	flags.Func("f", "`FILE` of chart values, repeated as for helm, or a configuration file of step-csi ra or step-csi node; - is the standard input. Default: the chart's defaults",
+	flags.Func("f", "`FILE` of chart values, repeated as with helm, or the configuration file of step-csi ra or step-csi node; default: the chart's defaults",
 		func(path string) error { o.Files = append(o.Files, path); return nil })
-	flags.StringVar(&o.Release.Name, "release", "step-csi", "`NAME` of the Helm release, for reserved names")
-	flags.StringVar(&o.Release.Namespace, "release-namespace", "step-ca", "`NAMESPACE` of the Helm release, for reserved names")
-	flags.StringVar(&o.PodFile, "pod", "", "`FILE` with the manifests of pods, or of objects that make pods; - is the standard input")
+	flags.StringVar(&o.Release.Name, "release", "step-csi", "`NAME` of the Helm release, whose Services have reserved names")
+	flags.StringVar(&o.Release.Namespace, "release-namespace", "step-ca", "`NAMESPACE` of the Helm release")
+	flags.StringVar(&o.PodFile, "pod", "", "`FILE` with the manifests of pods, or of Deployments and others that make pods")
 	flags.StringVar(&o.Pod.Namespace, "namespace", "", "`NAMESPACE` of the pod; default: that of the manifest, or default")
-	flags.StringVar(&o.Pod.Namespace, "n", "", "short for --namespace `NAMESPACE`")
+	flags.StringVar(&o.Pod.Namespace, "n", "", "the same, `NAMESPACE`")
 	flags.StringVar(&o.Pod.ServiceAccount, "service-account", "", "`NAME` of the pod's service account; default: that of the manifest, or default")
 	flags.StringVar(&o.Pod.Name, "pod-name", "", "`NAME` of the pod; default: one as its controller makes it, or test-pod")
 	flags.StringVar(&o.Pod.UID, "pod-uid", "00000000-0000-4000-8000-000000000000", "`UID` of the pod")
 	flags.StringVar(&o.Pod.Node, "node", "", "`NAME` of the pod's node; default: that of the manifest, or node")
 	for _, s := range shorthands {
-		flags.Func(s.key, fmt.Sprintf("the volume attribute `%s`: %s", s.value, s.text), func(value string) error { return o.setAttribute(s.key, value) })
+		flags.Func(s.key, s.usage, func(value string) error { return o.setAttribute(s.key, value) })
 	}
-	flags.Func("attribute", "any volume attribute, `KEY=VALUE`; can be repeated", func(text string) error {
+	flags.Func("attribute", "another volume attribute, `KEY=VALUE`; can be repeated", func(text string) error {
 		key, value, found := strings.Cut(text, "=")
 		if !found {
 			return errors.New("write KEY=VALUE")
 		}
 		return o.setAttribute(key, value)
 	})
-	flags.Func("o", "output `FORMAT`: json", func(format string) error {
+	flags.Func("o", "output `FORMAT`; json, or text for people by default", func(format string) error {
 		if o.output = format; format != "json" {
 			return errors.New("the only format is json")
 		}

@@ -35,7 +35,7 @@ type Verdict struct {
 	Pod     issuer.Pod `json:"pod"`
 	Volume  string     `json:"volume,omitempty"`
 	Issuer  string     `json:"issuer,omitempty"`
-	Request *request   `json:"request,omitempty"`
+	Request *Request   `json:"request,omitempty"`
 	Rules   []Rule     `json:"rules,omitempty"`
 	Allowed bool       `json:"allowed"`
 	// Event is the reason in the pod's event of a denial.
