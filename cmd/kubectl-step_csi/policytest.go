@@ -38,18 +38,23 @@ a file is wrong, such as a policy that does not compile.
 // status is 1.
 var errDenied = errors.New("denied")
 
-// shorthands are the attributes that have a flag of their own, with its help.
-var shorthands = []struct{ key, usage string }{
-	{"issuer", "`NAME` of the issuer"},
-	{"service-names", "`LIST` of names of Services, separated by commas"},
-	{"dns-names", "`LIST` of DNS names"},
-	{"ip-sans", "`LIST` of IP addresses"},
-	{"uri-sans", "`LIST` of URIs"},
-	{"email-sans", "`LIST` of e-mail addresses"},
-	{"spiffe", "false leaves out the SPIFFE ID of the service account, `BOOL`"},
-	{"common-name", "common name, `TEXT`"},
-	{"organizations", "`LIST` of organizations"},
-	{"duration", "lifetime, a `DURATION` such as 8h"},
+// attributeFlag is a volume attribute with a flag of its own.
+type attributeFlag struct{ key, usage string }
+
+// shorthands returns the attributes with a flag of their own.
+func shorthands() []attributeFlag {
+	return []attributeFlag{
+		{"issuer", "`NAME` of the issuer"},
+		{"service-names", "`LIST` of names of Services, separated by commas"},
+		{"dns-names", "`LIST` of DNS names"},
+		{"ip-sans", "`LIST` of IP addresses"},
+		{"uri-sans", "`LIST` of URIs"},
+		{"email-sans", "`LIST` of e-mail addresses"},
+		{"spiffe", "false leaves out the SPIFFE ID of the service account, `BOOL`"},
+		{"common-name", "common name, `TEXT`"},
+		{"organizations", "`LIST` of organizations"},
+		{"duration", "lifetime, a `DURATION` such as 8h"},
+	}
 }
 
 // policyTestFlags are the flags.
@@ -96,7 +101,7 @@ func parsePolicyTest(args []string, stdout, stderr io.Writer) (policyTestFlags, 
 	flags.StringVar(&o.Pod.Name, "pod-name", "", "`NAME` of the pod; default: one as its controller makes it, or test-pod")
 	flags.StringVar(&o.Pod.UID, "pod-uid", "00000000-0000-4000-8000-000000000000", "`UID` of the pod")
 	flags.StringVar(&o.Pod.Node, "node", "", "`NAME` of the pod's node; default: that of the manifest, or node")
-	for _, s := range shorthands {
+	for _, s := range shorthands() {
 		flags.Func(s.key, s.usage, func(value string) error { return o.setAttribute(s.key, value) })
 	}
 	flags.Func("attribute", "another volume attribute, `KEY=VALUE`; can be repeated", func(text string) error {

@@ -302,3 +302,17 @@ func TestCommonNamesOfPeople(t *testing.T) {
 		}
 	}
 }
+
+// A wildcard that covers several reserved hosts always gets the same message.
+func TestMessageForWildcardIsStable(t *testing.T) {
+	hosts := names.Must(names.ParseAll(names.ParseHost, "b.example.com", "a.example.com", "d.example.com", "c.example.com"))
+	c := testConfig()
+	c.Reserved = NewReserved(c.ClusterDomain, hosts...)
+	p := newPolicy(t, c)
+	req := issuer.Request{DNSNames: names.Must(names.ParseAll(names.ParseDNSName, "*.example.com"))}
+	for range 20 {
+		if err := p.Check(t.Context(), testPod(), req); err == nil || !strings.HasSuffix(err.Error(), "impersonate a.example.com") {
+			t.Fatal(err)
+		}
+	}
+}

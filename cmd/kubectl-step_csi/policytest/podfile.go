@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	core "k8s.io/api/core/v1"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -38,6 +39,15 @@ type podSpec struct {
 			} `json:"template"`
 		} `json:"spec"`
 	} `json:"jobTemplate"`
+}
+
+// makesPods tells whether the kind is one of Kubernetes itself, whose fields are known.
+func (w workload) makesPods() bool {
+	switch w.Kind {
+	case "Pod", "Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "ReplicationController", "Job", "CronJob", "":
+		return true
+	}
+	return strings.HasSuffix(w.Kind, "List")
 }
 
 // pod returns the pod's spec and a name such as its controller makes.
@@ -78,8 +88,10 @@ func readSubjects(path, driverName string, stdin io.Reader) ([]subject, error) {
 			return nil, err
 		}
 		var w workload
-		if err := yaml.Unmarshal(document, &w); err != nil {
+		if err := yaml.Unmarshal(document, &w); err != nil && w.makesPods() {
 			return nil, err
+		} else if err != nil {
+			continue // such as a custom resource with other fields of the same names
 		}
 		for _, w := range append(w.Items, w) {
 			all = append(all, w.subjects(driverName)...)

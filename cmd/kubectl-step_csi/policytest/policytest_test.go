@@ -261,6 +261,18 @@ func TestPodFile(t *testing.T) {
 	if _, err := Evaluate(t.Context(), o, strings.NewReader("")); err == nil || !strings.Contains(err.Error(), "no pod in it has a volume of the driver other.example.com") {
 		t.Errorf("without a volume: %v", err)
 	}
+	// Fields of custom resources do not matter, but those of pods must be right.
+	o = options("")
+	for text, want := range map[string]string{
+		"kind: Pod\nmetadata: {name: a}\nspec: {volumes: [{name: tls, csi: {driver: csi.step-ca.io, volumeAttributes: {spiffe: false}}}]}\n": "cannot unmarshal bool",
+		"kind: Database\nspec: {volumes: 3}\n": "no pod in it has a volume",
+		"kind: Pod\n  - x":                     "yaml",
+	} {
+		o.PodFile = write(t, text)
+		if _, err := Evaluate(t.Context(), o, strings.NewReader("")); err == nil || !strings.HasPrefix(err.Error(), o.PodFile+": ") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
 	// The kubelet overwrites its own keys: an attribute cannot choose the identity.
 	o = options("", "csi.storage.k8s.io/pod.namespace", "kube-system")
 	if got := evaluate(t, o); got.Pod.Namespace != "shop" {
