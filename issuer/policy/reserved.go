@@ -185,12 +185,14 @@ func (f forms) match(name string) (host string, reserved bool) {
 		host, reserved = f[parent][label]
 		return host, reserved
 	}
-	for reserved, host := range f[parent] {
-		if len(reserved) >= len(before)+len(after) && strings.HasPrefix(reserved, before) && strings.HasSuffix(reserved, after) {
-			return host, true
+	// The first in the alphabet: the same request always gets the same message, which the
+	// kubelet counts in one event.
+	for label, covered := range f[parent] {
+		if len(label) >= len(before)+len(after) && strings.HasPrefix(label, before) && strings.HasSuffix(label, after) && (!reserved || covered < host) {
+			host, reserved = covered, true
 		}
 	}
-	return "", false
+	return host, reserved
 }
 
 // isHost tells whether a text in the spelling of asHost is a DNS name, which may be a
