@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -20,8 +21,8 @@ type certificate struct {
 	object
 	spec   *yaml.Node
 	secret string
-	// volumes is how many volumes of its Secret were converted.
-	volumes int
+	// pods are the specs of the pods in which a volume of its Secret was converted.
+	pods map[*yaml.Node]bool
 }
 
 // certificate returns nil if the object is none, or has no Secret.
@@ -82,6 +83,9 @@ func (c *converter) secretVolume(p pod, volume *yaml.Node) {
 		c.remarks.lose(place, "%v; the volume is unchanged", err)
 		return
 	}
+	if cert.pods == nil {
+		cert.pods = map[*yaml.Node]bool{}
+	}
 	csi := mapNode(stringNode("driver"), stringNode(stepDriver), stringNode("readOnly"), boolNode(true))
 	if files.trustOnly() {
 		r.set("trust-only", "true")
@@ -117,7 +121,10 @@ func (c *converter) secretVolume(p pod, volume *yaml.Node) {
 	key.HeadComment, key.LineComment, key.FootComment = volume.Content[i].HeadComment, volume.Content[i].LineComment, volume.Content[i].FootComment
 	volume.Content[i], volume.Content[i+1] = key, csi
 	p.document.changed = true
-	cert.volumes++
+	if cert.pods[p.spec] {
+		c.remarks.note(place, "each volume of step-csi has a certificate and a key of its own; mount one volume instead of several, if a program uses files of both")
+	}
+	cert.pods[p.spec] = true
 }
 
 // names translates the names and the subject of a Certificate, and reports its other fields.
@@ -204,6 +211,10 @@ func secretFiles(spec, secret *yaml.Node) (all files, err error) {
 			}
 			seen[key] = true
 			add(key, path)
+		}
+		if all.has("tls.crt") != all.has("tls.key", "key.der") {
+			return nil, errors.New("items: the volume has a certificate without its private key, or the key alone, and each volume of step-csi has a pair of its own; " +
+				"mount both from one volume")
 		}
 		return all, nil
 	}
@@ -354,7 +365,7 @@ func (c *converter) dropCertificates(objects []object) {
 		switch {
 		case len(users) > 0:
 			c.remarks.lose(place, "its Secret %s is also used by %s, so the Certificate is kept", cert.secret, strings.Join(users, ", "))
-		case cert.volumes == 0:
+		case len(cert.pods) == 0:
 			c.remarks.lose(place, "no pod among the manifests has a volume of its Secret %s; the Certificate is kept", cert.secret)
 		default:
 			cert.drop()

@@ -35,6 +35,7 @@ func TestConvert(t *testing.T) {
 		{"autocert.yaml", []string{"-n", "default"}},
 		{"list.json", []string{"--issuer", "vault=internal"}},
 		{"aliases.yaml", nil},
+		{"pairs.yaml", nil},
 	} {
 		t.Run(c.input, func(t *testing.T) {
 			out, remarks, status := convertFile(t, filepath.Join("testdata", c.input), c.flags...)
@@ -321,7 +322,7 @@ func FuzzConvert(f *testing.F) {
 			}
 			return
 		}
-		if remarks == "" && out != input {
+		if remarks == "" && out != input && !strings.Contains(out, stepDriver) {
 			t.Fatalf("%q became %q without a remark", input, out)
 		}
 		before, err := documents("input", []byte(input))

@@ -87,11 +87,17 @@ func (c *converter) csiVolume(p pod, volume *yaml.Node) {
 		return
 	}
 	r := newRequest(place)
+	together := newRequest(place) // what several of the old attributes decide together
+	together.lifetime(given["duration"], given["renew-before"])
+	together.key(given["key-algorithm"], given["key-size"], given["key-encoding"])
 	if old != nil && old.Kind == yaml.MappingNode {
-		c.attributes(r, p, old, given, issuer)
+		c.attributes(r, p, old, given, issuer, together.attributes)
 	}
-	r.lifetime(given["duration"], given["renew-before"])
-	r.key(given["key-algorithm"], given["key-size"], given["key-encoding"])
+	for pair := range slices.Chunk(together.attributes.Content, 2) {
+		r.set(pair[0].Value, pair[1].Value)
+	}
+	r.lost = append(r.lost, together.lost...)
+	r.notes = append(r.notes, together.notes...)
 	if !c.usable(r, p) {
 		return
 	}
@@ -111,9 +117,9 @@ func (c *converter) csiVolume(p pod, volume *yaml.Node) {
 	p.document.changed = true
 }
 
-// attributes translates each of the old attributes at its place, with its comments. It
-// leaves out those of the lifetime and of the key.
-func (c *converter) attributes(r *request, p pod, old *yaml.Node, given map[string]string, issuer string) {
+// attributes translates each of the old attributes at its place, with its comments. Those of
+// the lifetime and of the key get their values from together.
+func (c *converter) attributes(r *request, p pod, old *yaml.Node, given map[string]string, issuer string, together *yaml.Node) {
 	table := certManagerAttributes()
 	for pair := range slices.Chunk(old.Content, 2) {
 		key, known := strings.CutPrefix(pair[0].Value, certManagerPrefix)
@@ -132,8 +138,9 @@ func (c *converter) attributes(r *request, p pod, old *yaml.Node, given map[stri
 		case value == "":
 		case key == "dns-names":
 			r.dnsNames(strings.Split(value, ","), cmp.Or(text(p.node, "metadata", "namespace"), c.namespace), c.clusterDomain)
-		case key == "duration", key == "renew-before", key == "key-encoding", ours == "key-type",
-			key == "issuer-kind", key == "issuer-group", key == "is-ca":
+		case key == "duration", key == "renew-before", key == "key-encoding", ours == "key-type":
+			r.set(ours, text(together, ours))
+		case key == "issuer-kind", key == "issuer-group", key == "is-ca":
 		case key == "key-usages":
 			r.usages(pair[0].Value, strings.Split(value, ","))
 		case key == "literal-subject":

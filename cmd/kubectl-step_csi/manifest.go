@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -84,6 +85,11 @@ func (d *document) output() (string, error) {
 	case !d.changed:
 		return d.text, nil
 	}
+	_, content := d.split()
+	inJSON := json.Valid([]byte(content))
+	if inJSON {
+		quote(d.root)
+	}
 	var out bytes.Buffer
 	encoder := yaml.NewEncoder(&out)
 	encoder.SetIndent(2)
@@ -105,6 +111,10 @@ func (d *document) output() (string, error) {
 	}
 	line, _ := d.split()
 	text := line + out.String()
+	var indented bytes.Buffer
+	if inJSON && json.Indent(&indented, out.Bytes(), "", "  ") == nil {
+		text = line + indented.String()
+	}
 	if strings.TrimSpace(lastLine(d.text)) == "..." {
 		text += "...\n"
 	}
@@ -112,6 +122,18 @@ func (d *document) output() (string, error) {
 		text = strings.ReplaceAll(strings.ReplaceAll(text, "\r\n", "\n"), "\n", "\r\n")
 	}
 	return text, nil
+}
+
+// quote writes all strings as JSON does.
+func quote(n *yaml.Node) {
+	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!str" {
+		n.Style = yaml.DoubleQuotedStyle
+	} else {
+		n.Style |= yaml.FlowStyle
+	}
+	for _, child := range n.Content {
+		quote(child)
+	}
 }
 
 func lastLine(text string) string {
