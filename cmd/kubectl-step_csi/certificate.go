@@ -21,7 +21,8 @@ type certificate struct {
 	object
 	spec   *yaml.Node
 	secret string
-	// pods are the specs of the pods in which a volume of its Secret was converted.
+	// pods are the specs of the pods in which a volume of its Secret was converted, and
+	// whether one of them has a private key.
 	pods map[*yaml.Node]bool
 }
 
@@ -121,10 +122,10 @@ func (c *converter) secretVolume(p pod, volume *yaml.Node) {
 	key.HeadComment, key.LineComment, key.FootComment = volume.Content[i].HeadComment, volume.Content[i].LineComment, volume.Content[i].FootComment
 	volume.Content[i], volume.Content[i+1] = key, csi
 	p.document.changed = true
-	if cert.pods[p.spec] {
+	if cert.pods[p.spec] && !files.trustOnly() {
 		c.remarks.note(place, "each volume of step-csi has a certificate and a key of its own; mount one volume instead of several, if a program uses files of both")
 	}
-	cert.pods[p.spec] = true
+	cert.pods[p.spec] = cert.pods[p.spec] || !files.trustOnly()
 }
 
 // names translates the names and the subject of a Certificate, and reports its other fields.
