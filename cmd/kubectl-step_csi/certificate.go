@@ -376,11 +376,11 @@ func (c *converter) dropCertificates(objects []object) {
 	}
 }
 
-// sees tells whether the object can use the Certificate's Secret: objects without a namespace
-// may belong to each.
+// sees tells whether the object can use the Certificate's Secret. One without a namespace may
+// belong to each.
 func (c *converter) sees(o object, cert *certificate) bool {
-	namespace := c.namespaceOf(o)
-	return namespace == "" || namespace == c.namespaceOf(cert.object)
+	a, b := c.namespaceOf(o), c.namespaceOf(cert.object)
+	return a == "" || b == "" || a == b
 }
 
 // usesSecret tells whether the node names the Secret: in a key with the word secret, as in an
