@@ -72,3 +72,30 @@ func TestPolicyTestJSON(t *testing.T) {
 		t.Errorf("denied by %q\n%s", denied, &stdout)
 	}
 }
+
+// docs/policy.md shows the output for its example.
+func TestPolicyPage(t *testing.T) {
+	data, err := os.ReadFile("../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := string(data)
+	block := func(begin string) string {
+		_, text, found := strings.Cut(page, begin)
+		text, _, closed := strings.Cut(text, "```\n")
+		if !found || !closed {
+			t.Fatalf("docs/policy.md has no block that begins with %q", begin)
+		}
+		return text
+	}
+	_, page, _ = strings.Cut(page, "\nYour list replaces the default policy")
+	values := block("```yaml\n")
+	_, page, _ = strings.Cut(page, "\n## Test a policy before you install it\n")
+	line := strings.TrimSpace(block("```sh\nkubectl step-csi "))
+	arguments := strings.Fields(strings.Replace(line, "values.yaml", "-", 1))
+	var stdout, stderr strings.Builder
+	run(t.Context(), arguments, strings.NewReader(values), &stdout, &stderr)
+	if want := block("```text\n"); stdout.String() != want || stderr.Len() > 0 {
+		t.Errorf("kubectl step-csi %s prints\n%s%s\nbut docs/policy.md has\n%s", line, &stdout, &stderr, want)
+	}
+}
