@@ -1,8 +1,11 @@
 package integration
 
 import (
+	"os"
 	"strings"
 	"testing"
+
+	"github.com/smallstep/certificates/authority/provisioner"
 
 	"github.com/flexstack/step-csi/cmd/kubectl-step_csi/policytest"
 	"github.com/flexstack/step-csi/issuer"
@@ -14,6 +17,11 @@ import (
 func TestPolicyTestSaysWhatThePodGets(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
+	template, err := os.ReadFile("../../deploy/step-ca/subject.tpl")
+	node.Must(t, err)
+	node.Must(t, ca.Change(func(p *provisioner.JWK) {
+		p.Options = &provisioner.Options{X509: &provisioner.X509Options{Template: string(template)}}
+	}))
 	const own = `policy:
   allowSubjectFields: [organizations]
   validations:
