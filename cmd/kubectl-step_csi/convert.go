@@ -28,8 +28,7 @@ It converts, in pods and in the pod templates of workloads:
     Certificate is left out if nothing else among them uses its Secret
   - autocert's annotations
 
-All other documents stay as they are. Changed documents keep their comments, but not
-their blank lines. Lines that begin with "# " on standard error name what was not
+All other documents stay as they are. Changed documents keep their comments. Lines that begin with "# " on standard error name what was not
 translated, and what to do. The program reads only files, and no cluster. Review the
 result, and check the names of the certificates against the policy of step-csi.
 `

@@ -249,6 +249,21 @@ func TestConvertSeveralIssuers(t *testing.T) {
 	}
 }
 
+// A pod without a namespace may be in that of the Certificate: its Secret stays.
+func TestConvertUnknownNamespace(t *testing.T) {
+	certificate := "apiVersion: cert-manager.io/v1\nkind: Certificate\nmetadata: {name: a, namespace: shop}\n" +
+		"spec: {secretName: a-tls, dnsNames: [a.shop.svc], privateKey: {algorithm: ECDSA}, issuerRef: {name: s, group: certmanager.step.sm}}\n---\n"
+	volume := "spec: {volumes: [{name: tls, secret: {secretName: a-tls}}]}\n"
+	env := "spec: {containers: [{name: a, envFrom: [{secretRef: {name: a-tls}}]}]}\n"
+	input := certificate + "kind: Pod\nmetadata: {name: a, namespace: shop}\n" + volume + "---\nkind: Pod\nmetadata: {name: b}\n" + env
+	for flag, kept := range map[string]bool{"-n=": true, "-n=shop": true, "-n=other": false} {
+		out, remarks, _ := convertText(input, flag)
+		if strings.Contains(out, "kind: Certificate") != kept || strings.Contains(remarks, "also used by Pod b") != kept {
+			t.Errorf("%s: %s%s", flag, out, remarks)
+		}
+	}
+}
+
 // Files are read in the order of the command line, directories without those below them unless
 // -R is given, and a Certificate may be in another file than its pods.
 func TestConvertFiles(t *testing.T) {

@@ -90,29 +90,27 @@ func (d *document) output() (string, error) {
 	if inJSON {
 		quote(d.root)
 	}
-	var out bytes.Buffer
-	encoder := yaml.NewEncoder(&out)
-	encoder.SetIndent(2)
-	if compact(d.root) {
-		encoder.CompactSeqIndent()
-	}
-	if err := encoder.Encode(d.root); err != nil {
-		return "", err
-	}
-	if err := encoder.Close(); err != nil {
+	out, err := encode(d.root)
+	if err != nil {
 		return "", err
 	}
 	// The encoder moves comments, and must not lose more than blank lines.
-	var again yaml.Node
-	if err := yaml.Unmarshal(out.Bytes(), &again); err != nil {
-		return "", err
-	} else if !same(d.root, &again) {
+	if !means(out, d.root) {
 		return "", errors.New("the document cannot be written again without a change of its meaning")
 	}
+	var original yaml.Node
+	if err := yaml.Unmarshal([]byte(content), &original); err != nil {
+		return "", err
+	}
+	if reencoded, err := encode(&original); err == nil && !inJSON {
+		if kept := keepBlankLines(content, reencoded, out); means(kept, d.root) {
+			out = kept
+		}
+	}
 	line, _ := d.split()
-	text := line + out.String()
+	text := line + out
 	var indented bytes.Buffer
-	if inJSON && json.Indent(&indented, out.Bytes(), "", "  ") == nil {
+	if inJSON && json.Indent(&indented, []byte(out), "", "  ") == nil {
 		text = line + indented.String()
 	}
 	if strings.TrimSpace(lastLine(d.text)) == "..." {
@@ -122,6 +120,27 @@ func (d *document) output() (string, error) {
 		text = strings.ReplaceAll(strings.ReplaceAll(text, "\r\n", "\n"), "\n", "\r\n")
 	}
 	return text, nil
+}
+
+// encode writes the document with the indentation that it has.
+func encode(root *yaml.Node) (string, error) {
+	var out bytes.Buffer
+	encoder := yaml.NewEncoder(&out)
+	encoder.SetIndent(2)
+	if compact(root) {
+		encoder.CompactSeqIndent()
+	}
+	if err := encoder.Encode(root); err != nil {
+		return "", err
+	}
+	err := encoder.Close()
+	return out.String(), err
+}
+
+// means tells whether the text has the meaning of the node.
+func means(text string, root *yaml.Node) bool {
+	var got yaml.Node
+	return yaml.Unmarshal([]byte(text), &got) == nil && same(&got, root)
 }
 
 // quote writes all strings as JSON does.
