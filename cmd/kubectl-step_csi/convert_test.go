@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"flag"
 	"maps"
 	"os"
@@ -94,7 +95,7 @@ func convertFile(t *testing.T, path string, flags ...string) (out, remarks strin
 
 func convertText(input string, flags ...string) (out, remarks string, status int) {
 	var stdout, stderr bytes.Buffer
-	status = run(nil, append([]string{"convert", "-f", "-"}, flags...), strings.NewReader(input), &stdout, &stderr)
+	status = run(context.Background(), append([]string{"convert", "-f", "-"}, flags...), strings.NewReader(input), &stdout, &stderr)
 	return stdout.String(), stderr.String(), status
 }
 
@@ -229,6 +230,23 @@ func TestConvertKeepsTheFrame(t *testing.T) {
 	inline := strings.Replace("--- {kind: Pod, spec: {volumes: [{name: tls, csi: {driver: csi.cert-manager.io, readOnly: true, volumeAttributes: {X/issuer-name: s, X/issuer-group: certmanager.step.sm}}}]}}\n", "X", "csi.cert-manager.io", 2)
 	if out, remarks, _ := convertText(inline); out != "---\n{kind: Pod, spec: {volumes: [{name: tls, csi: {driver: csi.step-ca.io, readOnly: true}}]}}\n" {
 		t.Errorf("got %q (%s)", out, remarks)
+	}
+}
+
+// Lines that are not changed keep their blanks, whatever the indentation is.
+func TestConvertKeepsLines(t *testing.T) {
+	for _, indent := range []string{"  ", "    "} {
+		lines := func(text string) string { return strings.ReplaceAll(text, ">", indent) }
+		input := lines("\n# first\n\nkind:   Pod   # a pod\nmetadata:\n>name: a\n\n>annotations:\n>>autocert.step.sm/name: a.b.svc\n>>kept: \"x\"\n\n\n" +
+			"spec:\n>containers:\n>-   name: a\n>>image:  a\n\n")
+		want := lines("\n# first\n\nkind:   Pod   # a pod\nmetadata:\n>name: a\n\n>annotations:\n>>kept: \"x\"\n\n\nspec:\n>containers:\n")
+		if indent == "  " { // otherwise the encoder moves the list
+			input = strings.ReplaceAll(input, "-   name", "- name")
+			want += "  - name: a\n    image:  a\n"
+		}
+		if out, remarks, _ := convertText(input); !strings.HasPrefix(out, want) || !strings.Contains(out, stepDriver) {
+			t.Errorf("got\n%s\nwant\n%s\n%s", out, want, remarks)
+		}
 	}
 }
 

@@ -31,14 +31,16 @@ var separator = regexp.MustCompile(`^---(?:[ \t\r\n]|$)`)
 func documents(file string, data []byte) ([]*document, error) {
 	var all []*document
 	begin := true
-	line := 0
-	for text := range strings.Lines(string(data)) {
+	line, start, end := 0, 0, 0 // start and end are those of the last document
+	input := string(data)
+	for text := range strings.Lines(input) {
 		line++
 		if begin || separator.MatchString(text) {
 			all = append(all, &document{file: file, line: line})
+			start = end
 		}
-		last := all[len(all)-1]
-		last.text += text
+		end += len(text)
+		all[len(all)-1].text = input[start:end]
 		begin = strings.TrimRight(text, " \t\r\n") == "..."
 	}
 	for _, d := range all {
@@ -103,7 +105,7 @@ func (d *document) output() (string, error) {
 		return "", err
 	}
 	if reencoded, err := encode(&original); err == nil && !inJSON {
-		if kept := keepBlankLines(content, reencoded, out); means(kept, d.root) {
+		if kept := keepLines(content, reencoded, out); means(kept, d.root) {
 			out = kept
 		}
 	}
@@ -126,7 +128,7 @@ func (d *document) output() (string, error) {
 func encode(root *yaml.Node) (string, error) {
 	var out bytes.Buffer
 	encoder := yaml.NewEncoder(&out)
-	encoder.SetIndent(2)
+	encoder.SetIndent(indentation(root))
 	if compact(root) {
 		encoder.CompactSeqIndent()
 	}
@@ -158,6 +160,23 @@ func quote(n *yaml.Node) {
 func lastLine(text string) string {
 	text = strings.TrimRight(text, "\r\n")
 	return text[strings.LastIndex(text, "\n")+1:]
+}
+
+// indentation returns by how many blanks the document indents maps in maps.
+func indentation(n *yaml.Node) int {
+	if n.Kind == yaml.MappingNode && n.Style&yaml.FlowStyle == 0 {
+		for pair := range slices.Chunk(n.Content, 2) {
+			if pair[1].Kind == yaml.MappingNode && pair[1].Style&yaml.FlowStyle == 0 && pair[1].Line > pair[0].Line {
+				return min(max(2, pair[1].Column-pair[0].Column), 9)
+			}
+		}
+	}
+	for _, child := range n.Content {
+		if indent := indentation(child); indent != 2 {
+			return indent
+		}
+	}
+	return 2
 }
 
 // compact tells whether the document writes lists without indentation.

@@ -1,23 +1,27 @@
 package main
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
-// keepBlankLines returns the changed text with the blank lines of the original, which the YAML
-// encoder loses. reencoded is the original as the encoder writes it. If that differs from the
-// original in more than blank lines, the changed text stays as it is.
-func keepBlankLines(original, reencoded, changed string) string {
+// keepLines returns the changed text with the blank lines of the original, and with the blanks
+// in its lines, both of which the YAML encoder loses. reencoded is the original as the encoder
+// writes it. If that differs from the original in more than blanks, the changed text stays as
+// it is.
+func keepLines(original, reencoded, changed string) string {
 	from, blanks := nonBlankLines(original)
 	again, _ := nonBlankLines(reencoded)
 	to, usual := nonBlankLines(changed)
-	if strings.Join(from, "\n") != strings.Join(again, "\n") {
+	if !slices.EqualFunc(from, again, func(a, b string) bool { return slices.Equal(strings.Fields(a), strings.Fields(b)) }) {
 		return changed
 	}
 	var out strings.Builder
-	kept := commonLines(from, to)
+	kept := commonLines(again, to)
 	for i, line := range to {
 		count := usual[i]
 		if j, found := kept[i]; found {
-			count = blanks[j]
+			line, count = from[j], blanks[j]
 		}
 		out.WriteString(strings.Repeat("\n", count) + line + "\n")
 	}
