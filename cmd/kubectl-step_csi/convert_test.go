@@ -276,7 +276,7 @@ func TestConvertUnknownNamespace(t *testing.T) {
 	input := certificate + "kind: Pod\nmetadata: {name: a, namespace: shop}\n" + volume + "---\nkind: Pod\nmetadata: {name: b}\n" + env
 	for flag, kept := range map[string]bool{"-n=": true, "-n=shop": true, "-n=other": false} {
 		out, remarks, _ := convertText(input, flag)
-		if strings.Contains(out, "kind: Certificate") != kept || strings.Contains(remarks, "also used by Pod b") != kept {
+		if strings.Contains(out, "kind: Certificate") != kept || strings.Contains(remarks, "still used by Pod b") != kept {
 			t.Errorf("%s: %s%s", flag, out, remarks)
 		}
 	}
