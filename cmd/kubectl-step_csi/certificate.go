@@ -365,7 +365,7 @@ func (c *converter) dropCertificates(objects []object) {
 		place := cert.object.String()
 		switch {
 		case len(users) > 0:
-			c.remarks.lose(place, "its Secret %s is also used by %s, so the Certificate is kept", cert.secret, strings.Join(users, ", "))
+			c.remarks.lose(place, "its Secret %s is still used by %s, so the Certificate is kept", cert.secret, strings.Join(users, ", "))
 		case len(cert.pods) == 0:
 			c.remarks.lose(place, "no pod among the manifests has a volume of its Secret %s; the Certificate is kept", cert.secret)
 		default:

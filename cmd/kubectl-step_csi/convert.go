@@ -28,10 +28,10 @@ It converts, in pods and in the pod templates of workloads:
     Certificate is left out if nothing else among them uses its Secret
   - autocert's annotations
 
-All other documents stay as they are. Changed documents keep their comments, but not
-their blank lines. Lines that begin with "# " on standard error name what was not
-translated, and what to do. The program reads only files, and no cluster. Review the
-result, and check the names of the certificates against the policy of step-csi.
+All other documents stay as they are. Changed documents keep their comments. Lines that
+begin with "# " on standard error name what was not translated, and what to do. The
+program reads only files, and no cluster. Review the result, and check the names of the
+certificates against the policy of step-csi.
 `
 
 // converter converts manifests. All manifests are read before the first is changed.
@@ -53,14 +53,14 @@ func convert(_ context.Context, args []string, stdin io.Reader, stdout, stderr i
 	c := &converter{issuers: map[string]string{}, remarks: &remarks{w: stderr, notes: map[string]bool{}}}
 	domain := "cluster.local"
 	flags := flag.NewFlagSet("convert", flag.ContinueOnError)
-	flags.Func("f", "`FILE` or directory to read, or - for standard input; repeat the flag for more", func(value string) error {
+	flags.Func("f", "read this `FILE` or directory, or - for standard input; repeat the flag for more", func(value string) error {
 		files = append(files, value)
 		return nil
 	})
 	flags.BoolVar(&recursive, "R", false, "read directories with all directories below them")
 	flags.StringVar(&c.namespace, "n", "", "the `NAMESPACE` of objects that do not name one")
-	flags.Func("issuer", "`NAME=ISSUER`: the issuer of step-csi for cert-manager's issuer NAME; repeat the flag for more. "+
-		"Without it, a StepIssuer becomes the issuer \"default\" if it is the only one, and nothing of other issuers is converted", func(value string) error {
+	flags.Func("issuer", "with `NAME=ISSUER`, cert-manager's issuer NAME becomes step-csi's ISSUER; repeat the flag for more. "+
+		"Without it, a StepIssuer becomes \"default\" if it is the only one, and nothing of other issuers is converted", func(value string) error {
 		from, to, _ := strings.Cut(value, "=")
 		if from == "" || to == "" {
 			return errors.New("write NAME=ISSUER")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"flag"
 	"maps"
 	"os"
@@ -94,7 +95,7 @@ func convertFile(t *testing.T, path string, flags ...string) (out, remarks strin
 
 func convertText(input string, flags ...string) (out, remarks string, status int) {
 	var stdout, stderr bytes.Buffer
-	status = run(nil, append([]string{"convert", "-f", "-"}, flags...), strings.NewReader(input), &stdout, &stderr)
+	status = run(context.Background(), append([]string{"convert", "-f", "-"}, flags...), strings.NewReader(input), &stdout, &stderr)
 	return stdout.String(), stderr.String(), status
 }
 
@@ -232,6 +233,23 @@ func TestConvertKeepsTheFrame(t *testing.T) {
 	}
 }
 
+// Lines that are not changed keep their blanks, whatever the indentation is.
+func TestConvertKeepsLines(t *testing.T) {
+	for _, indent := range []string{"  ", "    "} {
+		lines := func(text string) string { return strings.ReplaceAll(text, ">", indent) }
+		input := lines("\n# first\n\nkind:   Pod   # a pod\nmetadata:\n>name: a\n\n>annotations:\n>>autocert.step.sm/name: a.b.svc\n>>kept: \"x\"\n\n\n" +
+			"spec:\n>containers:\n>-   name: a\n>>image:  a\n\n")
+		want := lines("\n# first\n\nkind:   Pod   # a pod\nmetadata:\n>name: a\n\n>annotations:\n>>kept: \"x\"\n\n\nspec:\n>containers:\n")
+		if indent == "  " { // otherwise the encoder moves the list
+			input = strings.ReplaceAll(input, "-   name", "- name")
+			want += "  - name: a\n    image:  a\n"
+		}
+		if out, remarks, _ := convertText(input); !strings.HasPrefix(out, want) || !strings.Contains(out, stepDriver) {
+			t.Errorf("got\n%s\nwant\n%s\n%s", out, want, remarks)
+		}
+	}
+}
+
 // With several StepIssuers, the program does not guess which of step-csi's issuers is meant.
 func TestConvertSeveralIssuers(t *testing.T) {
 	pod := func(issuer string) string {
@@ -246,6 +264,21 @@ func TestConvertSeveralIssuers(t *testing.T) {
 	out, _, status = convertText(input, "--strict", "--issuer", "red=default", "--issuer=blue=second")
 	if status != 0 || strings.Count(out, "csi.step-ca.io") != 2 || strings.Count(out, "issuer: second") != 1 || strings.Count(out, "issuer:") != 1 {
 		t.Errorf("status %d, %s", status, out)
+	}
+}
+
+// A pod without a namespace may be in that of the Certificate: its Secret stays.
+func TestConvertUnknownNamespace(t *testing.T) {
+	certificate := "apiVersion: cert-manager.io/v1\nkind: Certificate\nmetadata: {name: a, namespace: shop}\n" +
+		"spec: {secretName: a-tls, dnsNames: [a.shop.svc], privateKey: {algorithm: ECDSA}, issuerRef: {name: s, group: certmanager.step.sm}}\n---\n"
+	volume := "spec: {volumes: [{name: tls, secret: {secretName: a-tls}}]}\n"
+	env := "spec: {containers: [{name: a, envFrom: [{secretRef: {name: a-tls}}]}]}\n"
+	input := certificate + "kind: Pod\nmetadata: {name: a, namespace: shop}\n" + volume + "---\nkind: Pod\nmetadata: {name: b}\n" + env
+	for flag, kept := range map[string]bool{"-n=": true, "-n=shop": true, "-n=other": false} {
+		out, remarks, _ := convertText(input, flag)
+		if strings.Contains(out, "kind: Certificate") != kept || strings.Contains(remarks, "still used by Pod b") != kept {
+			t.Errorf("%s: %s%s", flag, out, remarks)
+		}
 	}
 }
 

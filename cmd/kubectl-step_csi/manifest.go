@@ -31,14 +31,16 @@ var separator = regexp.MustCompile(`^---(?:[ \t\r\n]|$)`)
 func documents(file string, data []byte) ([]*document, error) {
 	var all []*document
 	begin := true
-	line := 0
-	for text := range strings.Lines(string(data)) {
+	line, start, end := 0, 0, 0 // start and end are those of the last document
+	input := string(data)
+	for text := range strings.Lines(input) {
 		line++
 		if begin || separator.MatchString(text) {
 			all = append(all, &document{file: file, line: line})
+			start = end
 		}
-		last := all[len(all)-1]
-		last.text += text
+		end += len(text)
+		all[len(all)-1].text = input[start:end]
 		begin = strings.TrimRight(text, " \t\r\n") == "..."
 	}
 	for _, d := range all {
@@ -90,29 +92,27 @@ func (d *document) output() (string, error) {
 	if inJSON {
 		quote(d.root)
 	}
-	var out bytes.Buffer
-	encoder := yaml.NewEncoder(&out)
-	encoder.SetIndent(2)
-	if compact(d.root) {
-		encoder.CompactSeqIndent()
-	}
-	if err := encoder.Encode(d.root); err != nil {
-		return "", err
-	}
-	if err := encoder.Close(); err != nil {
+	out, err := encode(d.root)
+	if err != nil {
 		return "", err
 	}
 	// The encoder moves comments, and must not lose more than blank lines.
-	var again yaml.Node
-	if err := yaml.Unmarshal(out.Bytes(), &again); err != nil {
-		return "", err
-	} else if !same(d.root, &again) {
+	if !means(out, d.root) {
 		return "", errors.New("the document cannot be written again without a change of its meaning")
 	}
+	var original yaml.Node
+	if err := yaml.Unmarshal([]byte(content), &original); err != nil {
+		return "", err
+	}
+	if reencoded, err := encode(&original); err == nil && !inJSON {
+		if kept := keepLines(content, reencoded, out); means(kept, d.root) {
+			out = kept
+		}
+	}
 	line, _ := d.split()
-	text := line + out.String()
+	text := line + out
 	var indented bytes.Buffer
-	if inJSON && json.Indent(&indented, out.Bytes(), "", "  ") == nil {
+	if inJSON && json.Indent(&indented, []byte(out), "", "  ") == nil {
 		text = line + indented.String()
 	}
 	if strings.TrimSpace(lastLine(d.text)) == "..." {
@@ -122,6 +122,27 @@ func (d *document) output() (string, error) {
 		text = strings.ReplaceAll(strings.ReplaceAll(text, "\r\n", "\n"), "\n", "\r\n")
 	}
 	return text, nil
+}
+
+// encode writes the document with the indentation that it has.
+func encode(root *yaml.Node) (string, error) {
+	var out bytes.Buffer
+	encoder := yaml.NewEncoder(&out)
+	encoder.SetIndent(indentation(root))
+	if compact(root) {
+		encoder.CompactSeqIndent()
+	}
+	if err := encoder.Encode(root); err != nil {
+		return "", err
+	}
+	err := encoder.Close()
+	return out.String(), err
+}
+
+// means tells whether the text has the meaning of the node.
+func means(text string, root *yaml.Node) bool {
+	var got yaml.Node
+	return yaml.Unmarshal([]byte(text), &got) == nil && same(&got, root)
 }
 
 // quote writes all strings as JSON does.
@@ -139,6 +160,23 @@ func quote(n *yaml.Node) {
 func lastLine(text string) string {
 	text = strings.TrimRight(text, "\r\n")
 	return text[strings.LastIndex(text, "\n")+1:]
+}
+
+// indentation returns by how many blanks the document indents maps in maps.
+func indentation(n *yaml.Node) int {
+	if n.Kind == yaml.MappingNode && n.Style&yaml.FlowStyle == 0 {
+		for pair := range slices.Chunk(n.Content, 2) {
+			if pair[1].Kind == yaml.MappingNode && pair[1].Style&yaml.FlowStyle == 0 && pair[1].Line > pair[0].Line {
+				return min(max(2, pair[1].Column-pair[0].Column), 9)
+			}
+		}
+	}
+	for _, child := range n.Content {
+		if indent := indentation(child); indent != 2 {
+			return indent
+		}
+	}
+	return 2
 }
 
 // compact tells whether the document writes lists without indentation.
