@@ -151,10 +151,19 @@ func TestValidationsMustMentionSubjects(t *testing.T) {
 	}
 }
 
-// A validation of template data is bounded like all others.
+// A validation of template data is bounded like all others. One that looks at each value is
+// not refused: the JSON is short.
 func TestCostOfTemplateData(t *testing.T) {
 	const loops = "request.templateData.all(a, request.templateData.all(b, request.templateData.all(c, a != b || b != c)))"
 	if _, err := New(testConfig(Validation{Expression: loops})); err == nil || !strings.Contains(err.Error(), "may cost up to") {
 		t.Errorf("%s: %v", loops, err)
+	}
+	const each = "request.templateData.all(key, key in ['team', 'role'] && request.templateData[key].matches('^[a-z]*$'))"
+	c := testConfig(Validation{Expression: each})
+	c.AllowTemplateData = true
+	for data, denied := range map[string]bool{`{"team":"shop"}`: false, `{"team":"Shop"}`: true, `{"x":"shop"}`: true, `{"team":1}`: true} {
+		if err := newPolicy(t, c).Check(t.Context(), testPod(), subjectRequest(t, "", "", data)); denied != (err != nil) {
+			t.Errorf("%s: %v", data, err)
+		}
 	}
 }
