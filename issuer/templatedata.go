@@ -18,9 +18,9 @@ const (
 	MaxTemplateData = 4 << 10
 	// maxTemplateDepth limits how deep objects and lists are in each other.
 	maxTemplateDepth = 8
-	// maxTemplateNumber is the largest number up to which all integers are different as a
-	// float64, which CEL and X.509 templates read.
-	maxTemplateNumber = 1 << 53
+	// maxTemplateNumber is the largest integer that no other one is rounded to as a float64,
+	// which CEL and X.509 templates read.
+	maxTemplateNumber = 1<<53 - 1
 )
 
 // templateSubject is the key of the subject fields in what an X.509 template reads. It
