@@ -18,8 +18,8 @@ const (
 	MaxTemplateData = 4 << 10
 	// maxTemplateDepth limits how deep objects and lists are in each other.
 	maxTemplateDepth = 8
-	// maxTemplateNumber is the largest number up to which all integers are different as a
-	// float64, which CEL and X.509 templates read.
+	// All integers below maxTemplateNumber differ as a float64, which CEL and X.509 templates
+	// read. The next integer is read as this one.
 	maxTemplateNumber = 1 << 53
 )
 
@@ -84,7 +84,7 @@ func decodeValue(decoder *json.Decoder, depth int) (any, error) {
 	switch token := token.(type) {
 	case json.Number:
 		number, err := token.Float64()
-		if err != nil || math.Abs(number) > maxTemplateNumber {
+		if err != nil || math.Abs(number) >= maxTemplateNumber {
 			return nil, fmt.Errorf("the number %s is too large; write it as a text, in quotes", names.Quote(token.String()))
 		}
 		return number, nil

@@ -76,7 +76,8 @@ var subjectCases = []struct{ key, value, want, wrong string }{
 	{"template-data", `{"b": [1, 2.5, true, null, {"c": "{{ .Token }} <&>"}], "a": ""}`, `{"a":"","b":[1,2.5,true,null,{"c":"{{ .Token }} <&>"}]}`, ""},
 	{"template-data", `{}`, `{}`, ""},
 	{"template-data", `{"sub": {"subject": "x"}}`, `{"sub":{"subject":"x"}}`, ""},
-	{"template-data", `{"n": 9007199254740992}`, `{"n":9007199254740992}`, ""},
+	{"template-data", `{"n": -9007199254740991}`, `{"n":-9007199254740991}`, ""},
+	{"template-data", `{"n": 9007199254740993}`, "", `the number "9007199254740993" is too large; write it as a text, in quotes`},
 	{"template-data", `{"a": "${POD_NAME} $5"}`, `{"a":"${POD_NAME} $5"}`, ""}, // no variables
 	{"template-data", `{"n": 9007199254740993000}`, "", `the number "9007199254740993000" is too large; write it as a text, in quotes`},
 	{"template-data", `{"n": 1e999}`, "", "is too large"},

@@ -42,9 +42,11 @@ func parseDuration(value string) (time.Duration, error) {
 const maxFileName = 255
 
 // parseFileName rejects names that begin with two dots: they are reserved for the
-// driver.
+// driver. A user who writes "true" wants the file, but has not named it.
 func parseFileName(name string) (string, error) {
 	switch {
+	case name == "true" || name == "false":
+		return "", fmt.Errorf("%s is not a file name: write a name, or leave out the attribute", names.Quote(name))
 	case strings.Contains(name, "/") || name == ".":
 		return "", fmt.Errorf("%s is not a plain file name; leave out the directory", names.Quote(name))
 	case strings.HasPrefix(name, ".."):

@@ -67,7 +67,7 @@ func (r subjectRules) check(req issuer.Request) error {
 	}
 	for _, organization := range req.Subject.Organizations {
 		if strings.HasPrefix(strings.ToLower(organization.String()), kubernetesGroups) {
-			return fmt.Errorf("the organization %s is reserved: the API server may take it for a group of Kubernetes", names.Quote(organization.String()))
+			return fmt.Errorf("the organization %s is reserved: the API server may take it for a group of Kubernetes; use another one", names.Quote(organization.String()))
 		}
 	}
 	if req.TemplateData != (issuer.TemplateData{}) && !r.templateData {

@@ -74,7 +74,7 @@ func TestSubjects(t *testing.T) {
 		{"other-organization", withTemplate, organizationOfNamespace, of("pay"), issuer.TemplateData{}, issuer.Denied,
 			"denied: a pod in shop may only have the organization shop (decided by the policy in step-csi's configuration)"},
 		{"kubernetes", withTemplate, organizationOfNamespace, of("System:masters"), issuer.TemplateData{}, issuer.Denied,
-			`denied: the organization "System:masters" is reserved: the API server may take it for a group of Kubernetes`},
+			`denied: the organization "System:masters" is reserved: the API server may take it for a group of Kubernetes; use another one`},
 		{"no-template", without, organizationOfNamespace, subject, issuer.TemplateData{}, issuer.InvalidAnswer,
 			`invalid answer: the provisioner's X.509 template removed organization "shop", removed organizational unit "Web"; a certificate must have exactly the names that the pod may have: ` +
 				"change the template at the CA, or request what it allows (step-ca's default template ignores subject fields: give the provisioner the template of docs/subject.md) (serial number of the certificate: SERIAL)"},
