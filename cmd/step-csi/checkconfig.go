@@ -125,5 +125,9 @@ func (f policyFile) summary() string {
 	if f.AllowTemplateData {
 		parts = append(parts, "template data")
 	}
-	return " (" + strings.Join(parts, "; ") + ")"
+	text := " (" + strings.Join(parts, "; ") + ")"
+	if warning := f.unrestricted(); warning != "" {
+		text += "; warning: " + warning
+	}
+	return text
 }

@@ -38,6 +38,20 @@ func (v Validation) same(other Validation) bool {
 	return tidy(v.Expression) == tidy(other.Expression) && v.Message == other.Message && tidy(v.MessageExpression) == tidy(other.MessageExpression)
 }
 
+// Unrestricted returns the fields of requests with names that no validation mentions: any pod
+// can have any value of them. The default list mentions all.
+func Unrestricted(validations []Validation) (fields []string) {
+	if len(validations) == 0 {
+		return nil
+	}
+	for _, field := range []string{"request.commonName", "request.dnsNames", "request.ipAddresses", "request.uris", "request.emailAddresses"} {
+		if !mentioned(validations, field) {
+			fields = append(fields, field)
+		}
+	}
+	return fields
+}
+
 // validation is a compiled Validation.
 type validation struct {
 	name string
