@@ -132,7 +132,7 @@ func suggestion(key string, known []string) string {
 	}
 	if isPassword(key) {
 		return ": this driver has no such attribute; leave it out, because everybody who can read the pod could read the password: " +
-			"the node plugin generates one and writes it to keystore-password-file, or takes the key keystore-password of the Secret in nodePublishSecretRef"
+			"the node plugin generates one and writes it to the file keystore-password in the volume; to choose it, put it into a Secret under the key keystore-password, and name the Secret in nodePublishSecretRef"
 	}
 	if strings.HasPrefix(key, certManager) {
 		return ": this driver has no such attribute; leave it out"
