@@ -19,6 +19,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -98,7 +100,9 @@ func start(program, directory, address string, database map[string]any) (*CA, er
 
 // Resume starts the process again, after Stop or Kill.
 func (ca *CA) Resume() error {
-	ca.process = exec.Command(ca.program, ca.path("ca.json"))
+	// step-ca listens before it catches SIGHUP. Until then, it ignores the signal: see
+	// catchesHangUps.
+	ca.process = exec.Command("sh", "-c", `trap '' HUP; exec "$0" "$@"`, ca.program, ca.path("ca.json"))
 	ca.process.Stdout, ca.process.Stderr = &ca.log, &ca.log
 	if err := ca.process.Start(); err != nil {
 		return err
@@ -237,12 +241,32 @@ func (ca *CA) shows(intermediate *x509.Certificate, roots int) error {
 
 func (ca *CA) wait() error {
 	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(10 * time.Millisecond) {
-		if connection, err := net.Dial("tcp", ca.address); err == nil {
-			return connection.Close()
+		connection, err := net.Dial("tcp", ca.address)
+		if err != nil {
+			continue
+		}
+		connection.Close()
+		if catches, err := ca.catchesHangUps(); err != nil || catches {
+			return err
 		}
 	}
 	ca.Stop()
 	return fmt.Errorf("step-ca does not listen:\n%s", ca.log.String())
+}
+
+// catchesHangUps tells whether SIGHUP reaches step-ca, and is not ignored any more.
+func (ca *CA) catchesHangUps() (bool, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", ca.process.Process.Pid))
+	if err != nil {
+		return false, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if mask, found := strings.CutPrefix(line, "SigIgn:"); found {
+			ignored, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+			return ignored&(1<<(syscall.SIGHUP-1)) == 0, err
+		}
+	}
+	return false, errors.New("the status of the process has no line SigIgn")
 }
 
 // Reload makes the CA load ca.json again, with SIGHUP, and waits until it lists the
