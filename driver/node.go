@@ -90,6 +90,10 @@ func (d *Driver) republish(ctx context.Context, known *volume.Volume, spec volum
 	if managed {
 		known.TakeToken(token)
 	}
+	if known != nil && known.Password.Given() {
+		// The pod's spec does not change. If the Secret seems to be gone, it was emptied.
+		spec.Password = spec.Password.OfSecret()
+	}
 	if managed && known.Same(spec) && known.Password == spec.Password {
 		return nil
 	}

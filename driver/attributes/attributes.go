@@ -103,16 +103,6 @@ const (
 	maxErrors = 5
 )
 
-// KeyEncoding is the ASN.1 structure of a private key's file.
-type KeyEncoding string
-
-// PKCS8 is for keys of all types, PKCS1 only for RSA and SEC1 only for ECDSA.
-const (
-	PKCS8 KeyEncoding = "pkcs8"
-	PKCS1 KeyEncoding = "pkcs1"
-	SEC1  KeyEncoding = "sec1"
-)
-
 // Config has the settings of the plugin that attributes depend on.
 type Config struct {
 	ClusterDomain names.ClusterDomain

@@ -8,6 +8,16 @@ import (
 	"github.com/flexstack/step-csi/issuer"
 )
 
+// KeyEncoding is the ASN.1 structure of a private key's file.
+type KeyEncoding string
+
+// PKCS8 is for keys of all types, PKCS1 only for RSA and SEC1 only for ECDSA.
+const (
+	PKCS8 KeyEncoding = "pkcs8"
+	PKCS1 KeyEncoding = "pkcs1"
+	SEC1  KeyEncoding = "sec1"
+)
+
 // keyEncodings returns the encodings of keys of the type.
 func keyEncodings(t issuer.KeyType) []KeyEncoding {
 	switch family, _, _ := strings.Cut(string(t), "-"); family {

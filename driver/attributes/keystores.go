@@ -3,6 +3,7 @@ package attributes
 import (
 	"cmp"
 	"errors"
+
 	"github.com/flexstack/step-csi/driver/keystore"
 )
 

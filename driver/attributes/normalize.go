@@ -30,7 +30,7 @@ func Normalize(values map[string]string) map[string]string {
 			if d, err := time.ParseDuration(value); err == nil {
 				value = d.String()
 			}
-		case "file-mode":
+		case "file-mode", "privatekey-mode":
 			if mode, err := parseMode(value); err == nil {
 				value = fmt.Sprintf("%#o", mode)
 			}

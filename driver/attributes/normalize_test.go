@@ -21,6 +21,7 @@ func TestNormalize(t *testing.T) {
 		{"ip-sans", "10.0.0.1,10.0.0.1", "10.0.0.1"},
 		{"file-mode", strings.Repeat("0", 7500) + "440", "0440"},
 		{"file-mode", "440", "0440"},
+		{"privatekey-mode", "00600", "0600"},
 		{"file-mode", "0777", "0777"}, // Parse rejects it
 		{"uri-sans", strings.Repeat("https://a/,", 99) + "https://a/", "https://a/"},
 		{"uri-sans", strings.Repeat("https://a/,", 100) + "https://a/", strings.Repeat("https://a/,", 100) + "https://a/"},

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/flexstack/step-csi/driver/attributes"
 	"github.com/flexstack/step-csi/issuer/trust"
 )
 
@@ -37,26 +36,6 @@ func (c contents) rootsDirectory(name string) (files []File, err error) {
 		next[hash]++
 	}
 	return files, nil
-}
-
-// TrustSize estimates Size for the files of these roots, without making them: keystores take
-// long.
-func TrustSize(roots []*x509.Certificate, a attributes.Attributes) (bytes int64, inodes int) {
-	inodes, all, each := 1, 0, int64(0)
-	for _, root := range roots {
-		pem := len(root.Raw)*7/5 + 64 // a third more, newlines, and two lines
-		all, each = all+pem, each+pages(pem)
-	}
-	for _, f := range formats {
-		switch {
-		case !f.trust || f.secret || f.name(a) == "":
-		case f.directory != nil:
-			bytes, inodes = bytes+each, inodes+1+len(roots)
-		default:
-			bytes, inodes = bytes+pages(all), inodes+1
-		}
-	}
-	return bytes, inodes
 }
 
 // CheckRootsDirectory checks that the directory in a set has exactly these roots, each under

@@ -41,6 +41,9 @@ func PasswordOf(secrets map[string]string) (p Password) {
 // Given tells whether the pod has a Secret for the password. No file gets the password then.
 func (p Password) Given() bool { return p.given }
 
+// OfSecret returns the password as that of a Secret, which lacks it if there is none.
+func (p Password) OfSecret() Password { return Password{p.text, true} }
+
 // Check returns an error unless key stores can have the password, if the pod has given one.
 func (p Password) Check() error {
 	if !p.given {

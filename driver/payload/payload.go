@@ -242,28 +242,6 @@ func fileNames(files []File) []string {
 	return slices.Compact(visible(names))
 }
 
-// Size returns how much of a tmpfs a set of these files takes: whole pages of memory, and inodes
-// of files and directories.
-func Size(files []File) (bytes int64, inodes int) {
-	inodes = 1
-	directory := ""
-	for _, file := range files {
-		bytes += pages(len(file.Data))
-		inodes++
-		if name := file.visibleName(); name != file.Name && name != directory {
-			directory = name
-			inodes++
-		}
-	}
-	return bytes, inodes
-}
-
-// pages returns the memory that a file of so many bytes takes.
-func pages(bytes int) int64 {
-	const page = 4 << 10
-	return (int64(bytes) + page - 1) / page * page
-}
-
 // visibleName returns the name in the volume: that of the file, or that of its directory.
 func (f File) visibleName() string {
 	name, _, _ := strings.Cut(f.Name, "/")

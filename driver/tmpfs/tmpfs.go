@@ -77,10 +77,8 @@ func Create(o Options) (*Tree, error) {
 	if err := o.configure(set); err != nil {
 		return nil, err
 	}
-	// Keys must not reach a swap device. The option needs Linux 6.4; an older kernel
-	// returns EINVAL and keeps the other options.
-	if err := unix.FsconfigSetFlag(context, "noswap"); err != nil && !errors.Is(err, unix.EINVAL) {
-		return nil, fmt.Errorf("fsconfig noswap: %w", err)
+	if err := setNoSwap(context); err != nil {
+		return nil, err
 	}
 	if err := unix.FsconfigCreate(context); err != nil {
 		return nil, os.NewSyscallError("fsconfig", err)
@@ -90,6 +88,15 @@ func Create(o Options) (*Tree, error) {
 		return nil, os.NewSyscallError("fsmount", err)
 	}
 	return &Tree{os.NewFile(uintptr(fd), "tmpfs")}, nil
+}
+
+// setNoSwap keeps keys from reaching a swap device. The option needs Linux 6.4; an older
+// kernel returns EINVAL and keeps the other options.
+func setNoSwap(context int) error {
+	if err := unix.FsconfigSetFlag(context, "noswap"); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("fsconfig noswap: %w", err)
+	}
+	return nil
 }
 
 // Clone returns a writable view of the tmpfs that is attached at target. The
@@ -123,6 +130,11 @@ func (t *Tree) Grow(size int64, inodes int) error {
 		if err := unix.FsconfigSetString(context, key, strconv.FormatInt(value, 10)); err != nil {
 			return fmt.Errorf("fsconfig %s=%d: %w", key, value, err)
 		}
+	}
+	// Linux 6.4 to 6.17 reject every change of a tmpfs with noswap that does not repeat the
+	// option. See https://git.kernel.org/torvalds/c/3cd1548a278c7d6a9bdef1f1866e7cf66bfd3518.
+	if err := setNoSwap(context); err != nil {
+		return err
 	}
 	return os.NewSyscallError("fsconfig", unix.FsconfigReconfigure(context))
 }

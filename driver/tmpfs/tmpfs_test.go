@@ -101,20 +101,26 @@ func TestAttachedMountIsReadOnlyForRoot(t *testing.T) {
 func TestMountOptions(t *testing.T) {
 	d, path := openDirectory(t)
 	attached(t, d)
+	line := mountLine(t, filepath.Join(path, "mount"))
+	for _, want := range []string{"ro,nosuid,nodev,noexec", " tmpfs " + source + " ", "size=1024k", "nr_inodes=32", "noswap"} {
+		if !strings.Contains(line, want) {
+			t.Errorf("no %q in %s", want, line)
+		}
+	}
+}
+
+// mountLine returns the line of the mount table about the path.
+func mountLine(t *testing.T, path string) string {
+	t.Helper()
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	must(t, err)
 	for line := range strings.Lines(string(table)) {
-		if !strings.Contains(line, path) {
-			continue
+		if strings.Contains(line, " "+path+" ") {
+			return line
 		}
-		for _, want := range []string{"ro,nosuid,nodev,noexec", " tmpfs " + source + " ", "size=1024k", "nr_inodes=32", "noswap"} {
-			if !strings.Contains(line, want) {
-				t.Errorf("no %q in %s", want, line)
-			}
-		}
-		return
 	}
-	t.Error("not mounted")
+	t.Fatalf("nothing is mounted at %s", path)
+	return ""
 }
 
 // The kernel gets the context: without SELinux it rejects it, and with SELinux it rejects
@@ -249,4 +255,30 @@ func TestSizeIsBounded(t *testing.T) {
 		t.Error("SetRecord accepted a record that is too long")
 	}
 	must(t, tree.SetRecord(make([]byte, tmpfs.MaxRecord-512)))
+}
+
+// Grow repeats noswap, which Linux 6.4 to 6.17 require. The kernel shows that Grow does: a
+// tmpfs that has noswap keeps it, and one that was made without it cannot get it.
+func TestGrowKeepsNoSwap(t *testing.T) {
+	d, path := openDirectory(t)
+	attached(t, d)
+	must(t, os.Mkdir(filepath.Join(path, "swaps"), 0o755))
+	must(t, unix.Mount(source, filepath.Join(path, "swaps"), "tmpfs", 0, "size=1m,nr_inodes=32"))
+	t.Cleanup(func() { must(t, unix.Unmount(filepath.Join(path, "swaps"), 0)) })
+	for name, want := range map[string]error{"mount": nil, "swaps": unix.EINVAL} {
+		target, err := d.Open(name)
+		must(t, err)
+		defer target.Close()
+		clone, err := tmpfs.Clone(target)
+		must(t, err)
+		defer clone.Close()
+		if err := clone.Grow(2<<20, 64); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+	}
+	for _, want := range []string{"size=2048k", "nr_inodes=64", "noswap"} {
+		if line := mountLine(t, filepath.Join(path, "mount")); !strings.Contains(line, want) {
+			t.Errorf("no %q in %s", want, line)
+		}
+	}
 }

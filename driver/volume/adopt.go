@@ -129,11 +129,11 @@ func (v *Volume) takeCertificate(root *os.Root, record Record) error {
 	if err != nil {
 		return nil // its file names are unknown; the volume is unfit, or renewed at once
 	}
+	mounted.Files.KeyStorePassword = "" // not all volumes have it, and ReplaceRoots repairs it
 	if mounted.TrustOnly {
 		_, err := CheckTrust(root, mounted.Files)
 		return err
 	}
-	mounted.Files.KeyStorePassword = "" // not all volumes have it, and ReplaceRoots repairs it
 	contents, err := Check(root, mounted.Files)
 	if err != nil {
 		return err

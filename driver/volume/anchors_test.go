@@ -84,3 +84,24 @@ func TestRemovedRootStaysAsAnAdditionalOne(t *testing.T) {
 		t.Errorf("after a restart, the renewal is due in %s; log:\n%s", time.Until(next), &log)
 	}
 }
+
+// With trust only, a root that the CA removes, and that stays as an additional one, makes way
+// for the CA's own: programs that read only the first certificate need it. No renewal would
+// reorder the file.
+func TestOwnRootComesFirstWithTrustOnly(t *testing.T) {
+	f := newFixture(t)
+	own, next := f.signer.ca.Root, rootUntil(t, time.Now().Add(time.Minute), time.Now().Add(time.Hour))
+	f.addRoots(own, next)
+	f.spec.Attributes = map[string]string{"trust-only": "true"}
+	v := f.create()
+	if _, data := f.set("ca.crt"); !bytes.Equal(data, encoded(own, next)) {
+		t.Fatalf("at first:\n%s", data)
+	}
+	f.answer(next)
+	if changed, err := v.ReplaceRoots(); !changed || err != nil {
+		t.Errorf("changed %v, error %v", changed, err)
+	}
+	if _, data := f.set("ca.crt"); !bytes.Equal(data, encoded(next, own)) {
+		t.Errorf("after the removal:\n%s", data)
+	}
+}

@@ -42,7 +42,7 @@ var errUnknownPassword = errors.New("the password of the key stores is not known
 
 // encodeMounted encodes the mounted certificate again, if there is one, with these roots.
 func (v *Volume) encodeMounted(root *os.Root, roots issuer.Roots) ([]payload.File, error) {
-	if v.IsFound() {
+	if v.IsFound() && v.attributes.Files.HasKeyStore() {
 		if _, err := payload.ReadPassword(root, v.attributes.Files.KeyStorePassword); err != nil {
 			return nil, errUnknownPassword
 		}

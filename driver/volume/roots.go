@@ -14,8 +14,8 @@ import (
 
 // ReplaceRoots writes the newest roots of the issuer, except for expired ones, into the
 // mounted volume. changed tells whether the files changed, which makes programs reload. The
-// certificate and the key stay, and so does the file of the roots if it has the same roots
-// in another order, or if all roots of the CA have expired. ReplaceRoots also writes key
+// certificate and the key stay, and so does the file of the roots beside them if it has the same
+// roots in another order, or if all roots of the CA have expired. ReplaceRoots also writes key
 // stores again that are damaged or have another password. It ignores a volume that is closed,
 // unfit or not mounted.
 //
@@ -110,8 +110,9 @@ func (v *Volume) replaceRoots() (changed bool, err error) {
 // filesWith returns the files that change with the roots, and whether the volume has them
 // already, unless it is to be repaired. If it has key stores, these are all files: after another
 // process has changed the password's file, all key stores must have the same password again.
+// With trust only, the order of the roots counts, too: no renewal puts them in order.
 func (v *Volume) filesWith(root *os.Root, roots issuer.Roots, repair bool) (files []payload.File, same bool, err error) {
-	if v.attributes.Files.HasKeyStore() {
+	if v.attributes.Files.HasKeyStore() || v.attributes.TrustOnly {
 		if files, err := v.encodeMounted(root, roots); err == nil {
 			return files, !repair && payload.Has(root, files), nil
 		}

@@ -384,3 +384,18 @@ func TestTrustOnlyStores(t *testing.T) {
 		t.Error("another password after the repair")
 	}
 }
+
+// After a restart, a volume with trust only whose password is that of a Secret is intact: it
+// has no file for the password.
+func TestTrustOnlyWithTheSecretsPasswordIsNotDamaged(t *testing.T) {
+	f := newTrustFixture(t)
+	f.spec.Attributes = map[string]string{"trust-only": "true", "pkcs12-truststore-file": "roots.p12"}
+	f.give(given)
+	f.create()
+	before, _ := f.set("roots.p12")
+	v, damaged := f.adopt()
+	v.Keep(t.Context())
+	if after, _ := f.set("roots.p12"); after != before || damaged {
+		t.Errorf("damaged: %t; written again: %t", damaged, after != before)
+	}
+}

@@ -7,10 +7,11 @@
 // invariants of a mounted volume. Package driver serves the CSI calls and keeps the
 // registry of volumes.
 //
-// A container can write to its volume if it runs as root and its pod does not set readOnly,
-// because container runtimes then make its mount writable, or if it has CAP_SYS_ADMIN. Only
-// with CAP_SYS_ADMIN can it change the record. This package reads both with limits, follows
-// no link out of the volume, and takes neither a pod's identity nor what to revoke from them.
+// A container can write to its volume if it runs as root, or as the files' owner, and its pod
+// does not set readOnly, because container runtimes then make its mount writable; or if it has
+// CAP_SYS_ADMIN. Only with CAP_SYS_ADMIN can it change the record. This package reads both with
+// limits, follows no link out of the volume, and takes neither a pod's identity nor what to
+// revoke from them.
 package volume
 
 import (
@@ -254,8 +255,9 @@ func (v *Volume) rewrite(c *issuer.Credential) error {
 	return v.write(tree, c)
 }
 
-// issue requests a credential from the volume's issuer, and waits until it is valid. A first certificate and a renewal
-// differ only in their priority, and in the key, which a renewal may reuse.
+// issue requests a credential from the volume's issuer, and waits until it is valid. A first
+// certificate and a renewal differ only in their priority, and in the key, which a renewal may
+// reuse.
 func (v *Volume) issue(ctx context.Context, p schedule.Priority, key issuer.PrivateKey) (*issuer.Credential, error) {
 	ctx = klog.NewContext(ctx, klog.FromContext(ctx).WithValues("issuer", v.issuer.Name))
 	applicant := v.Applicant()
@@ -363,8 +365,8 @@ func (v *Volume) keptKey() (issuer.PrivateKey, error) {
 }
 
 // Keep renews the volume whenever it is due, until Stop or Close, unless Find made it, or it
-// has trust only. The caller must have registered the volume, so that later changes of the roots reach it.
-// Keep writes the changes from before that.
+// has trust only. The caller must have registered the volume, so that later changes of the
+// roots reach it. Keep writes the changes from before that.
 func (v *Volume) Keep(ctx context.Context) {
 	if v.unfit != nil {
 		return // neither the issuer nor the request is known

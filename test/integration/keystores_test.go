@@ -106,6 +106,11 @@ func TestPasswordsAreKeptSecret(t *testing.T) {
 	wrong.Secret = map[string]string{"keystore-password": passwords[2]}
 	n.Publish(wrong)
 	first = readStores(t, n, p)
+	// Nor does a Secret that has been emptied. The kubelet then sends the same as without one.
+	emptied := p
+	emptied.Secret = nil
+	n.Publish(emptied)
+	readStores(t, n, p)
 	node.Eventually(t, time.Minute, "a renewal in spite of a wrong password", func() bool { return !readStores(t, n, p).Equal(first) })
 
 	wrong.Name = "wrong-0"
