@@ -33,7 +33,7 @@ test: ## Run every test (needs root for mounts)
 	$(SUDO) $(GO) test -count 1 -timeout 30m -tags $(TAGS) -p 1 $(BUSY)
 
 .PHONY: build
-build: ## Build step-csi and step-csi-reload into bin/
+build: ## Build step-csi, step-csi-reload and the kubectl plugin into bin/
 	CGO_ENABLED=0 $(BUILD) -ldflags "-s -w" -o bin/ ./cmd/...
 
 # Variables: IMAGE, RELOAD_IMAGE, VERSION, PLATFORM, BUILDER, IMAGE_ARCHIVE,
@@ -105,6 +105,7 @@ bench: bin/step-csi-cluster ## Compare publishing a volume with a bare sign by t
 .PHONY: fuzz
 fuzz: ## Fuzz the parsers of users' and nodes' input, and the combinations of formats, one minute each
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzParse -fuzztime 60s ./driver/attributes
+	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzConvert -fuzztime 60s ./cmd/kubectl-step_csi
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzFormats -fuzztime 60s ./driver/payload
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz Fuzz -fuzztime 60s ./issuer/policy
 	$(GO) test -tags $(TAGS) -run '^$$' -fuzz FuzzSign -fuzztime 60s ./issuer/ra/server

@@ -2,6 +2,7 @@
 package cmd
 
 import (
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -29,6 +30,17 @@ func TestReloadIsSmall(t *testing.T) {
 	for _, path := range imports(t, "./step-csi-reload") {
 		if !allowed[path] {
 			t.Errorf("step-csi-reload imports %s", path)
+		}
+	}
+}
+
+// Administrators run the kubectl plugin on machines that are no nodes.
+func TestKubectlPluginBuildsForOtherSystems(t *testing.T) {
+	for _, system := range []string{"darwin", "windows"} {
+		build := exec.Command("go", "build", "-tags", "nobadger,nobbolt,nomysql,nopgx", "-o", t.TempDir(), "./kubectl-step_csi")
+		build.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", system, err, out)
 		}
 	}
 }

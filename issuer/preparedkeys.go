@@ -117,11 +117,17 @@ func (p *preparedKeys) changed() {
 
 // run prepares keys until no size is used any more, or ctx ends.
 func (p *preparedKeys) run(ctx context.Context) {
-	defer p.forget()
+	unused := false
+	defer func() {
+		if !unused {
+			p.forget()
+		}
+	}()
 	for ctx.Err() == nil {
 		t, wait := p.next(time.Now())
 		switch {
 		case wait == 0:
+			unused = true
 			return
 		case t == "" || p.busy():
 			pause(ctx, wait, p.wake)
@@ -152,7 +158,7 @@ func pause(ctx context.Context, d time.Duration, wake <-chan struct{}) {
 // next drops the sizes that are not used any more. It returns a size that lacks a key, if
 // there is one: the one with the fewest ready keys, and of several the fastest to generate.
 // Otherwise, wait is when that can change, from now, if no pod uses a key. It is zero if no
-// size is used.
+// size is used: then the goroutine counts as ended, so that the next use starts another one.
 func (p *preparedKeys) next(now time.Time) (t KeyType, wait time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -176,6 +182,7 @@ func (p *preparedKeys) next(now time.Time) (t KeyType, wait time.Duration) {
 			t = of
 		}
 	}
+	p.running = wait > 0
 	if t != "" && quiet > 0 {
 		return "", quiet
 	}

@@ -510,3 +510,21 @@ func BenchmarkPreparedKey(b *testing.B) {
 		})
 	}
 }
+
+// A use at the moment at which the goroutine ends starts another one.
+func TestUseWhilePreparationEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, started := NewKeyGenerator().prepared, 0
+		p.background = func(func(context.Context)) { started++ }
+		one := renewing("shop", "pod-1").Owner()
+		p.use(one, RSA2048)
+		time.Sleep(preparedTime)
+		if _, wait := p.next(time.Now()); wait != 0 {
+			t.Fatalf("the goroutine waits for another %s", wait)
+		}
+		p.use(one, RSA2048)
+		if of, wait := p.next(time.Now().Add(quietTime)); started != 2 || of != RSA2048 || wait == 0 {
+			t.Errorf("%d goroutines were started; the next key is %q", started, of)
+		}
+	})
+}

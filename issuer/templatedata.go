@@ -18,9 +18,9 @@ const (
 	MaxTemplateData = 4 << 10
 	// maxTemplateDepth limits how deep objects and lists are in each other.
 	maxTemplateDepth = 8
-	// All integers below maxTemplateNumber differ as a float64, which CEL and X.509 templates
-	// read. The next integer is read as this one.
-	maxTemplateNumber = 1 << 53
+	// maxTemplateNumber is the largest integer that no other one is rounded to as a float64,
+	// which CEL and X.509 templates read.
+	maxTemplateNumber = 1<<53 - 1
 )
 
 // templateSubject is the key of the subject fields in what an X.509 template reads. It
@@ -84,7 +84,7 @@ func decodeValue(decoder *json.Decoder, depth int) (any, error) {
 	switch token := token.(type) {
 	case json.Number:
 		number, err := token.Float64()
-		if err != nil || math.Abs(number) >= maxTemplateNumber {
+		if err != nil || math.Abs(number) > maxTemplateNumber {
 			return nil, fmt.Errorf("the number %s is too large; write it as a text, in quotes", names.Quote(token.String()))
 		}
 		return number, nil

@@ -172,6 +172,14 @@ func (f *configFile) node(directory string) (*config, error) {
 	if f.Authority != nil {
 		return nil, errors.New("authority: is for step-csi ra; a node plugin has none")
 	}
+	decides := len(f.Issuers) == 0 // reported by check
+	for _, i := range f.Issuers {
+		decides = decides || i.Provisioner.Type != typeRA
+	}
+	if !decides && (len(f.Policy.AllowSubjectFields) > 0 || f.Policy.AllowTemplateData) {
+		return nil, errors.New("policy: allowSubjectFields and allowTemplateData have no effect, because all issuers are at a registration authority, which decides what a pod may have; " +
+			"move them to its configuration")
+	}
 	c, err := f.check(directory, refreshRoots)
 	c.metricsPerVolume = f.Metrics.PerVolume
 	return c, errors.Join(err, f.parseLimits(c))

@@ -400,18 +400,27 @@ func TestIssuerOfTypeRA(t *testing.T) {
 		"fields at the node":  {"{type: ra, tokenFile: password}\n    policy: {allowSubjectFields: [organizations]}", "issuers.default.policy: the registration authority decides what a pod may have; move this policy"},
 		"data at the node":    {"{type: ra, tokenFile: password}\n    policy: {allowTemplateData: true}", "issuers.default.policy"},
 		"authority at a node": {"{type: ra, tokenFile: password}", "authority: is for step-csi ra"},
-		"several URLs":        {"{type: ra, tokenFile: password}\n    urls: [https://ca]", "issuers.default.urls: is for a CA"},
-		"server's roots":      {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the registration authority calls the CA"},
-		"pinned":              {"{type: ra, tokenFile: password}\n    roots: {pinned: true}", ""},
-		"pinned, another CA":  {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00}", ""},
-		"pinned to nothing":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile (in the chart: caBundle): open"},
-		"pinned to rubbish":   {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: x}", "roots.fingerprint: "},
-		"pins, not pinned":    {"{type: ra, tokenFile: password}\n    roots: {caBundleFile: password}", "without roots.pinned: true"},
-		"pins of a JWK":       {jwk + "\n    roots: {pinned: true, caBundleFile: password}", "are for the type ra only"},
+
+		"common fields at the node": {"{type: ra, tokenFile: password}", "policy: allowSubjectFields and allowTemplateData have no effect, because all issuers are at a registration authority"},
+		"common data at the node":   {"{type: ra, tokenFile: password}", "policy: allowSubjectFields and allowTemplateData have no effect"},
+
+		"several URLs":       {"{type: ra, tokenFile: password}\n    urls: [https://ca]", "issuers.default.urls: is for a CA"},
+		"server's roots":     {"{type: ra, tokenFile: password}\n    serverTLS: system", "issuers.default.serverTLS: the registration authority calls the CA"},
+		"pinned":             {"{type: ra, tokenFile: password}\n    roots: {pinned: true}", ""},
+		"pinned, another CA": {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: 84a0ac1ea9fbcc5ac5ad51af0ff5a1bf02bd7d7ccd5bf8b0b8cb8b6a3d1f1f00}", ""},
+		"pinned to nothing":  {"{type: ra, tokenFile: password}\n    roots: {pinned: true, caBundleFile: none}", "roots.caBundleFile (in the chart: caBundle): open"},
+		"pinned to rubbish":  {"{type: ra, tokenFile: password}\n    roots: {pinned: true, fingerprint: x}", "roots.fingerprint: "},
+		"pins, not pinned":   {"{type: ra, tokenFile: password}\n    roots: {caBundleFile: password}", "without roots.pinned: true"},
+		"pins of a JWK":      {jwk + "\n    roots: {pinned: true, caBundleFile: password}", "are for the type ra only"},
 	} {
 		text := strings.Replace(valid, jwk, test.provisioner, 1)
-		if name == "authority at a node" {
+		switch name {
+		case "authority at a node":
 			text += authorityPart
+		case "common fields at the node":
+			text = strings.Replace(text, "policy:\n  allow", "policy:\n  allowSubjectFields: [organizations]\n  allow", 1)
+		case "common data at the node":
+			text = strings.Replace(text, "policy:\n  allow", "policy:\n  allowTemplateData: true\n  allow", 1)
 		}
 		_, err := loadConfig(write(t, text), (*configFile).node)
 		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {

@@ -123,6 +123,9 @@ func describe(w io.Writer, contents *volume.Contents, now time.Time) {
 		id = "no: " + err.Error()
 	}
 	line("common name", leaf.Subject.CommonName)
+	if len(leaf.Subject.Names) > 1 {
+		line("subject", printable(leaf.Subject.String()))
+	}
 	line("DNS names", leaf.DNSNames...)
 	line("IP addresses", names.Texts(leaf.IPAddresses)...)
 	line("URIs", names.Texts(leaf.URIs)...)

@@ -32,7 +32,7 @@ func issued(t *testing.T, ca *minica.CA, notAfter time.Time, usages ...x509.ExtK
 		t.Fatal(err)
 	}
 	leaf, err := ca.Sign(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "web"}, DNSNames: []string{"web.shop", "web.shop.svc"},
+		Subject: pkix.Name{CommonName: "web", Organization: []string{"shop"}, OrganizationalUnit: []string{"Web\u001b[2J"}}, DNSNames: []string{"web.shop", "web.shop.svc"},
 		IPAddresses: []net.IP{net.IPv4(10, 0, 0, 7)}, URIs: []*url.URL{{Scheme: "spiffe", Host: "cluster.local", Path: "/ns/shop/sa/web"}},
 		EmailAddresses: []string{"web@example.com"},
 		PublicKey:      key.Public(), KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usages,
@@ -154,6 +154,7 @@ func TestVerifyPrints(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := regexp.MustCompile(`^common name   web
+subject       CN=web,OU=Web \[2J,O=shop
 DNS names     web\.shop
               web\.shop\.svc
 IP addresses  10\.0\.0\.7

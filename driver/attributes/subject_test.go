@@ -48,6 +48,11 @@ var subjectCases = []struct{ key, value, want, wrong string }{
 	{"organizations", " Acme GmbH & Co. KG ,\tAcme,Acme", "Acme GmbH & Co. KG|Acme", ""},
 	{"organizations", "team-${POD_NAMESPACE}", "team-shop", ""},
 	{"organizations", "Ünïcode {{ .Token }} \"x\"", "Ünïcode {{ .Token }} \"x\"", ""},
+	{"organizations", "Acme\u3164", "", `organizations: "Acme\u3164" contains characters that are not visible`}, // HANGUL FILLER, a letter
+	{"organizations", "Ac\u034fme", "", `organizations: "Ac\u034fme" contains characters that are not visible`}, // COMBINING GRAPHEME JOINER, a mark
+	{"organizations", "Acme\u2800", "", `organizations: "Acme\u2800" contains characters that are not visible`}, // BRAILLE PATTERN BLANK, a symbol
+	{"organizations", "Acme\ufe0f", "", `organizations: "Acme\ufe0f" contains characters that are not visible`}, // VARIATION SELECTOR-16, a mark
+	{"organizations", "株式会社 e\u0301", "株式会社 e\u0301", ""},
 	{"organizations", strings.Repeat("a", 64), strings.Repeat("a", 64), ""},
 	{"organizations", strings.Repeat("a", 65), "", "does not have 1 to 64 bytes (X.520)"},
 	{"organizations", "", "", "organizations: the value is empty"},
@@ -77,7 +82,8 @@ var subjectCases = []struct{ key, value, want, wrong string }{
 	{"template-data", `{}`, `{}`, ""},
 	{"template-data", `{"sub": {"subject": "x"}}`, `{"sub":{"subject":"x"}}`, ""},
 	{"template-data", `{"n": -9007199254740991}`, `{"n":-9007199254740991}`, ""},
-	{"template-data", `{"n": 9007199254740993}`, "", `the number "9007199254740993" is too large; write it as a text, in quotes`},
+	{"template-data", `{"n": 9007199254740993}`, "", `the number "9007199254740993" is too large; write it as a text, in quotes`}, // rounded to …992
+	{"template-data", `{"n": -9007199254740992}`, "", `the number "-9007199254740992" is too large`},
 	{"template-data", `{"a": "${POD_NAME} $5"}`, `{"a":"${POD_NAME} $5"}`, ""}, // no variables
 	{"template-data", `{"n": 9007199254740993000}`, "", `the number "9007199254740993000" is too large; write it as a text, in quotes`},
 	{"template-data", `{"n": 1e999}`, "", "is too large"},

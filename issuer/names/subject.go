@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode"
 )
 
 // MaxSubjectValues limits the values of all subject fields in one certificate.
@@ -117,16 +118,24 @@ func ParsePostalCode(text string) (SubjectValue, error) {
 	return parseSubjectValue(text, maxPostalCode)
 }
 
-// parseSubjectValue rejects blanks that a reader cannot see: with them, two values look the
-// same.
+// parseSubjectValue rejects what a reader cannot see: with it, two values look the same.
 func parseSubjectValue(text string, most int) (SubjectValue, error) {
 	switch {
 	case text == "" || len(text) > most:
 		return SubjectValue{}, fmt.Errorf("%s does not have 1 to %d bytes (X.520)", Quote(text), most)
+	case strings.ContainsFunc(text, isInvisible):
+		return SubjectValue{}, fmt.Errorf("%+q contains characters that are not visible", text)
 	case !IsPrintable(text):
 		return SubjectValue{}, fmt.Errorf("%s contains characters that are not printable", Quote(text))
 	case strings.TrimSpace(text) != text || strings.Contains(text, "  "):
 		return SubjectValue{}, fmt.Errorf("%s: leave out the blanks at the ends, and write single blanks", Quote(text))
 	}
 	return SubjectValue{text}, nil
+}
+
+// isInvisible tells whether the character is one of those that fonts do not show, though they
+// are letters, marks or symbols, such as U+3164 HANGUL FILLER and U+2800 BRAILLE PATTERN BLANK:
+// https://www.unicode.org/reports/tr44/#Default_Ignorable_Code_Point
+func isInvisible(r rune) bool {
+	return r == '\u2800' || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }

@@ -91,6 +91,9 @@ func (sizes) EstimateSize(node cost.AstNode) *cost.SizeEstimate {
 	switch path := node.Path(); {
 	case len(path) == 0:
 		return nil
+	case slices.Contains(path, "templateData") && node.Type().Kind() == types.MapKind:
+		const shortest = len(`"":1,`) // of a key with its value
+		return &cost.SizeEstimate{Max: uint64(issuer.MaxTemplateData / shortest)}
 	case slices.Contains(path, "templateData"):
 		return &cost.SizeEstimate{Max: issuer.MaxTemplateData}
 	case node.Type().Kind() == types.ListKind:

@@ -122,7 +122,7 @@ func New(c Config) (*Policy, error) {
 		p.reserved = NewReserved(c.ClusterDomain)
 	}
 	var failed []error
-	if p.subject, err = newSubjectRules(c); err != nil {
+	if p.subject, err = newSubjectRules(c, env); err != nil {
 		failed = append(failed, err)
 	}
 	for i, v := range c.Validations {

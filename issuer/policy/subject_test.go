@@ -103,8 +103,9 @@ func TestSubjectsThatNoPolicyAllows(t *testing.T) {
 	c := testConfig(Validation{Expression: "request.organizations.size() > 0"})
 	c.AllowSubjectFields = []string{"organizations"}
 	for value, want := range map[string]string{
-		"Acme,system:masters": `the organization "system:masters" is reserved`,
-		"SYSTEM:nodes":        `the organization "SYSTEM:nodes" is reserved`,
+		"Acme,system:masters":    `the organization "system:masters" is reserved`,
+		"SYSTEM:nodes":           `the organization "SYSTEM:nodes" is reserved`,
+		"kubeadm:cluster-admins": `the organization "kubeadm:cluster-admins" is reserved`,
 		strings.Repeat("a,", names.MaxSubjectValues) + "a": "33 values of subject fields are too many",
 	} {
 		if err := newPolicy(t, c).Check(t.Context(), testPod(), subjectRequest(t, "organizations", value, "")); err == nil || !strings.Contains(err.Error(), want) {
@@ -139,6 +140,9 @@ func TestValidationsMustMentionSubjects(t *testing.T) {
 		{fields, nil, "allowSubjectFields[0]: no validation mentions request.countries"},
 		{fields, []string{"true"}, "allowSubjectFields[0]: no validation mentions request.countries"},
 		{fields, []string{"request.countries.size() < 2"}, about},
+		{fields, []string{"request.countries.size() < 2 // request.organizations == ['Acme']"}, about},
+		{fields, []string{"request.countries.size() < 2 && 'request.organizations' != ''"}, about},
+		{fields, []string{"request.countries.size() < 2 && pod.name != request . organizations[0]"}, ""},
 		{fields, []string{"request.countries.size() < 2", "request.organizations == ['Acme']"}, ""},
 		{data, nil, "allowTemplateData: no validation mentions request.templateData, so any pod could have any data; add one, such as request.templateData.all(key, key == 'team')"},
 		{data, []string{"request.templateData.all(key, key == 'team')"}, ""},
@@ -155,10 +159,19 @@ func TestValidationsMustMentionSubjects(t *testing.T) {
 	}
 }
 
-// A validation of template data is bounded like all others.
+// A validation of template data is bounded like all others. One that looks at each value is
+// not refused: the JSON is short.
 func TestCostOfTemplateData(t *testing.T) {
 	const loops = "request.templateData.all(a, request.templateData.all(b, request.templateData.all(c, a != b || b != c)))"
 	if _, err := New(testConfig(Validation{Expression: loops})); err == nil || !strings.Contains(err.Error(), "may cost up to") {
 		t.Errorf("%s: %v", loops, err)
+	}
+	const each = "request.templateData.all(key, key in ['team', 'role'] && request.templateData[key].matches('^[a-z]*$'))"
+	c := testConfig(Validation{Expression: each})
+	c.AllowTemplateData = true
+	for data, denied := range map[string]bool{`{"team":"shop"}`: false, `{"team":"Shop"}`: true, `{"x":"shop"}`: true, `{"team":1}`: true} {
+		if err := newPolicy(t, c).Check(t.Context(), testPod(), subjectRequest(t, "", "", data)); denied != (err != nil) {
+			t.Errorf("%s: %v", data, err)
+		}
 	}
 }

@@ -41,12 +41,13 @@ func (v Validation) same(other Validation) bool {
 // Unrestricted returns the fields of requests with names that no validation mentions: any pod
 // can have any value of them. The default list mentions all.
 func Unrestricted(validations []Validation) (fields []string) {
-	if len(validations) == 0 {
-		return nil
+	env, err := newEnvironment()
+	if err != nil || len(validations) == 0 {
+		return nil // New returns the error
 	}
-	for _, field := range []string{"request.commonName", "request.dnsNames", "request.ipAddresses", "request.uris", "request.emailAddresses"} {
-		if !mentioned(validations, field) {
-			fields = append(fields, field)
+	for _, field := range []string{"commonName", "dnsNames", "ipAddresses", "uris", "emailAddresses"} {
+		if !mentioned(env, validations, field) {
+			fields = append(fields, "request."+field)
 		}
 	}
 	return fields

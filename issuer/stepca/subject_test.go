@@ -181,6 +181,30 @@ func TestTemplateDataThatFails(t *testing.T) {
 	}
 }
 
+// A CA that fails before it signs is unavailable, also for a pod with subject fields: its
+// template has not run.
+func TestFailureBeforeTheTemplate(t *testing.T) {
+	for _, path := range []string{"/provisioners", "/roots"} {
+		for _, body := range []string{"", `{"status":500}`, `{"status":500,"message":"broken"}`} {
+			ca := startCA(t)
+			ca.Intercept(func(next http.Handler) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if !strings.HasSuffix(r.URL.Path, path) {
+						next.ServeHTTP(w, r)
+						return
+					}
+					w.WriteHeader(http.StatusInternalServerError)
+					_, _ = io.WriteString(w, body)
+				})
+			})
+			_, err := newIssuer(t, newSigner(t, configFor(ca))).Issue(t.Context(), issuer.Applicant{}, withSubject(), issuer.PrivateKey{})
+			if issuer.OutcomeOf(err) != issuer.Unavailable || strings.Contains(err.Error(), "template") {
+				t.Errorf("%s answers 500 with %q: %s: %v", path, body, issuer.OutcomeOf(err).Label(), err)
+			}
+		}
+	}
+}
+
 // What the CA receives is what the policy has seen, and nothing for pods without it.
 func TestTemplateDataOfARequest(t *testing.T) {
 	ca := startCA(t)

@@ -280,6 +280,10 @@ func TestFaults(t *testing.T) {
 			`issuers.default.additionalRoots.configMap: "My_Roots" is not the name of a Kubernetes object; write it in lower case`,
 			`issuers.default.additionalRoots.key: "a/b" is not a key of a ConfigMap or Secret: letters, digits, "-", "_" and "."`,
 		}},
+		{`issuers: {default: {additionalRoots: {configMap: roots, key: "..data"}, caBundle: {key: "."}}}`, []string{
+			`issuers.default.additionalRoots.key: "..data" is not a key of a ConfigMap or Secret: letters, digits, "-", "_" and "."; it can begin with one ".", and cannot be "."`,
+			`issuers.default.caBundle.key: "." is not a key of a ConfigMap or Secret: letters, digits, "-", "_" and "."; it can begin with one ".", and cannot be "."`,
+		}},
 		{`issuers: {own: {url: "https://ca", fingerprint: ` + fingerprint + `, provisioner: {type: jwk, name: p, passwordSecret: {name: s, key: k}}, additionalRoots: {key: ca.crt}}}`, []string{
 			`issuers.own.additionalRoots.configMap: name the ConfigMap with the roots to add, or remove additionalRoots`,
 		}},

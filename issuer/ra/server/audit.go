@@ -48,7 +48,7 @@ func (e *auditEntry) addRequest(r issuer.Request) {
 		}
 	}
 	if data := r.TemplateData.String(); data != "" {
-		e.add("templateData", clip(data, maxLoggedName))
+		e.add("templateData", data) // whole: any key of it may decide about the certificate
 	}
 	duration := "default"
 	if r.Duration > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -288,5 +289,21 @@ func TestRejectionsAreLoggedSeldom(t *testing.T) {
 	}
 	if counted := testutil.ToFloat64(s.metrics.rejected.WithLabelValues(rejectedToken)); counted < 20 {
 		t.Errorf("%v rejected calls are counted", counted)
+	}
+}
+
+// The audit log has all that a pod requests: subject fields and template data decide about
+// the certificate, too.
+func TestAuditLogHasTheWholeRequest(t *testing.T) {
+	last := `"z":"the last key"}`
+	data := names.Must(issuer.ParseTemplateData(`{"a":"` + strings.Repeat("a", issuer.MaxTemplateData-len(`{"a":"",`+last)) + `",` + last))
+	units := names.Must(names.ParseAll(names.ParseOrganization, "Web", "Api"))
+	var entry auditEntry
+	entry.addRequest(issuer.Request{Subject: names.Subject{OrganizationalUnits: units}, TemplateData: data})
+	line := fmt.Sprint(entry...)
+	for _, want := range []string{"organizationalUnits[Web Api]", last} {
+		if !strings.Contains(line, want) {
+			t.Errorf("%s is missing in %s", want, line)
+		}
 	}
 }

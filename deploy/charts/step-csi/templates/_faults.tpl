@@ -319,9 +319,11 @@ directory:
   pattern: ^(/+[A-Za-z0-9._-]*[A-Za-z0-9_-][A-Za-z0-9._-]*)+/*$
   expected: an absolute path, such as /var/lib/kubelet; write the kubelet's --root-dir
 key:
-  pattern: ^[-._a-zA-Z0-9]+$
+  pattern: ^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$
   length: 253
   expected: 'a key of a ConfigMap or Secret: letters, digits, "-", "_" and "."'
+  hints:
+    - {pattern: '^\.', hint: 'it can begin with one ".", and cannot be "."'}
 url:
   pattern: ^https://[^/\s?#@]+/?$
   expected: the URL of a CA, such as https://ca.example.com:9000 or https://[fd00::1]:9000
