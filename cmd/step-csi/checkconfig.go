@@ -126,5 +126,9 @@ func summarize(r policy.Rules) string {
 	if r.AllowTemplateData {
 		parts = append(parts, "template data")
 	}
-	return " (" + strings.Join(parts, "; ") + ")"
+	text := " (" + strings.Join(parts, "; ") + ")"
+	if warning := f.unrestricted(); warning != "" {
+		text += "; warning: " + warning
+	}
+	return text
 }

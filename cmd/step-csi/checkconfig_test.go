@@ -47,9 +47,9 @@ func TestCheckConfig(t *testing.T) {
 		}},
 		"subject fields": {"node", strings.Replace(common, "  allowShortNames: true", "  allowSubjectFields: [organizations, countries]\n  allowTemplateData: true\n"+
 			"  validations: [{expression: request.organizations.size() + request.countries.size() + request.templateData.size() < 9}]", 1),
-			[]string{"; the common policy (validations: 1; subject fields: organizations, countries; template data)\n"}},
+			[]string{"; the common policy (validations: 1; subject fields: organizations, countries; template data); warning: no validation mentions request.commonName, request.dnsNames, request.ipAddresses, request.uris, request.emailAddresses, so any pod can have any value\n"}},
 		"own subject fields": {"node", strings.Replace(strings.Replace(valid, "request.dnsNames", "request.countries", 1), "    duration:", "    policy: {allowSubjectFields: [countries]}\n    duration:", 1),
-			[]string{"; a policy of its own (validations: 1; subject fields: countries)\n"}},
+			[]string{"; a policy of its own (validations: 1; subject fields: countries); warning: no validation mentions "}},
 		"several URLs": {"node", strings.Replace(valid, "url: https://step-certificates.step-ca.svc.cluster.local", "urls: [https://a, https://b]", 1), []string{
 			"at https://a, https://b;",
 		}},

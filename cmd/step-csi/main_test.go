@@ -607,7 +607,8 @@ func TestDocumentation(t *testing.T) {
 	}
 }
 
-// The examples of subject fields do what the pages say, added to the default policy.
+// The examples of subject fields do what the pages say. That of subject.md is a whole policy, and
+// the other is added to the default policy.
 func TestDocumentationOfSubjects(t *testing.T) {
 	const beginning, end = "```yaml\npolicy:\n  allowSubjectFields:", "```"
 	var blocks []string
@@ -621,6 +622,7 @@ func TestDocumentationOfSubjects(t *testing.T) {
 		blocks = append(blocks, block)
 	}
 	for i, block := range blocks {
+		before := [][]policy.Validation{policy.Default(), nil}[i]
 		file, err := parseConfigFile([]byte(strings.TrimPrefix(beginning, "```yaml\n") + block))
 		if err != nil {
 			t.Fatal(err)
@@ -628,22 +630,27 @@ func TestDocumentationOfSubjects(t *testing.T) {
 		p, err := policy.New(policy.Config{
 			ClusterDomain: names.Must(names.ParseClusterDomain("cluster.local")), TrustDomain: names.Must(names.ParseTrustDomain("cluster.local")),
 			AllowSubjectFields: file.Policy.AllowSubjectFields, AllowTemplateData: file.Policy.AllowTemplateData,
-			Validations: append(policy.Default(), file.Policy.Validations...),
+			Validations: append(before, file.Policy.Validations...),
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
+		if i == 1 && len(policy.Unrestricted(file.Policy.Validations)) > 0 {
+			t.Errorf("subject.md: the example does not restrict %q", policy.Unrestricted(file.Policy.Validations))
+		}
 		for _, test := range []struct {
-			organizations, units string
-			allowed              bool
+			organizations, units, dns string
+			allowed                   bool
 		}{
-			{"shop", "", true},
-			{"pay", "", false},
-			{"shop,pay", "", false},
-			{"shop", "backend", i == 1},
-			{"shop", "backend,other", false},
+			{"shop", "", "web.shop.svc.cluster.local", true},
+			{"shop", "", "api.example.com", false},
+			{"shop", "", "web.pay.svc", false},
+			{"pay", "", "web.shop", false},
+			{"shop,pay", "", "web.shop", false},
+			{"shop", "backend", "web.shop.svc", i == 1},
+			{"shop", "backend,other", "web.shop", false},
 		} {
-			values := map[string]string{"service-names": "web", "organizations": test.organizations}
+			values := map[string]string{"service-names": "web", "dns-names": test.dns, "organizations": test.organizations}
 			if test.units != "" {
 				values["organizational-units"] = test.units
 			}

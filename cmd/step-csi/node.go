@@ -105,6 +105,7 @@ func node(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	klog.FromContext(ctx).Info("step-csi", "version", version(), "driver", c.driverName, "node", o.nodeName, "selinux", configured.SELinux)
 	c.warnPublicRoots(ctx)
+	c.warnUnrestricted(ctx)
 	err = o.serve(ctx, d, registry, d.Run)
 	klog.FromContext(ctx).Info("Stopped; mounted volumes stay as they are")
 	return err

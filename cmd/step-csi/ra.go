@@ -78,6 +78,7 @@ func serveRA(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return fmt.Errorf("--listen %s: %w", *address, err)
 	}
 	klog.FromContext(ctx).Info("Starting the registration authority", "version", version())
+	c.warnUnrestricted(ctx)
 	err = p.serve(ctx, s, registry, func(ctx context.Context) error { return s.Run(ctx, listener) })
 	klog.FromContext(ctx).Info("Stopped")
 	return err

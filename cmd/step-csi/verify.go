@@ -68,7 +68,11 @@ func verifyTrust(stdout io.Writer, directory string, names attributes.Files) err
 	if err != nil {
 		return fmt.Errorf("%s: %w", directory, err)
 	}
-	fmt.Fprintf(stdout, "%-13s %d roots in %s\n", "verified", len(roots), filepath.Join(directory, names.CA))
+	found := "1 root"
+	if len(roots) != 1 {
+		found = fmt.Sprintf("%d roots", len(roots))
+	}
+	fmt.Fprintf(stdout, "%-13s %s in %s\n", "verified", found, filepath.Join(directory, names.CA))
 	return nil
 }
 

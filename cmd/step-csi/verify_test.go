@@ -240,7 +240,7 @@ func TestVerifyTrustOnly(t *testing.T) {
 	}
 	out, err := verifyFiles("--trust-only")
 	sum := sha256.Sum256(ca.Root.Raw)
-	for _, want := range []string{"root          CN=MiniCA Root CA\n", "SHA-256 " + hex.EncodeToString(sum[:]) + "; not after ", "verified      1 roots in " + directory + "/roots.pem\n"} {
+	for _, want := range []string{"root          CN=MiniCA Root CA\n", "SHA-256 " + hex.EncodeToString(sum[:]) + "; not after ", "verified      1 root in " + directory + "/roots.pem\n"} {
 		if err != nil || !strings.Contains(out, want) {
 			t.Errorf("%v\n%s\nwant %s", err, out, want)
 		}

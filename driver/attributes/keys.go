@@ -125,20 +125,45 @@ func suggestion(key string, known []string) string {
 		return ": write postal-codes"
 	case certManager + "key-algorithm", certManager + "key-size":
 		return ": write key-type"
+	case "keystore", "keystore-file":
+		return unknown + "; pkcs12-file, jks-file are"
 	case certManager + "pkcs12-enable", certManager + "pkcs12-filename":
-		return ": write pkcs12-file"
+		return ": write pkcs12-file, with a file name such as keystore.p12"
 	}
 	if isPassword(key) {
 		return ": this driver has no such attribute; leave it out, because everybody who can read the pod could read the password: " +
-			"the node plugin generates one and writes it to keystore-password-file, or takes the key keystore-password of the Secret in nodePublishSecretRef"
+			"the node plugin generates one and writes it to the file keystore-password in the volume; to choose it, put it into a Secret under the key keystore-password, and name the Secret in nodePublishSecretRef"
 	}
 	if strings.HasPrefix(key, certManager) {
 		return ": this driver has no such attribute; leave it out"
 	}
+	longer := slices.DeleteFunc(slices.Clone(known), func(known string) bool { return !abbreviates(key, known) })
+	switch len(longer) {
+	case 1:
+		return fmt.Sprintf("%s; %s is", unknown, longer[0])
+	case 2, 3, 4:
+		return fmt.Sprintf("%s; %s are", unknown, strings.Join(longer, ", "))
+	}
 	likeness := func(known string) float64 { return levenshtein.Similarity(strings.ToLower(key), known, nil) }
 	nearest := slices.MaxFunc(known, func(a, b string) int { return cmp.Compare(likeness(a), likeness(b)) })
-	if likeness(nearest) >= 0.6 {
+	if likeness(nearest) >= 0.75 {
 		return fmt.Sprintf("%s; %s is", unknown, nearest)
 	}
 	return unknown
+}
+
+// abbreviates tells whether the words of the key begin or end successive words of the known
+// key: cert-file abbreviates certificate-file, and key-file privatekey-file.
+func abbreviates(key, known string) bool {
+	words, of := strings.Split(strings.ToLower(key), "-"), strings.Split(known, "-")
+	for i := range len(of) - len(words) + 1 {
+		matches := true
+		for j, word := range words {
+			matches = matches && len(word) > 1 && (strings.HasPrefix(of[i+j], word) || strings.HasSuffix(of[i+j], word))
+		}
+		if matches {
+			return true
+		}
+	}
+	return false
 }

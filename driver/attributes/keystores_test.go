@@ -52,8 +52,8 @@ func TestNoPasswordInTheSpec(t *testing.T) {
 		"passphrase", "storepass", "csi.cert-manager.io/pkcs12-password",
 	} {
 		_, err := attributes.Parse(map[string]string{key: secret, "pkcs12-file": "keystore.p12"}, pod, "", config())
-		wantError(t, key, err, "everybody who can read the pod could read the password: the node plugin generates one and writes it to keystore-password-file, "+
-			"or takes the key keystore-password of the Secret in nodePublishSecretRef")
+		wantError(t, key, err, "everybody who can read the pod could read the password: the node plugin generates one and writes it to the file keystore-password in the volume; "+
+			"to choose it, put it into a Secret under the key keystore-password, and name the Secret in nodePublishSecretRef")
 		if err != nil && (strings.Contains(err.Error(), secret) || !strings.Contains(err.Error(), key)) {
 			t.Errorf("%s: %v", key, err)
 		}

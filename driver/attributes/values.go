@@ -42,9 +42,11 @@ func parseDuration(value string) (time.Duration, error) {
 const maxFileName = 255
 
 // parseFileName rejects names that begin with two dots: they are reserved for the
-// driver.
+// driver. A user who writes "true" wants the file, but has not named it.
 func parseFileName(name string) (string, error) {
 	switch {
+	case name == "true" || name == "false":
+		return "", fmt.Errorf("%s is not a file name: write a name, or leave out the attribute", names.Quote(name))
 	case strings.Contains(name, "/") || name == ".":
 		return "", fmt.Errorf("%s is not a plain file name; leave out the directory", names.Quote(name))
 	case strings.HasPrefix(name, ".."):
@@ -83,7 +85,7 @@ func parseGroup(value string) (*int, error) {
 func parseMode(value string) (fs.FileMode, error) {
 	mode, err := strconv.ParseUint(value, 8, 32)
 	if err != nil || mode&^0o644 != 0 || mode&0o400 == 0 {
-		return 0, fmt.Errorf("%s is not an octal mode with read permission for the owner, without write permission for others, and without execute permissions, such as 0440",
+		return 0, fmt.Errorf("%s is not a mode of files in this volume: write it in octal; the owner must be able to read, only the owner may write, and nobody may execute, such as 0440",
 			names.Quote(value))
 	}
 	return fs.FileMode(mode), nil

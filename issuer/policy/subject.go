@@ -50,7 +50,7 @@ func newSubjectRules(c Config, env *cel.Env) (subjectRules, error) {
 		if c.Issuer != "" {
 			settings += " or issuers." + c.Issuer + ".policy." + setting
 		}
-		return " (the cluster's administrator can allow it: " + settings + ")"
+		return " (the cluster's administrator can allow it: " + settings + "; see docs/subject.md)"
 	}}, nil
 }
 
@@ -77,16 +77,16 @@ func (r subjectRules) check(req issuer.Request) error {
 	if err := req.Subject.Check(); err != nil {
 		return err
 	}
+	for _, organization := range req.Subject.Organizations {
+		lower := strings.ToLower(organization.String())
+		if slices.ContainsFunc(kubernetesGroups, func(prefix string) bool { return strings.HasPrefix(lower, prefix) }) {
+			return fmt.Errorf("the organization %s is reserved: the API server may take it for a group of Kubernetes; use another one", names.Quote(organization.String()))
+		}
+	}
 	for _, field := range names.SubjectFields() {
 		if values := *field.Of(&req.Subject); len(values) > 0 && !slices.Contains(r.fields, field.Key) {
 			return fmt.Errorf("%s %s is not allowed: the policy allows no %s%s", field.Name, names.Quote(values[0].String()),
 				field.Key, r.decision("allowSubjectFields: ["+field.Key+"]"))
-		}
-	}
-	for _, organization := range req.Subject.Organizations {
-		lower := strings.ToLower(organization.String())
-		if slices.ContainsFunc(kubernetesGroups, func(prefix string) bool { return strings.HasPrefix(lower, prefix) }) {
-			return fmt.Errorf("the organization %s is reserved: the API server may take it for a group of Kubernetes", names.Quote(organization.String()))
 		}
 	}
 	if req.TemplateData != (issuer.TemplateData{}) && !r.templateData {

@@ -36,7 +36,7 @@ func TestSubjectIsDeniedByDefault(t *testing.T) {
 		for _, field := range names.SubjectFields() {
 			err := p.Check(t.Context(), testPod(), subjectRequest(t, field.Key, "DE", ""))
 			want := "denied: " + field.Name + ` "DE" is not allowed: the policy allows no ` + field.Key + " (the cluster's administrator can allow it: policy.allowSubjectFields: [" +
-				field.Key + "] or issuers.edge.policy.allowSubjectFields: [" + field.Key + "])"
+				field.Key + "] or issuers.edge.policy.allowSubjectFields: [" + field.Key + "]; see docs/subject.md)"
 			if err == nil || err.Error() != want {
 				t.Errorf("%s policy: got %v\nwant %s", name, err, want)
 			}
@@ -45,6 +45,14 @@ func TestSubjectIsDeniedByDefault(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), "denied: template data is not allowed (the cluster's administrator can allow it: policy.allowTemplateData: true or ") {
 			t.Errorf("%s policy: %v", name, err)
 		}
+	}
+}
+
+// Nobody is sent to the administrator for an organization that no policy can allow.
+func TestReservedOrganizationWithoutAdvice(t *testing.T) {
+	err := newPolicy(t, testConfig()).Check(t.Context(), testPod(), subjectRequest(t, "organizations", "system:masters", ""))
+	if want := `denied: the organization "system:masters" is reserved: the API server may take it for a group of Kubernetes; use another one`; err == nil || err.Error() != want {
+		t.Errorf("got %v\nwant %s", err, want)
 	}
 }
 

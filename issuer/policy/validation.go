@@ -38,6 +38,21 @@ func (v Validation) same(other Validation) bool {
 	return tidy(v.Expression) == tidy(other.Expression) && v.Message == other.Message && tidy(v.MessageExpression) == tidy(other.MessageExpression)
 }
 
+// Unrestricted returns the fields of requests with names that no validation mentions: any pod
+// can have any value of them. The default list mentions all.
+func Unrestricted(validations []Validation) (fields []string) {
+	env, err := newEnvironment()
+	if err != nil || len(validations) == 0 {
+		return nil // New returns the error
+	}
+	for _, field := range []string{"commonName", "dnsNames", "ipAddresses", "uris", "emailAddresses"} {
+		if !mentioned(env, validations, field) {
+			fields = append(fields, "request."+field)
+		}
+	}
+	return fields
+}
+
 // validation is a compiled Validation.
 type validation struct {
 	name string

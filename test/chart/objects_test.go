@@ -362,7 +362,8 @@ func TestNotes(t *testing.T) {
 		"mode=ra":                          {"in mode ra", "step-csi-ra holds the password", "rollout status deployment/step-csi-ra", "app.kubernetes.io/name=step-csi-ra,"},
 		"mode=node":                        {"in mode node", "WARNING: every node holds the password"},
 		"issuers.default.publicRoots=true": {"WARNING: issuers.default.publicRoots is true"},
-		"ra.runOn=control-plane,monitoring.podMonitor.enabled=true": {"networkPolicy.from", "kubernetes.io/metadata.name: monitoring"},
+		"policy.validations[0].expression=request.dnsNames.size() < 2": {"WARNING: no validation in policy.validations mentions request.commonName, request.ipAddresses, request.uris, request.emailAddresses,\nso any pod"},
+		"ra.runOn=control-plane,monitoring.podMonitor.enabled=true":    {"networkPolicy.from", "kubernetes.io/metadata.name: monitoring"},
 	} {
 		got := notes(t, "--set", args)
 		for _, text := range want {
