@@ -127,7 +127,7 @@ func summarize(r policy.Rules) string {
 		parts = append(parts, "template data")
 	}
 	text := " (" + strings.Join(parts, "; ") + ")"
-	if warning := f.unrestricted(); warning != "" {
+	if warning := unrestricted(r); warning != "" {
 		text += "; warning: " + warning
 	}
 	return text

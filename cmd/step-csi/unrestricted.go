@@ -12,8 +12,8 @@ import (
 )
 
 // unrestricted says which names the policy does not restrict, or returns an empty string.
-func (f policyFile) unrestricted() string {
-	fields := policy.Unrestricted(f.Validations)
+func unrestricted(r policy.Rules) string {
+	fields := policy.Unrestricted(r.Validations)
 	if len(fields) == 0 {
 		return ""
 	}
@@ -25,7 +25,7 @@ func (f policyFile) unrestricted() string {
 func (c *config) warnUnrestricted(ctx context.Context) {
 	for _, name := range slices.Sorted(maps.Keys(c.issuers)) {
 		i := c.issuers[name].file
-		text := c.common.of(i.Policy).unrestricted()
+		text := unrestricted(c.common.Of(i.Policy))
 		if i.Provisioner.Type == typeRA || text == "" {
 			continue
 		}

@@ -11,8 +11,8 @@ import (
 	"github.com/flexstack/step-csi/issuer/policy"
 )
 
-// A list of validations replaces the default one. Whoever lists only a rule about organizations
-// is warned that any pod can have any name; whoever has the default policy is not.
+// A list of validations replaces the default one. With only a rule about organizations, there
+// is a warning that any pod can have any name; with the default policy, there is none.
 func TestWarningOfUnrestrictedNames(t *testing.T) {
 	var complete string
 	for _, v := range policy.Default() {
