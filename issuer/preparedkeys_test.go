@@ -233,7 +233,7 @@ func TestKeysArePreparedOnlyWhereNeeded(t *testing.T) {
 	})
 }
 
-// A size that nobody uses for an hour has no keys any more, while others stay. In the end,
+// A size that no pod uses for an hour has no keys any more, while others stay. In the end,
 // there is no goroutine. The next use starts it again.
 func TestUnusedPreparedKeysAreDropped(t *testing.T) {
 	virtualKeys(t, func(t *testing.T, k *slowKeys) {

@@ -375,7 +375,7 @@ var otherCases = []struct{ key, value, wrong string }{
 	{"file-mode", "0444", ""},
 	{"file-mode", "0404", ""},
 	{"file-mode", "0640", ""},
-	{"file-mode", "0460", `file-mode: "0460" is not a mode of files in this volume: write it in octal; the owner must be able to read, only the owner may write, and nobody may execute, such as 0440`},
+	{"file-mode", "0460", `file-mode: "0460" is not a mode of files in this volume: write it in octal; the owner must be able to read, only the owner may write, and no user may execute, such as 0440`},
 	{"file-mode", "0555", "file-mode:"},
 	{"file-mode", "0044", "file-mode:"},
 	{"file-mode", "4440", "file-mode:"},

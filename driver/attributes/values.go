@@ -85,7 +85,7 @@ func parseGroup(value string) (*int, error) {
 func parseMode(value string) (fs.FileMode, error) {
 	mode, err := strconv.ParseUint(value, 8, 32)
 	if err != nil || mode&^0o644 != 0 || mode&0o400 == 0 {
-		return 0, fmt.Errorf("%s is not a mode of files in this volume: write it in octal; the owner must be able to read, only the owner may write, and nobody may execute, such as 0440",
+		return 0, fmt.Errorf("%s is not a mode of files in this volume: write it in octal; the owner must be able to read, only the owner may write, and no user may execute, such as 0440",
 			names.Quote(value))
 	}
 	return fs.FileMode(mode), nil

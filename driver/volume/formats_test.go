@@ -11,7 +11,6 @@ import (
 	"k8s.io/klog/v2/textlogger"
 
 	"github.com/flexstack/step-csi/driver/attributes"
-	"github.com/flexstack/step-csi/driver/tmpfs"
 	"github.com/flexstack/step-csi/driver/volume"
 )
 
@@ -85,16 +84,7 @@ func TestDamagedFormats(t *testing.T) {
 		f.spec.Attributes = maps.Clone(formatted)
 		v := f.create()
 		v.Stop()
-		target, err := v.Open()
-		must(t, err)
-		tree, err := tmpfs.Clone(target)
-		must(t, err)
-		root, err := tree.Root()
-		must(t, err)
-		must(t, damage(root))
-		root.Close()
-		tree.Close()
-		target.Close()
+		f.damage(damage)
 		adopted, damaged := f.adopt()
 		if !damaged {
 			t.Errorf("%s: the damage is not found", name)

@@ -63,19 +63,13 @@ func (f *fixture) read(name string) string {
 // data, it removes the file.
 func (f *fixture) change(name, data string) {
 	f.t.Helper()
-	target, err := f.node.Targets.Open("mount")
-	must(f.t, err)
-	defer target.Close()
-	tree, err := tmpfs.Clone(target)
-	must(f.t, err)
-	defer tree.Close()
-	root, err := tree.Root()
-	must(f.t, err)
-	defer root.Close()
-	must(f.t, root.Remove(payload.DataLink+"/"+name))
-	if data != "" {
-		must(f.t, root.WriteFile(payload.DataLink+"/"+name, []byte(data), 0o444))
-	}
+	f.damage(func(root *os.Root) error {
+		err := root.Remove(payload.DataLink + "/" + name)
+		if err == nil && data != "" {
+			err = root.WriteFile(payload.DataLink+"/"+name, []byte(data), 0o444)
+		}
+		return err
+	})
 }
 
 // adoptManaged adopts the volume, which must be managed then.

@@ -12,8 +12,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
-
-	"github.com/flexstack/step-csi/driver/tmpfs"
 )
 
 const (
@@ -126,16 +124,7 @@ func TestDamagedSPIFFEBundle(t *testing.T) {
 		f.spec.Attributes = map[string]string{"layout": "spiffe"}
 		v := f.create()
 		v.Stop()
-		target, err := v.Open()
-		must(t, err)
-		tree, err := tmpfs.Clone(target)
-		must(t, err)
-		root, err := tree.Root()
-		must(t, err)
-		must(t, damage(root))
-		root.Close()
-		tree.Close()
-		target.Close()
+		f.damage(damage)
 		adopted, damaged := f.adopt()
 		if !damaged {
 			t.Errorf("%s: the damage is not found", name)

@@ -48,7 +48,7 @@ func TestSubjectIsDeniedByDefault(t *testing.T) {
 	}
 }
 
-// Nobody is sent to the administrator for an organization that no policy can allow.
+// No user is sent to the administrator for an organization that no policy can allow.
 func TestReservedOrganizationWithoutAdvice(t *testing.T) {
 	err := newPolicy(t, testConfig()).Check(t.Context(), testPod(), subjectRequest(t, "organizations", "system:masters", ""))
 	if want := `denied: the organization "system:masters" is reserved: the API server may take it for a group of Kubernetes; use another one`; err == nil || err.Error() != want {
