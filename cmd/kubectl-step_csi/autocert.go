@@ -52,6 +52,32 @@ func (c *converter) autocert(p pod) {
 	}
 
 	r := newRequest(place)
+	c.autocertAttributes(r, p, given)
+	if !c.usable(r, p) {
+		return
+	}
+
+	volume := c.freeVolumeName(p)
+	csi := mapNode(stringNode("driver"), stringNode(stepDriver), stringNode("readOnly"), boolNode(true), stringNode("volumeAttributes"), r.attributes)
+	appendTo(p.spec, "volumes", mapNode(stringNode("name"), stringNode(volume), stringNode("csi"), csi))
+	for _, container := range p.containers() {
+		appendTo(container, "volumeMounts", mapNode(
+			stringNode("name"), stringNode(volume),
+			stringNode("mountPath"), stringNode(mountPath),
+			stringNode("readOnly"), boolNode(true)))
+	}
+	for key := range given {
+		remove(annotations, autocertPrefix+key)
+	}
+	if len(annotations.Content) == 0 {
+		remove(p.metadata, "annotations")
+	}
+	p.document.changed = true
+}
+
+// autocertAttributes translates autocert's annotations, which are given without their prefix.
+func (c *converter) autocertAttributes(r *request, p pod, given map[string]string) {
+	name := strings.TrimSpace(given["name"])
 	var dns, ips, uris, emails []string
 	sans := strings.Split(cmp.Or(given["sans"], name), ",")
 	for _, san := range sans {
@@ -95,26 +121,6 @@ func (c *converter) autocert(p pod) {
 			r.lose("%s%s: step-csi has nothing like it; it was left out", autocertPrefix, key)
 		}
 	}
-	if !c.usable(r, p) {
-		return
-	}
-
-	volume := c.freeVolumeName(p)
-	csi := mapNode(stringNode("driver"), stringNode(stepDriver), stringNode("readOnly"), boolNode(true), stringNode("volumeAttributes"), r.attributes)
-	appendTo(p.spec, "volumes", mapNode(stringNode("name"), stringNode(volume), stringNode("csi"), csi))
-	for _, container := range p.containers() {
-		appendTo(container, "volumeMounts", mapNode(
-			stringNode("name"), stringNode(volume),
-			stringNode("mountPath"), stringNode(mountPath),
-			stringNode("readOnly"), boolNode(true)))
-	}
-	for key := range given {
-		remove(annotations, autocertPrefix+key)
-	}
-	if len(annotations.Content) == 0 {
-		remove(p.metadata, "annotations")
-	}
-	p.document.changed = true
 }
 
 // freeVolumeName returns certs, as autocert names its volume, or a name like it.

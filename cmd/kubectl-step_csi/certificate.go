@@ -46,24 +46,9 @@ func (c *converter) secretVolume(p pod, volume *yaml.Node) {
 	if name == "" {
 		return
 	}
-	var cert, elsewhere *certificate
-	for _, candidate := range c.certificates {
-		switch {
-		case candidate.secret != name:
-		case c.namespaceOf(candidate.object) == c.namespaceOf(p.object):
-			cert = candidate
-		default:
-			elsewhere = candidate
-		}
-	}
 	place := p.place(volume)
-	switch {
-	case cert != nil:
-	case elsewhere != nil:
-		c.remarks.lose(place, "the Secret %s has the name of that of %s, which is in another namespace; the volume is unchanged. "+
-			"If they belong together, name the namespace with -n or in both objects", name, elsewhere.object)
-		return
-	default:
+	cert := c.certificateOf(p, place, name)
+	if cert == nil {
 		return
 	}
 	if text(cert.spec, "isCA") == "true" {
@@ -126,6 +111,26 @@ func (c *converter) secretVolume(p pod, volume *yaml.Node) {
 		c.remarks.note(place, "each volume of step-csi has a certificate and a key of its own; mount one volume instead of several, if a program uses files of both")
 	}
 	cert.pods[p.spec] = cert.pods[p.spec] || !files.trustOnly()
+}
+
+// certificateOf returns the Certificate that the pod's Secret of this name is from, or nil. It
+// reports one of another namespace.
+func (c *converter) certificateOf(p pod, place, name string) (cert *certificate) {
+	var elsewhere *certificate
+	for _, candidate := range c.certificates {
+		switch {
+		case candidate.secret != name:
+		case c.namespaceOf(candidate.object) == c.namespaceOf(p.object):
+			cert = candidate
+		default:
+			elsewhere = candidate
+		}
+	}
+	if cert == nil && elsewhere != nil {
+		c.remarks.lose(place, "the Secret %s has the name of that of %s, which is in another namespace; the volume is unchanged. "+
+			"If they belong together, name the namespace with -n or in both objects", name, elsewhere.object)
+	}
+	return cert
 }
 
 // names translates the names and the subject of a Certificate, and reports its other fields.
