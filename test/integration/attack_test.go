@@ -640,13 +640,13 @@ var modeAttacks = []attempt{
 	{"a negative group of the pod", func(f *forgery) {
 		f.VolumeCapability.GetMount().VolumeMountGroup = "-1"
 	}, codes.InvalidArgument, "volume_mount_group"},
-	{"all permissions for everybody", with("file-mode", "0777"), codes.InvalidArgument, "not an octal mode"},
-	{"writable for everybody", with("file-mode", "0446"), codes.InvalidArgument, "not an octal mode"},
-	{"executable", with("file-mode", "0555"), codes.InvalidArgument, "not an octal mode"},
-	{"setuid", with("file-mode", "4444"), codes.InvalidArgument, "not an octal mode"},
-	{"setgid", with("file-mode", "02440"), codes.InvalidArgument, "not an octal mode"},
-	{"that overflows", with("file-mode", "40000000444"), codes.InvalidArgument, "not an octal mode"},
-	{"not for the owner", with("file-mode", "0044"), codes.InvalidArgument, "not an octal mode"},
+	{"all permissions for everybody", with("file-mode", "0777"), codes.InvalidArgument, "is not a mode of files in this volume"},
+	{"writable for everybody", with("file-mode", "0446"), codes.InvalidArgument, "is not a mode of files in this volume"},
+	{"executable", with("file-mode", "0555"), codes.InvalidArgument, "is not a mode of files in this volume"},
+	{"setuid", with("file-mode", "4444"), codes.InvalidArgument, "is not a mode of files in this volume"},
+	{"setgid", with("file-mode", "02440"), codes.InvalidArgument, "is not a mode of files in this volume"},
+	{"that overflows", with("file-mode", "40000000444"), codes.InvalidArgument, "is not a mode of files in this volume"},
+	{"not for the owner", with("file-mode", "0044"), codes.InvalidArgument, "is not a mode of files in this volume"},
 	{"a device", func(f *forgery) { f.VolumeCapability.AccessType = &csi.VolumeCapability_Block{} }, codes.InvalidArgument, "block device"},
 }
 

@@ -115,7 +115,7 @@ func TestPasswordsAreKeptSecret(t *testing.T) {
 
 	wrong.Name = "wrong-0"
 	expect(t, n.TryPublish(wrong), codes.InvalidArgument, "it ends with a newline")
-	expect(t, n.TryPublish(podWithStores("attribute-0").With("keystore-password", passwords[3])), codes.InvalidArgument, "takes the key keystore-password of the Secret")
+	expect(t, n.TryPublish(podWithStores("attribute-0").With("keystore-password", passwords[3])), codes.InvalidArgument, "put it into a Secret under the key keystore-password")
 	expect(t, n.TryPublish(node.Pod{Name: "other-0", Secret: p.Secret}), codes.InvalidArgument, "the volume has none")
 
 	n.Stop()
