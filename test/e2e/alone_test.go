@@ -260,7 +260,7 @@ func nothingLeft(t *testing.T) {
 				return err
 			}
 			ofCA := strings.HasPrefix(named.Metadata.Name, "step-ca") // its template is for step-csi
-			ofUser := named.Metadata.Namespace == plugin && slices.Contains([]string{"default", "kube-root-ca.crt", "step-csi-ca-root"}, named.Metadata.Name)
+			ofUser := named.Metadata.Namespace == plugin && slices.Contains([]string{"default", "kube-root-ca.crt", "step-csi-ca-root", "additional-roots"}, named.Metadata.Name)
 			if text := string(object); !ofCA && !ofUser && (strings.Contains(text, "step-csi") || strings.Contains(text, driverName)) {
 				return fmt.Errorf("left in the cluster: %s", text)
 			}
