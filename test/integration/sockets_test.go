@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
@@ -37,8 +38,20 @@ func registered(t *testing.T, n *node.Node) error {
 	return err
 }
 
-// expectServing waits until the plugin answers on both sockets, through new connections.
+// expectServing waits until the plugin answers on both sockets, and publishes through a new connection.
 func expectServing(t *testing.T, n *node.Node) {
+	t.Helper()
+	expectSockets(t, n)
+	k := node.NewKubelet(t, n.KubeletDir)
+	defer k.Close()
+	p := node.Pod{Name: "fresh"}
+	k.Publish(p)
+	read(t, k.Target(p))
+	k.Unpublish(p)
+}
+
+// expectSockets waits until the plugin answers on both sockets, through new connections.
+func expectSockets(t *testing.T, n *node.Node) {
 	t.Helper()
 	node.Eventually(t, patience, "the plugin serves on both sockets", func() bool {
 		connection, err := net.Dial("unix", n.Socket())
@@ -48,12 +61,6 @@ func expectServing(t *testing.T, n *node.Node) {
 		connection.Close()
 		return registered(t, n) == nil
 	})
-	k := node.NewKubelet(t, n.KubeletDir)
-	defer k.Close()
-	p := node.Pod{Name: "fresh"}
-	k.Publish(p)
-	read(t, k.Target(p))
-	k.Unpublish(p)
 }
 
 // withHealth starts the plugin with its health port, and returns the address.
@@ -87,17 +94,37 @@ func expectLive(t *testing.T, address string, status int, text string) {
 	})
 }
 
-// deadSocket puts a socket that nobody serves in the place of path.
+// deadSocket puts a socket that nobody serves in the place of path, in one step.
 func deadSocket(path string) error {
-	if err := os.Remove(path); err != nil {
-		return err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + ".dead", Net: "unix"})
 	if err != nil {
 		return err
 	}
 	l.SetUnlinkOnClose(false)
-	return l.Close()
+	return errors.Join(l.Close(), os.Rename(path+".dead", path))
+}
+
+// removeAll removes a directory in which the plugin may write meanwhile: it saves the roots and
+// serves again on lost sockets, so that one pass can find a file in an emptied directory.
+func removeAll(path string) error {
+	for end := time.Now().Add(patience); ; {
+		err := os.RemoveAll(path)
+		if !errors.Is(err, syscall.ENOTEMPTY) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// replaceDirectory puts an empty directory in the place of path, and renames the one that was there.
+// The plugin may make the directory meanwhile, so that it is made beside path and then put there.
+func replaceDirectory(path string) error {
+	if err := os.Mkdir(path+".new", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, path+".new", unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path+".old")
 }
 
 // Somebody removes or replaces a socket or its directory while the plugin runs. The same
@@ -106,20 +133,19 @@ func deadSocket(path string) error {
 func TestLostSocketsAreServedAgain(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(*node.Node) error{
-		"directory":                     func(n *node.Node) error { return os.RemoveAll(filepath.Dir(n.Socket())) },
-		"all plugins":                   func(n *node.Node) error { return os.RemoveAll(filepath.Dir(filepath.Dir(n.Socket()))) },
+		"directory":                     func(n *node.Node) error { return removeAll(filepath.Dir(n.Socket())) },
+		"all plugins":                   func(n *node.Node) error { return removeAll(filepath.Dir(filepath.Dir(n.Socket()))) },
 		"CSI socket":                    func(n *node.Node) error { return os.Remove(n.Socket()) },
 		"CSI socket is renamed":         func(n *node.Node) error { return os.Rename(n.Socket(), n.Socket()+".old") },
 		"CSI socket of a dead process":  func(n *node.Node) error { return deadSocket(n.Socket()) },
 		"registration socket":           func(n *node.Node) error { return os.Remove(n.RegistrationSocket()) },
-		"registration directory":        func(n *node.Node) error { return os.RemoveAll(filepath.Dir(n.RegistrationSocket())) },
+		"registration directory":        func(n *node.Node) error { return removeAll(filepath.Dir(n.RegistrationSocket())) },
 		"registration of a dead plugin": func(n *node.Node) error { return deadSocket(n.RegistrationSocket()) },
 		"both": func(n *node.Node) error {
-			return errors.Join(os.RemoveAll(filepath.Dir(n.Socket())), os.RemoveAll(filepath.Dir(n.RegistrationSocket())))
+			return errors.Join(removeAll(filepath.Dir(n.Socket())), removeAll(filepath.Dir(n.RegistrationSocket())))
 		},
 		"directory is renamed, and there is another": func(n *node.Node) error {
-			d := filepath.Dir(n.Socket())
-			return errors.Join(os.Rename(d, d+".old"), os.Mkdir(d, 0o755))
+			return replaceDirectory(filepath.Dir(n.Socket()))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -140,7 +166,8 @@ func TestLostSocketsAreServedAgain(t *testing.T) {
 				again := n.Logs.Count(logs.ServingAgain)
 				node.Must(t, lose(n))
 				node.Eventually(t, patience, "the plugin serves again", func() bool { return n.Logs.Count(logs.ServingAgain) > again })
-				node.Must(t, os.RemoveAll(filepath.Dir(n.Socket())+".old"))
+				node.Must(t, removeAll(filepath.Dir(n.Socket())+".old"))
+				expectSockets(t, n)
 			}
 			close(release)
 			node.Must(t, <-published)
@@ -307,14 +334,8 @@ func TestDirectoryIsAMount(t *testing.T) {
 	start()
 	n.Stop()
 	expectOnlyRoots(t, directory)
-	ends(func() (err error) {
-		node.Eventually(t, patience, "the directory is removed", func() bool {
-			err = os.RemoveAll(directory) // it fails if the plugin saves the roots meanwhile
-			return !errors.Is(err, syscall.ENOTEMPTY)
-		})
-		return err
-	})
-	ends(func() error { return errors.Join(os.Rename(directory, directory+".old"), os.Mkdir(directory, 0o755)) })
+	ends(func() error { return removeAll(directory) })
+	ends(func() error { return replaceDirectory(directory) })
 	start()
 	node.Must(t, os.Remove(n.Socket())) // this one it can serve again
 	node.Eventually(t, patience, "the plugin serves again", func() bool { return n.Logs.Has(logs.ServingAgain) })
