@@ -34,10 +34,15 @@ type slowKeys struct {
 
 	mu         sync.Mutex
 	made       []KeyType
-	preparing  []KeyType
+	preparing  []time.Time // when the preparation of a key began
+	waits      []interval  // in which a pod waited for a key
 	goroutines int
-	disturbed  int // keys whose preparation began while a pod waited for a key
 }
+
+// interval is one in virtual time, without its ends: what happens in the same instant has no order.
+type interval struct{ from, to time.Time }
+
+func (i interval) has(t time.Time) bool { return t.After(i.from) && t.Before(i.to) }
 
 func virtualKeys(t *testing.T, test func(t *testing.T, k *slowKeys)) {
 	synctest.Test(t, func(t *testing.T) {
@@ -53,10 +58,7 @@ func virtualKeys(t *testing.T, test func(t *testing.T, k *slowKeys)) {
 		k.generate = generate
 		k.prepared.generate = func(of KeyType) (PrivateKey, error) {
 			k.mu.Lock()
-			k.preparing = append(k.preparing, of)
-			if k.rsa.Busy() {
-				k.disturbed++
-			}
+			k.preparing = append(k.preparing, time.Now())
 			k.mu.Unlock()
 			return generate(of)
 		}
@@ -80,8 +82,10 @@ func virtualKeys(t *testing.T, test func(t *testing.T, k *slowKeys)) {
 		test(t, k)
 		k.stop()
 		ending.Wait()
-		if k.disturbed > 0 {
-			t.Errorf("%d keys were prepared while pods waited for keys", k.disturbed)
+		for _, wait := range k.waits {
+			if slices.ContainsFunc(k.preparing, wait.has) {
+				t.Errorf("a key was prepared while a pod waited for one, from %s to %s", wait.from, wait.to)
+			}
 		}
 		for _, of := range KeyTypes() {
 			if n := k.Prepared(of); n > 0 {
@@ -118,6 +122,9 @@ func (k *slowKeys) get(t *testing.T, a Applicant, of KeyType) (numberedKey, time
 	t.Helper()
 	began := time.Now()
 	key, err := k.Generate(t.Context(), a, of)
+	k.mu.Lock()
+	k.waits = append(k.waits, interval{began, time.Now()})
+	k.mu.Unlock()
 	if err != nil {
 		t.Error(err)
 		return numberedKey{}, 0
@@ -281,12 +288,9 @@ func TestNothingIsPreparedWhileRequestsWait(t *testing.T) {
 		for i := range 100 {
 			pods.Go(func() { k.get(t, renewing("shop", fmt.Sprint(i)), RSA3072) })
 		}
-		pods.Wait()
-		k.mu.Lock()
-		prepared := len(k.preparing)
-		k.mu.Unlock()
-		if prepared > 0 {
-			t.Errorf("%d keys were prepared meanwhile", prepared)
+		pods.Wait() // virtualKeys checks what was prepared
+		if waited := k.waits[len(k.waits)-1]; waited.to.Sub(waited.from) < 10*timeOf[RSA3072] {
+			t.Errorf("the last pod waited for %s only", waited.to.Sub(waited.from))
 		}
 	})
 }
