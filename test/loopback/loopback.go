@@ -15,21 +15,33 @@ const IP = "127.0.0.1"
 
 const firstPort, ports = 61000, 4500
 
-// given has the ports that this process has given to a server, which may not listen yet.
-var given sync.Map
+// reservations has a listener for each port that this process has given to a server, which may
+// not listen yet, or may be restarting.
+var reservations sync.Map
 
-// Listen listens on a free port of the IP address. No other call gets this port.
+// reserve reserves the port until the process ends, on all addresses and for all processes in the
+// network namespace that use this package.
+func reserve(port int) error {
+	// The name is an abstract one: it exists only as long as the socket is open.
+	reservation, err := net.Listen("unix", fmt.Sprintf("@step-csi-test-port-%d", port))
+	if err != nil {
+		return fmt.Errorf("port %d is given to another server: %w", port, err)
+	}
+	reservations.Store(port, reservation) // or the garbage collector closes it
+	return nil
+}
+
+// Listen listens on a free port of the IP address. No other call gets this port, also while the
+// server does not listen.
 func Listen(ip string) (listener net.Listener, err error) {
 	for range 1000 {
 		port := firstPort + rand.IntN(ports)
-		if listener, err = net.Listen("tcp", net.JoinHostPort(ip, fmt.Sprint(port))); err != nil {
+		if err = reserve(port); err != nil {
 			continue
 		}
-		if _, taken := given.LoadOrStore(port, true); !taken {
+		if listener, err = net.Listen("tcp", net.JoinHostPort(ip, fmt.Sprint(port))); err == nil {
 			return listener, nil
 		}
-		listener.Close()
-		err = fmt.Errorf("port %d is given to another server", port)
 	}
 	return nil, err
 }
