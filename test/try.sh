@@ -34,7 +34,7 @@ if ! kubectl -n flexstack-identity get secret step-ca-secrets >/dev/null 2>&1; t
 	openssl rand -base64 -out "$work/password" 32
 	kubectl -n flexstack-identity create secret generic step-ca-secrets --from-file=provisioner-password="$work/password"
 fi
-kubectl -n flexstack-identity rollout status deployment/step-ca --timeout=180s
+kubectl -n flexstack-identity rollout status deployment/step-ca --timeout=300s
 kubectl -n flexstack-identity exec deployment/step-ca -- cat /home/step/certs/root_ca.crt >"$work/root_ca.crt"
 kubectl -n flexstack-identity exec deployment/step-ca -- cat /run/secrets/step-ca/provisioner-password >"$work/password"
 
@@ -47,7 +47,7 @@ put secret generic step-csi-provisioner --from-file="$work/password"
 # the pods then.
 digest=$(cluster exec ctr --namespace k8s.io images ls name~=ghcr.io/flexstack/step-csi: | grep -o 'sha256:[0-9a-f]*' | sort | sha256sum | cut -c 1-16)
 helm upgrade --install step-csi deploy/charts/step-csi -n step-csi -f deploy/examples/values/guide.yaml \
-	--set-string "podAnnotations.images=$digest,ra.podAnnotations.images=$digest" --wait --timeout=180s >/dev/null
+	--set-string "podAnnotations.images=$digest,ra.podAnnotations.images=$digest" --wait --timeout=300s >/dev/null
 
 say "A pod"
 kubectl apply -f - <<EOF
@@ -71,7 +71,7 @@ spec:
           duration: 5m
           renew-before: 4m
 EOF
-kubectl wait --for=condition=Ready pod/try-rotation --timeout=120s
+kubectl wait --for=condition=Ready pod/try-rotation --timeout=300s
 
 name=
 [ "$CLUSTER" = step-csi ] || name=" --name $CLUSTER"

@@ -116,7 +116,11 @@ func TestCall(t *testing.T) {
 		"/reload": "", "/moved": "307", "/broken": "500 Internal Server Error", "/slow": "context deadline exceeded",
 	} {
 		u.Path = path
-		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		timeout := time.Minute
+		if path == "/slow" {
+			timeout = 2 * time.Second
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
 		err := call(ctx, http.MethodPut, u)
 		cancel()
 		if got := fmt.Sprint(err); (want == "") != (err == nil) || !strings.Contains(got, want) || strings.Contains(got, "secret") || strings.Contains(got, "password") {
@@ -148,15 +152,20 @@ func TestExecute(t *testing.T) {
 	}
 	// A command that hangs is killed, together with the processes that it started.
 	file := filepath.Join(t.TempDir(), "pid")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	err := execute(ctx, []string{"sh", "-c", "sleep 600 & echo $! >" + file + "; wait"})
-	if fmt.Sprint(err) != "sh: exit status 137" {
+	executed := make(chan error, 1)
+	go func() { executed <- execute(ctx, []string{"sh", "-c", "sleep 600 & echo $! >" + file + "; wait"}) }()
+	pid, err := readPIDFile(file)
+	for ; err != nil && ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+		pid, err = readPIDFile(file)
+	}
+	must(t, err)
+	cancel()
+	if err := <-executed; fmt.Sprint(err) != "sh: exit status 137" {
 		t.Error(err)
 	}
-	pid, err := readPIDFile(file)
-	must(t, err)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if state := processStatus(pid)["State"]; state == "" || strings.HasPrefix(state, "Z") {
 			break
 		}
@@ -178,7 +187,7 @@ func TestSendOnlyToHandlers(t *testing.T) {
 	helpless, err := start([]string{"sleep", "600"}, nil)
 	must(t, err)
 	t.Cleanup(func() { _ = helpless.Kill() })
-	for deadline := time.Now().Add(20 * time.Second); !handles(handling.Pid, syscall.SIGHUP); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !handles(handling.Pid, syscall.SIGHUP); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the shell set no trap")
 		}
@@ -229,7 +238,7 @@ func TestFindProcesses(t *testing.T) {
 	must(t, os.WriteFile(name, binary, 0o700))
 	master, err := start([]string{name, "-c", name + " -c 'sleep 600; :' & wait"}, &syscall.SysProcAttr{Setpgid: true})
 	must(t, err)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", master.Pid))
 		must(t, err)
 		worker := strings.Fields(string(children))
@@ -245,6 +254,15 @@ func TestFindProcesses(t *testing.T) {
 	}
 	must(t, syscall.Kill(-master.Pid, syscall.SIGKILL))
 	_ = wait(master.Pid)
+	// The worker ends later, and the next run would find it.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if pids, _ := findProcesses(filepath.Base(name)); len(pids) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the worker did not end")
+		}
+	}
 }
 
 func comm(pid string) string {

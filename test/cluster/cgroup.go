@@ -92,7 +92,7 @@ func removeControlGroups(name string) error {
 			if err == nil {
 				break
 			}
-			if time.Since(begin) > 10*time.Second {
+			if time.Since(begin) > time.Minute {
 				return fmt.Errorf("remove the control groups: %w", err)
 			}
 		}

@@ -188,8 +188,8 @@ func (c *cluster) stop() error {
 		return err
 	}
 	for begin := time.Now(); c.running(); time.Sleep(20 * time.Millisecond) {
-		if time.Since(begin) > 30*time.Second {
-			return fmt.Errorf("the cluster %q did not stop within 30s; see %s", c.name, c.path("log/cluster.log"))
+		if time.Since(begin) > 2*time.Minute {
+			return fmt.Errorf("the cluster %q did not stop within two minutes; see %s", c.name, c.path("log/cluster.log"))
 		}
 	}
 	return removeControlGroups(c.name)
@@ -266,7 +266,7 @@ func (c *cluster) waitReady(limit time.Duration) error {
 		switch {
 		case ctx.Err() != nil:
 			return fmt.Errorf("the node is not ready after %s", limit)
-		case time.Since(begin) > 5*time.Second && !c.running():
+		case time.Since(begin) > 30*time.Second && !c.running():
 			return errors.New("the cluster has stopped")
 		case time.Since(said) > 15*time.Second:
 			fmt.Fprintf(os.Stderr, "  waiting for the node, %.0f s\n", time.Since(begin).Seconds())

@@ -300,7 +300,7 @@ func (s *supervisor) retry(name string, args ...string) error {
 		if err == nil {
 			return nil
 		}
-		if time.Since(begin) > time.Minute {
+		if time.Since(begin) > 3*time.Minute {
 			return fmt.Errorf("%s: %w: %s", name, err, out.text)
 		}
 	}

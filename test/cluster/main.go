@@ -170,7 +170,7 @@ func (c *cluster) up(source, kubernetes, kubeletDirectory string, owner int) err
 	if err := c.startOutside(owner); err != nil {
 		return err
 	}
-	if err := c.waitReady(2 * time.Minute); err != nil {
+	if err := c.waitReady(5 * time.Minute); err != nil {
 		return fmt.Errorf("%w; the logs are in %s", err, c.path("log"))
 	}
 	fmt.Fprintf(os.Stderr, "The cluster %q is ready after %.0f s. To use it with kubectl and helm:\n\n", c.name, time.Since(begin).Seconds())

@@ -131,8 +131,8 @@ func TestRecordsOfOtherVersionsAndDamagedOnes(t *testing.T) {
 			if trouble, err := n.Health(p); err != nil || unread(trouble) == test.takeOver {
 				t.Errorf("health: %v, %v", trouble, err)
 			}
-			if !test.takeOver && n.Logs.Count(logs.CannotAdopt) != 2 {
-				t.Error("it is not reported")
+			if !test.takeOver {
+				node.Eventually(t, time.Minute, "both are reported", func() bool { return n.Logs.Count(logs.CannotAdopt) == 2 })
 			}
 			n.Unpublish(goes) // whatever it says
 			n.ExpectGone(goes)
@@ -188,9 +188,7 @@ func TestTakenOverOnce(t *testing.T) {
 	n.kill()
 	node.Must(t, syscall.Mount(n.Target(p), n.Target(p), "", syscall.MS_BIND, ""))
 	n.start()
-	if !n.Logs.Has(logs.Found + ` count=1`) {
-		t.Error("not taken over once")
-	}
+	node.Eventually(t, time.Minute, "the volume is taken over once", func() bool { return n.Logs.Has(logs.Found + ` count=1`) })
 	n.Unpublish(p)
 	n.ExpectGone(p)
 	n.stop()

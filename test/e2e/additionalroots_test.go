@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"go.step.sm/crypto/minica"
 	"go.step.sm/crypto/pemutil"
@@ -41,7 +40,7 @@ func additionalRoots(t *testing.T, p pod) {
 	must(t, err)
 	added, err := setAdditionalRoots()
 	must(t, err)
-	eventually(t, 3*time.Minute, func() error {
+	eventually(t, patience, func() error {
 		for _, path := range []string{"/etc/other/ca.crt", "/etc/trust/ca.crt"} {
 			out, err := p.exec("cat", path)
 			if err != nil {

@@ -32,7 +32,7 @@ func replicas(t *testing.T, name, volume, script string) time.Duration {
 			"containers": [{"name": "app", "image": "docker.io/library/busybox:1.37", "imagePullPolicy": "IfNotPresent", "command": ["sh", "-c", %[3]q],
 				"volumeMounts": [{"name": "tls", "mountPath": "/etc/tls"}]}],
 			"volumes": [{"name": "tls", %[2]s}]}}}}`, name, volume, script)))
-	kubectl(t, "-n", "hundred", "wait", "--for=jsonpath={.status.readyReplicas}=100", "deployment/"+name, "--timeout=240s")
+	kubectl(t, "-n", "hundred", "wait", "--for=jsonpath={.status.readyReplicas}=100", "deployment/"+name, "--timeout=5m")
 	took := time.Since(begin)
 	restarts := kubectl(t, "-n", "hundred", "get", "pods", "-l", "app="+name, "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
 	if strings.Trim(restarts, "0 ") != "" {
@@ -47,7 +47,7 @@ func pluginKilled(t *testing.T) {
 	for range 2 {
 		leaf := p.files(t)
 		killPlugin(t)
-		p.waitRotation(t, leaf, 90*time.Second)
+		p.waitRotation(t, leaf, patience)
 	}
 	waitPlugin(t)
 	sawAll(t, p)
@@ -61,7 +61,7 @@ func pluginDown(t *testing.T) {
 	uid := p.uid(t)
 	must(t, scalePlugin("nowhere"))
 	t.Cleanup(func() { _ = scalePlugin("") })
-	kubectl(t, "-n", plugin, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-csi", "--timeout=60s")
+	kubectl(t, "-n", plugin, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-csi", "--timeout=5m")
 	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--wait=false")
 	time.Sleep(3 * time.Second)
 	if here, err := onNode(uid); err != nil || !strings.Contains(here, "kubernetes.io~csi/tls/mount") {
@@ -69,7 +69,7 @@ func pluginDown(t *testing.T) {
 	}
 	must(t, scalePlugin(""))
 	waitPlugin(t)
-	eventually(t, 2*time.Minute, func() error { return gone(uid) })
+	eventually(t, patience, func() error { return gone(uid) })
 }
 
 // scalePlugin restricts the plugin to nodes with the label. An empty label removes the
@@ -93,11 +93,11 @@ func caOutage(t *testing.T) {
 	expires.start(t)
 	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=0")
 	t.Cleanup(func() { _, _ = command("kubectl", "-n", identity, "scale", "deployment/step-ca", "--replicas=1") })
-	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-ca", "--timeout=60s")
+	kubectl(t, "-n", identity, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-ca", "--timeout=5m")
 	late := pod{namespace: p.namespace, name: "late"}
 	must(t, applyText(late.manifest()))
-	late.waitEvent(t, time.Minute, "the CA https://step-ca.flexstack-identity.svc.cluster.local:9000")
-	eventually(t, time.Minute, func() error {
+	late.waitEvent(t, patience, "the CA https://step-ca.flexstack-identity.svc.cluster.local:9000")
+	eventually(t, patience, func() error {
 		if _, err := expires.tryFiles(); err == nil || !strings.Contains(err.Error(), "expired") {
 			return fmt.Errorf("the certificate has not expired: %w", err)
 		}
@@ -106,11 +106,11 @@ func caOutage(t *testing.T) {
 	whyNotRenewed(t, expires)
 	leaf := p.files(t)
 	kubectl(t, "-n", identity, "scale", "deployment/step-ca", "--replicas=1")
-	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=60s")
-	p.waitRotation(t, leaf, 90*time.Second)
+	kubectl(t, "-n", identity, "rollout", "status", "deployment/step-ca", "--timeout=5m")
+	p.waitRotation(t, leaf, patience)
 	late.waitReady(t)
 	late.files(t)
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		_, err := expires.tryFiles()
 		return err
 	})
@@ -127,7 +127,7 @@ func kubeletRestart(t *testing.T) {
 	fresh := pod{namespace: p.namespace, name: "fresh"}
 	fresh.start(t)
 	fresh.files(t)
-	p.waitRotation(t, leaf, 90*time.Second)
+	p.waitRotation(t, leaf, patience)
 	sawAll(t, p)
 }
 
@@ -155,7 +155,7 @@ func directoryRemoved(t *testing.T) {
 		t.Errorf("the plugin mounts %q, want %q", mounted, want)
 	}
 	node(t, "rm -r "+plugins+"/"+driverName)
-	eventually(t, 2*time.Minute, func() error {
+	eventually(t, patience, func() error {
 		_, err := tool("exec", "test", "-S", plugins+"/"+driverName+"/csi.sock")
 		return err
 	})
@@ -163,12 +163,12 @@ func directoryRemoved(t *testing.T) {
 	fresh := pod{namespace: p.namespace, name: "fresh"}
 	fresh.start(t)
 	fresh.files(t)
-	leaf = p.waitRotation(t, leaf, 90*time.Second)
+	leaf = p.waitRotation(t, leaf, patience)
 	killKubelet(t)
 	last := pod{namespace: p.namespace, name: "last"}
 	last.start(t)
 	last.files(t)
-	p.waitRotation(t, leaf, 90*time.Second)
+	p.waitRotation(t, leaf, patience)
 	sawAll(t, p)
 }
 
@@ -176,7 +176,7 @@ func directoryRemoved(t *testing.T) {
 // has a volume, Helm refuses to uninstall. If it is forced to, the pod keeps its files, and
 // its deletion waits for the plugin, or for somebody who unmounts the volume.
 func uninstall(t *testing.T) {
-	noVolumes(t, 3*time.Minute) // until deleted pods have ended
+	noVolumes(t, patience) // until deleted pods have ended
 	namespace(t, "uninstall", "baseline")
 	p := pod{namespace: "uninstall", name: "remains"}
 	p.start(t)
@@ -194,12 +194,12 @@ func uninstall(t *testing.T) {
 	// With the command that the refusal prints, Helm accepts upgrades again.
 	_, undo, _ := strings.Cut(out, "To keep the release, run: ")
 	undo, _, _ = strings.Cut(undo, "\"")
-	_, err = command("sh", "-euc", undo+" --wait --timeout 90s")
+	_, err = command("sh", "-euc", undo+" --wait --timeout 5m")
 	must(t, err)
 	must(t, installPlugin())
 	forced := func() {
 		t.Helper()
-		_, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--no-hooks", "--wait", "--timeout=90s")
+		_, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--no-hooks", "--wait", "--timeout=5m")
 		must(t, err)
 	}
 	deleted := func(p pod) {
@@ -214,8 +214,8 @@ func uninstall(t *testing.T) {
 	p.files(t)
 	deleted(p)
 	must(t, installPlugin())
-	kubectl(t, "-n", p.namespace, "wait", "--for=delete", "pod/"+p.name, "--timeout=150s")
-	eventually(t, 30*time.Second, func() error { return gone(uid) })
+	kubectl(t, "-n", p.namespace, "wait", "--for=delete", "pod/"+p.name, "--timeout=5m")
+	eventually(t, patience, func() error { return gone(uid) })
 
 	hand := pod{namespace: "uninstall", name: "by-hand"}
 	hand.start(t)
@@ -224,8 +224,8 @@ func uninstall(t *testing.T) {
 	deleted(hand)
 	node(t, document.take(t, "sh", "/proc/self/mountinfo", nil))
 	killKubelet(t)
-	kubectl(t, "-n", hand.namespace, "wait", "--for=delete", "pod/"+hand.name, "--timeout=240s")
-	eventually(t, 3*time.Minute, func() error { return gone(uid) })
+	kubectl(t, "-n", hand.namespace, "wait", "--for=delete", "pod/"+hand.name, "--timeout=5m")
+	eventually(t, patience, func() error { return gone(uid) })
 
 	must(t, installPlugin())
 	shell(t, byHelm)
@@ -235,7 +235,7 @@ func uninstall(t *testing.T) {
 
 func nothingLeft(t *testing.T) {
 	t.Helper()
-	eventually(t, 30*time.Second, func() error {
+	eventually(t, patience, func() error {
 		left, err := tool("exec", "sh", "-c", "find /var/lib/kubelet/plugins /var/lib/kubelet/plugins_registry -type s | grep step-ca; grep "+driverName+" /proc/self/mountinfo; true")
 		if err == nil && left != "" {
 			err = fmt.Errorf("left on the node:\n%s", left)
@@ -243,7 +243,7 @@ func nothingLeft(t *testing.T) {
 		return err
 	})
 	node(t, "rm -rf /var/lib/kubelet/plugins/"+driverName) // as the documentation says
-	eventually(t, 60*time.Second, func() error {
+	eventually(t, patience, func() error {
 		output, err := command("kubectl", "get", "csidrivers,csinodes,daemonsets,deployments,replicasets,services,poddisruptionbudgets,pods,jobs,configmaps,serviceaccounts,networkpolicies,clusterroles,clusterrolebindings,roles,rolebindings,resourcequotas", "-A", "-o", "json")
 		if err != nil {
 			return err
@@ -288,7 +288,7 @@ func stepCertificates(t *testing.T) {
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sed", "-i", `s/"dnsNames": \[/"dnsNames": ["step-certificates.step-ca.svc.cluster.local",/`, "/home/step/config/ca.json")
 	kubectl(t, "-n", identity, "exec", "deployment/step-ca", "--", "sh", "-c", "kill -HUP 1")
 	// The grace period only shortens the scenario.
-	if _, err := command("helm", "install", "step-csi", chart, "-n", n, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4", "--wait", "--timeout=90s"); err != nil {
+	if _, err := command("helm", "install", "step-csi", chart, "-n", n, "--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4", "--wait", "--timeout=5m"); err != nil {
 		t.Fatal(err)
 	}
 	p := pod{namespace: n, name: "by-default", attributes: map[string]string{"service-names": "by-default"}}
@@ -297,7 +297,7 @@ func stepCertificates(t *testing.T) {
 		t.Errorf("the certificate has the DNS names %q; by default, it must not have the short name", leaf.DNSNames)
 	}
 	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
-	if _, err := command("helm", "-n", n, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
+	if _, err := command("helm", "-n", n, "uninstall", "step-csi", "--wait", "--timeout=5m"); err != nil {
 		t.Fatal(err)
 	}
 	nothingLeft(t)
@@ -311,7 +311,7 @@ func stepCertificates(t *testing.T) {
 	p.start(t)
 	p.files(t)
 	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
-	if _, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--wait", "--timeout=90s"); err != nil {
+	if _, err := command("helm", "-n", plugin, "uninstall", "step-csi", "--wait", "--timeout=5m"); err != nil {
 		t.Fatal(err)
 	}
 	nothingLeft(t)

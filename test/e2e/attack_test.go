@@ -115,7 +115,7 @@ func (a *attacker) ask(caller, token string, v victim) (*rapb.SignResponse, erro
 	must(a.t, err)
 	csr, err := issuer.NewCSR(issuer.Request{CommonName: uid, URIs: []names.URI{id}}, key)
 	must(a.t, err)
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(a.t.Context(), "authorization", "Bearer "+caller), 30*time.Second)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(a.t.Context(), "authorization", "Bearer "+caller), time.Minute)
 	defer cancel()
 	return a.client.Sign(ctx, &rapb.SignRequest{
 		Issuer: "default", Csr: csr.Raw, DurationSeconds: 3600, PodToken: token,
@@ -157,7 +157,7 @@ func attackTokens(t *testing.T) {
 	namespace(t, n, "baseline")
 	plain(t, n, "mine", "")
 	plain(t, n, "short-lived", "")
-	kubectl(t, "-n", n, "wait", "--for=condition=Ready", "pod/mine", "pod/short-lived", "--timeout=90s")
+	kubectl(t, "-n", n, "wait", "--for=condition=Ready", "pod/mine", "pod/short-lived", "--timeout=5m")
 	elsewhere(t, n)
 	a := newAttacker(t)
 	mine, gone, distant := a.victim(n, "mine"), a.victim(n, "short-lived"), a.victim(n, "distant")
@@ -219,7 +219,7 @@ func attackPods(t *testing.T) {
 		p := pod{namespace: namespace, name: "takes-" + name, attributes: map[string]string{"service-names": name}, security: nonRootSecurity}
 		must(t, applyText(p.manifest()))
 		t.Cleanup(func() { kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now") })
-		p.waitEvent(t, 30*time.Second, name+"."+namespace, "reserved")
+		p.waitEvent(t, patience, name+"."+namespace, "reserved")
 	}
 }
 
@@ -280,9 +280,9 @@ func finishedPod(t *testing.T) {
 	namespace(t, n, "baseline")
 	p := pod{namespace: n, name: "done", attributes: short("service-names", "done"), script: "test -s /etc/tls/tls.key"}
 	must(t, applyText(strings.Replace(p.manifest(), `"spec": {`, `"spec": {"restartPolicy": "Never",`, 1)))
-	kubectl(t, "-n", n, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+p.name, "--timeout=90s")
+	kubectl(t, "-n", n, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/"+p.name, "--timeout=5m")
 	uid := p.uid(t)
-	eventually(t, 90*time.Second, func() error {
+	eventually(t, patience, func() error {
 		mounts, err := tool("exec", "sh", "-c", "grep "+uid+".*kubernetes.io~csi /proc/self/mountinfo; true")
 		if err == nil && mounts != "" {
 			err = fmt.Errorf("still mounted:\n%s", mounts)
@@ -299,7 +299,7 @@ func finishedPod(t *testing.T) {
 		t.Errorf("a finished pod whose object exists: %v; docs/security.md says that it counts as running", err)
 	}
 	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
-	eventually(t, time.Minute, func() error { // the API server keeps a successful review for ten seconds
+	eventually(t, patience, func() error { // the API server keeps a successful review for ten seconds
 		if _, err := a.ask(a.plugin, token, v); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "no valid token of the pod") {
 			return fmt.Errorf("a finished pod that was deleted: %w", err)
 		}
@@ -321,7 +321,7 @@ func nodeMode(t *testing.T) {
 	t.Cleanup(func() { must(t, installPlugin()) })
 	document.change(t, "mode: node")
 	document.sh(t, "helm upgrade")
-	leaf = p.waitRotation(t, leaf, 90*time.Second)
+	leaf = p.waitRotation(t, leaf, patience)
 	fresh := pod{namespace: p.namespace, name: "fresh"}
 	fresh.start(t)
 	fresh.files(t)
@@ -339,7 +339,7 @@ func nodeMode(t *testing.T) {
 	}
 	document.change(t, "mode: ra")
 	document.sh(t, "helm upgrade")
-	p.waitRotation(t, leaf, 90*time.Second)
+	p.waitRotation(t, leaf, patience)
 	sawAll(t, p)
 }
 

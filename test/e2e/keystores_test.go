@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"software.sslmate.com/src/go-pkcs12"
 )
@@ -70,11 +69,11 @@ func keyStores(t *testing.T) {
 	}
 	leaf := given.files(t)
 	kubectl(t, "-n", "keystores", "patch", "secret", "orders-keystore", "-p", `{"stringData": {"keystore-password": "second password"}}`)
-	eventually(t, 3*time.Minute, func() error { return given.openStores("second password") })
+	eventually(t, patience, func() error { return given.openStores("second password") })
 	if !given.files(t).Equal(leaf) {
 		t.Error("another password gave another certificate")
 	}
-	inTheSpec.waitEvent(t, time.Minute, "everybody who can read the pod could read the password")
+	inTheSpec.waitEvent(t, patience, "everybody who can read the pod could read the password")
 	account := kubectl(t, "-n", plugin, "get", "daemonset", "step-csi", "-o", "jsonpath={.spec.template.spec.serviceAccountName}")
 	out, _ := command("kubectl", "auth", "can-i", "get", "secrets", "-n", "keystores", "--as", "system:serviceaccount:"+plugin+":"+account)
 	if strings.TrimSpace(out) != "no" { // the exit status of "no" is 1

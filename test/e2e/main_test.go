@@ -303,7 +303,7 @@ func installPlugin(values ...string) error {
 // and the values of this version.
 func install(sources string, values ...string) error {
 	_, err := command("helm", append([]string{"upgrade", "--install", "step-csi", filepath.Join(sources, chart), "-n", plugin,
-		"-f", guideFile, "--wait", "--timeout=90s"}, values...)...)
+		"-f", guideFile, "--wait", "--timeout=5m"}, values...)...)
 	return err
 }
 

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 )
 
 // The series of a namespace exist as long as its pods have volumes. They do not name the
@@ -24,7 +23,7 @@ func metrics(t *testing.T) {
 		"step_csi_volumes" + labels + "1",
 		"step_csi_volumes_earliest_expiration_timestamp_seconds" + labels + strconv.FormatFloat(float64(p.files(t).NotAfter.Unix()), 'g', -1, 64),
 	} {
-		eventually(t, 60*time.Second, func() error {
+		eventually(t, patience, func() error {
 			if text := metricsOf(t, "step-csi"); !strings.Contains(text, series+"\n") || strings.Contains(text, p.name) {
 				return fmt.Errorf("the series %s is missing, or the pod is named, in the metrics:\n%s", series, text)
 			}
@@ -39,7 +38,7 @@ func metrics(t *testing.T) {
 		t.Errorf("the expiry of the authority's certificate is missing in its metrics:\n%s", text)
 	}
 	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--now")
-	eventually(t, 60*time.Second, func() error {
+	eventually(t, patience, func() error {
 		if text := metricsOf(t, "step-csi"); strings.Contains(text, `namespace="metrics"`) {
 			return fmt.Errorf("after the pod's deletion, the metrics are\n%s", text)
 		}
@@ -69,6 +68,6 @@ func installMonitoringKinds(t *testing.T) {
 	must(t, json.Unmarshal([]byte(out), &module))
 	for _, kind := range []string{"podmonitors", "servicemonitors", "prometheusrules"} {
 		kubectl(t, "apply", "--server-side", "-f", filepath.Join(module.Dir, "example/prometheus-operator-crd", "monitoring.coreos.com_"+kind+".yaml"))
-		kubectl(t, "wait", "--for=condition=Established", "crd/"+kind+".monitoring.coreos.com", "--timeout=60s")
+		kubectl(t, "wait", "--for=condition=Established", "crd/"+kind+".monitoring.coreos.com", "--timeout=5m")
 	}
 }

@@ -28,7 +28,7 @@ func (r aRelease) driver() string { return r.name + ".example.com" }
 // upgrade installs or upgrades the release, with values beside its own, and returns what
 // Helm prints.
 func (r aRelease) upgrade(values ...string) (string, error) {
-	args := []string{"upgrade", "--install", r.name, chart, "-n", mistakesNamespace, "-f", guideFile, "--timeout=90s",
+	args := []string{"upgrade", "--install", r.name, chart, "-n", mistakesNamespace, "-f", guideFile, "--timeout=5m",
 		"--set", "image.tag=dev,ra.replicas=1,ra.terminationGracePeriodSeconds=2,policy.allowShortNames=false,driverName=" + r.driver()}
 	for _, value := range append(r.values, values...) {
 		args = append(args, "--set", value)
@@ -39,7 +39,7 @@ func (r aRelease) upgrade(values ...string) (string, error) {
 // uninstallAll removes the releases, without the check whether pods have volumes.
 func uninstallAll(t *testing.T, names ...string) {
 	t.Helper()
-	if _, err := command("helm", append([]string{"-n", mistakesNamespace, "uninstall", "--ignore-not-found", "--no-hooks", "--timeout=90s"}, names...)...); err != nil {
+	if _, err := command("helm", append([]string{"-n", mistakesNamespace, "uninstall", "--ignore-not-found", "--no-hooks", "--timeout=5m"}, names...)...); err != nil {
 		t.Error(err)
 	}
 }
@@ -163,7 +163,7 @@ func caMistakes(t *testing.T) {
 				return
 			}
 			begin := time.Now()
-			if err := p.hasEvent(2*time.Minute, test.words...); err != nil {
+			if err := p.hasEvent(patience, test.words...); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 			fmt.Printf("    mistakes/%s: %.1f s until the pod's event has the cause\n", name, time.Since(begin).Seconds())
@@ -182,7 +182,7 @@ func caMistakes(t *testing.T) {
 	p.files(t)
 	short := pod{namespace: mistakesNamespace, name: "short-name", driver: corrected.driver(), attributes: map[string]string{"dns-names": "postgres"}}
 	must(t, applyText(short.manifest()))
-	short.waitEvent(t, 2*time.Minute, "DNS name postgres is not allowed", "policy.allowShortNames", "administrator")
+	short.waitEvent(t, patience, "DNS name postgres is not allowed", "policy.allowShortNames", "administrator")
 	kubectl(t, "-n", mistakesNamespace, "delete", "pod", short.name, "--now")
 	scaledToZero(t, corrected)
 	names := slices.Collect(maps.Keys(tests))
@@ -194,10 +194,10 @@ func caMistakes(t *testing.T) {
 func scaledToZero(t *testing.T, r aRelease) {
 	t.Helper()
 	kubectl(t, "-n", mistakesNamespace, "scale", "deployment", r.name+"-step-csi-ra", "--replicas=0")
-	kubectl(t, "-n", mistakesNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-csi-ra,app.kubernetes.io/instance="+r.name, "--timeout=60s")
+	kubectl(t, "-n", mistakesNamespace, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=step-csi-ra,app.kubernetes.io/instance="+r.name, "--timeout=5m")
 	p := pod{namespace: mistakesNamespace, name: "no-authority", driver: r.driver()}
 	must(t, applyText(p.manifest()))
-	p.waitEvent(t, 2*time.Minute, "no pod of the registration authority", "kubectl -n mistakes get pods")
+	p.waitEvent(t, patience, "no pod of the registration authority", "kubectl -n mistakes get pods")
 	kubectl(t, "-n", mistakesNamespace, "delete", "pod", p.name, "--now")
 }
 
@@ -212,14 +212,14 @@ func nodeMistakes(t *testing.T) {
 	absent := aRelease{"no-directory", []string{"kubeletDir=/var/lib/absent"}}
 	_, err = absent.upgrade()
 	must(t, err)
-	eventually(t, 2*time.Minute, func() error {
+	eventually(t, patience, func() error {
 		out, err := command("kubectl", "-n", mistakesNamespace, "describe", "pods", "--show-events", "-l", "app.kubernetes.io/instance="+absent.name)
 		if err == nil && !strings.Contains(out, "/var/lib/absent/pods is not a directory") {
 			err = fmt.Errorf("the events of the plugin's pod do not name the directory:\n%s", out)
 		}
 		return err
 	})
-	eventually(t, 2*time.Minute, func() error {
+	eventually(t, patience, func() error {
 		out, err := command("kubectl", "-n", mistakesNamespace, "logs", "-l", "app.kubernetes.io/name=step-csi,app.kubernetes.io/instance="+other.name, "--tail=-1")
 		if err == nil && !strings.Contains(out, "kubeletDir") {
 			err = fmt.Errorf("the log does not name kubeletDir:\n%s", out)
@@ -242,7 +242,7 @@ func nodeMistakes(t *testing.T) {
 	_, err = r.upgrade(`policy.validations[0].expression=request.dnsNames.all(n\, n.endswith('x'))`, "checkConfig.enabled=false")
 	must(t, err)
 	authority := []string{"-n", mistakesNamespace, "-l", "app.kubernetes.io/name=step-csi-ra,app.kubernetes.io/instance=" + r.name}
-	eventually(t, 2*time.Minute, func() error {
+	eventually(t, patience, func() error {
 		out, err := command("kubectl", append([]string{"describe", "pods"}, authority...)...)
 		if err == nil && !strings.Contains(out, "did you mean 'endsWith'?") {
 			err = fmt.Errorf("the description of the new pod does not say why it stops:\n%s", out)
@@ -257,14 +257,14 @@ func nodeMistakes(t *testing.T) {
 	// An issuer was removed while the pod has its certificate: the pod's events say so.
 	_, err = r.upgrade()
 	must(t, err)
-	removed.waitEvent(t, 3*time.Minute, "IssuerRemoved", `"edge" is not an issuer`)
+	removed.waitEvent(t, patience, "IssuerRemoved", `"edge" is not an issuer`)
 
 	// Another driver name would leave the volumes without renewals.
 	if out, err := r.upgrade("driverName=renamed.example.com"); err == nil || !strings.Contains(err.Error(), "driverName") {
 		t.Errorf("a changed driver name: %v\n%s", err, out)
 	}
 	// Pods with volumes keep the plugin installed.
-	if out, err := command("helm", "-n", mistakesNamespace, "uninstall", r.name, "--timeout=60s"); err == nil || !strings.Contains(out+err.Error(), mistakesNamespace+"/during") {
+	if out, err := command("helm", "-n", mistakesNamespace, "uninstall", r.name, "--timeout=5m"); err == nil || !strings.Contains(out+err.Error(), mistakesNamespace+"/during") {
 		t.Errorf("uninstalled while pods have volumes: %v\n%s", err, out)
 	}
 	kubectl(t, "-n", mistakesNamespace, "delete", "pod", p.name, removed.name, "--now")
@@ -297,14 +297,14 @@ func podMistakes(t *testing.T) {
 		must(t, applyText(p.manifest()))
 	}
 	for name, test := range tests {
-		if err := (pod{namespace: n, name: name}).hasEvent(2*time.Minute, test.words...); err != nil {
+		if err := (pod{namespace: n, name: name}).hasEvent(patience, test.words...); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	// Only the kubelet knows that no driver has the name.
 	p := pod{namespace: n, name: "no-driver", driver: "none.example.com"}
 	must(t, applyText(p.manifest()))
-	p.waitEvent(t, 2*time.Minute, "not found in the list of registered CSI drivers")
+	p.waitEvent(t, patience, "not found in the list of registered CSI drivers")
 	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
 	// The API server says that an attribute has no quotes.
 	err := applyText(strings.Replace(pod{namespace: n, name: "boolean", attributes: map[string]string{"spiffe": "false"}}.manifest(), `"spiffe":"false"`, `"spiffe":false`, 1))

@@ -5,7 +5,6 @@ package e2e
 import (
 	"crypto/x509"
 	"testing"
-	"time"
 )
 
 // linkedKubelet is a directory of the kubelet whose path contains a symbolic link.
@@ -20,7 +19,7 @@ func nodeRestart(t *testing.T) {
 	p.start(t)
 	leaf := p.files(t)
 	powerFailure(t, "--kubelet-dir", linkedKubelet)
-	p.waitEvent(t, 2*time.Minute, "kubeletDir", linkedKubelet)
+	p.waitEvent(t, patience, "kubeletDir", linkedKubelet)
 	// The restart has ended all pods: no volume is left in the directory before.
 	must(t, installPlugin("--set", "kubeletDir="+linkedKubelet+",allowDriverChange=true"))
 	leaf = comesBack(t, p, leaf)
@@ -41,7 +40,7 @@ func powerFailure(t *testing.T, args ...string) {
 
 func comesBack(t *testing.T, p pod, old *x509.Certificate) *x509.Certificate {
 	t.Helper()
-	leaf := p.waitRotation(t, old, 2*time.Minute)
+	leaf := p.waitRotation(t, old, patience)
 	p.waitReady(t)
 	waitPlugin(t)
 	fresh := pod{namespace: p.namespace, name: "fresh"}

@@ -160,7 +160,7 @@ func operate(t *testing.T) {
 			"volumes": [{"name": "tls", "csi": {"driver": %q, "readOnly": true, "volumeAttributes": {"service-names": "my-service"}}}]}}}}`, n, driverName)))
 	current := func() pod {
 		t.Helper()
-		kubectl(t, "-n", n, "rollout", "status", "deployment/my-service", "--timeout=90s")
+		kubectl(t, "-n", n, "rollout", "status", "deployment/my-service", "--timeout=5m")
 		name := kubectl(t, "-n", n, "get", "pods", "-l", "app=my-service", "--sort-by=.metadata.creationTimestamp", "-o", "jsonpath={.items[-1:].metadata.name}")
 		return pod{namespace: n, name: name}
 	}
@@ -171,7 +171,7 @@ func operate(t *testing.T) {
 		t.Errorf("helm test does not print the certificate:\n%s", out)
 	}
 	readyz := healthy.script(t, "/readyz")
-	eventually(t, time.Minute, func() error { // until the pods of an earlier installation have ended
+	eventually(t, patience, func() error { // until the pods of an earlier installation have ended
 		out, err := command("sh", "-euc", readyz)
 		lines := strings.Split(strings.TrimSpace(out), "\n")
 		for _, line := range lines {
@@ -182,26 +182,26 @@ func operate(t *testing.T) {
 		return err
 	})
 	failing := healthy.script(t, "status --failing")
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		out, err := command("sh", "-euc", failing)
 		if err == nil && (strings.Contains(out, "see above") || strings.Contains(out, p.name)) {
 			err = fmt.Errorf("failing:\n%s", out)
 		}
 		return err
 	})
-	healthy.prints(t, time.Minute, "step_csi_(volumes_", []string{`step_csi_issuer_ready{issuer="default"} 1`, `step_csi_volumes_overdue{issuer="default",namespace="operations"} 0`})
+	healthy.prints(t, patience, "step_csi_(volumes_", []string{`step_csi_issuer_ready{issuer="default"} 1`, `step_csi_volumes_overdue{issuer="default",namespace="operations"} 0`})
 
 	certificates := openPage(t, "certificates.md")
 	inOne := named(n, p.name)
-	certificates.prints(t, time.Minute, "/step-csi status ||", []string{n + "/" + p.name})
-	certificates.prints(t, time.Minute, "-o wide", []string{n + "/" + p.name}, inOne...)
+	certificates.prints(t, patience, "/step-csi status ||", []string{n + "/" + p.name})
+	certificates.prints(t, patience, "-o wide", []string{n + "/" + p.name}, inOne...)
 	if out := certificates.sh(t, "debug", inOne...); !strings.Contains(out, "my-service.operations") || !strings.Contains(out, "verified") {
 		t.Errorf("the debugging container prints\n%s", out)
 	}
 	if out := certificates.sh(t, "openssl x509", inOne...); !strings.Contains(out, "DNS:my-service.operations") {
 		t.Errorf("openssl prints\n%s", out)
 	}
-	certificates.prints(t, 30*time.Second, "Certificate signed", []string{p.name})
+	certificates.prints(t, patience, "Certificate signed", []string{p.name})
 
 	renew := openPage(t, "renew.md")
 	renewed := func(how func()) {
@@ -209,7 +209,7 @@ func operate(t *testing.T) {
 		old := current()
 		leaf := old.files(t)
 		how()
-		eventually(t, 90*time.Second, func() error {
+		eventually(t, patience, func() error {
 			now := current()
 			fresh, err := now.tryFiles()
 			if err == nil && (now.name == old.name || fresh.SerialNumber.Cmp(leaf.SerialNumber) == 0) {
@@ -234,7 +234,7 @@ func operate(t *testing.T) {
 		t.Errorf("the pods with volumes are\n%s", out)
 	}
 	older := renew.script(t, "awk", `since="${since:?}"`, fmt.Sprintf("since=%d", since.Unix()))
-	eventually(t, time.Minute, func() error { // until the pod before has ended
+	eventually(t, patience, func() error { // until the pod before has ended
 		out, err := command("sh", "-euc", older)
 		if err == nil && (strings.Contains(out, `namespace="`+n+`"`) || !strings.Contains(out, "with a certificate from before")) {
 			err = fmt.Errorf("there are older certificates:\n%s", out)
@@ -247,7 +247,7 @@ func operate(t *testing.T) {
 func whyNotRenewed(t *testing.T, p pod) {
 	t.Helper()
 	why := openPage(t, "not-renewed.md")
-	why.prints(t, 2*time.Minute, "status --pod", []string{p.name, "step-ca.flexstack-identity.svc.cluster.local:9000"}, named(p.namespace, p.name)...)
+	why.prints(t, patience, "status --pod", []string{p.name, "step-ca.flexstack-identity.svc.cluster.local:9000"}, named(p.namespace, p.name)...)
 	why.sh(t, "get events", named(p.namespace, p.name)...)
 	why.sh(t, "name=step-csi-ra", named(p.namespace, p.name)...)
 }
@@ -268,7 +268,7 @@ func addCA(t *testing.T) {
 	add.change(t, "edge:", "https://edge-ca.example.com:9000", "https://step-ca.flexstack-identity.svc.cluster.local:9000", "      name: edge\n", "      name: other\n")
 	add.sh(t, "helm upgrade")
 	ready := add.script(t, "/readyz")
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		out, err := command("sh", "-euc", ready)
 		if err == nil && (strings.Contains(out, "edge") || !strings.Contains(out, ": ok")) {
 			err = fmt.Errorf("the issuer edge does not work:\n%s", out)
@@ -286,7 +286,7 @@ func addCA(t *testing.T) {
 	kubectl(t, "-n", n, "delete", "pod", p.name, "--now")
 	add.changes = nil
 	add.sh(t, "delete configmap/edge-ca")
-	kubectl(t, "-n", plugin, "rollout", "status", "deployment/step-csi-ra", "--timeout=90s")
+	kubectl(t, "-n", plugin, "rollout", "status", "deployment/step-csi-ra", "--timeout=5m")
 }
 
 // passwords rotates the provisioner's password by the page: first with a gap, without a
@@ -296,7 +296,7 @@ func passwords(t *testing.T) {
 	replicas := func() string {
 		return kubectl(t, "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
 	}
-	eventually(t, time.Minute, func() error { // until the pods of an earlier installation have ended
+	eventually(t, patience, func() error { // until the pods of an earlier installation have ended
 		if names := replicas(); strings.Count(names, " ") != 1 {
 			return fmt.Errorf("the authority does not have two pods: %s", names)
 		}
@@ -309,7 +309,7 @@ func passwords(t *testing.T) {
 	rotate.sh(t, "provisioner remove admin --ca-config config/ca.json\n  step ca provisioner add", limits...)
 	// The changed annotation makes the kubelet update the mounted file at once.
 	kubectl(t, "-n", plugin, "annotate", "pod", "-l", "app.kubernetes.io/name=step-csi-ra", "e2e=now", "--overwrite")
-	leaf := p.waitRotation(t, p.files(t), 150*time.Second)
+	leaf := p.waitRotation(t, p.files(t), patience)
 	if after := replicas(); after != before {
 		t.Errorf("the authority restarted: its pods were %s and are now %s", before, after)
 	}
@@ -340,7 +340,7 @@ func passwords(t *testing.T) {
 	starts("second")
 	rotate.sh(t, "provisioner remove admin")
 	starts("second-only")
-	p.waitRotation(t, leaf, 90*time.Second)
+	p.waitRotation(t, leaf, patience)
 	sawAll(t, p)
 }
 
@@ -353,7 +353,7 @@ func disaster(t *testing.T) {
 	after := openPage(t, "disaster.md")
 	after.sh(t, "FlexStack Root CA (new)")
 	after.sh(t, "rollout restart")
-	eventually(t, 3*time.Minute, func() error {
+	eventually(t, patience, func() error {
 		leaf, err := p.tryFiles()
 		if err == nil && leaf.Issuer.CommonName != "FlexStack Intermediate CA (new)" {
 			err = fmt.Errorf("the certificate is still issued by %s", leaf.Issuer.CommonName)

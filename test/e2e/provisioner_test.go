@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // recommendedProvisioner runs the commands of docs/provisioner.md, and installs the
@@ -68,7 +67,7 @@ func withoutHolderRenewal(t *testing.T, p pod) {
 			t.Errorf("step ca %s: %v: %s", renewal, err, out)
 		}
 	}
-	eventually(t, 90*time.Second, func() error {
+	eventually(t, patience, func() error {
 		names, err := command("kubectl", "-n", plugin, "get", "pods", "-l", "app.kubernetes.io/name=step-csi-ra", "-o", "jsonpath={.items[*].metadata.name}")
 		for _, name := range strings.Fields(names) { // those of an earlier installation may be ending
 			var text string

@@ -109,12 +109,12 @@ func shapes(t *testing.T) {
 	jobEnds(t)
 	ownUsers(t, own)
 
-	second := subPath.waitRotation(t, first[subPath.name], 90*time.Second)
-	third := subPath.waitRotation(t, second, 90*time.Second)
+	second := subPath.waitRotation(t, first[subPath.name], patience)
+	third := subPath.waitRotation(t, second, patience)
 	for _, p := range []pod{containers, own} {
-		p.waitRotation(t, first[p.name], 90*time.Second)
+		p.waitRotation(t, first[p.name], patience)
 	}
-	volumes.waitRotation(t, leaf, 90*time.Second)
+	volumes.waitRotation(t, leaf, patience)
 	if _, now := formats(t, volumes); now != password {
 		t.Error("the password of the key stores has changed at a renewal")
 	}
@@ -130,7 +130,7 @@ func shapes(t *testing.T) {
 		t.Error("a file at a subPath follows the rotations: docs/reload.md says that it does not")
 	}
 	_, _ = subPath.exec("kill", "1")
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		if subPath.restarts(t) != "1" {
 			return errors.New("the container has not restarted")
 		}
@@ -148,7 +148,7 @@ func attachEphemeral(t *testing.T, p pod) {
 	kubectl(t, "-n", p.namespace, "patch", "pod", p.name, "--subresource=ephemeralcontainers", "--type=strategic", "--patch", `{"spec": {"ephemeralContainers": [{
 		"name": "ephemeral", "image": "docker.io/library/busybox:1.37", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "100000"],
 		"volumeMounts": [{"name": "tls", "mountPath": "/etc/tls"}]}]}}`)
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		_, err := tryCertificateAt(p, "ephemeral", "/etc/tls/tls.crt")
 		return err
 	})
@@ -228,9 +228,9 @@ func differentFormats(t *testing.T, p pod) {
 // The volume of a job is unmounted when the job has ended.
 func jobEnds(t *testing.T) {
 	t.Helper()
-	kubectl(t, "-n", "shapes", "wait", "--for=condition=Complete", "job/job", "--timeout=90s")
+	kubectl(t, "-n", "shapes", "wait", "--for=condition=Complete", "job/job", "--timeout=5m")
 	uid := kubectl(t, "-n", "shapes", "get", "pods", "-l", "job-name=job", "-o", "jsonpath={.items[0].metadata.uid}")
-	eventually(t, time.Minute, func() error {
+	eventually(t, patience, func() error {
 		mounts, err := tool("exec", "sh", "-c", "grep "+uid+".*"+driverName+" /proc/self/mountinfo; true")
 		if err == nil && mounts != "" {
 			err = fmt.Errorf("still mounted:\n%s", mounts)

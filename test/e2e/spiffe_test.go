@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 )
 
 // spiffeService is a service with its own service account. Its certificate's only name
@@ -63,27 +62,27 @@ func spiffe(t *testing.T) {
 	start("a", "b")
 	start("b", "a")
 	const id = "spiffe://cluster.local/ns/spiffe/sa/"
-	waitLog(t, 90*time.Second, "spiffe", "a", "ok: hello "+id+"a", "from "+id+"b")
-	waitLog(t, 30*time.Second, "spiffe", "b", "ok: hello "+id+"b", "from "+id+"a")
-	before := since(t, "spiffe", "a", "error") + since(t, "spiffe", "b", "error")
+	waitLog(t, patience, "spiffe", "a", "ok: hello "+id+"a", "from "+id+"b")
+	waitLog(t, patience, "spiffe", "b", "ok: hello "+id+"b", "from "+id+"a")
+	before := failures(t, "spiffe", "a") + failures(t, "spiffe", "b")
 	for _, service := range []string{"a", "b"} { // the serial number of its peer changes
-		changes(t, time.Minute, func() (string, error) {
+		changes(t, patience, func() (string, error) {
 			out, err := command("kubectl", "-n", "spiffe", "logs", "deployment/"+service, "--tail=1")
 			_, theirs, _ := strings.Cut(out, "from ")
 			return theirs, err
 		})
 	}
-	if after := since(t, "spiffe", "a", "error") + since(t, "spiffe", "b", "error"); after != before {
+	if after := failures(t, "spiffe", "a") + failures(t, "spiffe", "b"); after != before {
 		t.Errorf("calls failed during rotations:\n%s", kubectl(t, "-n", "spiffe", "logs", "--all-containers", "--prefix", "-l", "app in (a, b)", "--tail=-1"))
 	}
 
 	start("stranger", "a")
-	waitLog(t, 90*time.Second, "spiffe", "stranger", "error: ", "tls: bad certificate")
-	waitLog(t, 30*time.Second, "spiffe", "a", `unexpected ID "`+id+`stranger"`)
+	waitLog(t, patience, "spiffe", "stranger", "error: ", "tls: bad certificate")
+	waitLog(t, patience, "spiffe", "a", `unexpected ID "`+id+`stranger"`)
 	if calls := since(t, "spiffe", "stranger", "ok: "); calls > 0 {
 		t.Errorf("a accepted %d calls of the stranger", calls)
 	}
-	waitLog(t, 30*time.Second, "spiffe", "b", "ok: hello "+id+"b", "from "+id+"a")
+	waitLog(t, patience, "spiffe", "b", "ok: hello "+id+"b", "from "+id+"a")
 	if restarts := kubectl(t, "-n", "spiffe", "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); restarts != "0 0 0" {
 		t.Errorf("restarts: %s", restarts)
 	}

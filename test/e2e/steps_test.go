@@ -14,6 +14,10 @@ import (
 	"time"
 )
 
+// patience is for what takes seconds on a quiet machine. The kubelet waits for up to two
+// minutes before it retries a mount.
+const patience = 5 * time.Minute
+
 // kubectl fails the test if kubectl fails.
 func kubectl(t *testing.T, args ...string) string {
 	t.Helper()
@@ -124,7 +128,7 @@ func (p pod) start(t *testing.T) {
 
 func (p pod) waitReady(t *testing.T) {
 	t.Helper()
-	kubectl(t, "-n", p.namespace, "wait", "--for=condition=Ready", "pod/"+p.name, "--timeout=90s")
+	kubectl(t, "-n", p.namespace, "wait", "--for=condition=Ready", "pod/"+p.name, "--timeout=5m")
 }
 
 func (p pod) exec(args ...string) (string, error) {
@@ -269,5 +273,5 @@ func killPlugin(t *testing.T) {
 
 func waitPlugin(t *testing.T) {
 	t.Helper()
-	kubectl(t, "-n", plugin, "rollout", "status", "daemonset/step-csi", "--timeout=90s")
+	kubectl(t, "-n", plugin, "rollout", "status", "daemonset/step-csi", "--timeout=5m")
 }

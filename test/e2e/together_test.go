@@ -161,8 +161,8 @@ func nonRoot(t *testing.T) {
 func rotation(t *testing.T) {
 	p := witness(t, "rotation")
 	first := p.files(t)
-	second := p.waitRotation(t, first, 90*time.Second)
-	third := p.waitRotation(t, second, 90*time.Second)
+	second := p.waitRotation(t, first, patience)
+	third := p.waitRotation(t, second, patience)
 	if !third.NotAfter.After(first.NotAfter) {
 		t.Errorf("the first certificate is valid until %s, and the third until %s", first.NotAfter, third.NotAfter)
 	}
@@ -181,7 +181,7 @@ func deletion(t *testing.T) {
 		t.Fatalf("on the node: %v: %s", err, here)
 	}
 	kubectl(t, "-n", p.namespace, "delete", "pod", p.name, "--wait=true")
-	eventually(t, 30*time.Second, func() error { return gone(uid) })
+	eventually(t, patience, func() error { return gone(uid) })
 }
 
 // The pod's events say why a request is rejected, and what to change.
@@ -199,7 +199,7 @@ func refusals(t *testing.T) {
 	} {
 		p := pod{namespace: "refusals", name: name, attributes: test.attributes}
 		must(t, applyText(p.manifest()))
-		p.waitEvent(t, 30*time.Second, test.words...)
+		p.waitEvent(t, patience, test.words...)
 		if phase := kubectl(t, "-n", p.namespace, "get", "pod", name, "-o", "jsonpath={.status.phase}"); phase != "Pending" {
 			t.Errorf("%s: the pod is %s, want Pending", name, phase)
 		}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 )
 
 // `make try` sets up all of the quick start without a cluster, and prints commands that
@@ -62,7 +61,7 @@ func try(t *testing.T) {
 	if after := pods(); after != before {
 		t.Errorf("the second make try restarted pods: before\n%s\nafter\n%s", before, after)
 	}
-	eventually(t, 4*time.Minute, func() error {
+	eventually(t, patience, func() error {
 		now, err := inCluster(watch)
 		if err == nil && now == first {
 			err = fmt.Errorf("the certificate has not been renewed: %s", now)

@@ -25,7 +25,7 @@ func upgrade(t *testing.T) {
 	previous := loadPrevious(t)
 	must(t, install(previous, "--set", "image.tag=previous,ra.terminationGracePeriodSeconds=4,issuers.default.duration.min=5s"))
 	expectImage(t, previousTag)
-	leaf = p.waitRotation(t, leaf, 90*time.Second)
+	leaf = p.waitRotation(t, leaf, patience)
 	old := witnessIn(t, p.namespace, "old")
 	oldLeaf := old.files(t)
 
@@ -40,8 +40,8 @@ func upgrade(t *testing.T) {
 	if out := document.sh(t, "Found mounted volumes"); !strings.Contains(out, "count=") {
 		t.Errorf("the log has\n%s", out)
 	}
-	leaf = p.waitRotation(t, leaf, 90*time.Second)
-	oldLeaf = old.waitRotation(t, oldLeaf, 90*time.Second)
+	leaf = p.waitRotation(t, leaf, patience)
+	oldLeaf = old.waitRotation(t, oldLeaf, patience)
 
 	document.sh(t, "helm rollback")
 	waitPlugin(t)
@@ -49,8 +49,8 @@ func upgrade(t *testing.T) {
 		t.Errorf("the pods are\n%s", out)
 	}
 	expectImage(t, previousTag)
-	leaf = p.waitRotation(t, leaf, 90*time.Second)
-	oldLeaf = old.waitRotation(t, oldLeaf, 90*time.Second)
+	leaf = p.waitRotation(t, leaf, patience)
+	oldLeaf = old.waitRotation(t, oldLeaf, patience)
 
 	// A changed configuration restarts the plugin.
 	must(t, installPlugin())
@@ -60,8 +60,8 @@ func upgrade(t *testing.T) {
 		t.Error("a changed configuration did not restart the plugin's pod")
 	}
 	must(t, installPlugin())
-	p.waitRotation(t, leaf, 90*time.Second)
-	old.waitRotation(t, oldLeaf, 90*time.Second)
+	p.waitRotation(t, leaf, patience)
+	old.waitRotation(t, oldLeaf, patience)
 	sawAll(t, p)
 	sawAll(t, old)
 }

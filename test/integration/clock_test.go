@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/flexstack/step-csi/test/logs"
 	"github.com/flexstack/step-csi/test/node"
 	"github.com/flexstack/step-csi/test/realca"
 )
@@ -155,10 +156,11 @@ func TestSkewedClocks(t *testing.T) {
 			if early := time.Until(leaf.NotBefore) - test.ahead; early > 0 {
 				t.Errorf("the certificate was mounted %s before it is valid on the node", early)
 			}
+			n.Unpublish(p)
+			node.Eventually(t, time.Minute, "the line of the publish, which comes after "+waiting, func() bool { return n.Logs.Has(logs.CallSucceeded) })
 			if n.Logs.Has(waiting) != test.waits {
 				t.Errorf("the log says %q: %v, want %v", waiting, !test.waits, test.waits)
 			}
-			n.Unpublish(p)
 			serial := leaf.SerialNumber.String()
 			node.Eventually(t, time.Minute, "the revocation", func() bool { return strings.Contains(revoked(t, ca), serial) })
 		})
@@ -175,9 +177,9 @@ func TestSkewedClocks(t *testing.T) {
 		if early := time.Until(read(t, n.Target(p)).leaf().NotBefore) + 100*time.Second; early > 0 {
 			t.Errorf("the certificate was mounted %s before it is valid on the node", early)
 		}
-		if !n.Logs.Has(waiting) || !n.Logs.Has("the clock of the registration authority is 1m") {
-			t.Errorf("the log does not say %q and how the clocks differ", waiting)
-		}
+		node.Eventually(t, time.Minute, "the log says "+waiting+" and how the clocks differ", func() bool {
+			return n.Logs.Has(waiting) && n.Logs.Has("the clock of the registration authority is 1m")
+		})
 		n.Unpublish(p)
 
 		late := node.Pod{Name: "late-0", Attributes: map[string]string{"service-names": "late"}}

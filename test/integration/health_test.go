@@ -118,7 +118,5 @@ func TestStopRemovesOwnFiles(t *testing.T) {
 		return err == nil
 	})
 	n.Stop()
-	if left, err := os.ReadDir(shared); err != nil || len(left) > 0 {
-		t.Errorf("files left in the directory: %v, error %v", left, err)
-	}
+	expectOnlyRoots(t, shared)
 }

@@ -216,9 +216,9 @@ func TestOneCAIsDead(t *testing.T) {
 		two.metric(`step_csi_issuer_ready{issuer="other"} 0`)
 		two.Publish(two.pod("a-0", "default"))
 		expect(t, two.TryPublish(two.pod("b-0", "other")), codes.Unavailable, "connection refused")
-		if !two.checkedLog.Has(logs.Waiting + ` issuer="other" reason="the CA ` + two.other.URL()) {
-			t.Error("the log does not name the CA that is down")
-		}
+		node.Eventually(t, time.Minute, "the log names the CA that is down", func() bool {
+			return two.checkedLog.Has(logs.Waiting + ` issuer="other" reason="the CA ` + two.other.URL())
+		})
 
 		node.Must(t, two.other.Resume())
 		two.metric(`step_csi_issuer_ready{issuer="other"} 1`)

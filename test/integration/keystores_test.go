@@ -31,16 +31,17 @@ func podWithStores(name string) node.Pod {
 // readStores checks all files of podWithStores, and returns the leaf.
 func readStores(t *testing.T, n *node.Node, p node.Pod) *x509.Certificate {
 	t.Helper()
-	// Follow ..data once, so that all files are of one set.
-	set, err := filepath.EvalSymlinks(filepath.Join(n.Target(p), "..data"))
-	node.Must(t, err)
-	root, err := os.OpenRoot(set)
-	node.Must(t, err)
-	defer root.Close()
-	node.Must(t, keystores.Check(root, attributes.Files{
-		Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt", PKCS12: "keystore.p12", PKCS12TrustStore: "truststore.p12",
-		JKS: "keystore.jks", JKSTrustStore: "truststore.jks", KeyStorePassword: "keystore-password",
-	}, "orders", p.Secret["keystore-password"]))
+	inOneSet(t, n.Target(p), func(set string) error {
+		root, err := os.OpenRoot(set)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		return keystores.Check(root, attributes.Files{
+			Certificate: "tls.crt", PrivateKey: "tls.key", CA: "ca.crt", PKCS12: "keystore.p12", PKCS12TrustStore: "truststore.p12",
+			JKS: "keystore.jks", JKSTrustStore: "truststore.jks", KeyStorePassword: "keystore-password",
+		}, "orders", p.Secret["keystore-password"])
+	})
 	return read(t, n.Target(p)).leaf()
 }
 

@@ -52,17 +52,16 @@ func TestKubeletDirectoryBehindLinks(t *testing.T) {
 			}
 			n.Kill()
 			n.Start()
-			if !n.Logs.Has(logs.Found + ` count=1`) {
-				t.Error("the restarted plugin has not found the volume")
-			}
+			node.Eventually(t, patience, "the restarted plugin has found the volume", func() bool { return n.Logs.Has(logs.Found + ` count=1`) })
 			k.Publish(p)
 			first := certificate()
 			node.Eventually(t, patience, "a renewal after the restart", func() bool { return !bytes.Equal(first, certificate()) })
 			// The files change while verify reads them.
 			node.Eventually(t, patience, "verify accepts the files", func() bool { return binary.Command("verify", k.Target(p)).Run() == nil })
-			if health, err := k.Health(p); err != nil || len(health) > 0 {
-				t.Errorf("health: %v, %v", health, err)
-			}
+			node.Eventually(t, patience, "a healthy volume", func() bool {
+				health, err := k.Health(p)
+				return err == nil && len(health) == 0
+			})
 			k.Unpublish(p)
 			n.ExpectGone(p)
 			if mounted := n.Mounts(); len(mounted) > 0 {

@@ -62,9 +62,9 @@ func TestPrivateMountIsRefused(t *testing.T) {
 		t.Error("the CA signed for a volume that cannot be mounted")
 	}
 	n.ExpectGone(p)
-	if !n.Logs.Has("Volumes cannot reach pods; refusing to publish volumes") {
-		t.Error("the plugin does not log it when it starts")
-	}
+	node.Eventually(t, patience, "the plugin logs it when it starts", func() bool {
+		return n.Logs.Has("Volumes cannot reach pods; refusing to publish volumes")
+	})
 	expectReady(t, health(t, n), http.StatusServiceUnavailable, "volumes cannot reach pods")
 	expectLive(t, health(t, n), http.StatusOK, "ok")
 	n.Publish(mounted)

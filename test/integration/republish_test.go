@@ -58,9 +58,10 @@ func TestVolumeThatCannotBeAdoptedIsCounted(t *testing.T) {
 	node.Must(t, syscall.Mount("foreign", parent, "tmpfs", 0, ""))
 	node.Must(t, syscall.Mkdir(n.Target(p), 0o755))
 	n.Start()
-	if _, body := get(t, "http://"+address+"/metrics"); !strings.Contains(body, `step_csi_volumes_unmanaged{issuer="",namespace=""} 1`) || !n.Logs.Has(logs.CannotAdopt) {
-		t.Error("the volume does not count as unmanaged")
-	}
+	node.Eventually(t, time.Minute, "the volume counts as unmanaged", func() bool {
+		_, body := get(t, "http://"+address+"/metrics")
+		return strings.Contains(body, `step_csi_volumes_unmanaged{issuer="",namespace=""} 1`) && n.Logs.Has(logs.CannotAdopt)
+	})
 	if trouble, err := n.Health(p); err != nil || len(trouble) != 1 || trouble[0].GetReason() != "RenewalFailing" {
 		t.Errorf("the health of a volume that cannot be read: %v, error %v", trouble, err)
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -198,12 +200,23 @@ func talk(address, volume string) error {
 	return err
 }
 
-// configOf reads the files of one set of the volume.
+// configOf reads the files of one set of the volume: those in use, or the next ones if they
+// are removed meanwhile, because a renewal follows new roots.
 func configOf(volume string) (*tls.Config, error) {
-	set, err := filepath.EvalSymlinks(filepath.Join(volume, "..data"))
-	if err != nil {
-		return nil, err
+	for {
+		link, err := os.Readlink(filepath.Join(volume, "..data"))
+		if err != nil {
+			return nil, err
+		}
+		set := filepath.Join(volume, link)
+		config, err := configOfSet(set)
+		if _, gone := os.Lstat(set); err == nil || !errors.Is(gone, fs.ErrNotExist) {
+			return config, err
+		}
 	}
+}
+
+func configOfSet(set string) (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(set, "tls.crt"), filepath.Join(set, "tls.key"))
 	if err != nil {
 		return nil, err

@@ -104,13 +104,15 @@ func (p peer) with(key, value string) map[string]string {
 	return node.Pod{Attributes: p.volume}.With(key, value).Attributes
 }
 
-// readable copies a file of testdata to where all users can read it.
+// readable copies a file of testdata to where all users can read it. Each test has a directory
+// of its own, because tests that run at the same time compile and run programs there.
 func readable(t testing.TB, source string) (path string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", source))
 	node.Must(t, err)
-	directory := filepath.Join(filepath.Dir(string(binary)), "source")
-	node.Must(t, os.MkdirAll(directory, 0o755))
+	directory, err := os.MkdirTemp(filepath.Dir(string(binary)), "source-")
+	node.Must(t, err)
+	node.Must(t, os.Chmod(directory, 0o755))
 	path = filepath.Join(directory, source)
 	node.Must(t, os.WriteFile(path, text, 0o644))
 	return path
