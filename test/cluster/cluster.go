@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -99,14 +100,16 @@ func (c *cluster) prepare(programs, kubernetes, kubeletDirectory string) error {
 }
 
 // freeAddress returns a free loopback address. The cluster keeps this address, so that
-// the kubeconfig works after a stop.
-func freeAddress() (string, error) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+// the kubeconfig works after a stop. The port is above the kernel's ephemeral ports: no
+// outgoing connection takes it while the cluster is stopped.
+func freeAddress() (address string, err error) {
+	for range 100 {
+		var listener net.Listener
+		if listener, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 61000+rand.IntN(4500))); err == nil {
+			return listener.Addr().String(), listener.Close()
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().String(), nil
+	return "", err
 }
 
 // writeCredentials makes all certificates. It writes the administrator's kubeconfig
