@@ -16,25 +16,29 @@ const IP = "127.0.0.1"
 
 const firstPort, blocks, blockSize = 61000, 45, 100
 
-// own are the ports of this process.
-var own struct {
+// pool gives away the ports of this process.
+type pool struct {
+	name string // of the sockets that are claims
+
 	mu     sync.Mutex
 	ports  []int
 	next   int            // index of the next port to give away
 	claims []net.Listener // one for each block of ports
 }
 
+var own = pool{name: "@step-csi-test-ports-"}
+
 // claim adds a block of ports that no other process has. An abstract Unix socket is the
 // claim: it is in the same network namespace as the ports, and ends with the process.
-func claim() error {
+func (p *pool) claim() error {
 	for _, block := range rand.Perm(blocks) {
-		socket, err := net.Listen("unix", fmt.Sprintf("@step-csi-test-ports-%d", block))
+		socket, err := net.Listen("unix", p.name+fmt.Sprint(block))
 		if err != nil {
 			continue // another process has it
 		}
-		own.claims = append(own.claims, socket)
+		p.claims = append(p.claims, socket)
 		for i := range blockSize {
-			own.ports = append(own.ports, firstPort+block*blockSize+i)
+			p.ports = append(p.ports, firstPort+block*blockSize+i)
 		}
 		return nil
 	}
@@ -43,25 +47,25 @@ func claim() error {
 
 // port returns the next port. Once there are no others, it returns a port that was given
 // away before.
-func port() (int, error) {
-	own.mu.Lock()
-	defer own.mu.Unlock()
-	if own.next == len(own.ports) {
-		if err := claim(); err != nil && len(own.ports) == 0 {
+func (p *pool) port() (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.next == len(p.ports) {
+		if err := p.claim(); err != nil && len(p.ports) == 0 {
 			return 0, err
 		} else if err != nil {
-			own.next = 0
+			p.next = 0
 		}
 	}
-	own.next++
-	return own.ports[own.next-1], nil
+	p.next++
+	return p.ports[p.next-1], nil
 }
 
 // Listen listens on a free port of the IP address. No other call gets this port.
 func Listen(ip string) (net.Listener, error) {
 	var taken error
 	for range 1000 {
-		port, err := port()
+		port, err := own.port()
 		if err != nil {
 			return nil, err
 		}

@@ -3,36 +3,35 @@ package loopback
 import (
 	"fmt"
 	"net"
+	"os"
 	"testing"
 )
 
-// Other processes of tests have all other ports. This one gives each of its ports to one
-// server, and begins again after the last.
+// Other processes have all blocks of ports but one. Each port of this one is given to one
+// server, and after the last, the first again.
 func TestPortsOfOtherProcesses(t *testing.T) {
-	address := func() string {
-		t.Helper()
-		address, err := Address(IP)
+	const free = 7
+	p := &pool{name: fmt.Sprintf("@step-csi-test-ports-of-%d-", os.Getpid())}
+	for block := range blocks {
+		if block == free {
+			continue
+		}
+		other, err := net.Listen("unix", p.name+fmt.Sprint(block))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return address
+		defer other.Close()
 	}
-	given := map[string]bool{address(): true}
-	for block := range blocks {
-		// This process, or a real other one, may have the block.
-		if other, err := net.Listen("unix", fmt.Sprintf("@step-csi-test-ports-%d", block)); err == nil {
-			defer other.Close()
+	for i := range 2 * blockSize {
+		port, err := p.port()
+		if want := firstPort + free*blockSize + i%blockSize; err != nil || port != want {
+			t.Fatalf("got the port %d, %v, want %d", port, err, want)
 		}
 	}
-	mine := len(own.claims) * blockSize
-	for range mine - 1 {
-		if next := address(); given[next] {
-			t.Fatalf("%s is given to two servers", next)
-		} else {
-			given[next] = true
-		}
+	if err := (&pool{name: p.name}).claim(); err == nil {
+		t.Error("two processes have the same ports")
 	}
-	if again := address(); !given[again] {
-		t.Errorf("%s is a port of another process", again)
+	for _, claim := range p.claims {
+		claim.Close()
 	}
 }
