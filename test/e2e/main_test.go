@@ -292,7 +292,7 @@ func shellBlock(document, mark string, change func(string) string) (string, erro
 
 func installPlugin(values ...string) error {
 	return install(".", append([]string{
-		"--set", "image.tag=dev,ra.terminationGracePeriodSeconds=4,renewal.minInterval=3s,issuers.default.duration.min=5s",
+		"--set", "image.tag=dev,hooks.timeoutSeconds=240,ra.terminationGracePeriodSeconds=4,renewal.minInterval=3s,issuers.default.duration.min=5s",
 		"--set", "issuers.other.url=https://step-ca.flexstack-identity.svc.cluster.local:9000,issuers.other.caBundle.configMap=step-csi-ca-root,issuers.other.caBundle.key=root_ca.crt",
 		"--set", "issuers.other.provisioner.type=jwk,issuers.other.provisioner.name=other,issuers.other.provisioner.passwordSecret.name=other-provisioner,issuers.other.provisioner.passwordSecret.key=password",
 		"--set", "issuers.other.additionalRoots.configMap=additional-roots,issuers.other.roots.refresh=2s",

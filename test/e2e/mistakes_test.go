@@ -29,7 +29,7 @@ func (r aRelease) driver() string { return r.name + ".example.com" }
 // Helm prints.
 func (r aRelease) upgrade(values ...string) (string, error) {
 	args := []string{"upgrade", "--install", r.name, chart, "-n", mistakesNamespace, "-f", guideFile, "--timeout=5m",
-		"--set", "image.tag=dev,ra.replicas=1,ra.terminationGracePeriodSeconds=2,policy.allowShortNames=false,driverName=" + r.driver()}
+		"--set", "image.tag=dev,hooks.timeoutSeconds=240,ra.replicas=1,ra.terminationGracePeriodSeconds=2,policy.allowShortNames=false,driverName=" + r.driver()}
 	for _, value := range append(r.values, values...) {
 		args = append(args, "--set", value)
 	}

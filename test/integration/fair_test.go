@@ -112,7 +112,7 @@ func TestGreedyPublishesDelayNoOtherPod(t *testing.T) {
 	for _, p := range greedy {
 		kubelet.Go(func() { _ = n.TryPublish(p) })
 	}
-	node.Eventually(t, time.Minute, "a volume of the greedy pods", func() bool { return len(n.Mounts()) > 0 })
+	node.Eventually(t, 5*time.Minute, "a volume of the greedy pods", func() bool { return len(n.Mounts()) > 0 })
 	var slowest time.Duration
 	for i := range 20 {
 		begin := time.Now()

@@ -135,16 +135,16 @@ func TestCADownAtRenewal(t *testing.T) {
 	n := newNode(t, ca)
 	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "9s"}}
 	n.Publish(p)
-	first := read(t, n.Target(p)).leaf()
-	ca.Stop()
 	health := func() *csi.VolumeHealth {
 		answer, err := n.NodeGetVolumeHealth(t.Context(), &csi.NodeGetVolumeHealthRequest{VolumeId: p.VolumeID(), VolumePublishPath: n.Target(p)})
 		node.Must(t, err)
 		return answer.GetVolumeHealth()
 	}
 	if h := health(); len(h.GetHealthStatuses()) > 0 {
-		t.Errorf("the health before the first renewal: %v", h)
+		t.Errorf("the health before the outage: %v", h)
 	}
+	ca.Stop()
+	first := read(t, n.Target(p)).leaf()
 	waitTroubleBefore(n, p, first.NotAfter, "connection refused")
 	if !read(t, n.Target(p)).leaf().Equal(first) {
 		t.Error("the files changed during the outage")
@@ -206,20 +206,32 @@ func TestHangingCA(t *testing.T) {
 	ca.Intercept(func(http.Handler) http.Handler {
 		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+	try := func(ctx context.Context) (failed chan error) {
+		failed = make(chan error, 1)
+		signs, request := ca.Signs(), n.MustRequest(stuck)
+		go func() {
+			_, err := n.NodePublishVolume(ctx, request)
+			failed <- err
+		}()
+		node.Eventually(t, time.Minute, "the CA receives the request", func() bool { return ca.Signs() > signs })
+		return failed
+	}
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	failed := make(chan error)
-	go func() {
-		_, err := n.NodePublishVolume(ctx, n.MustRequest(stuck))
-		failed <- err
-	}()
-	node.Eventually(t, time.Minute, "the CA receives the request", func() bool { return ca.Signs() == 2 })
+	failed := try(ctx)
 	n.Publish(mounted)
 	n.Unpublish(mounted)
-	if ctx.Err() != nil {
-		t.Error("another volume waited for the stuck one")
+	select {
+	case err := <-failed:
+		t.Fatalf("another volume waited for the stuck one, which ended: %v", err)
+	default:
 	}
-	expect(t, <-failed, codes.DeadlineExceeded, "")
+	cancel()
+	expect(t, <-failed, codes.Canceled, "")
+	n.Unpublish(stuck) // waits until the canceled call has ended
+	limited, end := context.WithTimeout(t.Context(), 8*time.Second)
+	defer end()
+	expect(t, <-try(limited), codes.DeadlineExceeded, "")
 	ca.Intercept(nil)
 	n.Unpublish(stuck) // waits until the canceled call has ended
 	n.Publish(stuck)

@@ -198,7 +198,7 @@ func replaceIn(t testing.TB, path, old, new string) {
 func TestReplicasComeAndGo(t *testing.T) {
 	t.Parallel()
 	ca := startCA(t)
-	r := startAuthority(t, ca, 2, "")
+	r := startAuthority(t, ca, 2, "  limits: {node: {rate: 10000, burst: 10000}}\n") // not what this test is about
 	n := r.newNode()
 	stop := make(chan struct{})
 	var publishing sync.WaitGroup

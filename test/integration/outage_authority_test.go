@@ -100,8 +100,8 @@ func TestOutagesRA(t *testing.T) {
 			r.admit(p)
 			r.admit(late)
 			n.Publish(p)
-			before := snapshot(n, p)
 			o.begin(t, r)
+			before := snapshot(n, p)
 			begin := time.Now()
 			err := n.TryPublish(late)
 			for _, words := range o.says {

@@ -20,7 +20,7 @@ func TestSlowCA(t *testing.T) {
 	ca := startDistantCA(t)
 	n := newNode(t, ca)
 	node.Must(t, ca.proxy.Set(proxy.Delay(700*time.Millisecond)))
-	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "12s"}}
+	p := node.Pod{Name: "web-0", Attributes: map[string]string{"duration": "40s", "renew-before": "30s"}}
 	n.Publish(p)
 	defer n.Unpublish(p)
 	first := read(t, n.Target(p)).leaf()
@@ -44,8 +44,8 @@ func TestSilentCA(t *testing.T) {
 	n := newNode(t, ca)
 	mounted, late := node.Pod{Name: "mounted-0", Attributes: map[string]string{"duration": "9s"}}, node.Pod{Name: "late-0"}
 	n.Publish(mounted)
-	before := snapshot(n, mounted)
 	node.Must(t, ca.proxy.Set(proxy.Blackhole))
+	before := snapshot(n, mounted)
 	connections := ca.proxy.Connections()
 	begin := time.Now()
 	expect(t, n.TryPublish(late), codes.Unavailable, "no answer in time")
@@ -74,7 +74,8 @@ func TestPodsComeBeforeTheBacklog(t *testing.T) {
 	var pods []node.Pod
 	var publishing sync.WaitGroup
 	for i := range count {
-		p := node.Pod{Name: fmt.Sprintf("mounted-%d", i), Attributes: map[string]string{"duration": "15s"}}
+		// Due after all are published, also on a slow machine.
+		p := node.Pod{Name: fmt.Sprintf("mounted-%d", i), Attributes: map[string]string{"duration": "1m"}}
 		pods = append(pods, p)
 		n.MustRequest(p)
 		publishing.Go(func() {
@@ -85,7 +86,7 @@ func TestPodsComeBeforeTheBacklog(t *testing.T) {
 	}
 	publishing.Wait()
 	release := slow(ca)
-	node.Eventually(t, time.Minute, "the renewals use all their slots", func() bool { return ca.Signs() >= count+32 })
+	node.Eventually(t, 3*time.Minute, "the renewals use all their slots", func() bool { return ca.Signs() >= count+32 })
 	ca.Intercept(nil) // the calls in flight still hang
 	late := node.Pod{Name: "late-0"}
 	n.Publish(late)

@@ -51,8 +51,8 @@ func TestRealCAFails(t *testing.T) {
 	n.Publish(p)
 	defer n.Unpublish(p)
 
-	before := snapshot(n, p)
 	ca.Kill()
+	before := snapshot(n, p)
 	waitTroubleBefore(n, p, read(t, n.Target(p)).leaf().NotAfter, "connection refused")
 	if snapshot(n, p) != before {
 		t.Error("the files changed during the outage")

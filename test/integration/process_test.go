@@ -180,7 +180,13 @@ func TestKeysStayInMemory(t *testing.T) {
 func TestRunEndsEveryGoroutine(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	ca := startCA(t)
-	defer goleak.VerifyNone(t, before, goleak.IgnoreTopFunction("net/http.(*Server).Serve"), goleak.IgnoreAnyFunction("net/http.(*Server).ServeTLS"))
+	defer func() { // goleak itself waits for less than a second
+		var left error
+		node.Eventually(t, time.Minute, "the end of every goroutine", func() bool {
+			left = goleak.Find(before, goleak.IgnoreTopFunction("net/http.(*Server).Serve"), goleak.IgnoreAnyFunction("net/http.(*Server).ServeTLS"))
+			return left == nil
+		})
+	}()
 	defer ca.Stop()
 	n := node.New(t, binary, ca)
 	signer, err := stepca.New(stepca.Config{

@@ -1,9 +1,10 @@
 // Package loopback has addresses for servers that tests stop and start again. Their ports
 // are above the kernel's ephemeral ports, so that no outgoing connection takes one while
-// its server is down.
+// its server is down, and no other process of tests takes them either.
 package loopback
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -13,37 +14,68 @@ import (
 // IP is the usual address.
 const IP = "127.0.0.1"
 
-const firstPort, ports = 61000, 4500
+const firstPort, blocks, blockSize = 61000, 45, 100
 
-// reservations has a listener for each port that this process has given to a server, which may
-// not listen yet, or may be restarting.
-var reservations sync.Map
+// pool gives away the ports of this process.
+type pool struct {
+	name string // of the sockets that are claims
 
-// reserve reserves the port until the process ends, on all addresses and for all processes in the
-// network namespace that use this package.
-func reserve(port int) error {
-	// The name is an abstract one: it exists only as long as the socket is open.
-	reservation, err := net.Listen("unix", fmt.Sprintf("@step-csi-test-port-%d", port))
-	if err != nil {
-		return fmt.Errorf("port %d is given to another server: %w", port, err)
-	}
-	reservations.Store(port, reservation) // or the garbage collector closes it
-	return nil
+	mu     sync.Mutex
+	ports  []int
+	next   int            // index of the next port to give away
+	claims []net.Listener // one for each block of ports
 }
 
-// Listen listens on a free port of the IP address. No other call gets this port, also while the
-// server does not listen.
-func Listen(ip string) (listener net.Listener, err error) {
-	for range 1000 {
-		port := firstPort + rand.IntN(ports)
-		if err = reserve(port); err != nil {
-			continue
+var own = pool{name: "@step-csi-test-ports-"}
+
+// claim adds a block of ports that no other process has. An abstract Unix socket is the
+// claim: it is in the same network namespace as the ports, and ends with the process.
+func (p *pool) claim() error {
+	for _, block := range rand.Perm(blocks) {
+		socket, err := net.Listen("unix", p.name+fmt.Sprint(block))
+		if err != nil {
+			continue // another process has it
 		}
-		if listener, err = net.Listen("tcp", net.JoinHostPort(ip, fmt.Sprint(port))); err == nil {
-			return listener, nil
+		p.claims = append(p.claims, socket)
+		for i := range blockSize {
+			p.ports = append(p.ports, firstPort+block*blockSize+i)
+		}
+		return nil
+	}
+	return errors.New("other processes of tests have all ports")
+}
+
+// port returns the next port. Once there are no others, it returns a port that was given
+// away before.
+func (p *pool) port() (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.next == len(p.ports) {
+		if err := p.claim(); err != nil && len(p.ports) == 0 {
+			return 0, err
+		} else if err != nil {
+			p.next = 0
 		}
 	}
-	return nil, err
+	p.next++
+	return p.ports[p.next-1], nil
+}
+
+// Listen listens on a free port of the IP address. No other call gets this port.
+func Listen(ip string) (net.Listener, error) {
+	var taken error
+	for range 1000 {
+		port, err := own.port()
+		if err != nil {
+			return nil, err
+		}
+		listener, err := net.Listen("tcp", net.JoinHostPort(ip, fmt.Sprint(port)))
+		if err == nil {
+			return listener, nil
+		}
+		taken = err
+	}
+	return nil, fmt.Errorf("no port is free: %w", taken)
 }
 
 // Address returns the IP address with a free port.

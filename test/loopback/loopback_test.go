@@ -4,39 +4,34 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 )
 
-// A port stays that of its server while the server does not listen, in this process and in others.
-func TestPortsAreReserved(t *testing.T) {
-	if port := os.Getenv("STEP_CSI_PORT"); port != "" {
-		var number int
-		if _, err := fmt.Sscan(port, &number); err != nil {
+// Other processes have all blocks of ports but one. Each port of this one is given to one
+// server, and after the last, the first again.
+func TestPortsOfOtherProcesses(t *testing.T) {
+	const free = 7
+	p := &pool{name: fmt.Sprintf("@step-csi-test-ports-of-%d-", os.Getpid())}
+	for block := range blocks {
+		if block == free {
+			continue
+		}
+		other, err := net.Listen("unix", p.name+fmt.Sprint(block))
+		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Println("reserve:", reserve(number))
-		return
+		defer other.Close()
 	}
-	address, err := Address(IP)
-	if err != nil {
-		t.Fatal(err)
+	for i := range 2 * blockSize {
+		port, err := p.port()
+		if want := firstPort + free*blockSize + i%blockSize; err != nil || port != want {
+			t.Fatalf("got the port %d, %v, want %d", port, err, want)
+		}
 	}
-	_, port, _ := net.SplitHostPort(address)
-	var number int
-	fmt.Sscan(port, &number)
-	if err := reserve(number); err == nil {
-		t.Error("this process gives the port twice")
+	if err := (&pool{name: p.name}).claim(); err == nil {
+		t.Error("two processes have the same ports")
 	}
-	other := exec.Command(os.Args[0], "-test.run", "^TestPortsAreReserved$")
-	other.Env = append(os.Environ(), "STEP_CSI_PORT="+port)
-	if out, err := other.CombinedOutput(); err != nil || !strings.Contains(string(out), "is given to another server") {
-		t.Errorf("another process: %v: %s", err, out)
+	for _, claim := range p.claims {
+		claim.Close()
 	}
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener.Close()
 }

@@ -165,7 +165,7 @@ func TestSentencesAboutTheAuthority(t *testing.T) {
 			t.Parallel()
 			s.dns = "web.shop.svc"
 			i := authority.issuer(t, "default", func(c *ra.Config) {
-				c.Timeout = 5 * time.Second
+				c.Timeout = 10 * time.Second
 				s.change(c)
 			})
 			s.checkWith(t, "mode ra", s.want, i, s.token)
