@@ -524,7 +524,9 @@ func TestThrottledPodBacksOff(t *testing.T) {
 				late = max(late, time.Since(e.State().Validity.Due()))
 			}
 		}
-		if late > 30*time.Second {
+		// Without the greedy pod, renewals of the 20 others are up to half a minute late when
+		// many are due at once, by the jitter of the pace.
+		if late > time.Minute {
 			t.Errorf("a renewal of another pod was %s late", late)
 		}
 		if served < 100 || rejected > 2*served {

@@ -26,9 +26,12 @@ import (
 	"github.com/flexstack/step-csi/test/sandbox"
 )
 
-// lifetime is the lifetime of the demo's certificates. Real certificates are valid for
-// hours or days.
-const lifetime = 12 * time.Second
+// The demo's certificates are renewed after about eight seconds, long before they expire:
+// the demo also works on a slow machine. Real certificates are valid for hours or days.
+const (
+	lifetime    = time.Minute
+	renewBefore = 52 * time.Second
+)
 
 func main() {
 	binary := flag.String("step-csi", "", "the step-csi program (default: the one beside this program)")

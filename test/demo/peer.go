@@ -110,7 +110,7 @@ func (p *peer) stop() {
 // request makes one request over a new connection.
 func (p *peer) request(ctx context.Context, config *tls.Config) error {
 	transport := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}
-	client := &http.Client{Transport: transport, Timeout: 5 * time.Second}
+	client := &http.Client{Transport: transport, Timeout: 30 * time.Second}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+p.listener.Addr().String(), nil)
 	if err != nil {
 		return err

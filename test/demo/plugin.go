@@ -73,7 +73,7 @@ func startPlugin(ctx context.Context, binary, directory string, ca *embeddedca.C
 
 // ready waits until the plugin reports that it is ready.
 func (p *plugin) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		answer, err := csi.NewIdentityClient(p.connection).Probe(ctx, &csi.ProbeRequest{})
@@ -122,6 +122,7 @@ func (p *plugin) publish(ctx context.Context, d pod) (time.Duration, error) {
 		"csi.storage.k8s.io/pod.namespace":       d.namespace,
 		"csi.storage.k8s.io/pod.uid":             d.uid(),
 		"csi.storage.k8s.io/serviceAccount.name": d.account,
+		"renew-before":                           renewBefore.String(),
 	}
 	if d.service != "" {
 		volumeContext["service-names"] = d.service

@@ -207,7 +207,7 @@ func (ca *CA) ServeChain(signing *minica.CA, chain []*x509.Certificate, roots ..
 // waitFor waits until the CA shows the intermediate, which has signed its own certificate,
 // and returns this number of roots.
 func (ca *CA) waitFor(intermediate *x509.Certificate, roots int) (err error) {
-	for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(20 * time.Millisecond) {
+	for start := time.Now(); time.Since(start) < 2*time.Minute; time.Sleep(20 * time.Millisecond) {
 		if err = ca.shows(intermediate, roots); err == nil {
 			return nil
 		}
@@ -240,7 +240,7 @@ func (ca *CA) shows(intermediate *x509.Certificate, roots int) error {
 }
 
 func (ca *CA) wait() error {
-	for start := time.Now(); time.Since(start) < 20*time.Second; time.Sleep(10 * time.Millisecond) {
+	for start := time.Now(); time.Since(start) < 2*time.Minute; time.Sleep(10 * time.Millisecond) {
 		connection, err := net.Dial("tcp", ca.address)
 		if err != nil {
 			continue
@@ -279,7 +279,7 @@ func (ca *CA) Reload(provisioner string, check func(entry map[string]any) bool) 
 		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}}
 	var err error
-	for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(20 * time.Millisecond) {
+	for start := time.Now(); time.Since(start) < 2*time.Minute; time.Sleep(20 * time.Millisecond) {
 		var answer *http.Response
 		if answer, err = client.Get(ca.URL() + "/provisioners"); err != nil {
 			continue
