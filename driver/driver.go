@@ -175,6 +175,7 @@ func (d *Driver) Run(ctx context.Context) error {
 	}
 	defer targets.Close()
 	d.node.Targets = targets
+	d.quota.limitProcess()
 	if d.quota.problem != nil {
 		klog.FromContext(ctx).Error(d.quota.problem, "Cannot find the node plugin's memory limit; volumes are not limited by it")
 	}

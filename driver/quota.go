@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime/debug"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/klog/v2"
@@ -68,6 +70,21 @@ func newQuota(c Config, refused func(limit string)) quota {
 		q.memory, q.blind = own.Usage, !own.SeesParent()
 	}
 	return q
+}
+
+// leastProcessMemory is what the process needs to work without collecting garbage all the time.
+const leastProcessMemory = 16 << 20
+
+// limitProcess has the process collect its garbage before it grows into the room of the volumes.
+// Otherwise, the kernel may kill it while it adopts many volumes after a restart, although it needs
+// less. GOMEMLIMIT replaces this limit.
+func (q quota) limitProcess() {
+	if q.memory == nil || os.Getenv("GOMEMLIMIT") != "" {
+		return
+	}
+	if usage, limited, err := q.memory(); err == nil && limited { // admit logs the error
+		debug.SetMemoryLimit(max(usage.Limit-roomIn(usage.Limit), leastProcessMemory))
+	}
 }
 
 // gauges return the memory limit and the usage that counts, or 0 without a limit.

@@ -196,7 +196,7 @@ func (ca *CA) resume(serving func(*authority.Authority) (*tls.Certificate, error
 	if ca.address == "" {
 		listener, err = loopback.Listen(loopback.IP)
 	} else {
-		listener, err = net.Listen("tcp", ca.address)
+		listener, err = loopback.ListenAgain(ca.address)
 	}
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)

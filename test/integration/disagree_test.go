@@ -36,6 +36,7 @@ import (
 	"github.com/flexstack/step-csi/issuer/stepca"
 	"github.com/flexstack/step-csi/issuer/trust"
 	"github.com/flexstack/step-csi/test/embeddedca"
+	"github.com/flexstack/step-csi/test/loopback"
 	"github.com/flexstack/step-csi/test/node"
 )
 
@@ -237,7 +238,7 @@ func startServer(t *testing.T, ca *embeddedca.CA, address string) *agedSigner {
 		Reviewer: onePlugin{}, Metrics: prometheus.NewRegistry(),
 	})
 	node.Must(t, err)
-	listener, err := net.Listen("tcp", address)
+	listener, err := loopback.ListenAgain(address)
 	node.Must(t, err)
 	ctx, stop := context.WithCancel(klog.NewContext(context.Background(), logr.Discard()))
 	done := make(chan error, 1)

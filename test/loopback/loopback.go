@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"syscall"
+	"time"
 )
 
 // IP is the usual address.
@@ -80,9 +82,23 @@ func Listen(ip string) (net.Listener, error) {
 
 // Address returns the IP address with a free port.
 func Address(ip string) (string, error) {
+	// A process that is being started would keep the port until it has closed the listener.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	listener, err := Listen(ip)
 	if err != nil {
 		return "", err
 	}
 	return listener.Addr().String(), listener.Close()
+}
+
+// ListenAgain listens on an address of Listen or Address, whose listener was closed. A process that
+// was being started at that time keeps the port until it has closed its copy of the listener.
+func ListenAgain(address string) (listener net.Listener, err error) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		listener, err = net.Listen("tcp", address)
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
+			return listener, err
+		}
+	}
 }

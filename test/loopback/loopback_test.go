@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
+	"sync"
 	"testing"
 )
 
@@ -34,4 +36,38 @@ func TestPortsOfOtherProcesses(t *testing.T) {
 	for _, claim := range p.claims {
 		claim.Close()
 	}
+}
+
+// Processes that are started meanwhile do not keep a server from its port.
+func TestListenAgainWhileProcessesStart(t *testing.T) {
+	address, err := Address(IP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	var starting sync.WaitGroup
+	for range 4 {
+		starting.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := exec.Command("/bin/true").Run(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for range 300 {
+		listener, err := ListenAgain(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		listener.Close()
+	}
+	close(done)
+	starting.Wait()
 }

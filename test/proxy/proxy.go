@@ -129,7 +129,7 @@ func (p *Proxy) Close() {
 }
 
 func (p *Proxy) listen() error {
-	listener, err := net.Listen("tcp", p.address)
+	listener, err := loopback.ListenAgain(p.address)
 	if err != nil {
 		return err
 	}
