@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"math"
 	"runtime/debug"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -79,7 +79,7 @@ const leastProcessMemory = 16 << 20
 // Otherwise, the kernel may kill it while it adopts many volumes after a restart, although it needs
 // less. GOMEMLIMIT replaces this limit.
 func (q quota) limitProcess() {
-	if q.memory == nil || os.Getenv("GOMEMLIMIT") != "" {
+	if q.memory == nil || debug.SetMemoryLimit(-1) != math.MaxInt64 { // GOMEMLIMIT is set
 		return
 	}
 	if usage, limited, err := q.memory(); err == nil && limited { // admit logs the error

@@ -3,7 +3,6 @@ package integration
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -115,8 +114,8 @@ func removeAll(path string) error {
 	}
 }
 
-// replaceDirectory puts an empty directory in the place of path, and renames the one that was there.
-// The plugin may make the directory meanwhile, so that it is made beside path and then put there.
+// replaceDirectory puts an empty directory in the place of path, and renames to path.old what was
+// there. It does so in one step, because the plugin also puts something there as soon as it is empty.
 func replaceDirectory(path string) error {
 	if err := os.Mkdir(path+".new", 0o755); err != nil {
 		return err
@@ -202,11 +201,8 @@ func TestSomethingElseAtASocketsPath(t *testing.T) {
 			n := node.New(t, binary, ca)
 			address := withHealth(t, n)
 			path := path(n)
-			node.Must(t, os.Remove(path))
-			if err := os.Mkdir(path, 0o700); errors.Is(err, fs.ErrExist) { // the plugin was faster
-				node.Must(t, os.Remove(path))
-				node.Must(t, os.Mkdir(path, 0o700))
-			}
+			node.Must(t, replaceDirectory(path))
+			node.Must(t, os.Remove(path+".old"))
 			expectLive(t, address, http.StatusServiceUnavailable, path)
 			node.Eventually(t, patience, "the plugin says what is wrong", func() bool { return n.Logs.Has("this file is not a socket; remove it") })
 			time.Sleep(2 * 2 * time.Second) // two more checks
