@@ -3,6 +3,8 @@ package driver
 import (
 	"errors"
 	"fmt"
+	"math"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -167,4 +169,28 @@ func scrapeRefusals(t *testing.T, d *Driver) map[string]float64 {
 		counts[limit] = testutil.ToFloat64(d.metrics.refusals.WithLabelValues(limit))
 	}
 	return counts
+}
+
+// The process leaves the volumes their room of the memory limit, also a small one, and keeps a
+// limit of GOMEMLIMIT.
+func TestLimitProcess(t *testing.T) {
+	before := debug.SetMemoryLimit(-1)
+	defer debug.SetMemoryLimit(before)
+	for _, test := range []struct{ container, own, want int64 }{
+		{64 * mib, math.MaxInt64, 24 * mib},
+		{256 * mib, math.MaxInt64, 96 * mib},
+		{16 * mib, math.MaxInt64, leastProcessMemory},
+		{64 * mib, 30 * mib, 30 * mib},
+		{0, math.MaxInt64, math.MaxInt64},
+	} {
+		debug.SetMemoryLimit(test.own)
+		quota{memory: func() (cgroup.Usage, bool, error) {
+			return cgroup.Usage{Limit: test.container}, test.container > 0, nil
+		}}.limitProcess()
+		got := debug.SetMemoryLimit(-1)
+		if got != test.want || test.want == 24*mib && got+roomIn(test.container) != test.container {
+			t.Errorf("with %d bytes for the container and %d for Go, the limit is %d, want %d", test.container, test.own, got, test.want)
+		}
+	}
+	quota{}.limitProcess() // without a control group
 }

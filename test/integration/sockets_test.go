@@ -93,7 +93,7 @@ func expectLive(t *testing.T, address string, status int, text string) {
 	})
 }
 
-// deadSocket puts a socket that nobody serves in the place of path, in one step.
+// deadSocket puts a socket without a server in the place of path, in one step.
 func deadSocket(path string) error {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + ".dead", Net: "unix"})
 	if err != nil {
